@@ -1,0 +1,1 @@
+"""A Xen PV hypervisor hosted on the Unicorn engine: what xen/ is to Xen."""

@@ -1,0 +1,33 @@
+"""The three ways a guest's act can end other than well; all carry values and format late."""
+
+from __future__ import annotations
+
+
+class GuestError(Exception):
+    """A hypercall fails with `-errno`; caught only by the hypercall dispatcher."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
+class GuestFault(Exception):
+    """The guest is to see an x86 exception; caught only by the trap code."""
+
+    def __init__(self, vector: int, error_code: int | None = None, cr2: int | None = None) -> None:
+        super().__init__(vector, error_code, cr2)
+        self.vector = vector
+        self.error_code = error_code
+        self.cr2 = cr2
+
+
+class DomainCrash(Exception):
+    """Xen would call domain_crash(): the run ends with a report, not with a traceback."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class EngineError(Exception):
+    """The engine itself failed: a state the hypervisor must never leave the guest in."""
