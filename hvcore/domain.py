@@ -1,0 +1,64 @@
+"""`struct domain`: what Xen remembers of the guest as a whole.
+
+Source: xen/include/xen/sched.h. The subsystems hang their own state here (`evtchn`, `grant_table`, ...); each
+is a value of the module that owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hvcore.abi import Abi
+    from hvcore.clock import Clock
+    from hvcore.common.event_channel import EvtchnTable
+    from hvcore.common.grant_table import GrantTable
+    from hvcore.guest_access import GuestAccess
+    from hvcore.machine_memory import MachineMemory
+    from hvcore.page_info import FrameTable
+    from hvcore.pv.mm import PageTables
+    from hvcore.trace import Trace
+    from hvcore.vcpu import Vcpu
+
+# SHUTDOWN_*: xen/include/public/sched.h.
+SHUTDOWN_NAMES = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset")
+
+
+@dataclass(eq=False)
+class Domain:
+    """The one guest of the machine. `domain_id` is what the guest would see as its own number."""
+
+    abi: Abi
+    mem: MachineMemory
+    frames: FrameTable
+    clock: Clock
+    shared_info_mfn: int
+    shared_info: memoryview  # bytes of the shared_info frame
+    nr_pages: int
+    max_pages: int
+    domain_id: int = 1
+    max_vcpus: int = 1
+    handle: bytes = bytes(16)
+    vcpus: list[Vcpu] = field(default_factory=list)
+    vm_assist: int = 0
+    tot_pages: int = 0
+    wallclock_ns: int = 0  # Unix time at system time 0
+    shutdown_code: int | None = None  # SHUTDOWN_*, once the guest asked for it
+    is_shutting_down: bool = False
+    # Set by the machine: the subsystems' state and the machine's services.
+    guest: GuestAccess = field(init=False)
+    mm: PageTables = field(init=False)
+    evtchn: EvtchnTable = field(init=False)
+    grant_table: GrantTable = field(init=False)
+    trace: Trace = field(init=False)
+    # End this vCPU's turn: the engine stops at the next exit and the run loop looks again.
+    reschedule: Callable[[], None] = field(init=False)
+
+    @property
+    def current(self) -> Vcpu:
+        """The vCPU whose registers are in the engine."""
+        return self.vcpus[self.current_id]
+
+    current_id: int = 0

@@ -1,0 +1,24 @@
+"""Counts and the last hypercalls of a run: cheap enough to be always on, read by --stats and crash reports."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened. Counters are indexed by hypercall or vector number; `recent` holds the last calls
+    as (number, args, result)."""
+
+    hypercalls: list[int] = field(default_factory=lambda: [0] * 64)
+    unknown_hypercalls: dict[int, int] = field(default_factory=dict)
+    exceptions: list[int] = field(default_factory=lambda: [0] * 256)
+    emulated: dict[str, int] = field(default_factory=dict)
+    events_delivered: int = 0
+    tlb_flushes: int = 0
+    recent: deque[tuple[int, tuple[int, ...], int]] = field(default_factory=lambda: deque(maxlen=16))
+
+    def emulate(self, name: str) -> None:
+        """Count one emulated privileged instruction."""
+        self.emulated[name] = self.emulated.get(name, 0) + 1

@@ -1,0 +1,133 @@
+"""`struct vcpu` and its arch.pv part: what Xen remembers of a virtual CPU beside its registers.
+
+Sources: xen/include/xen/sched.h, xen/arch/x86/include/asm/domain.h (struct pv_vcpu).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hvcore.abi import VCPU_INFO_SIZE, VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING
+
+if TYPE_CHECKING:
+    from hvcore.domain import Domain
+
+# VPF_*: why a vCPU does not run (pause_flags).
+VPF_blocked = 1
+VPF_down = 2
+
+# RUNSTATE_*: xen/include/public/vcpu.h.
+RUNSTATE_running = 0
+RUNSTATE_runnable = 1
+RUNSTATE_blocked = 2
+RUNSTATE_offline = 3
+
+# TBF_* / VGCF_*: flags of a callback or trap.
+NR_TRAPS = 256
+
+
+class Vcpu:
+    """One virtual CPU. Registers live in the engine while it runs, in `saved_state` while it does not."""
+
+    __slots__ = (
+        "arch_cr2_off",
+        "callbacks",
+        "cr3_mfn",
+        "ctrlreg",
+        "debugreg",
+        "domain",
+        "failsafe_disables_events",
+        "fs_base",
+        "gdt_ents",
+        "gdt_frames",
+        "gs_base_kernel",
+        "gs_base_user",
+        "hypercall_args",
+        "info",
+        "info_mfn",
+        "iopl",
+        "is_initialised",
+        "kernel_sp",
+        "kernel_ss",
+        "ldt_base",
+        "ldt_ents",
+        "need_upcall_check",
+        "nmi_callback",
+        "nmi_pending",
+        "pause_flags",
+        "periodic_period",
+        "poll_evtchn",
+        "runstate",
+        "runstate_entry_time",
+        "runstate_guest",
+        "runstate_time",
+        "saved_state",
+        "syscall_disables_events",
+        "time_info_guest",
+        "time_version",
+        "trap_ctxt",
+        "ts_set",
+        "user_cr3_mfn",
+        "vcpu_id",
+        "vm_state",
+    )
+
+    def __init__(self, domain: Domain, vcpu_id: int) -> None:
+        self.domain = domain
+        self.vcpu_id = vcpu_id
+        start = VCPU_INFO_SIZE * vcpu_id
+        # struct vcpu_info as bytes: in shared_info until VCPUOP_register_vcpu_info moves it.
+        self.info: memoryview = domain.shared_info[start : start + VCPU_INFO_SIZE]
+        self.info_mfn: int | None = None
+        self.arch_cr2_off = domain.abi.vcpu_cr2
+        self.is_initialised = False
+        self.pause_flags = VPF_down
+        self.saved_state: bytes | None = None
+        # Trap table: vector -> (flags, cs, address), address 0 where the guest set none.
+        self.trap_ctxt: list[tuple[int, int, int]] = [(0, 0, 0)] * NR_TRAPS
+        # CALLBACKTYPE_* -> (cs, address, flags)
+        self.callbacks: dict[int, tuple[int, int, int]] = {}
+        self.kernel_ss = 0
+        self.kernel_sp = 0
+        self.gdt_frames: tuple[int, ...] = ()
+        self.gdt_ents = 0
+        self.ldt_base = 0
+        self.ldt_ents = 0
+        self.cr3_mfn = 0  # frame of the kernel's top-level page table
+        self.user_cr3_mfn = 0  # PV64 only
+        self.ctrlreg = [0] * 8
+        self.debugreg = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.iopl = 0
+        self.fs_base = 0
+        self.gs_base_kernel = 0
+        self.gs_base_user = 0
+        self.ts_set = False  # FPU not loaded: #NM on use
+        self.nmi_callback: tuple[int, int] | None = None
+        self.nmi_pending = False
+        self.failsafe_disables_events = False
+        self.syscall_disables_events = False
+        self.poll_evtchn: int | None = None  # port a SCHEDOP_poll waits for; -1 for a list; None: not polling
+        self.periodic_period = 0
+        self.runstate = RUNSTATE_offline
+        self.runstate_entry_time = 0
+        self.runstate_time = [0, 0, 0, 0]
+        self.runstate_guest = 0  # guest virtual address of its runstate area, 0 for none
+        self.time_info_guest = 0  # guest virtual address of a secondary vcpu_time_info
+        self.time_version = 0
+        self.need_upcall_check = False
+        self.hypercall_args: tuple[int, ...] = ()
+        self.vm_state = 0
+
+    @property
+    def upcall_pending(self) -> int:
+        """vcpu_info.evtchn_upcall_pending."""
+        return self.info[VCPU_UPCALL_PENDING]
+
+    @property
+    def upcall_mask(self) -> int:
+        """vcpu_info.evtchn_upcall_mask."""
+        return self.info[VCPU_UPCALL_MASK]
+
+    def event_needs_delivery(self) -> bool:
+        """vcpu_event_delivery_is_enabled() and a pending upcall: local_event_need_delivery()."""
+        return bool(self.info[VCPU_UPCALL_PENDING]) and not self.info[VCPU_UPCALL_MASK]
