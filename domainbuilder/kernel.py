@@ -1,0 +1,318 @@
+"""Open a kernel file: raw ELF, gzip, or bzImage; out comes the ELF image.
+
+Follows tools/libs/guest/xg_dom_core.c (`xc_dom_kernel_file`, `xc_dom_try_gunzip`) and
+xg_dom_bzimageloader.c (`xc_dom_probe_bzimage_kernel`) of Xen 4.17. Whatever is decompressed is
+bounded, both by `limit` and by the size the file itself states.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from domainbuilder.errors import KernelFormatError, Where
+
+Image = bytes | mmap.mmap
+
+DEFAULT_LIMIT = 512 << 20
+"""Most bytes a kernel may decompress to. Xen's own bound, XC_DOM_DECOMPRESS_MAX, is 1 GiB."""
+
+_LZMA_MEMLIMIT = 256 << 20  # LZMA_BLOCK_SIZE, xg_dom_bzimageloader.c
+_LZ4_MAGIC = 0x184C2102  # ARCHIVE_MAGICNUMBER, xg_dom_decompress_lz4.c
+_LZ4_CHUNK = 8 << 20  # what one chunk of the legacy frame may hold, LZ4_MAX_BLOCKSIZE of lz4's CLI
+
+# struct setup_header, the Linux boot protocol
+_SETUP_SECTS = 0x1F1
+_HDR_MAGIC = 0x202
+_VERSION = 0x206
+_PAYLOAD = 0x248  # payload_offset, payload_length
+_SETUP_HEADER_SIZE = 0x250
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFile:
+    """A kernel file, opened: how its ELF image was packed, and the image.
+
+    `image` is a read-only map of the file where it is a raw ELF (resident memory stays small),
+    bytes otherwise. `payload_offset` is where the image, or its compressed form, starts in the
+    file (in the unzipped file, where a bzImage was gzipped once more: `gzipped`).
+    """
+
+    path: str
+    container: str  # "elf", "gzip" or "bzimage"
+    compression: str  # "", "gzip", "xz", "lzma", "bzip2", "lz4" or "zstd"
+    payload_offset: int
+    image: Image
+    trailing: int = 0  # bytes after the compressed stream, which nobody reads
+    gzipped: bool = False
+
+    @property
+    def packing(self) -> str:
+        """How the image was packed, in words: "ELF", "gzip", "bzImage (xz)"."""
+        words = {"elf": "ELF", "gzip": "gzip", "bzimage": f"bzImage ({self.compression})"}[self.container]
+        return f"gzip of {words}" if self.gzipped else words
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A compressed stream: where it is, and how many bytes may come out of it."""
+
+    data: memoryview
+    where: Where
+    limit: int
+
+    def fail(self, reason: str, *, found: object = None, expected: object = None) -> KernelFormatError:
+        return KernelFormatError(reason, where=self.where, found=found, expected=expected)
+
+
+def load_kernel(path: str | os.PathLike[str], *, limit: int = DEFAULT_LIMIT) -> KernelFile:
+    """Open the kernel at `path`.
+
+    Raises KernelFormatError: not readable, not a regular file, empty, truncated, or more than
+    `limit` bytes when decompressed.
+    """
+    name = os.fspath(path)
+    try:
+        with os.fdopen(_open_regular(name), "rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise KernelFormatError("zero length file", where=Where(name))
+            image = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise KernelFormatError(reason, where=Where(name)) from error
+    return load_kernel_bytes(image, name, limit=limit)
+
+
+def load_kernel_bytes(data: Image, name: str, *, limit: int = DEFAULT_LIMIT) -> KernelFile:
+    """The same for a kernel already in memory; `name` is what messages call it."""
+    if not len(data):
+        raise KernelFormatError("zero length file", where=Where(name))
+    if data[:2] != b"\x1f\x8b":
+        return _unwrapped(data, name, limit)
+    image, trailing = _gunzip(_Packed(memoryview(data), Where(name, 0), limit))
+    inner = _unwrapped(image, name, limit)
+    if inner.container == "elf":
+        return KernelFile(name, "gzip", "gzip", 0, image, trailing)
+    return KernelFile(name, "bzimage", inner.compression, inner.payload_offset, inner.image, trailing, True)
+
+
+def _open_regular(name: str) -> int:
+    """Opens without waiting for the other end of a pipe, and takes nothing but regular files."""
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a regular file")
+    return fd
+
+
+def _unwrapped(data: Image, name: str, limit: int) -> KernelFile:
+    if data[_HDR_MAGIC : _HDR_MAGIC + 4] == b"HdrS" and len(data) >= _SETUP_HEADER_SIZE:
+        return _bzimage(data, name, limit)
+    if data[:4] != b"\x7fELF":
+        raise KernelFormatError(
+            "no ELF, gzip or bzImage: xc_dom_find_loader: no loader found: Invalid kernel",
+            where=Where(name, 0),
+            found=_hex(data[:4]),
+            expected="7f 45 4c 46",
+        )
+    return KernelFile(name, "elf", "", 0, data)
+
+
+def _hex(data: bytes) -> str:
+    return data.hex(" ") or "nothing"
+
+
+# bzImage
+
+
+def _bzimage(data: Image, name: str, limit: int) -> KernelFile:
+    probe = "xc_dom_probe_bzimage_kernel"
+    (version,) = struct.unpack_from("<H", data, _VERSION)
+    if version < 0x208:
+        raise KernelFormatError(
+            f"{probe}: boot protocol too old ({version:04x})", where=Where(name, _VERSION), expected="0208"
+        )
+    offset, length = struct.unpack_from("<II", data, _PAYLOAD)
+    offset += (data[_SETUP_SECTS] + 1) * 512
+    if offset >= len(data):
+        raise KernelFormatError(
+            f"{probe}: payload offset overflow",
+            where=Where(name, _PAYLOAD),
+            found=offset,
+            expected=f"below {len(data):#x}",
+        )
+    if offset + length > len(data):
+        raise KernelFormatError(
+            f"{probe}: payload length overflow",
+            where=Where(name, _PAYLOAD + 4),
+            found=length,
+            expected=f"at most {len(data) - offset:#x}; is the file cut short?",
+        )
+    packed = _Packed(memoryview(data)[offset : offset + length], Where(name, offset), limit)
+    head = bytes(packed.data[:6])
+    known = next((entry for entry in _PAYLOADS if head.startswith(entry[0])), None)
+    if known is None:
+        raise packed.fail(f"{probe}: unknown compression format", found=_hex(head))
+    _, compression, unpack = known
+    image, trailing = unpack(packed)
+    if image[:4] != b"\x7fELF":
+        raise packed.fail("the payload is no ELF image", found=_hex(image[:4]), expected="7f 45 4c 46")
+    return KernelFile(name, "bzimage", compression, offset, image, trailing)
+
+
+# decompressors: each takes a _Packed and gives the image and the number of bytes it left over
+
+
+def _too_large(packed: _Packed) -> KernelFormatError:
+    return packed.fail(
+        "kernel image too large",
+        found=f"more than {packed.limit:#x} bytes",
+        expected=f"at most {packed.limit:#x}",
+    )
+
+
+def _gunzip(packed: _Packed) -> tuple[bytes, int]:
+    """xc_dom_do_gunzip: one member; the last four bytes state its size, 16 more are forgiven."""
+    import zlib
+
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        image = stream.decompress(packed.data, packed.limit + 1)
+    except zlib.error as error:
+        raise packed.fail(f"xc_dom_do_gunzip: inflate failed: {error}") from error
+    if len(image) > packed.limit:
+        raise _too_large(packed)
+    if not stream.eof:
+        raise packed.fail(
+            "xc_dom_do_gunzip: inflate failed: the stream is cut short",
+            found=f"{len(packed.data):#x} bytes, which hold {len(image):#x}",
+        )
+    (stated,) = struct.unpack("<I", packed.data[-4:])
+    if len(image) > stated + 16:
+        raise packed.fail(
+            "xc_dom_do_gunzip: inflate failed: the size at the end of the file is too small",
+            found=stated,
+            expected=len(image),
+        )
+    return image, len(stream.unused_data)
+
+
+def _stated_size(packed: _Packed) -> int:
+    """The size of the image, which Linux's build appends to a payload as a little-endian word."""
+    if len(packed.data) <= 8:
+        raise packed.fail("insufficient input data", found=len(packed.data), expected="more than 8 bytes")
+    (size,) = struct.unpack("<I", packed.data[-4:])
+    if size > packed.limit:
+        raise packed.fail("kernel image too large", found=size, expected=f"at most {packed.limit:#x}")
+    return int(size)
+
+
+def _checked(packed: _Packed, what: str, image: bytes, size: int) -> bytes:
+    if len(image) != size:
+        raise packed.fail(f"unable to {what} decompress kernel: wrong size", found=len(image), expected=size)
+    return image
+
+
+def _unxz(packed: _Packed) -> tuple[bytes, int]:
+    import lzma
+
+    return _lzma(packed, "XZ", lzma.FORMAT_XZ)
+
+
+def _unlzma(packed: _Packed) -> tuple[bytes, int]:
+    import lzma
+
+    return _lzma(packed, "LZMA", lzma.FORMAT_ALONE)
+
+
+def _lzma(packed: _Packed, what: str, form: int) -> tuple[bytes, int]:
+    import lzma
+
+    size = _stated_size(packed)
+    stream = lzma.LZMADecompressor(form, memlimit=_LZMA_MEMLIMIT)
+    try:
+        image = stream.decompress(packed.data[:-4], max_length=size)
+    except (lzma.LZMAError, EOFError, MemoryError) as error:
+        raise packed.fail(f"unable to {what} decompress kernel: {error}") from error
+    return _checked(packed, what, image, size), len(stream.unused_data)
+
+
+def _bunzip2(packed: _Packed) -> tuple[bytes, int]:
+    import bz2
+
+    size = _stated_size(packed)
+    stream = bz2.BZ2Decompressor()
+    try:
+        image = stream.decompress(packed.data[:-4], max_length=size)
+    except (OSError, ValueError, EOFError) as error:
+        raise packed.fail(f"unable to BZIP2 decompress kernel: {error}") from error
+    return _checked(packed, "BZIP2", image, size), len(stream.unused_data)
+
+
+def _unzstd(packed: _Packed) -> tuple[bytes, int]:
+    try:
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        from backports import zstd
+
+    size = _stated_size(packed)
+    stream = zstd.ZstdDecompressor()
+    try:
+        image: bytes = stream.decompress(packed.data[:-4], max_length=size)
+    except (zstd.ZstdError, EOFError, MemoryError) as error:
+        raise packed.fail(f"unable to ZSTD decompress kernel: {error}") from error
+    return _checked(packed, "ZSTD", image, size), len(stream.unused_data)
+
+
+def _unlz4(packed: _Packed) -> tuple[bytes, int]:
+    """xc_try_lz4_decode: the legacy frame, chunks of at most 8 MiB each behind its length."""
+    import lz4.block
+
+    size = _stated_size(packed)
+    data, at, end = packed.data, 0, len(packed.data) - 4
+    chunks: list[bytes] = []
+    total = 0
+    while at < end:
+        if end - at < 4:
+            raise packed.fail(
+                "unable to LZ4 decompress kernel: missing data", found=end - at, expected="4 bytes"
+            )
+        (length,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if length == _LZ4_MAGIC:
+            continue
+        if length > end - at:
+            raise packed.fail(
+                "unable to LZ4 decompress kernel: insufficient input data",
+                found=length,
+                expected=f"at most {end - at:#x}",
+            )
+        try:
+            chunk = lz4.block.decompress(
+                data[at : at + length], uncompressed_size=min(_LZ4_CHUNK, size - total)
+            )
+        except (lz4.block.LZ4BlockError, ValueError, OverflowError, MemoryError) as error:
+            raise packed.fail(f"unable to LZ4 decompress kernel: {error}") from error
+        chunks.append(chunk)
+        total += len(chunk)
+        at += length
+    return _checked(packed, "LZ4", b"".join(chunks), size), 0
+
+
+def _unlzo(packed: _Packed) -> tuple[bytes, int]:
+    raise packed.fail("LZO payloads are not supported", expected="gzip, bzip2, xz, lzma, lz4 or zstd")
+
+
+_PAYLOADS: tuple[tuple[bytes, str, Callable[[_Packed], tuple[bytes, int]]], ...] = (
+    (b"\x1f\x8b", "gzip", _gunzip),
+    (b"BZh", "bzip2", _bunzip2),
+    (b"\xfd7zXZ\0", "xz", _unxz),
+    (b"\x28\xb5\x2f\xfd", "zstd", _unzstd),
+    (b"\x5d\0", "lzma", _unlzma),
+    (b"\x89LZO", "lzo", _unlzo),
+    (b"\x02\x21", "lz4", _unlz4),
+)
