@@ -209,11 +209,11 @@ def parse_elf(image: bytes | mmap | memoryview, name: str) -> ElfImage:
     Raises ElfError: no ELF header, header tables outside the file, a LOAD segment cut short.
     """
     view = memoryview(image)
-    if len(view) < _LAYOUTS[32].ehdr_size or view[:4] != b"\x7fELF":
+    if len(view) < _LAYOUTS[32].ehdr_size or bytes(view[:4]) != b"\x7fELF":
         raise ElfError(
             "ELF: not an ELF binary",
             where=Where(name, 0),
-            found=f"{bytes(view[:4]).hex(' ')} in {len(view)} bytes" if len(view) else "nothing",
+            found=f"{bytes(view[:4]).hex(' ')} in {len(view)} bytes" if view else "nothing",
             expected=f"7f 45 4c 46 and at least {_LAYOUTS[32].ehdr_size} bytes",
         )
     elf_class = 64 if view[4] == 2 else 32
