@@ -1,0 +1,57 @@
+# `make demo` and `make test` set up everything they need in .venv; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n auto --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test guests lint format samples bench clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $@ $(VENV)/.run
+
+demo: $(VENV)/.run ## Set up, then boot the bundled sample guest and talk to it
+	@guest=$$($(BIN)/python -m domainbuilder.guests hello) && \
+	$(BIN)/domainbuilder launch "$$guest" --memory 32 --cmdline 'ticks=3' --timeout 60 \
+	    --expect 'hello> ' --send 'about\n' --expect 'hello> ' --send 'halt\n' && \
+	echo && echo "That was a Xen PV kernel. Talk to it yourself (Ctrl-] leaves):" && \
+	echo "  $(BIN)/domainbuilder launch $$guest"
+
+test: $(VENV)/.dev ## Set up, fetch the real kernels where there is a network, run every test
+	@$(BIN)/python scripts/guests.py || [ "$$CI" != true ]
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+guests: $(VENV)/bin/python ## Fetch the real kernels out of Debian's packages into .cache (no root)
+	$(BIN)/python scripts/guests.py
+
+lint: $(VENV)/.dev ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the Python code and sort its imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --select I --fix .
+
+samples: $(VENV)/.dev ## Rebuild the bundled sample guests from samples/, byte for byte
+	$(BIN)/python samples/build.py
+
+bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what was built and installed; keeps the fetched kernels
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""From a kernel file to a Xen PV domain, and the domain running, on a machine without Xen.
+
+The four steps, each a function that returns a frozen value (`launch` returns a running domain):
+
+    >>> import domainbuilder
+    >>> report = domainbuilder.inspect("vmlinuz")
+    >>> plan = domainbuilder.plan("vmlinuz", memory_mib=256)
+    >>> image = domainbuilder.build("vmlinuz", memory_mib=256)
+    >>> with domainbuilder.launch("vmlinuz", memory_mib=256) as dom:
+    ...     dom.console.expect("login:")
+
+They are imported when first used: `import domainbuilder` alone costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from domainbuilder.build import build, inspect, plan
+    from domainbuilder.launch import launch
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "build", "inspect", "launch", "plan"]
+
+_HOMES = {"inspect": "build", "plan": "build", "build": "build", "launch": "launch"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'domainbuilder' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"domainbuilder.{_HOMES[name]}"), name)
