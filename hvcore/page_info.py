@@ -37,7 +37,7 @@ OWNER_XEN = 2  # DOMID_XEN: mappable read-only at best
 class FrameTable:
     """The frame table of `nr` frames from `base_mfn` on."""
 
-    __slots__ = ("base_mfn", "count", "flags", "nr", "owner", "tcount", "tlbflush_timestamp", "ptype")
+    __slots__ = ("base_mfn", "count", "flags", "nr", "owner", "ptype", "tcount", "tlbflush_timestamp")
 
     def __init__(self, base_mfn: int, nr: int) -> None:
         self.base_mfn = base_mfn

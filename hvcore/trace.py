@@ -1,4 +1,4 @@
-"""Counts and the last hypercalls of a run: cheap enough to be always on, read by --stats and crash reports."""
+"""Counts and the last hypercalls of a run: always on, read by --stats and by crash reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 @dataclass(slots=True)
 class Trace:
     """What happened. Counters are indexed by hypercall or vector number; `recent` holds the last calls
-    as (number, args, result)."""
+    as (number, args, result).
+    """
 
     hypercalls: list[int] = field(default_factory=lambda: [0] * 64)
     unknown_hypercalls: dict[int, int] = field(default_factory=dict)

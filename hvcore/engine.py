@@ -1,0 +1,468 @@
+"""The CPU: Unicorn in long mode, behind exits and plain integers. Knows x86, never Xen.
+
+The engine runs guest code at CPL 1 or 3 through its own MMU: guest page tables hold machine addresses, and a
+machine address is a physical address here. Whatever leaves the guest (every exception and `int n`, `syscall`,
+`cpuid`, `rdtsc`) calls one of the handlers, which read and write the state window and return; the guest goes
+on from there without the engine being left. Pacing is synchronous: a callback of native code takes each
+block's size from a budget cell and stops the engine when it turns negative, so runs are exactly repeatable.
+docs/engine.md tells what each oddity below is for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+from collections.abc import Callable
+from typing import Protocol
+
+import unicorn.unicorn_py3.unicorn as _binding
+
+from hvcore import state_window as sw
+from hvcore.errors import EngineError
+
+_UC_ARCH_X86, _UC_MODE_64 = 4, 8
+_UC_PROT_ALL = 7
+_UC_HOOK_INTR, _UC_HOOK_INSN, _UC_HOOK_BLOCK, _UC_HOOK_INSN_INVALID = 1, 2, 8, 1 << 14
+_INS_CPUID, _INS_RDTSC, _INS_RDTSCP, _INS_SYSCALL, _INS_SYSENTER = 113, 608, 609, 699, 700
+_REG_EFLAGS, _REG_MSR = 25, 248
+_IO_WRITE = 1 << 30
+_CTL_USE_EXITS = 4 | 1 << 26 | _IO_WRITE
+_CTL_TB_FLUSH = 10 | _IO_WRITE
+_CTL_TLB_FLUSH = 11 | _IO_WRITE
+_CTL_TLB_TYPE = 12 | 1 << 26 | _IO_WRITE
+_TLB_CPU = 0
+_CTL_CPU_MODEL = 7 | 1 << 26 | _IO_WRITE
+_CTL_TCG_BUFFER_SIZE = 13 | 1 << 26 | _IO_WRITE
+_TCG_BUFFER_SIZE = 256 << 20
+_CPU_MODEL_EPYC = 35  # SSE4.2, AES, FSGSBASE instructions; what the guest sees is decided by cpuid
+
+_REASONS = {6: "read from unmapped memory", 7: "write to unmapped memory", 8: "fetch from unmapped memory"}
+
+# Indices in the window's 32-bit words.
+_OLD_EXCEPTION = sw.OLD_EXCEPTION // 4
+_ERROR_CODE = sw.ERROR_CODE // 4
+_HFLAGS = sw.HFLAGS // 4
+_RIP = sw.RIP // 8
+
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+RIP = _RIP
+ES, CS, SS, DS, FS, GS = range(6)
+
+# hflags
+HF_CPL = 0x3
+HF_CS32 = 1 << 4
+HF_SS32 = 1 << 5
+HF_ADDSEG = 1 << 6
+HF_LMA = 1 << 14
+HF_CS64 = 1 << 15
+
+# Segment cache flags are the high word of the descriptor.
+DESC_B = 1 << 22
+DESC_L = 1 << 21
+DESC_P = 1 << 15
+
+MSR_EFER = 0xC0000080
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
+
+_INTR_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_INSN_CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_BLOCK_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+
+
+class Handlers(Protocol):
+    """What the hypervisor does at each exit. All run inside the engine; `engine.stop()` ends the run."""
+
+    def interrupt(self, vector: int) -> None:
+        """Exception or `int n`; RIP is past an `int`, at the instruction of a fault. #UD too."""
+
+    def syscall(self) -> None:
+        """`syscall`: RIP is at the instruction; the handler must leave the RIP to go on at."""
+
+    def cpuid(self) -> None:
+        """`cpuid`: leaf in RAX and RCX, answer in RAX..RDX."""
+
+    def rdtsc(self) -> int:
+        """`rdtsc` and `rdtscp`: the time stamp counter."""
+
+
+class _Msr(ctypes.Structure):
+    _fields_ = (("rid", ctypes.c_uint32), ("value", ctypes.c_uint64))
+
+
+class Engine:
+    """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
+
+    `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`. `cell[0]` is the
+    budget in bytes of guest code. `live_window=False` forces the portable fallback.
+    """
+
+    def __init__(self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True) -> None:
+        self._lib: ctypes.CDLL = _binding.uclib
+        self._uc = ctypes.c_void_p()
+        self._call("uc_open", _UC_ARCH_X86, _UC_MODE_64, ctypes.byref(self._uc), handle=False)
+        self._ctl = self._lib.uc_ctl
+        self._call("uc_ctl", _CTL_CPU_MODEL, ctypes.c_int(_CPU_MODEL_EPYC))
+        self._call("uc_ctl", _CTL_TCG_BUFFER_SIZE, ctypes.c_uint32(_TCG_BUFFER_SIZE))
+        self._call("uc_ctl", _CTL_TLB_TYPE, ctypes.c_int(_TLB_CPU))
+        self._call("uc_ctl", _CTL_USE_EXITS, ctypes.c_int(1))
+        pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+        self._call(
+            "uc_mem_map_ptr", ctypes.c_uint64(phys_base), ctypes.c_size_t(len(memory)), _UC_PROT_ALL, pointer
+        )
+        self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
+        self.q = self.window.q
+        self.d = self.window.d
+        self._cell = (ctypes.c_int64 * 1)()
+        self.cell = memoryview(self._cell).cast("B").cast("q")
+        self._flag_cell = ctypes.c_uint64()
+        self._flag_ref = ctypes.byref(self._flag_cell)
+        self._pending: BaseException | None = None
+        self._keep: list[object] = []
+        self._stop = self._lib.uc_emu_stop
+        self._running = False
+        self.tlb_flushes = 0
+        self.native_pacing = False
+
+    def _call(self, name: str, *args: object, handle: bool = True) -> None:
+        err = getattr(self._lib, name)(*((self._uc,) if handle else ()), *args)
+        if err:
+            raise EngineError(f"{name} failed with Unicorn error {err}")
+
+    # -- hooks
+
+    def install(self, handlers: Handlers) -> None:
+        """Connect the exits; once, before the first run."""
+        interrupt, syscall, cpuid, rdtsc = (
+            handlers.interrupt,
+            handlers.syscall,
+            handlers.cpuid,
+            handlers.rdtsc,
+        )
+        q, d = self.q, self.d
+        enter, leave = self._enter_leave()
+
+        def on_interrupt(vector: int) -> None:
+            d[_OLD_EXCEPTION] = 0xFFFFFFFF
+            interrupt(vector)
+
+        def on_syscall() -> int:
+            syscall()
+            q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF  # the instruction's length is added on return
+            return 0
+
+        def on_cpuid() -> int:
+            cpuid()
+            return 1
+
+        def on_rdtsc() -> int:
+            tsc = rdtsc()
+            q[RAX] = tsc & 0xFFFFFFFF
+            q[RDX] = tsc >> 32
+            return 1
+
+        def on_rdtscp() -> int:
+            q[RCX] = 0
+            return on_rdtsc()
+
+        def on_sysenter() -> int:
+            on_interrupt(13)
+            q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF
+            return 0
+
+        def on_invalid() -> int:
+            on_interrupt(6)
+            return 1
+
+        guard = self._guard
+        self._hook(_UC_HOOK_INTR, _INTR_CB(self._interrupt_callback(on_interrupt, enter, leave)))
+        self._hook(_UC_HOOK_INSN_INVALID, _INSN_CB(guard(on_invalid, enter, leave)))
+        for number, call in (
+            (_INS_CPUID, on_cpuid),
+            (_INS_RDTSC, on_rdtsc),
+            (_INS_RDTSCP, on_rdtscp),
+            (_INS_SYSCALL, on_syscall),
+            (_INS_SYSENTER, on_sysenter),
+        ):
+            self._hook(_UC_HOOK_INSN, _INSN_CB(guard(call, enter, leave)), number)
+        self._install_pacing()
+
+    def _enter_leave(self) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
+        return (None, None) if self.window.live else (self.window.load, self.window.store)
+
+    def _interrupt_callback(
+        self,
+        call: Callable[[int], None],
+        enter: Callable[[], None] | None,
+        leave: Callable[[], None] | None,
+    ) -> Callable[[int, int, int], None]:
+        def live(_uc: int, vector: int, _data: int) -> None:
+            try:
+                call(vector)
+            except BaseException as caught:  # ctypes would swallow it
+                self._fail(caught)
+
+        def copied(_uc: int, vector: int, _data: int) -> None:
+            try:
+                if enter and leave:
+                    enter()
+                    call(vector)
+                    leave()
+            except BaseException as caught:
+                self._fail(caught)
+
+        return live if enter is None else copied
+
+    def _guard(
+        self, call: Callable[[], int], enter: Callable[[], None] | None, leave: Callable[[], None] | None
+    ) -> Callable[[int, int], int]:
+        def run(_uc: int, _data: int) -> int:
+            try:
+                if enter is None or leave is None:
+                    return call()
+                enter()
+                result = call()
+                leave()
+                return result
+            except BaseException as caught:
+                self._fail(caught)
+                return 1
+
+        return run
+
+    def _fail(self, caught: BaseException) -> None:
+        self._pending = caught
+        self._stop(self._uc)
+
+    def _hook(self, kind: int, callback: object, *extra: int, data: object = None) -> None:
+        self._keep.append(callback)
+        handle = ctypes.c_size_t()
+        self._keep.append(handle)
+        self._call(
+            "uc_hook_add",
+            ctypes.byref(handle),
+            ctypes.c_int(kind),
+            callback,
+            ctypes.c_void_p() if data is None else data,
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+            *(ctypes.c_int(number) for number in extra),
+        )
+
+    def _install_pacing(self) -> None:
+        native = _native_block_callback(ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0)
+        if native is not None:
+            page, address = native
+            self._keep.append(page)
+            self.native_pacing = True
+            self._hook(
+                _UC_HOOK_BLOCK, ctypes.c_void_p(address), data=ctypes.c_void_p(ctypes.addressof(self._cell))
+            )
+            return
+        cell, stop, uc = self.cell, self._stop, self._uc
+
+        def count(_uc: int, _address: int, size: int, _data: int) -> None:
+            cell[0] -= size
+            if cell[0] < 0:
+                stop(uc)
+
+        self._hook(_UC_HOOK_BLOCK, _BLOCK_CB(count))
+
+    # -- running
+
+    def run(self) -> None:
+        """Run the guest from the window's state until the budget is used up or `stop()` is called.
+
+        Raises what a handler raised, and EngineError for what no guest can be allowed to cause.
+        """
+        if not self.window.live:
+            self.window.store()
+        self._running = True
+        err = self._lib.uc_emu_start(
+            self._uc,
+            ctypes.c_uint64(self.q[_RIP]),
+            ctypes.c_uint64(0),
+            ctypes.c_uint64(0),
+            ctypes.c_size_t(0),
+        )
+        self._running = False
+        if not self.window.live:
+            self.window.load()
+        if self._pending is not None:
+            caught, self._pending = self._pending, None
+            raise caught
+        if err:
+            reason = _REASONS.get(err, f"Unicorn error {err}")
+            raise EngineError(f"the engine stopped at {self.q[_RIP]:#x}: {reason}")
+
+    def stop(self) -> None:
+        """End the run at the next instruction boundary (from a handler: when it returns)."""
+        self._stop(self._uc)
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self._uc:
+            self.window.close()
+            self._lib.uc_close(self._uc)
+            self._uc = ctypes.c_void_p()
+            self._keep.clear()
+
+    # -- translation caches
+
+    def flush_tlb(self) -> None:
+        """Drop every cached address translation (there is no flush of one page); about 1 us."""
+        self.tlb_flushes += 1
+        self._ctl(self._uc, _CTL_TLB_FLUSH)
+
+    def flush_code(self) -> None:
+        """Drop translated code, after the hypervisor itself wrote over instructions."""
+        self._ctl(self._uc, _CTL_TB_FLUSH)
+
+    # -- state beyond the general registers
+
+    def read_eflags(self) -> int:
+        """EFLAGS, with the lazily kept arithmetic flags worked out."""
+        if not self.window.live and self._running:
+            self.window.store()
+        self._lib.uc_reg_read(self._uc, _REG_EFLAGS, self._flag_ref)
+        return self._flag_cell.value & 0x3F7FD7 | 2
+
+    def write_eflags(self, value: int) -> None:
+        """Set EFLAGS: arithmetic flags go to cc_src, the direction flag to df, as the engine keeps them."""
+        q, d = self.q, self.d
+        q[sw.EFLAGS // 8] = value & ~0xCD5 | 2
+        q[sw.CC_SRC // 8] = value & 0x8D5
+        d[sw.CC_OP // 4] = 1  # CC_OP_EFLAGS
+        d[sw.DF // 4] = 0xFFFFFFFF if value & 0x400 else 1
+
+    @property
+    def error_code(self) -> int:
+        """The error code of the exception being handled."""
+        return self.d[_ERROR_CODE]
+
+    @property
+    def cr2(self) -> int:
+        """The faulting address of the last page fault."""
+        return self.q[sw.CR // 8 + 2]
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self.d[_HFLAGS] & HF_CPL
+
+    @property
+    def hflags(self) -> int:
+        """The engine's hidden flags (HF_*)."""
+        return self.d[_HFLAGS]
+
+    def set_control(self, number: int, value: int) -> None:
+        """Set CR0, CR3 or CR4 and drop translations."""
+        self.q[sw.CR // 8 + number] = value
+        self.flush_tlb()
+
+    def control(self, number: int) -> int:
+        """The value of a control register."""
+        return self.q[sw.CR // 8 + number]
+
+    def set_debug(self, number: int, value: int) -> None:
+        """Set DR0..DR7 as the engine sees them."""
+        self.q[sw.DR // 8 + number] = value
+
+    def write_msr(self, msr: int, value: int) -> None:
+        """Write a model specific register of the engine itself."""
+        cell = _Msr(msr, value)
+        self._call("uc_reg_write", _REG_MSR, ctypes.byref(cell))
+        if not self.window.live:
+            self.window.load()
+
+    def read_msr(self, msr: int) -> int:
+        """Read a model specific register of the engine itself."""
+        cell = _Msr(msr, 0)
+        self._call("uc_reg_read", _REG_MSR, ctypes.byref(cell))
+        return int(cell.value)
+
+    def selector(self, index: int) -> int:
+        """The selector in a segment register (ES CS SS DS FS GS)."""
+        return self.d[(sw.SEGS + 24 * index) // 4]
+
+    def segment_base(self, index: int) -> int:
+        """The cached base of a segment register."""
+        return self.q[(sw.SEGS + 24 * index + 8) // 8]
+
+    def segment_flags(self, index: int) -> int:
+        """The cached attributes of a segment register: the descriptor's high word."""
+        return self.d[(sw.SEGS + 24 * index + 20) // 4]
+
+    def set_segment_base(self, index: int, base: int) -> None:
+        """Set the cached base alone (FS and GS bases of 64-bit code)."""
+        self.q[(sw.SEGS + 24 * index + 8) // 8] = base
+        self._set_addseg()
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+        """Load a segment register's cache; CS also sets CPL and the code size, SS the stack size."""
+        at = sw.SEGS + 24 * index
+        d = self.d
+        d[at // 4] = selector
+        self.q[at // 8 + 1] = base
+        d[at // 4 + 4] = limit
+        d[at // 4 + 5] = flags
+        h = d[_HFLAGS]
+        if index == CS:
+            h &= ~(HF_CPL | HF_CS32 | HF_CS64)
+            h |= selector & HF_CPL
+            if flags & DESC_L and h & HF_LMA:
+                h |= HF_CS32 | HF_CS64 | HF_SS32
+            elif flags & DESC_B:
+                h |= HF_CS32
+            d[_HFLAGS] = h
+        elif index == SS:
+            h &= ~HF_SS32
+            if flags & DESC_B or h & HF_CS64:
+                h |= HF_SS32
+            d[_HFLAGS] = h
+        self._set_addseg()
+
+    def _set_addseg(self) -> None:
+        """HF_ADDSEG: whether DS, ES or SS have a base, as cpu_x86_load_seg_cache works it out."""
+        q, d = self.q, self.d
+        h = d[_HFLAGS] & ~HF_ADDSEG
+        if not h & HF_CS64:
+            bases = q[(sw.SEGS + 8) // 8] | q[(sw.SEGS + 56) // 8] | q[(sw.SEGS + 80) // 8]
+            if bases or not h & HF_CS32:
+                h |= HF_ADDSEG
+        d[_HFLAGS] = h
+
+    def set_table(self, table: int, base: int, limit: int, selector: int = 0, flags: int = 0) -> None:
+        """Load LDTR, TR, GDTR or IDTR (`sw.LDT`, `sw.TR`, `sw.GDT`, `sw.IDT`)."""
+        d = self.d
+        d[table // 4] = selector
+        self.q[table // 8 + 1] = base
+        d[table // 4 + 4] = limit
+        d[table // 4 + 5] = flags
+
+    # -- a vCPU's whole state
+
+    def save_state(self) -> bytes:
+        """Everything of the CPU state that belongs to a vCPU, FPU included."""
+        return bytes(self.window.bytes)
+
+    def load_state(self, state: bytes) -> None:
+        """Put back what `save_state()` gave, and drop translations."""
+        self.window.bytes[:] = state
+        self.flush_tlb()
+
+
+def _native_block_callback(uc_emu_stop: int) -> tuple[mmap.mmap, int] | None:
+    """Native code for UC_HOOK_BLOCK(uc, address, size, cell): `cell -= size; if (cell < 0) uc_emu_stop(uc)`.
+
+    None where the host is not x86-64 or does not allow executable memory; a Python callback serves then.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or not uc_emu_stop:
+        return None
+    code = bytes.fromhex("89d2 482911 7801 c3 ff2500000000") + uc_emu_stop.to_bytes(8, "little")
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except (OSError, ValueError):
+        return None
+    page[: len(code)] = code
+    return page, ctypes.addressof(ctypes.c_char.from_buffer(page))
