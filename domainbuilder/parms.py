@@ -1,9 +1,31 @@
-"""What a kernel asks of Xen, decoded: `struct elf_dom_parms` of Xen's libelf, as a frozen value."""
+"""What a kernel asks of Xen, decoded: `struct elf_dom_parms` of Xen's libelf, as a frozen value.
+
+And what Xen accepts: `elf_xen_parse` of xen/common/libelf/libelf-dominfo.c and
+`xc_dom_parse_elf_kernel` of tools/libs/guest/xg_dom_elfloader.c, both of Xen 4.17.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+
+from domainbuilder.elf import EM_386, EM_ARM, EM_X86_64, ElfImage, elf_parse_bsdsyms
+from domainbuilder.elfnotes import (
+    GuestInfo,
+    Note,
+    Notes,
+    elf_xen_parse_features,
+    find_guest_info,
+    find_notes,
+    note_features,
+    note_numeric,
+    note_string,
+)
+from domainbuilder.errors import NotesError, Where
+from hvcore.public.elfnote import ElfNote
+from hvcore.public.features import XenFeat
 
 UNSET_ADDR = (1 << 64) - 1  # UNSET_ADDR, xen/include/xen/libelf.h
 UNSET_ADDR32 = (1 << 32) - 1  # UNSET_ADDR32
@@ -42,3 +64,317 @@ class ElfDomParms:
     virt_offset: int
     virt_kstart: int
     virt_kend: int
+
+
+# what Xen says when it will not have a kernel
+
+NO_LOADER = "xc_dom_find_loader: no loader found: Invalid kernel"
+_MASK = (1 << 64) - 1
+
+
+class RefusedError(NotesError):
+    """Xen refuses this kernel. `xen` is what its user gets to read, `libelf` the line that libelf
+    would log (no log is set while loaders are tried, so nobody sees it), `plain` the reason in
+    plain words. `code` names the reason for programs.
+    """
+
+    def __init__(
+        self, code: str, plain: str, *, xen: str = NO_LOADER, libelf: str = "", where: Where
+    ) -> None:
+        super().__init__(f"{xen}: {plain}", where=where)
+        self.code = code
+        self.xen = xen
+        self.libelf = libelf
+        self.plain = plain
+
+
+@dataclass(slots=True)
+class _Draft:
+    """`struct elf_dom_parms` while it is being filled in."""
+
+    where: Where
+    guest_os: str = ""
+    guest_ver: str = ""
+    xen_ver: str = ""
+    loader: str = ""
+    pae: XenPaeType = XenPaeType.NO
+    bsd_symtab: bool = False
+    unmapped_initrd: bool = False
+    f_supported: int = 0
+    f_required: int = 0
+    virt_base: int = UNSET_ADDR
+    virt_entry: int = UNSET_ADDR
+    virt_hypercall: int = UNSET_ADDR
+    virt_hv_start_low: int = UNSET_ADDR
+    p2m_base: int = UNSET_ADDR
+    elf_paddr_offset: int = UNSET_ADDR
+    phys_entry: int = UNSET_ADDR32
+    virt_offset: int = 0
+    virt_kstart: int = 0
+    virt_kend: int = 0
+
+    def add_features(self, text: bytes) -> str | None:
+        """Both FEATURES; the required feature that Xen does not know, at which it stops."""
+        features = elf_xen_parse_features(text)
+        self.f_supported |= features.supported
+        self.f_required |= features.required
+        return features.refused
+
+    def finish(self, guest_type: str) -> ElfDomParms:
+        """The frozen value."""
+        names = (name for name in ElfDomParms.__slots__ if name != "guest_type")
+        return ElfDomParms(guest_type=guest_type, **{name: getattr(self, name) for name in names})
+
+
+def xc_dom_parse_elf_kernel(elf: ElfImage, *, hvm: bool = False) -> ElfDomParms:
+    """What `elf` asks of Xen as a PV guest, or with `hvm` as a PVH one, defaults filled in.
+
+    Raises RefusedError (a NotesError) where Xen 4.17 would refuse it; but a guest with two-level
+    page tables passes, although no Xen of the last decade runs one.
+    """
+    notes = find_notes(elf)
+    return elf_xen_parse(elf, notes, find_guest_info(elf, notes), hvm=hvm)
+
+
+def elf_xen_parse(elf: ElfImage, notes: Notes, info: GuestInfo | None, *, hvm: bool = False) -> ElfDomParms:
+    """The same, when the notes have been found already."""
+    draft = _Draft(elf.where())
+    for note in notes.used:
+        _parse_note(elf, note, draft)
+    legacy = info is not None and info.used and not hvm
+    if info is not None and legacy:
+        _parse_guest_info(info, draft)
+    _note_check(elf, draft, hvm=hvm, found=bool(notes.ranges) or legacy)
+    _addr_calc_check(elf, draft, hvm=hvm, legacy=legacy or not notes.ranges)
+    if draft.f_required >> XenFeat.dom0 & 1:
+        raise RefusedError(
+            "dom0-only",
+            "FEATURES requires dom0",
+            xen="xc_dom_parse_elf_kernel: Kernel does not support unprivileged (DomU) operation"
+            ": Invalid kernel",
+            where=elf.where(),
+        )
+    return draft.finish(_guest_type(elf, draft, hvm=hvm))
+
+
+# elf_xen_parse_note
+
+
+def _text(raw: bytes) -> str:
+    """safe_strcpy into a char[16]."""
+    return raw[:15].decode("latin-1")
+
+
+def _pae_mode(draft: _Draft, raw: bytes) -> None:
+    if raw == b"yes":
+        draft.pae = XenPaeType.EXTCR3
+    if b"bimodal" in raw:
+        draft.pae = XenPaeType.BIMODAL
+
+
+def _bsd_symtab(draft: _Draft, raw: bytes) -> None:
+    draft.bsd_symtab = draft.bsd_symtab or raw == b"yes"
+
+
+_STRING_FIELDS = {
+    ElfNote.LOADER: "loader",
+    ElfNote.GUEST_OS: "guest_os",
+    ElfNote.GUEST_VERSION: "guest_ver",
+    ElfNote.XEN_VERSION: "xen_ver",
+}
+_STRING_SETTERS: dict[int, Callable[[_Draft, bytes], None]] = {
+    ElfNote.PAE_MODE: _pae_mode,
+    ElfNote.BSD_SYMTAB: _bsd_symtab,
+}
+_NUMERIC_FIELDS = {
+    ElfNote.VIRT_BASE: "virt_base",
+    ElfNote.ENTRY: "virt_entry",
+    ElfNote.INIT_P2M: "p2m_base",
+    ElfNote.PADDR_OFFSET: "elf_paddr_offset",
+    ElfNote.HYPERCALL_PAGE: "virt_hypercall",
+    ElfNote.HV_START_LOW: "virt_hv_start_low",
+}
+
+
+def _parse_note(elf: ElfImage, note: Note, draft: _Draft) -> None:
+    kind = note.type
+    if kind in _NUMERIC_FIELDS:
+        setattr(draft, _NUMERIC_FIELDS[ElfNote(kind)], note_numeric(elf, note))
+    elif kind == ElfNote.PHYS32_ENTRY:
+        draft.phys_entry = note_numeric(elf, note) & UNSET_ADDR32
+    elif kind == ElfNote.MOD_START_PFN:
+        draft.unmapped_initrd = bool(note_numeric(elf, note))
+    elif kind == ElfNote.SUPPORTED_FEATURES:
+        draft.f_supported |= note_features(elf, note)
+    elif kind in _STRING_FIELDS or kind in _STRING_SETTERS or kind == ElfNote.FEATURES:
+        _parse_string_note(elf, note, draft)
+
+
+def _parse_string_note(elf: ElfImage, note: Note, draft: _Draft) -> None:
+    raw = note_string(elf, note)
+    if raw is None:
+        return
+    if note.type in _STRING_FIELDS:
+        setattr(draft, _STRING_FIELDS[ElfNote(note.type)], _text(raw))
+    elif note.type in _STRING_SETTERS:
+        _STRING_SETTERS[note.type](draft, raw)
+    elif (refused := draft.add_features(raw)) is not None:
+        raise RefusedError(
+            "unknown-required-feature",
+            f'FEATURES requires "{refused}", which Xen 4.17 does not know',
+            where=elf.where(note.desc_offset),
+        )
+
+
+# elf_xen_parse_guest_info
+
+
+def strtoull(text: str) -> int:
+    """C's strtoull in base 0: what follows the number is ignored, no number is 0."""
+    match = _NUMBER.match(text)
+    if not match:
+        return 0
+    sign, hexadecimal, octal, decimal = match.groups()
+    value = int(hexadecimal, 16) if hexadecimal else int(octal, 8) if octal else int(decimal)
+    if value > _MASK:
+        return _MASK
+    return -value & _MASK if sign == "-" else value
+
+
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
+
+_LEGACY_STRINGS = {"LOADER": "loader", "GUEST_OS": "guest_os", "GUEST_VER": "guest_ver", "XEN_VER": "xen_ver"}
+_LEGACY_NUMBERS = {
+    "VIRT_BASE": ("virt_base", 0),
+    "VIRT_ENTRY": ("virt_entry", 0),
+    "ELF_PADDR_OFFSET": ("elf_paddr_offset", 0),
+    "HYPERCALL_PAGE": ("virt_hypercall", 12),  # a page number
+}
+LEGACY_KEYS = frozenset({*_LEGACY_STRINGS, *_LEGACY_NUMBERS, "PAE", "BSD_SYMTAB", "FEATURES"})
+"""The keys of `__xen_guest` that Xen acts on."""
+
+
+def _parse_guest_info(info: GuestInfo, draft: _Draft) -> None:
+    for entry in info.keys:
+        key, value = entry.key, entry.value
+        if key in _LEGACY_STRINGS:
+            setattr(draft, _LEGACY_STRINGS[key], value[:15])
+        elif key in _LEGACY_NUMBERS:
+            field, shift = _LEGACY_NUMBERS[key]
+            setattr(draft, field, strtoull(value) << shift & _MASK)
+        elif key == "PAE" and value == "yes[extended-cr3]":
+            draft.pae = XenPaeType.EXTCR3
+        elif key == "PAE" and value.startswith("yes"):
+            draft.pae = XenPaeType.YES
+        elif key == "BSD_SYMTAB":
+            draft.bsd_symtab = True
+        elif key == "FEATURES" and draft.add_features(value.encode("latin-1")) is not None:
+            break  # Xen stops reading here, and forgets that it did
+    if UNSET_ADDR not in {draft.virt_base, draft.virt_hypercall}:
+        draft.virt_hypercall = (draft.virt_hypercall + draft.virt_base) & _MASK
+
+
+# elf_xen_note_check, elf_xen_addr_calc_check, xc_dom_guest_type
+
+
+def _note_check(elf: ElfImage, draft: _Draft, *, hvm: bool, found: bool) -> None:
+    if not found:
+        if elf.machine in {EM_386, EM_X86_64}:
+            raise RefusedError(
+                "no-notes",
+                "it has neither Xen notes nor a __xen_guest section",
+                libelf="ERROR: Not a Xen-ELF image: No ELF notes or '__xen_guest' section found",
+                where=draft.where,
+            )
+        return
+    if elf.machine == EM_ARM or (hvm and draft.phys_entry != UNSET_ADDR32):
+        return
+    if not draft.loader.startswith("generic") and not draft.guest_os.startswith("linux"):
+        raise RefusedError(
+            "loader",
+            f'LOADER is "{draft.loader}", not "generic", and GUEST_OS is "{draft.guest_os}", not "linux"',
+            libelf="ERROR: Will only load images built for the generic loader or Linux images"
+            f" (Not '{draft.loader}' and '{draft.guest_os}') or with PHYS32_ENTRY set",
+            where=draft.where,
+        )
+    if not draft.xen_ver.startswith("xen-3.0"):
+        raise RefusedError(
+            "xen-version",
+            f'XEN_VERSION is "{draft.xen_ver}", not "xen-3.0"',
+            libelf=f"ERROR: Xen will only load images built for Xen v3.0 (Not '{draft.xen_ver}')",
+            where=draft.where,
+        )
+
+
+def _addr_calc_check(elf: ElfImage, draft: _Draft, *, hvm: bool, legacy: bool) -> None:
+    if draft.elf_paddr_offset != UNSET_ADDR and draft.virt_base == UNSET_ADDR:
+        raise RefusedError(
+            "paddr-offset",
+            "PADDR_OFFSET is given and VIRT_BASE is not",
+            libelf="ERROR: ELF_PADDR_OFFSET set, VIRT_BASE unset",
+            where=draft.where,
+        )
+    if draft.virt_base == UNSET_ADDR or hvm:
+        draft.virt_base = 0
+    if draft.elf_paddr_offset == UNSET_ADDR or hvm:
+        draft.elf_paddr_offset = draft.virt_base if legacy and not hvm else 0
+    draft.virt_offset = (draft.virt_base - draft.elf_paddr_offset) & _MASK
+    draft.virt_kstart = (elf.pstart + draft.virt_offset) & _MASK
+    draft.virt_kend = (elf.pend + draft.virt_offset) & _MASK
+    if draft.virt_entry == UNSET_ADDR or hvm:
+        phys = hvm and draft.phys_entry != UNSET_ADDR32
+        draft.virt_entry = draft.phys_entry if phys else elf.entry
+    if draft.bsd_symtab and (symbols := elf_parse_bsdsyms(elf, elf.pend)) and symbols[1]:
+        draft.virt_kend = (symbols[1] + draft.virt_offset) & _MASK
+    _bounds_check(draft)
+
+
+def _bounds_check(draft: _Draft) -> None:
+    start, end = draft.virt_kstart, draft.virt_kend
+    kernel = f"the kernel's {start:#x} to {end:#x}"
+    checks = (
+        (start > end, f"the kernel would start at {start:#x} and end at {end:#x}"),
+        (not start <= draft.virt_entry <= end, f"ENTRY {draft.virt_entry:#x} is outside {kernel}"),
+        (draft.virt_base > start, f"VIRT_BASE {draft.virt_base:#x} is above the kernel's start {start:#x}"),
+    )
+    for wrong, plain in checks:
+        if wrong:
+            libelf = "ERROR: ELF start or entries are out of bounds"
+            raise RefusedError("out-of-bounds", plain, libelf=libelf, where=draft.where)
+    if draft.p2m_base != UNSET_ADDR and start <= draft.p2m_base < end:
+        raise RefusedError(
+            "p2m-out-of-bounds",
+            f"INIT_P2M {draft.p2m_base:#x} is inside {kernel}",
+            libelf="ERROR: P->M table base is out of bounds",
+            where=draft.where,
+        )
+
+
+_PAE_GUEST_TYPES = {
+    XenPaeType.NO: "xen-3.0-x86_32",
+    XenPaeType.YES: "xen-3.0-x86_32p",
+    XenPaeType.EXTCR3: "xen-3.0-x86_32p",
+    XenPaeType.BIMODAL: "xen-3.0-x86_32p",  # as on any Xen that has PAE guests
+}
+
+
+def _guest_type(elf: ElfImage, draft: _Draft, *, hvm: bool) -> str:
+    if hvm and draft.phys_entry != UNSET_ADDR32:
+        return "hvm-3.0-x86_32"
+    if hvm:
+        raise RefusedError(
+            "not-pvh",
+            "it has no PHYS32_ENTRY note",
+            xen="xc_dom_guest_type: image not capable of booting inside a HVM container: Invalid kernel",
+            where=draft.where,
+        )
+    if elf.machine == EM_386:
+        return _PAE_GUEST_TYPES[draft.pae]
+    if elf.machine == EM_X86_64:
+        return "xen-3.0-x86_64"
+    raise RefusedError(
+        "machine",
+        f"it is for {elf.machine_name}",
+        xen=f"xc_dom_guest_type: unknown image type {elf.machine}: Invalid kernel",
+        where=elf.where(18),
+    )
