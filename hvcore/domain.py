@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hvcore.clock import Clock
     from hvcore.common.event_channel import EvtchnTable
     from hvcore.common.grant_table import GrantTable
+    from hvcore.engine import Engine
     from hvcore.guest_access import GuestAccess
     from hvcore.machine_memory import MachineMemory
     from hvcore.page_info import FrameTable
@@ -48,6 +49,7 @@ class Domain:
     shutdown_code: int | None = None  # SHUTDOWN_*, once the guest asked for it
     is_shutting_down: bool = False
     # Set by the machine: the subsystems' state and the machine's services.
+    engine: Engine = field(init=False)
     guest: GuestAccess = field(init=False)
     mm: PageTables = field(init=False)
     evtchn: EvtchnTable = field(init=False)
