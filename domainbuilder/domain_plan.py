@@ -1,0 +1,243 @@
+"""Planning a domain: parse the kernel and lay the domain out, without allocating its memory.
+
+xc_dom_parse_image, xc_dom_mem_init and xc_dom_build_image of tools/libs/guest/xg_dom_core.c, Xen 4.17, as far
+as they decide and not write.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+from domainbuilder.elf import ElfImage, parse_elf
+from domainbuilder.errors import ElfError, LayoutError
+from domainbuilder.guest_memory import MAX_PAGES
+from domainbuilder.guest_types import GuestType
+from domainbuilder.guest_types import guest_type as guest_type_named
+from domainbuilder.kernel import KernelFile, load_kernel
+from domainbuilder.parms import UNSET_ADDR, ElfDomParms, XenPaeType, xc_dom_parse_elf_kernel
+from domainbuilder.pgtables import Mapping
+from domainbuilder.ramdisk import Ramdisk, open_ramdisk
+from domainbuilder.segments import (
+    BOOT_STACK,
+    CONSOLE,
+    MODULE0,
+    PAGE_TABLES,
+    PHYS2MACH,
+    START_INFO,
+    XENSTORE,
+    Layout,
+    Segment,
+    build_image,
+    p2m_base,
+)
+from domainbuilder.start_info import StartInfo, guest_cmdline
+from domainbuilder.vcpu_context import VcpuContext, vcpu_x86_32, vcpu_x86_64
+from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE, SIF_MOD_START_PFN
+
+DEFAULT_MEMORY_MIB = 64
+DEFAULT_STORE_EVTCHN = 1
+DEFAULT_CONSOLE_EVTCHN = 2
+
+_XENFEAT_AUTO_TRANSLATED_PHYSMAP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DomainPlan:
+    """What the builder will do: where everything goes, and what the guest is told.
+
+    Frames are pseudo-physical. `start_info` and `vcpu` are as the guest will see them, except that what
+    holds a machine frame (`start_info.shared_info`, `store_mfn`, `console_mfn`, `vcpu.cr3`) is still 0.
+    `elf` and `ramdisk` are the inputs; a plan read back from a built image has neither, and cannot be built.
+    """
+
+    kernel: str
+    guest: GuestType
+    parms: ElfDomParms
+    nr_pages: int
+    layout: Layout
+    start_info: StartInfo
+    vcpu: VcpuContext
+    hypercall_page_pfn: int | None
+    module_size: int | None
+    elf: ElfImage | None = field(default=None, compare=False, repr=False)
+    ramdisk: Ramdisk | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def guest_type(self) -> str:
+        """Xen's name for the kind of guest: "xen-3.0-x86_32p" and so on."""
+        return self.guest.name
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """In the order of allocation."""
+        return self.layout.segments
+
+    @property
+    def maps(self) -> tuple[Mapping, ...]:
+        """The mappings and their page tables: the initial one, and that of a p2m list set apart."""
+        return self.layout.maps
+
+    @property
+    def start_info_pfn(self) -> int:
+        """Frame of the start_info page."""
+        return self.layout[START_INFO].pfn
+
+    @property
+    def xenstore_pfn(self) -> int:
+        """Frame of the xenstore ring."""
+        return self.layout[XENSTORE].pfn
+
+    @property
+    def console_pfn(self) -> int:
+        """Frame of the console ring."""
+        return self.layout[CONSOLE].pfn
+
+    @property
+    def bootstack_pfn(self) -> int:
+        """Frame of the boot stack."""
+        return self.layout[BOOT_STACK].pfn
+
+    @property
+    def pgtables_pfn(self) -> int:
+        """Frame of the top-level page table."""
+        return self.layout[PAGE_TABLES].pfn
+
+
+def plan(
+    kernel: KernelFile | str | os.PathLike[str],
+    *,
+    memory_mib: int = DEFAULT_MEMORY_MIB,
+    ramdisk: str | os.PathLike[str] | bytes | None = None,
+    cmdline: str | bytes = "",
+    guest_type: str | None = None,
+) -> DomainPlan:
+    """Work out the domain that `kernel` would get with `memory_mib` MiB, without allocating its memory.
+
+    `guest_type` chooses among the kinds of guest that the kernel itself offers (PAE_MODE "bimodal"). Raises
+    BuildError: the file is no kernel Xen would start, or (LayoutError, in Xen's words) does not fit.
+    """
+    opened = kernel if isinstance(kernel, KernelFile) else load_kernel(kernel)
+    elf = parse_elf(opened.image, opened.path)
+    parms = xc_dom_parse_elf_kernel(elf)
+    if parms.f_required >> _XENFEAT_AUTO_TRANSLATED_PHYSMAP & 1:
+        raise LayoutError("bootearly: PV Autotranslate guests no longer supported", where=elf.where())
+    check_load_segments(elf, parms)
+    module = None if ramdisk is None else open_ramdisk(ramdisk)
+    planned = lay_out(
+        parms,
+        memory_mib << 20 >> PAGE_SHIFT,
+        kernel=opened.path,
+        module_size=None if module is None else module.segment_size,
+        cmdline=guest_cmdline(cmdline),
+        guest_type=guest_type,
+    )
+    return replace(planned, elf=elf, ramdisk=module)
+
+
+def check_load_segments(elf: ElfImage, parms: ElfDomParms) -> None:
+    """elf_load_binary's bound: overlapping segments may not amount to more than twice the kernel's space."""
+    pages = (parms.virt_kend - parms.virt_kstart + PAGE_SIZE - 1) >> PAGE_SHIFT
+    total = sum(phdr.memsz for phdr in elf.load_segments)
+    if total > 2 * (pages << PAGE_SHIFT):
+        raise ElfError(
+            "ELF: program segments total to more than the input image size: they overlap",
+            where=elf.where(elf.load_segments[0].header_offset),
+            found=total,
+            expected=f"at most {2 * (pages << PAGE_SHIFT):#x}",
+        )
+
+
+def lay_out(
+    parms: ElfDomParms,
+    nr_pages: int,
+    *,
+    kernel: str,
+    module_size: int | None,
+    cmdline: bytes,
+    guest_type: str | None = None,
+) -> DomainPlan:
+    """The plan for a kernel that asks for `parms`, in `nr_pages` pages, with a module of that many bytes."""
+    guest = guest_type_named(_choose_guest_type(parms, guest_type))
+    if not 0 < nr_pages <= MAX_PAGES:
+        raise LayoutError(
+            f"meminit_pv: failed to allocate {nr_pages:#x} pages",
+            expected=f"between 1 and {MAX_PAGES >> 20 - PAGE_SHIFT} MB of memory",
+        )
+    for name in ("virt_base", "virt_entry"):
+        if guest.width == 4 and getattr(parms, name) >> 32:
+            raise LayoutError(f"{name} is not a 32-bit address", found=getattr(parms, name))
+    layout = build_image(parms, guest, nr_pages, module_size)
+    stack = parms.virt_base + ((layout[BOOT_STACK].pfn + 1) << PAGE_SHIFT)
+    info = parms.virt_base + (layout[START_INFO].pfn << PAGE_SHIFT)
+    return DomainPlan(
+        kernel=kernel,
+        guest=guest,
+        parms=parms,
+        nr_pages=nr_pages,
+        layout=layout,
+        start_info=_start_info(parms, guest, nr_pages, layout, cmdline),
+        vcpu=(
+            vcpu_x86_64(entry=parms.virt_entry, stack=stack, start_info=info)
+            if guest.width == 8
+            else vcpu_x86_32(entry=parms.virt_entry, stack=stack, start_info=info, pae=parms.pae)
+        ),
+        hypercall_page_pfn=_hypercall_page_pfn(parms, nr_pages),
+        module_size=module_size,
+    )
+
+
+def _choose_guest_type(parms: ElfDomParms, wanted: str | None) -> str:
+    offered = [parms.guest_type]
+    if parms.pae == XenPaeType.BIMODAL and parms.guest_type != "xen-3.0-x86_64":
+        offered = ["xen-3.0-x86_32p", "xen-3.0-x86_32"]
+    if wanted is not None and wanted not in offered:
+        raise LayoutError(f"the kernel is no {wanted} guest", expected=" or ".join(offered))
+    return wanted or offered[0]
+
+
+def _hypercall_page_pfn(parms: ElfDomParms, nr_pages: int) -> int | None:
+    """setup_hypercall_page: the frame Xen will fill with hypercall stubs, None when there is none."""
+    if parms.virt_hypercall == UNSET_ADDR:
+        return None
+    pfn = (parms.virt_hypercall - parms.virt_base) >> PAGE_SHIFT
+    if not 0 <= pfn < nr_pages:
+        raise LayoutError(
+            "setup_hypercall_page: HYPERCALL_INIT failed: the hypercall page is outside of guest memory",
+            found=parms.virt_hypercall,
+            expected=f"{parms.virt_base:#x}-{parms.virt_base + (nr_pages << PAGE_SHIFT):#x}",
+        )
+    return pfn
+
+
+def _start_info(
+    parms: ElfDomParms, guest: GuestType, nr_pages: int, layout: Layout, cmdline: bytes
+) -> StartInfo:
+    """start_info_x86_32, start_info_x86_64: all but the machine frames."""
+    p2m = layout[PHYS2MACH]
+    tables = layout[PAGE_TABLES]
+    module = layout.get(MODULE0)
+    unmapped = module is not None and not module.mapped
+    apart = p2m_base(parms, guest) != UNSET_ADDR
+    mod_start, mod_len = 0, 0
+    if module is not None:
+        mod_start = module.pfn if unmapped else module.vstart
+        mod_len = module.pages << PAGE_SHIFT if unmapped else module.size
+    return StartInfo(
+        magic=guest.name,
+        nr_pages=nr_pages,
+        shared_info=0,
+        flags=SIF_MOD_START_PFN if unmapped else 0,
+        store_mfn=0,
+        store_evtchn=DEFAULT_STORE_EVTCHN,
+        console_mfn=0,
+        console_evtchn=DEFAULT_CONSOLE_EVTCHN,
+        pt_base=tables.vstart,
+        nr_pt_frames=layout.maps[0].area.pgtables,
+        mfn_list=p2m.vstart,
+        mod_start=mod_start,
+        mod_len=mod_len,
+        cmd_line=cmdline,
+        first_p2m_pfn=p2m.pfn if apart else 0,
+        nr_p2m_frames=p2m.pages if apart else 0,
+    )

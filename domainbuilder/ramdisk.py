@@ -1,0 +1,130 @@
+"""The ramdisk (Xen's "module 0"): opened, measured, and unzipped into guest memory.
+
+After xc_dom_module_file, xc_dom_check_gzip, xc_dom_do_gunzip and xc_dom_build_module of
+tools/libs/guest/xg_dom_core.c, Xen 4.17.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainbuilder.errors import BuildError, LayoutError, Where
+from domainbuilder.guest_memory import GuestMemory
+
+XC_DOM_DECOMPRESS_MAX = 1 << 30  # xenguest.h; also the default limit on a module
+_GUNZIP_SLACK = 16  # xc_dom_check_gzip adds this to the size that gzip states
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ramdisk:
+    """A ramdisk, not yet unzipped.
+
+    `unzip_size` is 0 when it is not gzip (or states a size beyond Xen's limit: then it is handed over as it
+    is); otherwise the size gzip states plus 16, as Xen counts it. `segment_size` is what module0 occupies.
+    """
+
+    name: str
+    blob: bytes | mmap.mmap | memoryview
+    unzip_size: int
+
+    @property
+    def segment_size(self) -> int:
+        """Bytes of guest memory it takes (xc_dom_build_module's modulelen)."""
+        return max(self.unzip_size, len(self.blob))
+
+    def load(self, memory: GuestMemory, pfn: int) -> bool:
+        """Write it to `memory` from frame `pfn` on, unzipped if it is gzip; True when it was unzipped.
+
+        A damaged gzip file is handed over raw, as Xen does: the guest may know what to do with it.
+        """
+        if not self.unzip_size:
+            memory.write(pfn, memoryview(self.blob))
+            return False
+        written = self._gunzip(memory, pfn)
+        if written is None:
+            return True
+        size = len(self.blob)
+        memory.write(pfn, memoryview(self.blob))
+        if written > size:
+            memory.clear(pfn, size, written - size)
+        return False
+
+    def _gunzip(self, memory: GuestMemory, pfn: int) -> int | None:
+        """Unzip into guest memory; None when that went well, else how many bytes had been written."""
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        done = 0
+        blob = memoryview(self.blob)
+        try:
+            for start in range(0, len(blob), _CHUNK):
+                data: bytes | memoryview = blob[start : start + _CHUNK]
+                while data and not stream.eof:
+                    # one byte more than fits, to notice a stream that is longer than it said
+                    room = min(_CHUNK, self.unzip_size - done + 1)
+                    out = stream.decompress(data, room)
+                    if done + len(out) > self.unzip_size:
+                        return done
+                    memory.write(pfn, out, done)
+                    done += len(out)
+                    data = stream.unconsumed_tail
+        except zlib.error:
+            return done
+        return None if stream.eof else done
+
+
+def check_gzip(blob: bytes | mmap.mmap | memoryview) -> int:
+    """xc_dom_check_gzip: the unzipped size that gzip states plus 16, or 0 when this is not to be unzipped."""
+    if len(blob) < 6 or bytes(blob[:2]) != b"\x1f\x8b":
+        return 0
+    size = int.from_bytes(blob[len(blob) - 4 :], "little")
+    return 0 if size > XC_DOM_DECOMPRESS_MAX else size + _GUNZIP_SLACK
+
+
+def open_ramdisk(ramdisk: str | os.PathLike[str] | bytes) -> Ramdisk:
+    """A ramdisk from a path, which is mapped and not read, or from bytes.
+
+    Raises BuildError in Xen's words: missing, not a regular file, empty; LayoutError: larger than 1 GB.
+    """
+    if isinstance(ramdisk, bytes):
+        return _ramdisk("<ramdisk>", ramdisk)
+    path = Path(ramdisk)
+    where = Where(str(path))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BuildError(f"xc_dom_malloc_filemap: failed to open file: {reason}", where=where) from error
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise BuildError("xc_dom_malloc_filemap: failed to map file: not a regular file", where=where)
+        if not found.st_size:
+            return _ramdisk(str(path), b"")
+        blob = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        reason = f"xc_dom_malloc_filemap: failed to map file: {error.strerror}"
+        raise BuildError(reason, where=where) from error
+    finally:
+        os.close(fd)
+    return _ramdisk(str(path), blob)
+
+
+def _ramdisk(name: str, blob: bytes | mmap.mmap) -> Ramdisk:
+    if not len(blob):
+        raise BuildError("xc_dom_malloc_filemap: zero length file", where=Where(name))
+    if len(blob) > XC_DOM_DECOMPRESS_MAX:
+        raise LayoutError(
+            "module 0 image too large",
+            where=Where(name),
+            found=len(blob),
+            expected=f"at most {XC_DOM_DECOMPRESS_MAX:#x} bytes",
+        )
+    unzip_size = check_gzip(blob)
+    if unzip_size > XC_DOM_DECOMPRESS_MAX:
+        unzip_size = 0
+    return Ramdisk(name, blob, unzip_size)
