@@ -1,0 +1,451 @@
+"""The part of the grammar inside SECTIONS: output sections, overlays, input section descriptions."""
+
+from __future__ import annotations
+
+from . import ast
+from .ast import Span
+from .cursor import Cursor, SyntaxFailure
+from .lexer import ASSIGN_OPS, END, EXPRESSION, NAME, PUNCT, SCRIPT, STRING, WILD, Token
+
+SORTS = frozenset(
+    {
+        "SORT",
+        "SORT_BY_NAME",
+        "SORT_BY_ALIGNMENT",
+        "SORT_BY_INIT_PRIORITY",
+        "SORT_NONE",
+        "REVERSE",
+    }
+)
+SECTION_TYPES = frozenset({"NOLOAD", "DSECT", "COPY", "INFO", "OVERLAY", "READONLY", "TYPE"})
+CONSTRAINTS = frozenset({"ONLY_IF_RO", "ONLY_IF_RW", "SPECIAL"})
+DATA = frozenset({"BYTE", "SHORT", "LONG", "QUAD", "SQUAD", "FILL"})
+WRAPPERS = frozenset({"PROVIDE", "PROVIDE_HIDDEN", "HIDDEN"})
+MAX_GROUPS = 20
+
+
+class SectionParser(Cursor):
+    """Parses what stands inside SECTIONS."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._groups = 0
+
+    def recover(self, failure: SyntaxFailure, start: int) -> None:
+        """Record the failure and skip to a place where a statement can begin.
+
+        Skips whole `{...}` groups, stops after a `;` and before the `}` that ends the enclosing block.
+        """
+        self.problems.append(ast.SyntaxProblem(failure.message, failure.span))
+        self._nesting = 0
+        if self.lexer.position < failure.span.start or self.lexer.position <= start:
+            self.lexer.seek(max(failure.span.start, self.lexer.position))
+        depth = 0
+        first = True
+        while True:
+            token = self.peek(WILD)
+            if token.kind == END or (token.text == "}" and depth == 0 and not first):
+                return
+            self.next(WILD)
+            if token.text == "{":
+                depth += 1
+            elif token.text == "}":
+                depth -= 1
+                if depth <= 0:
+                    return
+            elif token.text == ";" and depth == 0:
+                return
+            first = False
+
+    # Statements that may stand anywhere
+
+    def statement_anywhere(self, mode: int) -> ast.Assign | ast.Assert | ast.Command | None:
+        """Parse an assignment, an ASSERT or an ENTRY; None when the next token begins something else."""
+        token = self.peek(mode)
+        if token.text == "ASSERT":
+            return self._assert(mode)
+        if token.text in WRAPPERS:
+            return self._wrapped(mode)
+        if token.text == "ENTRY" and mode == SCRIPT:
+            keyword = self.next(mode)
+            self.expect("(")
+            name = self.expect_name("a symbol")
+            self.expect(")")
+            return ast.Command("ENTRY", (name.text,), self.span_from(keyword.start))
+        position = self.lexer.position
+        self.next(mode)
+        operator = self.peek(mode)
+        self.lexer.seek(position)
+        if operator.kind == PUNCT and operator.text in ASSIGN_OPS:
+            return self.assignment(mode)
+        return None
+
+    def assignment(self, mode: int) -> ast.Assign:
+        """Parse `name op expression ;`."""
+        name = self.expect_name("a symbol", mode)
+        operator = self.peek(mode)
+        if operator.kind != PUNCT or operator.text not in ASSIGN_OPS:
+            raise self.fail("an assignment operator", operator)
+        self.next(mode)
+        value = self.expression()
+        span = self.span_from(name.start)
+        self._separator(mode)
+        return ast.Assign(name.text, operator.text, value, "", span, Span(name.start, name.end))
+
+    def _separator(self, mode: int) -> None:
+        token = self.peek(EXPRESSION)
+        if token.kind == PUNCT and token.text in {";", ","}:
+            self.next(EXPRESSION)
+            return
+        raise self.fail("';' after the assignment", token)
+
+    def _wrapped(self, mode: int) -> ast.Assign:
+        keyword = self.next(mode)
+        self.expect("(", mode)
+        name = self.expect_name("a symbol", EXPRESSION)
+        self.expect("=", EXPRESSION)
+        value = self.expression()
+        self.expect(")", EXPRESSION)
+        span = self.span_from(keyword.start)
+        self._optional_separator()
+        return ast.Assign(name.text, "=", value, keyword.text, span, Span(name.start, name.end))
+
+    def _assert(self, mode: int) -> ast.Assert:
+        keyword = self.next(mode)
+        self.expect("(", EXPRESSION)
+        condition = self.expression()
+        self.expect(",", EXPRESSION)
+        message = self.expect_name("a message", EXPRESSION)
+        self.expect(")", EXPRESSION)
+        span = self.span_from(keyword.start)
+        self._optional_separator()
+        return ast.Assert(condition, message.text, span)
+
+    def _optional_separator(self) -> None:
+        token = self.peek(EXPRESSION)
+        if token.kind == PUNCT and token.text in {";", ","}:
+            self.next(EXPRESSION)
+
+    def include(self, keyword: Token) -> ast.Include:
+        """Parse the file name of an INCLUDE."""
+        name = self.expect_name("a file name", SCRIPT)
+        return ast.Include(name.text, self.span_from(keyword.start))
+
+    # Inside SECTIONS
+
+    def section_commands(self) -> tuple[ast.SectionCommand, ...]:
+        """Parse up to and with the closing brace of SECTIONS."""
+        commands: list[ast.SectionCommand] = []
+        while True:
+            token = self.peek()
+            if token.kind == END:
+                self.problems.append(ast.SyntaxProblem("SECTIONS has no end", Span(token.start, token.end)))
+                return tuple(commands)
+            if self.accept("}"):
+                return tuple(commands)
+            if self.accept(";"):
+                continue
+            if len(self.problems) >= 20:
+                self.lexer.seek(len(self.lexer.text))
+                return tuple(commands)
+            try:
+                commands.append(self._section_command())
+            except SyntaxFailure as failure:
+                self.recover(failure, token.start)
+
+    def _section_command(self) -> ast.SectionCommand:
+        token = self.peek()
+        if token.kind == NAME:
+            if token.text == "INCLUDE":
+                return self.include(self.next())
+            if token.text == "OVERLAY":
+                return self._overlay()
+            if token.text == "GROUP":
+                return self._group()
+            if token.text == "CLASS":
+                return self._class()
+            common = self.statement_anywhere(SCRIPT)
+            if common is not None:
+                return common
+        if token.kind in {NAME, STRING}:
+            return self._output_section()
+        raise self.fail("an output section, an assignment or '}'", token)
+
+    def _group(self) -> ast.Group:
+        keyword = self.next()
+        self._groups += 1
+        if self._groups > MAX_GROUPS:
+            raise self.fail(f"at most {MAX_GROUPS} groups", keyword)
+        address, _, _ = self._address_and_type()
+        self.expect("{")
+        body = self.section_commands()
+        return ast.Group(address, body, self.span_from(keyword.start))
+
+    def _class(self) -> ast.SectionClass:
+        keyword = self.next()
+        self.expect("(")
+        name = self.expect_name("the name of a section class")
+        self.expect(")")
+        self.expect("{")
+        body = self._body()
+        return ast.SectionClass(name.text, body, self.span_from(keyword.start))
+
+    def _address_and_type(self) -> tuple[ast.Expr | None, str, ast.Expr | None]:
+        """Parse `[address] [(type)] :`, with svr3's BIND(address) as well."""
+        address: ast.Expr | None = None
+        if self.accept("BIND", EXPRESSION):
+            self.expect("(", EXPRESSION)
+            address = self.expression()
+            self.expect(")", EXPRESSION)
+            if self.accept("BLOCK", EXPRESSION):
+                self.expect("(", EXPRESSION)
+                self.expression()
+                self.expect(")", EXPRESSION)
+        kind, value = self._type()
+        if not kind and address is None and not self._at(":"):
+            address = self.expression()
+            kind, value = self._type()
+        self.expect(":", EXPRESSION)
+        return address, kind, value
+
+    def _at(self, text: str) -> bool:
+        token = self.peek(EXPRESSION)
+        return token.kind == PUNCT and token.text == text
+
+    def _type(self) -> tuple[str, ast.Expr | None]:
+        """Parse `(NOLOAD)`, `(TYPE = value)`, `()`; leaves anything else in parentheses alone."""
+        if not self._at("("):
+            return "", None
+        position = self.lexer.position
+        self.next(EXPRESSION)
+        token = self.next(EXPRESSION)
+        if token.kind == PUNCT and token.text == ")":
+            return "", None
+        if token.kind != NAME or token.text not in SECTION_TYPES:
+            self.lexer.seek(position)
+            return "", None
+        kind, value = token.text, None
+        if kind == "READONLY" and self.accept("(", EXPRESSION):
+            kind = "READONLY TYPE"
+            if not self.accept("TYPE", EXPRESSION):
+                raise self.fail("TYPE", self.peek(EXPRESSION))
+        if kind.endswith("TYPE"):
+            self.expect("=", EXPRESSION)
+            value = self.expression()
+            if kind == "READONLY TYPE":
+                self.expect(")", EXPRESSION)
+        self.expect(")", EXPRESSION)
+        return kind, value
+
+    def _parenthesised(self) -> ast.Expr:
+        self.expect("(", EXPRESSION)
+        value = self.expression()
+        self.expect(")", EXPRESSION)
+        return value
+
+    def _output_section(self) -> ast.OutputSection:
+        name = self.next()
+        address, kind, value = self._address_and_type()
+        options: dict[str, ast.Expr | None] = {"AT": None, "ALIGN": None, "SUBALIGN": None}
+        with_input = False
+        constraint = ""
+        while not self._at("{"):
+            token = self.next(EXPRESSION)
+            if token.kind == NAME and token.text in options:
+                options[token.text] = self._parenthesised()
+            elif token.kind == NAME and token.text == "ALIGN_WITH_INPUT":
+                with_input = True
+            elif token.kind == NAME and token.text in CONSTRAINTS:
+                constraint = token.text
+            else:
+                raise self.fail("AT, ALIGN, SUBALIGN, a constraint or '{'", token)
+        self.next(EXPRESSION)
+        body = self._body()
+        region, lma_region = self._regions()
+        phdrs, fill = self._phdrs_and_fill()
+        span = self.span_from(name.start)
+        self.accept(",")
+        return ast.OutputSection(
+            name.text, address, kind, value, options["AT"], options["ALIGN"], with_input,
+            options["SUBALIGN"], constraint, body, region, lma_region, phdrs, fill, span,
+            Span(name.start, name.end),
+        )  # fmt: skip
+
+    def _regions(self) -> tuple[str, str]:
+        region = lma_region = ""
+        if self.accept(">"):
+            region = self.expect_name("a memory region").text
+        position = self.lexer.position
+        if self.accept("AT"):
+            if self.accept(">"):
+                lma_region = self.expect_name("a memory region").text
+            else:
+                self.lexer.seek(position)
+        return region, lma_region
+
+    def _phdrs_and_fill(self) -> tuple[tuple[str, ...], ast.Expr | None]:
+        phdrs: list[str] = []
+        while self.accept(":"):
+            phdrs.append(self.expect_name("a program header").text)
+        return tuple(phdrs), self.expression() if self.accept("=") else None
+
+    def _overlay(self) -> ast.Overlay:
+        keyword = self.next()
+        address = None if self._at(":") else self.expression()
+        self.expect(":", EXPRESSION)
+        nocrossrefs = self.accept("NOCROSSREFS", EXPRESSION)
+        at = self._parenthesised() if self.accept("AT", EXPRESSION) else None
+        subalign = self._parenthesised() if self.accept("SUBALIGN", EXPRESSION) else None
+        self.expect("{", EXPRESSION)
+        sections: list[ast.OverlaySection] = []
+        while not self.accept("}"):
+            name = self.expect_name("a section of the overlay or '}'")
+            self.expect("{")
+            body = self._body()
+            phdrs, fill = self._phdrs_and_fill()
+            sections.append(
+                ast.OverlaySection(
+                    name.text, body, phdrs, fill, self.span_from(name.start), Span(name.start, name.end)
+                )
+            )
+            self.accept(",")
+        region, lma_region = self._regions()
+        phdrs, fill = self._phdrs_and_fill()
+        span = self.span_from(keyword.start)
+        self.accept(",")
+        return ast.Overlay(
+            address, nocrossrefs, at, subalign, tuple(sections), region, lma_region, phdrs, fill, span
+        )
+
+    # Inside an output section
+
+    def _body(self) -> tuple[ast.Statement, ...]:
+        statements: list[ast.Statement] = []
+        while True:
+            token = self.peek(WILD)
+            if token.kind == END:
+                raise self.fail("'}' after the contents of an output section", token)
+            if token.kind == PUNCT:
+                if token.text == "}":
+                    self.next(WILD)
+                    return tuple(statements)
+                if token.text in {";", ","}:
+                    self.next(WILD)
+                    continue
+            try:
+                statements.append(self._statement(token))
+            except SyntaxFailure as failure:
+                if len(self.problems) >= 20:
+                    raise
+                self.recover(failure, token.start)
+
+    def _statement(self, token: Token) -> ast.Statement:
+        if token.kind == NAME:
+            if token.text in DATA:
+                keyword = self.next(WILD)
+                value = self._parenthesised()
+                return ast.Data(keyword.text, value, self.span_from(keyword.start))
+            if token.text == "INCLUDE":
+                return self.include(self.next(WILD))
+            if token.text in {"CONSTRUCTORS", "CREATE_OBJECT_SYMBOLS", "LINKER_VERSION"}:
+                keyword = self.next(WILD)
+                return ast.Command(keyword.text, (), self.span_from(keyword.start))
+            if token.text == "ASCIZ":
+                keyword = self.next(WILD)
+                text = self.expect_name("a string", WILD)
+                return ast.StringData(text.text, self.span_from(keyword.start))
+            if token.text == "CLASS":
+                return self._class_use()
+            common = self.statement_anywhere(WILD)
+            if common is not None:
+                return common
+        elif token.kind == STRING:
+            common = self.statement_anywhere(WILD)
+            if common is not None:
+                return common
+        elif token.text != "[":
+            raise self.fail("a statement or '}'", token)
+        return self._input()
+
+    def _class_use(self) -> ast.Command:
+        keyword = self.next(WILD)
+        self.expect("(", WILD)
+        name = self.expect_name("the name of a section class", WILD)
+        self.expect(")", WILD)
+        return ast.Command("CLASS", (name.text,), self.span_from(keyword.start))
+
+    def _input(self) -> ast.InputSpec | ast.Command:
+        start = self.peek(WILD).start
+        keep = self._keyword("KEEP")
+        if keep:
+            self.expect("(", WILD)
+        spec = self._input_spec(keep)
+        if keep:
+            self.expect(")", WILD)
+        if isinstance(spec, ast.Command):
+            return spec
+        return spec._replace(span=self.span_from(start))
+
+    def _keyword(self, word: str) -> bool:
+        """Accept the keyword, which is one only when a parenthesis follows."""
+        token = self.peek(WILD)
+        if token.kind != NAME or token.text != word:
+            return False
+        position = self.lexer.position
+        self.next(WILD)
+        if self.peek(WILD).text == "(":
+            return True
+        self.lexer.seek(position)
+        return False
+
+    def _input_spec(self, keep: bool) -> ast.InputSpec | ast.Command:
+        flags: list[str] = []
+        if self._keyword("INPUT_SECTION_FLAGS"):
+            self.expect("(", WILD)
+            flags.append(self.expect_name("a section flag", WILD).text)
+            while self.accept("&", WILD):
+                flags.append(self.expect_name("a section flag", WILD).text)
+            self.expect(")", WILD)
+        token = self.peek(WILD)
+        if token.kind == PUNCT and token.text == "[":
+            self.next(WILD)
+            sections = self._patterns("]")
+            return ast.InputSpec(ast.Pattern("*"), sections, keep, tuple(flags))
+        file = self._pattern(())
+        if file.name == "CONSTRUCTORS" and file.sorts:
+            return ast.Command("SORT(CONSTRUCTORS)", (), file.span)
+        if not self.accept("(", WILD):
+            return ast.InputSpec(file, None, keep, tuple(flags))
+        return ast.InputSpec(file, self._patterns(")"), keep, tuple(flags))
+
+    def _patterns(self, closing: str) -> tuple[ast.Pattern, ...]:
+        """Parse section patterns; an EXCLUDE_FILE before a list holds for the one pattern after it."""
+        patterns: list[ast.Pattern] = []
+        while not self.accept(closing, WILD):
+            if self.accept(",", WILD):
+                continue
+            patterns.append(self._pattern(()))
+        return tuple(patterns)
+
+    def _pattern(self, sorts: tuple[str, ...]) -> ast.Pattern:
+        start = self.peek(WILD).start
+        excludes: list[str] = []
+        closings = 0
+        while True:
+            word = self.peek(WILD)
+            if word.kind == NAME and word.text in SORTS and self._keyword(word.text):
+                if closings >= 4:
+                    raise self.fail("at most four sorts", word)
+                self.expect("(", WILD)
+                sorts = (*sorts, word.text)
+                closings += 1
+            elif self._keyword("EXCLUDE_FILE"):
+                self.expect("(", WILD)
+                while not self.accept(")", WILD):
+                    excludes.append(self.expect_name("a file or ')'", WILD).text)
+            else:
+                break
+        name = self.expect_name("a pattern", WILD)
+        for _ in range(closings):
+            self.expect(")", WILD)
+        return ast.Pattern(name.text, sorts, tuple(excludes), self.span_from(start))
