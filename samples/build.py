@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Build the sample guests with the pinned ziglang wheel, the same bytes on every machine.
+
+    samples/build.py              build the bundled guests into domainbuilder/guests/
+    samples/build.py --check      build them elsewhere and compare with what is there
+    samples/build.py --to DIR     build them into DIR
+
+`zig cc -c` compiles, `zig ld.lld` links: both come from the wheel, no other compiler is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLES = Path(__file__).resolve().parent
+BUNDLED = SAMPLES.parent / "domainbuilder" / "guests"
+
+RUNTIME = tuple(
+    f"common/{name}"
+    for name in ("start.S", "entry.S", "main.c", "print.c", "console.c", "memory.c", "traps.c", "events.c")
+)
+
+
+class BuildFailure(Exception):
+    """The compiler or the linker refused; the message is theirs."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """What differs between the two widths."""
+
+    target: str
+    emulation: str
+    virt_base: int
+    flags: tuple[str, ...]
+
+
+I386 = Width("x86-freestanding-none", "elf_i386", 0xC0000000, ("-mno-sse", "-mno-mmx"))
+X86_64 = Width(
+    "x86_64-freestanding-none",
+    "elf_x86_64",
+    0xFFFFFFFF80000000,
+    ("-mno-sse", "-mno-mmx", "-mno-red-zone", "-mcmodel=kernel"),
+)
+
+FLAGS = (
+    "-std=gnu11",
+    "-Os",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffreestanding",
+    "-fno-builtin",
+    "-fno-pic",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-sanitize=all",
+    "-g0",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One guest: its file NAME.elf, its sources (under samples/) beside the runtime, and its width."""
+
+    name: str
+    sources: tuple[str, ...]
+    width: Width = I386
+
+
+BUNDLE: tuple[Sample, ...] = (Sample("hello", ("hello/main.c",)),)
+
+
+def _zig(*arguments: str, cache: Path) -> None:
+    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "ziglang", *arguments]
+    done = subprocess.run(command, cwd=SAMPLES, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildFailure(f"zig {' '.join(arguments)}\n{done.stderr or done.stdout}")
+
+
+def compile_object(source: str, width: Width, scratch: Path) -> Path:
+    """Compile one source, given relative to samples/ so that no path of this machine enters the object."""
+    output = scratch / f"{width.emulation}-{source.replace('/', '-')}.o"
+    if not output.exists():
+        flags = (*FLAGS, *width.flags, "-target", width.target, "-mcpu=baseline", "-Icommon")
+        _zig("cc", "-c", *flags, source, "-o", str(output), cache=scratch / "cache")
+    return output
+
+
+def link(sample: Sample, objects: list[Path], scratch: Path, output: Path) -> None:
+    """Link the objects with samples/common/guest.lds into a stripped `output`."""
+    _zig(
+        "ld.lld",
+        *("-m", sample.width.emulation, "-T", "common/guest.lds", "--build-id=none", "--strip-all"),
+        *("-z", "max-page-size=4096", "-z", "nognustack", "--orphan-handling=error"),
+        f"--defsym=VIRT_BASE={sample.width.virt_base:#x}",
+        *map(str, objects),
+        *("-o", str(output)),
+        cache=scratch / "cache",
+    )
+    output.chmod(0o644)
+
+
+def build(samples: tuple[Sample, ...], folder: Path) -> list[Path]:
+    """Build `samples` into `folder`; the files made. Raises BuildFailure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        scratch = Path(name)
+        wanted = dict.fromkeys(
+            (source, sample.width) for sample in samples for source in (*RUNTIME, *sample.sources)
+        )
+        jobs = {key: pool.submit(compile_object, *key, scratch) for key in wanted}
+        for sample in samples:
+            objects = [jobs[source, sample.width].result() for source in (*RUNTIME, *sample.sources)]
+            made.append(folder / f"{sample.name}.elf")
+            link(sample, objects, scratch, made[-1])
+    return made
+
+
+def differing(samples: tuple[Sample, ...], bundled: Path) -> list[str]:
+    """The names of those samples whose file in `bundled` is not what a build gives."""
+    with tempfile.TemporaryDirectory() as name:
+        fresh = build(samples, Path(name))
+        return [
+            path.stem
+            for path in fresh
+            if not (bundled / path.name).exists() or (bundled / path.name).read_bytes() != path.read_bytes()
+        ]
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Build the sample guests.")
+    parser.add_argument("--check", action="store_true", help="compare with the bundled files instead")
+    parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
+    arguments = parser.parse_args()
+    try:
+        if arguments.check:
+            changed = differing(BUNDLE, BUNDLED)
+            print("\n".join(f"{name} differs from a fresh build" for name in changed) or "all equal")
+            return 1 if changed else 0
+        for path in build(BUNDLE, arguments.to):
+            print(f"{path.name}: {path.stat().st_size} bytes")
+    except BuildFailure as failure:
+        print(failure, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
