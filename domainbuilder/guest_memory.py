@@ -18,6 +18,9 @@ SUPERPAGE_2MB_SHIFT = 9  # xg_dom_x86.c
 SUPERPAGE_2MB_NR_PFNS = 1 << SUPERPAGE_2MB_SHIFT
 MAX_PAGES = 1 << 24  # 64 GB: the p2m list of a domain is eight bytes a page in this process, too
 
+# Private: reading a page that was never written costs no memory.
+_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+
 Frames = Literal["xen", "linear"]
 
 
@@ -50,7 +53,7 @@ def machine_frames(kind: Frames, nr_pages: int, first_mfn: int) -> array[int]:
 def allocate_ram(nr_pages: int) -> memoryview:
     """`nr_pages` of zeroed memory, one anonymous mapping; LayoutError when the host has not got it."""
     try:
-        return memoryview(mmap.mmap(-1, nr_pages << PAGE_SHIFT))
+        return memoryview(mmap.mmap(-1, nr_pages << PAGE_SHIFT, flags=_MAP_FLAGS))
     except (OSError, ValueError, OverflowError) as error:
         raise LayoutError(f"meminit_pv: failed to allocate {nr_pages:#x} pages: {error}") from error
 

@@ -1,0 +1,359 @@
+"""A built domain on disk and back: `save_image`, `load_image`, `is_image`; the format is dump_core.py's.
+
+Reading trusts nothing: the plan is worked out again from what the file says it was built from, and registers,
+start_info and frames have to be those of that plan. Only the contents of memory are taken as they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import struct
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from domainbuilder.build import DomainImage
+from domainbuilder.domain_plan import DomainPlan, lay_out
+from domainbuilder.dump_core import (
+    EHDR,
+    ET_CORE,
+    FORMAT_VERSION,
+    NOTE_BUILD,
+    NOTE_VERSION,
+    OWNER,
+    XC_CORE_MAGIC,
+    XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION,
+    XEN_ELFNOTE_DUMPCORE_HEADER,
+    nonzero_runs,
+    save_image,
+)
+from domainbuilder.elf import ElfImage, Section, parse_elf
+from domainbuilder.errors import BuildError, ImageError, Where
+from domainbuilder.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
+from domainbuilder.parms import ElfDomParms, XenPaeType
+from domainbuilder.start_info import START_INFO_SIZE, StartInfo
+from domainbuilder.vcpu_context import VcpuContext, xen_pfn_to_cr3
+from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
+
+__all__ = ["is_image", "load_image", "save_image"]
+
+_CHUNK = 2 << 20
+_MAX_NOTES = 1 << 16
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether the file starts like a dump-core file: a 64-bit little-endian ELF core without segments."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return False
+    try:
+        head = os.pread(fd, EHDR.size, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    if len(head) < EHDR.size:
+        return False
+    (kind,) = struct.unpack_from("<H", head, 16)
+    (phnum,) = struct.unpack_from("<H", head, 56)
+    return head[:6] == b"\x7fELF\x02\x01" and bool(kind == ET_CORE) and not phnum
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """Our own note, decoded and checked for types and ranges."""
+
+    kernel: str
+    guest_type: str
+    nr_pages: int
+    module_size: int | None
+    first_mfn: int
+    shared_info_mfn: int
+    parms: ElfDomParms
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An opened image: its ELF structure, and errors that name it."""
+
+    elf: ElfImage
+    fd: int
+    size: int
+
+    def fail(
+        self, reason: str, offset: int | None = None, *, found: object = None, expected: object = None
+    ) -> ImageError:
+        return ImageError(reason, where=Where(self.elf.name, offset), found=found, expected=expected)
+
+    def section(self, name: str, size: int | None = None) -> Section:
+        """A section that must exist, lie within the file, and be of `size` bytes if that is given."""
+        section = self.elf.section_by_name(name)
+        if section is None:
+            raise self.fail(f"no {name} section: not a dump-core file of a PV domain")
+        if section.offset + section.size > self.size:
+            raise self.fail(
+                f"{name} is cut short",
+                section.offset,
+                found=self.size,
+                expected=section.offset + section.size,
+            )
+        if size is not None and section.size != size:
+            raise self.fail(f"{name} has the wrong size", section.offset, found=section.size, expected=size)
+        return section
+
+    def read(self, section: Section, limit: int) -> bytes:
+        if section.size > limit:
+            raise self.fail(
+                f"{section.name} is too large",
+                section.offset,
+                found=section.size,
+                expected=f"at most {limit:#x}",
+            )
+        return bytes(self.elf.view[section.offset : section.offset + section.size])
+
+
+def load_image(path: str | os.PathLike[str], ram: memoryview | None = None) -> DomainImage:
+    """Read a built domain back.
+
+    `ram` is where to put its memory, zeroed, nr_pages << 12 bytes; without it memory is mapped. Raises
+    ImageError: not a dump-core file that `domainbuilder build` has written, damaged, or at odds with itself.
+    """
+    name = os.fspath(path)
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be opened: {error}", where=Where(name)) from error
+    try:
+        with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view:
+            elf = parse_elf(view, name)
+            try:
+                return _load(_File(elf, fd, len(view)), ram)
+            finally:
+                elf.view.release()
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be read: {error}", where=Where(name)) from error
+    except BuildError as error:
+        raise ImageError(f"not a built domain: {error.reason}", where=error.where or Where(name)) from error
+    finally:
+        os.close(fd)
+
+
+def _load(file: _File, ram: memoryview | None) -> DomainImage:
+    if file.elf.elf_class != 64 or file.elf.ehdr.type != ET_CORE or file.elf.endian != "<":
+        raise file.fail("not a dump-core file", 0, expected="a little-endian 64-bit ELF core")
+    header = _header(file)
+    built = _built(file)
+    if header["nr_pages"] != built.nr_pages:
+        raise file.fail("the notes disagree on nr_pages", found=header["nr_pages"], expected=built.nr_pages)
+    p2m = _p2m(file, built)
+    pages = file.section(".xen_pages", built.nr_pages << PAGE_SHIFT)
+    shared_info = file.read(file.section(".xen_shared_info", PAGE_SIZE), PAGE_SIZE)
+    plan = lay_out(
+        built.parms,
+        built.nr_pages,
+        kernel=built.kernel,
+        module_size=built.module_size,
+        cmdline=b"",
+        guest_type=built.guest_type,
+    )
+    start_info = _start_info(file, plan, built, pages, p2m)
+    plan = replace(plan, start_info=replace(plan.start_info, cmd_line=start_info.cmd_line))
+    context = _context(file, plan, p2m)
+    if ram is None:
+        ram = allocate_ram(built.nr_pages)
+    if ram.format != "B" or ram.readonly or len(ram) != built.nr_pages << PAGE_SHIFT:
+        raise file.fail("memory of the wrong size was given for this domain", found=len(ram))
+    memory = GuestMemory(ram, p2m, built.first_mfn)
+    _read_pages(file, pages, memory)
+    return DomainImage(
+        plan, p2m, ram, built.first_mfn, built.shared_info_mfn, context, start_info, shared_info
+    )
+
+
+def _notes(file: _File, name: str) -> dict[tuple[bytes, int], bytes]:
+    """(owner, type) -> descriptor of a note section, aligned to 4 bytes."""
+    section = file.section(name)
+    data = file.read(section, _MAX_NOTES)
+    notes: dict[tuple[bytes, int], bytes] = {}
+    at = 0
+    while at < len(data):
+        if at + 12 > len(data):
+            raise file.fail(f"a note in {name} is cut short", section.offset + at)
+        namesz, descsz, kind = struct.unpack_from("<III", data, at)
+        desc = at + 12 + -(-namesz // 4) * 4
+        end = desc + -(-descsz // 4) * 4
+        if end > len(data):
+            raise file.fail(
+                f"a note in {name} is cut short", section.offset + at, found=end - at, expected=len(data) - at
+            )
+        notes[data[at + 12 : at + 12 + namesz].rstrip(b"\0"), kind] = data[desc : desc + descsz]
+        at = end
+    return notes
+
+
+def _header(file: _File) -> dict[str, int]:
+    notes = _notes(file, ".note.Xen")
+    desc = notes.get((b"Xen", XEN_ELFNOTE_DUMPCORE_HEADER), b"")
+    version = notes.get((b"Xen", XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION), b"")
+    if len(desc) != 32 or len(version) != 8:
+        raise file.fail(".note.Xen lacks the dump-core header or the format version")
+    if version[4:] != bytes(4):
+        raise file.fail(
+            "a dump-core format this does not know",
+            found=int.from_bytes(version, "little"),
+            expected=FORMAT_VERSION,
+        )
+    magic, vcpus, nr_pages, page_size = struct.unpack("<4Q", desc)
+    if (magic, vcpus, page_size) != (XC_CORE_MAGIC, 1, PAGE_SIZE):
+        raise file.fail(
+            "not a PV domain of one vcpu",
+            found=f"{magic:#x}, {vcpus} vcpus, pages of {page_size:#x} bytes",
+            expected=f"{XC_CORE_MAGIC:#x}, 1, {PAGE_SIZE:#x}",
+        )
+    return {"nr_pages": nr_pages}
+
+
+_Fields = Mapping[str, tuple[type, int]]  # name -> (JSON type, bits of a number or length of a string)
+_PARMS: _Fields = {
+    **dict.fromkeys(ElfDomParms.__slots__, (int, 64)),
+    **dict.fromkeys(("guest_type", "guest_os", "guest_ver", "xen_ver", "loader"), (str, 32)),
+    **dict.fromkeys(("bsd_symtab", "unmapped_initrd"), (bool, 1)),
+    **dict.fromkeys(("f_supported", "f_required"), (int, 32)),
+    "pae": (int, 2),
+}
+_BUILT: _Fields = {
+    "version": (int, 32),
+    "kernel": (str, 255),
+    "guest_type": (str, 32),
+    "nr_pages": (int, MAX_PAGES.bit_length()),
+    "first_mfn": (int, 40),
+    "shared_info_mfn": (int, 40),
+}
+
+
+def _fits(value: Any, kind: type, size: int) -> bool:
+    if type(value) is not kind:
+        return False
+    if isinstance(value, str):
+        return len(value) <= size
+    return isinstance(value, int) and 0 <= value < 1 << size
+
+
+def _checked(file: _File, values: Any, table: _Fields) -> dict[str, Any]:
+    """The values of a JSON object that `table` names, each of the right type and size."""
+    checked = {}
+    for name, (kind, size) in table.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if not _fits(value, kind, size):
+            raise file.fail(
+                f"the build note's {name} is unusable",
+                found=repr(value)[:40],
+                expected=f"a string of {size} characters"
+                if kind is str
+                else f"{kind.__name__} of {size} bits",
+            )
+        checked[name] = value
+    return checked
+
+
+def _built(file: _File) -> _Built:
+    if file.elf.section_by_name(".note.domainbuilder") is None:
+        raise file.fail(
+            "no .note.domainbuilder section: only freshly built domains can be run, and this is another dump"
+        )
+    desc = _notes(file, ".note.domainbuilder").get((OWNER.encode(), NOTE_BUILD), b"")
+    try:
+        raw = json.loads(desc)
+    except (ValueError, RecursionError) as error:
+        raise file.fail("the build note is no JSON") from error
+    values = _checked(file, raw, _BUILT)
+    parms = _checked(file, raw.get("parms"), _PARMS)
+    if values.pop("version") != NOTE_VERSION:
+        raise file.fail("the build note is of another version", found=raw["version"], expected=NOTE_VERSION)
+    module_size = raw.get("module_size")
+    if module_size is not None:
+        module_size = _checked(file, raw, {"module_size": (int, 40)})["module_size"]
+    return _Built(
+        **values, module_size=module_size, parms=ElfDomParms(**{**parms, "pae": XenPaeType(parms["pae"])})
+    )
+
+
+def _p2m(file: _File, built: _Built) -> array[int]:
+    """The p2m list: frames in order, and every machine frame of the domain's range exactly once."""
+    nr_pages = built.nr_pages
+    section = file.section(".xen_p2m", 16 * nr_pages)
+    if not nr_pages:
+        raise file.fail("a domain without memory")
+    pairs = array("Q")
+    for at in range(0, section.size, _CHUNK):
+        pairs.frombytes(file.elf.view[section.offset + at : section.offset + min(at + _CHUNK, section.size)])
+        if at == 0 and pairs[0] != 0:
+            break
+    p2m = pairs[1::2]
+    expected = array("Q", range(built.first_mfn, built.first_mfn + len(p2m)))
+    if pairs[::2] != array("Q", range(nr_pages)) or array("Q", sorted(p2m)) != expected:
+        raise file.fail(
+            ".xen_p2m is not a list of this domain's frames",
+            section.offset,
+            expected=f"{nr_pages:#x} frames from {built.first_mfn:#x}",
+        )
+    return p2m
+
+
+def _context(file: _File, plan: DomainPlan, p2m: array[int]) -> VcpuContext:
+    """The registers, which have to be those that such a domain starts with."""
+    width = plan.guest.width
+    section = file.section(".xen_prstatus")
+    expected = replace(plan.vcpu, cr3=xen_pfn_to_cr3(p2m[plan.pgtables_pfn], width))
+    if file.read(section, PAGE_SIZE * 2).rstrip(b"\0") != expected.pack(width).rstrip(b"\0"):
+        raise file.fail("the registers are not those of a domain that has yet to start", section.offset)
+    return expected
+
+
+def _start_info(file: _File, plan: DomainPlan, built: _Built, pages: Section, p2m: array[int]) -> StartInfo:
+    """The start_info page: its machine frames and ports are taken from it, all else has to agree."""
+    width = plan.guest.width
+    offset = pages.offset + (plan.start_info_pfn << PAGE_SHIFT)
+    found = file.elf.view[offset : offset + START_INFO_SIZE[width]]
+    info = StartInfo.unpack(found, width)
+    expected = replace(
+        plan.start_info,
+        shared_info=built.shared_info_mfn << PAGE_SHIFT,
+        store_mfn=p2m[plan.xenstore_pfn],
+        store_evtchn=info.store_evtchn,
+        console_mfn=p2m[plan.console_pfn],
+        console_evtchn=info.console_evtchn,
+        cmd_line=info.cmd_line,
+    )
+    if info != expected:
+        raise file.fail("the start_info page is not that of this domain", offset)
+    return info
+
+
+def _read_pages(file: _File, section: Section, memory: GuestMemory) -> None:
+    """Fill memory with the pages that are not zero."""
+    end = section.offset + section.size
+    at = section.offset
+    while at < end:
+        at = section.offset + (_next_data(file.fd, at, end) - section.offset >> PAGE_SHIFT << PAGE_SHIFT)
+        data = os.pread(file.fd, min(_CHUNK, end - at), at)
+        if not data:
+            return
+        for start, length in nonzero_runs(data):
+            memory.write((at - section.offset + start) >> PAGE_SHIFT, data[start : start + length])
+        at += len(data)
+
+
+def _next_data(fd: int, at: int, end: int) -> int:
+    """Where the file goes on after a hole at `at`; `at` itself where holes cannot be seen."""
+    try:
+        return min(os.lseek(fd, at, os.SEEK_DATA), end)
+    except OSError as error:
+        return end if error.errno == errno.ENXIO else at  # ENXIO: a hole up to the end
