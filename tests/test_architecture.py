@@ -1,0 +1,49 @@
+"""docs/architecture.md names every module there is and none that there is not; the layering holds in CI."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("domainbuilder", "hvcore", "linker")
+DOCUMENT = ROOT / "docs" / "architecture.md"
+
+
+def modules() -> set[str]:
+    """Every module as a path from the root; a package stands for its __init__.py."""
+    found = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            found.add(name.removesuffix("__init__.py"))
+    return found
+
+
+def documented() -> set[str]:
+    """Every `path` of the tables: a first cell that starts with a package's name."""
+    rows = re.findall(r"^\| `([^`]+)` \|", DOCUMENT.read_text(), flags=re.MULTILINE)
+    return {row for row in rows if row.split("/")[0] in PACKAGES}
+
+
+def test_every_module_is_in_the_document() -> None:
+    assert sorted(modules() - documented()) == []
+
+
+def test_the_document_names_no_module_that_is_gone() -> None:
+    assert sorted(documented() - modules()) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
+
+
+LINE = re.compile(r"^\| `([^`]+)` \| (.+) \|$", flags=re.MULTILINE)
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    empty = [name for name, purpose in LINE.findall(DOCUMENT.read_text()) if len(purpose.split()) < 3]
+    assert empty == []
