@@ -184,7 +184,7 @@ def fetch(guest: Guest, options: list[str], state: Path, cache: Path) -> dict[st
 
 
 def _update(suite: str, arches: str, state: Path, mirrors: dict[str, str]) -> list[str]:
-    """The apt options for `suite`, its package lists fetched; without its security updates where they fail."""
+    """The apt options for `suite`, its lists fetched; without its security updates where they fail."""
     options = apt_options(arches, state)
     tries = [True, False] if "debian-security" in mirrors and suite not in OPTIONAL_SUITES else [False]
     for security in tries:

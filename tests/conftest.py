@@ -16,7 +16,7 @@ CACHE = Path(os.environ.get("DOMAINBUILDER_CACHE") or ROOT / ".cache")
 
 @pytest.fixture(scope="session")
 def guest_kernel() -> Callable[[str], Path]:
-    """`guest_kernel(name)`: the path of a file that `make guests` fetched, under its name in scripts/guests.py.
+    """`guest_kernel(name)`: the path of a file that `make guests` fetched (names: scripts/guests.py).
 
     Without it the test fails in CI and skips elsewhere.
     """

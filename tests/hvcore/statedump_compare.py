@@ -69,7 +69,7 @@ def normalise(line: str) -> tuple[str, dict[str, str]]:
     """One line as (label, facts), what is masked left out."""
     label = _label(line)
     if label == "CPUID":  # leaf 1 is the host's
-        line = line.split(" 1.a=")[0]
+        line = line.split(" 1.a=", maxsplit=1)[0]
     if label in {"L4E", "L3E", "L2E", "MAP", "GDT"}:
         line = line.replace(f"{label} ", "", 1)
     facts: dict[str, str] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +19,9 @@ SAMPLES = Path(__file__).resolve().parent.parent.parent / "samples"
 
 def load_builder(samples: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"builder_{abs(hash(samples))}", samples / "build.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
