@@ -55,6 +55,7 @@ class Vcpu:
         "nmi_callback",
         "nmi_pending",
         "pause_flags",
+        "periodic_last_event",
         "periodic_period",
         "poll_evtchn",
         "runstate",
@@ -108,6 +109,7 @@ class Vcpu:
         self.syscall_disables_events = False
         self.poll_evtchn: int | None = None  # port a SCHEDOP_poll waits for; -1 for a list; None: not polling
         self.periodic_period = 0
+        self.periodic_last_event = 0  # system time of the last tick, ns
         self.runstate = RUNSTATE_offline
         self.runstate_entry_time = 0
         self.runstate_time = [0, 0, 0, 0]

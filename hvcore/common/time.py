@@ -1,0 +1,89 @@
+"""System time as the guest sees it: xen/arch/x86/time.c and xen/common/time.c.
+
+The time stamp counter runs at TSC_PER_NS ticks a nanosecond from system time 0 on, so a record published at
+`now` reads (now * TSC_PER_NS, now), and no later TSC read is below it. Records are versioned: odd while they
+are written. The version lives in the guest's memory and is taken from there, as Xen takes it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from hvcore.abi import VCPU_TIME
+from hvcore.clock import TSC_PER_NS
+from hvcore.errors import GuestError
+from hvcore.public.vcpu import vcpu_time_info
+
+if TYPE_CHECKING:
+    from hvcore.domain import Domain
+    from hvcore.vcpu import Vcpu
+
+EPOCH_NS = 1_000_000_000  # Xen calibrates its clocks, and moves its time stamps, once a second
+TSC_TO_SYSTEM_MUL = (1 << 32) // TSC_PER_NS
+TSC_SHIFT = 0
+_TSC_TIMESTAMP = 8  # offsets in vcpu_time_info
+_SYSTEM_TIME = 16
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_WALLCLOCK = struct.Struct("<II")  # wc_sec, wc_nsec
+
+
+def version_update_begin(version: int) -> int:
+    """The odd version that says "do not read"."""
+    return (version + 1 | 1) & 0xFFFFFFFF
+
+
+def version_update_end(version: int) -> int:
+    """The even version that follows."""
+    return (version + 1) & 0xFFFFFFFF
+
+
+def tsc_from_ns(system_time: int) -> int:
+    """The time stamp counter at a system time."""
+    return system_time * TSC_PER_NS
+
+
+def force_update_vcpu_system_time(v: Vcpu) -> None:
+    """Publish the present time in vcpu_info and in the secondary area, if one is registered."""
+    info = v.info
+    system_time = v.domain.clock.now()
+    version = version_update_begin(_U32.unpack_from(info, VCPU_TIME)[0])
+    record = (0, system_time * TSC_PER_NS, system_time, TSC_TO_SYSTEM_MUL, TSC_SHIFT, 0, 0)
+    vcpu_time_info.pack_into(info, VCPU_TIME, version, *record)
+    _U32.pack_into(info, VCPU_TIME, version_update_end(version))
+    if v.time_info_guest:
+        update_secondary_system_time(v, version, record)
+
+
+def update_vcpu_system_time(v: Vcpu) -> None:
+    """Publish when a new second has begun since the last time, or when the guest damaged the record."""
+    info = v.info
+    published = _U64.unpack_from(info, VCPU_TIME + _SYSTEM_TIME)[0]
+    tsc = _U64.unpack_from(info, VCPU_TIME + _TSC_TIMESTAMP)[0]
+    if published + EPOCH_NS <= v.domain.clock.now() or tsc != published * TSC_PER_NS or not tsc:
+        force_update_vcpu_system_time(v)
+
+
+def update_secondary_system_time(v: Vcpu, version: int, record: tuple[int, ...]) -> None:
+    """The same record where the guest registered it (`v` is current); a fault there is its loss."""
+    guest = v.domain.guest
+    at = v.time_info_guest
+    try:
+        guest.write_u32(at, version)
+        guest.pack(vcpu_time_info, at, version, *record)
+        guest.write_u32(at, version_update_end(version))
+    except GuestError:
+        return
+
+
+def update_domain_wallclock_time(d: Domain) -> None:
+    """Publish Unix time at system time 0 (`d.wallclock_ns`) in shared_info."""
+    shared = d.shared_info
+    at = d.abi.wallclock
+    sec, nsec = divmod(d.wallclock_ns, 1_000_000_000)
+    version = version_update_begin(_U32.unpack_from(shared, at)[0])
+    _U32.pack_into(shared, at, version)
+    _WALLCLOCK.pack_into(shared, at + 4, sec & 0xFFFFFFFF, nsec)
+    _U32.pack_into(shared, d.abi.wc_sec_hi, sec >> 32 & 0xFFFFFFFF)
+    _U32.pack_into(shared, at, version_update_end(version))

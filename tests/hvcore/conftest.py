@@ -1,0 +1,191 @@
+"""A small domain without a processor: real memory, clock and hypercall state, an identity-like page walk.
+
+Guest virtual page N is pseudo-physical page N, which is machine frame `first_mfn + N`. Pages from `NR_PAGES`
+on do not exist, those in `read_only` refuse stores.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hvcore import abi as abi_module
+from hvcore.clock import Clock
+from hvcore.common.event_channel import EvtchnTable
+from hvcore.domain import Domain
+from hvcore.guest_access import GuestAccess
+from hvcore.machine_memory import MachineMemory
+from hvcore.page_info import OWNER_GUEST, FrameTable
+from hvcore.trace import Trace
+from hvcore.vcpu import Vcpu, VPF_down
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NR_PAGES = 64
+
+
+class FakeMm:
+    """The services of pv/mm.py that the common hypercalls lean on, with the least that they promise."""
+
+    def __init__(self, d: Domain) -> None:
+        self.d = d
+        self.m2p: dict[int, int] = {d.mem.first_mfn + i: i for i in range(d.nr_pages)}
+        self.free: list[int] = []
+        self.busy: set[int] = set()  # frames that something still refers to
+        self.shared: dict[int, bool] = {}
+        self.host_maps: list[tuple[int, int, int]] = []
+
+    def owned(self, mfn: int) -> bool:
+        d = self.d
+        i = mfn - d.mem.base_mfn
+        return 0 <= i < d.frames.nr and d.frames.owner[i] == OWNER_GUEST
+
+    def guest_remove_page(self, mfn: int) -> int:
+        if not self.owned(mfn):
+            return -22
+        self.d.frames.owner[mfn - self.d.mem.base_mfn] = 0
+        self.d.tot_pages -= 1
+        self.m2p.pop(mfn, None)
+        self.free.append(mfn)
+        return 0
+
+    def steal_page(self, mfn: int) -> int:
+        if not self.owned(mfn) or mfn in self.busy:
+            return -22
+        return self.guest_remove_page(mfn)
+
+    def alloc_domheap_page(self) -> int:
+        if not self.free or self.d.tot_pages >= self.d.max_pages:
+            return -1
+        mfn = self.free.pop(0)
+        self.d.frames.owner[mfn - self.d.mem.base_mfn] = OWNER_GUEST
+        self.d.tot_pages += 1
+        self.d.mem.frame(mfn)[:] = bytes(4096)
+        return mfn
+
+    def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:
+        self.m2p[mfn] = pfn
+
+    def get_page_writable(self, mfn: int) -> bool:
+        return self.owned(mfn)
+
+    def put_page_writable(self, mfn: int) -> None:
+        pass
+
+    def get_page(self, mfn: int) -> bool:
+        return self.owned(mfn)
+
+    def put_page(self, mfn: int) -> None:
+        pass
+
+    def share_xen_page_with_guest(self, mfn: int, writable: bool) -> None:
+        self.shared[mfn] = writable
+
+    def create_grant_host_mapping(self, addr: int, mfn: int, flags: int, cache_flags: int) -> int:
+        self.host_maps.append((addr, mfn, flags))
+        return 0
+
+    def replace_grant_host_mapping(self, addr: int, mfn: int, new_addr: int, flags: int) -> int:
+        for i, (a, m, f) in enumerate(self.host_maps):
+            if a == addr and m == mfn:
+                del self.host_maps[i]
+                if new_addr:
+                    self.host_maps.append((new_addr, m, f))
+                return 0
+        return -1
+
+
+class Guest:
+    """One domain and handy ways to act as its kernel; hypercall arguments go to page 1."""
+
+    ARG = 0x1000
+
+    def __init__(self, abi: abi_module.Abi, max_vcpus: int) -> None:
+        mem = MachineMemory(NR_PAGES, m2p_entry=abi.m2p_entry)
+        frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
+        frames.assign(mem.first_mfn, NR_PAGES)
+        self.cell = memoryview(bytearray(8)).cast("q")
+        self.cell[0] = 1 << 40
+        shared_info_mfn = mem.alloc_xenheap_page()
+        d = Domain(
+            abi=abi,
+            mem=mem,
+            frames=frames,
+            clock=Clock(self.cell),
+            shared_info_mfn=shared_info_mfn,
+            shared_info=mem.frame(shared_info_mfn),
+            nr_pages=NR_PAGES,
+            max_pages=NR_PAGES + 256,
+            max_vcpus=max_vcpus,
+        )
+        d.tot_pages = NR_PAGES
+        self.d = d
+        self.read_only: set[int] = set()
+        self.reschedules = 0
+        d.guest = GuestAccess(abi, mem, self.walk)
+        mm: Any = FakeMm(d)
+        d.mm = mm
+        self.mm: FakeMm = mm
+        d.trace = Trace()
+        d.reschedule = self._reschedule
+        d.evtchn = EvtchnTable(d)
+        d.vcpus = [Vcpu(d, i) for i in range(max_vcpus)]
+        for v in d.vcpus:
+            v.info[1] = 1
+        d.vcpus[0].pause_flags &= ~VPF_down
+        d.vcpus[0].is_initialised = True
+        self.v = d.vcpus[0]
+
+    def walk(self, va: int, write: bool) -> int:
+        page = va >> 12
+        if page >= NR_PAGES or (write and page in self.read_only):
+            return -1
+        return (self.d.mem.first_mfn - self.d.mem.base_mfn + page) << 12
+
+    def _reschedule(self) -> None:
+        self.reschedules += 1
+
+    def call(self, op: Callable[..., int], cmd: int, fmt: str, *fields: int, vcpu: int = 0) -> int:
+        """Store the argument at ARG and make the hypercall, as the dispatcher would."""
+        from hvcore.errors import GuestError
+
+        self.d.guest.copy_to(self.ARG, struct.pack("<" + fmt, *fields))
+        self.d.current_id = vcpu
+        try:
+            return op(self.d.vcpus[vcpu], cmd, self.ARG)
+        except GuestError as e:
+            return -e.errno
+
+    def result(self, fmt: str) -> tuple[int, ...]:
+        """The argument as the hypercall left it."""
+        layout = struct.Struct("<" + fmt)
+        return layout.unpack(self.d.guest.copy_from(self.ARG, layout.size))
+
+    def memory(self, page: int) -> memoryview:
+        return self.d.mem.frame(self.d.mem.first_mfn + page)
+
+    def run_to(self, when: int) -> None:
+        """Let virtual time pass, firing what becomes due."""
+        self.d.clock.advance_to(when)
+        self.d.clock.run_due()
+
+
+ABIS = [abi_module.PV32_PAE, abi_module.PV64]
+
+
+@pytest.fixture(params=ABIS, ids=["pv32", "pv64"])
+def guest(request: pytest.FixtureRequest) -> Guest:
+    return Guest(request.param, 2)
+
+
+@pytest.fixture
+def guest32() -> Guest:
+    return Guest(abi_module.PV32_PAE, 2)
+
+
+@pytest.fixture
+def guest64() -> Guest:
+    return Guest(abi_module.PV64, 2)
