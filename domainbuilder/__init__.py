@@ -14,22 +14,36 @@ They are imported when first used: `import domainbuilder` alone costs nothing.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from domainbuilder.build import build, inspect, plan
+    from domainbuilder.build import build
+    from domainbuilder.domain_plan import plan
+    from domainbuilder.inspection import inspect
     from domainbuilder.launch import launch
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "build", "inspect", "launch", "plan"]
 
-_HOMES = {"inspect": "build", "plan": "build", "build": "build", "launch": "launch"}
+_HOMES = {"inspect": "inspection", "plan": "domain_plan", "build": "build", "launch": "launch"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'domainbuilder' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"domainbuilder.{_HOMES[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Keeps `domainbuilder.build` the function: importing the submodule of that name would hide it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,171 @@
+"""The command line's frame: help, version, what becomes of errors, and what start-up imports."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import domainbuilder
+from domainbuilder import cli
+from domainbuilder.errors import BuildError, Where
+
+COMMANDS = Path(domainbuilder.__file__).parent / "commands"
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "domainbuilder", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_table_of_help_lines_is_what_the_commands_say(name: str) -> None:
+    docstring = inspect.getdoc(cli.load(name))
+    assert docstring is not None
+    assert docstring.splitlines()[0] == cli.COMMANDS[name].help
+
+
+def test_every_command_module_is_in_the_table() -> None:
+    modules = {path.stem for path in COMMANDS.glob("[!_]*.py")}
+    assert modules == {command.module for command in cli.COMMANDS.values()}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_shows_its_own_help(name: str) -> None:
+    done = run(*name.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert cli.COMMANDS[name].help.split(".")[0] in " ".join(done.stdout.split())
+
+
+def test_help_lists_every_command_and_examples() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for name, command in cli.COMMANDS.items():
+        assert f"{name} " in done.stdout
+        assert command.help in " ".join(done.stdout.split())
+    assert "domainbuilder launch" in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What start-up costs is what it imports; the time itself is in benchmarks/."""
+    code = (
+        "import sys\n"
+        "from domainbuilder.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit:\n    print(*sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert "typer" in loaded
+    assert not loaded & {
+        "unicorn",
+        "lief",
+        "pydantic",
+        "elftools",
+        "capstone",
+        "rich",
+        "hvcore",
+        "linker",
+        "lz4",
+    }
+
+
+def test_importing_the_package_imports_no_module_of_ours() -> None:
+    code = "import sys, domainbuilder; print(*[m for m in sys.modules if m.startswith('domainbuilder.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"domainbuilder {domainbuilder.__version__}\n")
+
+
+def test_the_version_is_the_distributions() -> None:
+    text = (Path(domainbuilder.__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'\nversion = "{domainbuilder.__version__}"\n' in text
+
+
+def test_submodules_do_not_hide_the_functions() -> None:
+    import domainbuilder.build
+
+    assert callable(domainbuilder.build)
+    with pytest.raises(AttributeError, match="frobnicate"):
+        domainbuilder.frobnicate  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "arguments", [["frobnicate"], ["--frobnicate"], ["plan"], ["plan", "--memory", "many", "x"]]
+)
+def test_wrong_usage_ends_with_2_and_no_traceback(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["notes", "plan", "build", "launch"])
+def test_a_missing_file_is_one_line_and_2(name: str, tmp_path: Path) -> None:
+    output = ["-o", str(tmp_path / "out")] if name == "build" else []
+    done = run(name, str(tmp_path / "nothing here"), *output)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("domainbuilder: error: ")
+    assert "nothing here" in lines[0]
+
+
+def raising(error: BaseException) -> object:
+    def command() -> None:
+        """Raise what a command may raise."""
+        raise error
+
+    return command
+
+
+def main_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    monkeypatch.setattr(cli, "load", lambda name: raising(error))
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["notes"])
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+def test_errors_in_the_input_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = BuildError("no\nloader", where=Where("kernel", 0x10), found=3, expected="5")
+    assert main_with(monkeypatch, error) == 2
+    assert capsys.readouterr().err == "domainbuilder: error: kernel+0x10: no loader; found 0x3; expected 5\n"
+
+
+def test_errors_of_files_name_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_with(monkeypatch, PermissionError(13, "Permission denied", "secret")) == 2
+    assert capsys.readouterr().err == "domainbuilder: error: secret: Permission denied\n"
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main_with(monkeypatch, KeyboardInterrupt()) == 130
+
+
+def test_bugs_show_as_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "load", lambda name: raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["notes"])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"'{sys.executable}' -m domainbuilder --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in {"0", "1"}
+    assert done.stderr == ""
+
+
+def test_completion_is_offered() -> None:
+    done = run("--show-completion", "bash")
+    assert "_DOMAINBUILDER_COMPLETE" in done.stdout
