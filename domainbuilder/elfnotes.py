@@ -104,6 +104,15 @@ class Notes:
         return tuple(note for note in self.notes if note.used)
 
 
+def quoted(text: str) -> str:
+    """`text` in double quotes; what no terminal should print as a backslash escape."""
+    shown = "".join(
+        char if char.isprintable() and char not in '"\\' else char.encode("unicode_escape").decode()
+        for char in text
+    )
+    return f'"{shown}"'
+
+
 def _round4(size: int) -> int:
     return (size + 3) & 0xFFFF_FFFC  # unsigned int, as in libelf
 
@@ -162,6 +171,15 @@ def find_notes(elf: ElfImage) -> Notes:
             notes.append(note)
         seen.add(note.offset)
     return Notes(tuple(notes), source, ranges, walker.broken)
+
+
+def notes_in(elf: ElfImage, source: str, header: int) -> list[Note]:
+    """All notes of one PT_NOTE or SHT_NOTE, as Xen would walk it."""
+    if source == "PT_NOTE":
+        offset, size = elf.phdrs[header].offset, elf.phdrs[header].filesz
+    else:
+        offset, size = elf.sections[header].offset, elf.sections[header].size
+    return list(_Walker(elf, used=True).walk(source, header, offset, size))
 
 
 def note_segments(elf: ElfImage) -> Iterator[ProgramHeader]:

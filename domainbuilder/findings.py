@@ -58,7 +58,7 @@ RULES = {
         ("DBN012", "unknown-required-feature", _E, 'drop the "!", or the name'),
         ("DBN013", "string-truncated", _W, "shorten it to 15 bytes"),
         ("DBN014", "legacy", _I, "nothing for Xen 4.17; ELF notes say the same, and more loaders read them"),
-        ("DBN015", "legacy-key", _W, "check the spelling: Xen ignores the key"),
+        ("DBN015", "legacy-key", _W, "Xen ignores the key: check the spelling (GUEST_VER, XEN_VER)"),
         ("DBN016", "legacy-number", _W, "write a C number: 0x hexadecimal, 0 octal, or decimal"),
         ("DBN017", "legacy-required-feature", _W, 'drop the "!", or put FEATURES last'),
         ("DBN018", "legacy-ignored", _I, "drop the section, or the notes"),

@@ -11,10 +11,12 @@ from domainbuilder.elfnotes import (
     OWNER,
     STRING_TYPES,
     Note,
+    Notes,
     elf_xen_parse_features,
     note_bytes,
     note_segments,
     note_string,
+    quoted,
 )
 from domainbuilder.findings import Finding, Severity, Subject, found
 from domainbuilder.parms import LEGACY_KEYS, UNSET_ADDR, ElfDomParms, RefusedError, XenPaeType
@@ -65,9 +67,7 @@ def placement(subject: Subject) -> Iterator[Finding]:
     if subject.notes.source == "SHT_NOTE":
         first = next(note for note in subject.notes.used)
         name = subject.elf.sections[first.header].name
-        message = (
-            f"Xen's notes are in section {name} and in no PT_NOTE; Xen looks there, other loaders do not"
-        )
+        message = f"Xen's notes are in section {quoted(name)} and in no PT_NOTE, where other loaders look"
         yield found("outside-pt-note", first.offset, message)
     for phdr in note_segments(subject.elf):
         if phdr.offset == 0 and phdr.filesz:
@@ -77,18 +77,24 @@ def placement(subject: Subject) -> Iterator[Finding]:
 _MUST_HAVE = {ElfNote.XEN_VERSION, ElfNote.LOADER, ElfNote.GUEST_OS}
 
 
-def owners(subject: Subject) -> Iterator[Finding]:
-    """Notes that are Xen's in all but the owner."""
+def disguised(elf: ElfImage, notes: Notes) -> dict[bytes, list[Note]]:
+    """Notes that are Xen's in all but the owner, by owner."""
     by_owner: dict[bytes, list[Note]] = {}
-    for note in subject.notes.notes:
+    for note in notes.notes:
         if note.owner is not None and note.owner != OWNER and note.type <= ELFNOTE_MAX:
             by_owner.setdefault(note.owner, []).append(note)
-    for owner, notes in by_owner.items():
-        alike = owner.strip().lower() == b"xen"
-        if not alike and not _looks_like_xen(subject.elf, notes):
-            continue
+    return {
+        owner: group
+        for owner, group in by_owner.items()
+        if owner.strip().lower() == OWNER.lower() or _looks_like_xen(elf, group)
+    }
+
+
+def owners(subject: Subject) -> Iterator[Finding]:
+    for owner, notes in disguised(subject.elf, subject.notes).items():
         severity = None if subject.accepted else Severity.ERROR
-        message = f'{len(notes)} notes have the owner "{notes[0].owner_text}", not "Xen": Xen ignores them'
+        wrong = quoted(owner[:60].decode("latin-1"))
+        message = f'{len(notes)} notes have the owner {wrong}, not "Xen": Xen ignores them'
         yield found("owner", notes[0].offset, message, severity)
 
 
@@ -186,16 +192,18 @@ def strings(subject: Subject) -> Iterator[Finding]:
         text = raw.decode("latin-1")
         if note.type in _CHAR16 and len(raw) > 15:
             yield found(
-                "string-truncated", note.offset, f'{_name(note)} is "{text[:15]}" to Xen, not "{text[:60]}"'
+                "string-truncated",
+                note.offset,
+                f"{_name(note)} is {quoted(text[:15])} to Xen, not {quoted(text[:60])}",
             )
         if note.type == ElfNote.FEATURES:
             for name in elf_xen_parse_features(raw).unknown[:_MANY]:
                 if not name.startswith("!"):
                     yield found(
-                        "unknown-feature", note.offset, f'FEATURES: "{name}" means nothing to Xen 4.17'
+                        "unknown-feature", note.offset, f"FEATURES: {quoted(name)} means nothing to Xen 4.17"
                     )
         if note.type == ElfNote.PAE_MODE and raw not in {b"yes", b"no"} and b"bimodal" not in raw:
-            yield found("pae-mode", note.offset, f'PAE_MODE: "{text[:60]}" reads as no PAE')
+            yield found("pae-mode", note.offset, f"PAE_MODE: {quoted(text[:60])} reads as no PAE")
 
 
 # __xen_guest
@@ -211,18 +219,16 @@ def legacy(subject: Subject) -> Iterator[Finding]:
     yield found("legacy", info.section.offset, "described by __xen_guest, the section that notes replaced")
     for entry in info.keys:
         if entry.key not in LEGACY_KEYS:
-            yield found("legacy-key", entry.offset, f'__xen_guest: "{entry.key}" means nothing to Xen')
+            yield found("legacy-key", entry.offset, f"__xen_guest: {quoted(entry.key)} means nothing to Xen")
         numeric = entry.key in {"VIRT_BASE", "VIRT_ENTRY", "ELF_PADDR_OFFSET", "HYPERCALL_PAGE"}
         if numeric and not _is_number(entry.value):
             read = "page 0" if entry.key == "HYPERCALL_PAGE" else "another number"
-            message = f'__xen_guest: {entry.key}="{entry.value}" is no number, and Xen reads {read}'
+            message = f"__xen_guest: {entry.key}={quoted(entry.value)} is no number, and Xen reads {read}"
             yield found("legacy-number", entry.offset, message)
         if entry.key == "FEATURES" and (
             name := elf_xen_parse_features(entry.value.encode("latin-1")).refused
         ):
-            message = (
-                f'__xen_guest: FEATURES requires "{name}", unknown to Xen, which ignores all keys that follow'
-            )
+            message = f"__xen_guest: FEATURES requires {quoted(name)}, unknown to Xen, which stops there"
             yield found("legacy-required-feature", entry.offset, message)
             return
 

@@ -22,6 +22,7 @@ from domainbuilder.elfnotes import (
     note_features,
     note_numeric,
     note_string,
+    quoted,
 )
 from domainbuilder.errors import NotesError, Where
 from hvcore.public.elfnote import ElfNote
@@ -221,7 +222,7 @@ def _parse_string_note(elf: ElfImage, note: Note, draft: _Draft) -> None:
     elif (refused := draft.add_features(raw)) is not None:
         raise RefusedError(
             "unknown-required-feature",
-            f'FEATURES requires "{refused}", which Xen 4.17 does not know',
+            f"FEATURES requires {quoted(refused)}, which Xen 4.17 does not know",
             where=elf.where(note.desc_offset),
         )
 
@@ -292,7 +293,8 @@ def _note_check(elf: ElfImage, draft: _Draft, *, hvm: bool, found: bool) -> None
     if not draft.loader.startswith("generic") and not draft.guest_os.startswith("linux"):
         raise RefusedError(
             "loader",
-            f'LOADER is "{draft.loader}", not "generic", and GUEST_OS is "{draft.guest_os}", not "linux"',
+            f'LOADER is {quoted(draft.loader)}, not "generic", '
+            f'and GUEST_OS is {quoted(draft.guest_os)}, not "linux"',
             libelf="ERROR: Will only load images built for the generic loader or Linux images"
             f" (Not '{draft.loader}' and '{draft.guest_os}') or with PHYS32_ENTRY set",
             where=draft.where,
@@ -300,7 +302,7 @@ def _note_check(elf: ElfImage, draft: _Draft, *, hvm: bool, found: bool) -> None
     if not draft.xen_ver.startswith("xen-3.0"):
         raise RefusedError(
             "xen-version",
-            f'XEN_VERSION is "{draft.xen_ver}", not "xen-3.0"',
+            f'XEN_VERSION is {quoted(draft.xen_ver)}, not "xen-3.0"',
             libelf=f"ERROR: Xen will only load images built for Xen v3.0 (Not '{draft.xen_ver}')",
             where=draft.where,
         )

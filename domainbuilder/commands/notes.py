@@ -1,0 +1,102 @@
+"""`domainbuilder notes` and `domainbuilder notes fix`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from domainbuilder.errors import BuildError
+    from domainbuilder.inspection import Inspection
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    text = "text"
+    json = "json"
+
+
+def notes(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Kernels: ELF, gzip or bzImage.", show_default=False),
+    ],
+    output_format: Annotated[
+        Format, typer.Option("--format", help="Print text, or JSON for programs.")
+    ] = Format.text,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a finding is an error.")] = False,
+) -> None:
+    """Show what kernels ask of Xen, and whether Xen would accept them.
+
+    The verdict per kind of guest comes first, then what is wrong or odd, then the notes themselves.
+    `domainbuilder notes fix FILE -o OUT` repairs what can be repaired; a kernel that is called
+    "fix" is written ./fix.
+    """
+    from domainbuilder.errors import ExitCode
+
+    results = [(str(path), _inspect(path)) for path in files]
+    if output_format is Format.json:
+        from domainbuilder.models import notes_report
+
+        typer.echo(notes_report(results).model_dump_json(indent=2))
+    else:
+        _print_text([result for _, result in results])
+    for _, result in results:
+        if isinstance(result, Exception):
+            typer.echo(f"domainbuilder: error: {' '.join(str(result).split())}", err=True)
+    if any(isinstance(result, Exception) for _, result in results):
+        raise typer.Exit(ExitCode.UNUSABLE_INPUT)
+    if check and any(result.errors for _, result in results if not isinstance(result, Exception)):
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def fix(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ELF kernel, gzipped or not.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write the repaired kernel.")
+    ],
+    output_format: Annotated[
+        Format, typer.Option("--format", help="Print text, or JSON for programs.")
+    ] = Format.text,
+) -> None:
+    """Repair what can be repaired in a kernel's notes.
+
+    The owner of notes that are Xen's in all but name, sizes that run past the end, a missing PT_NOTE.
+    What gets loaded stays as it is, and OUT appears whole or not at all.
+    """
+    from domainbuilder.fix import fix as repair
+
+    result = repair(file, output)
+    if output_format is Format.json:
+        from domainbuilder.models import fix_report
+
+        typer.echo(fix_report(result).model_dump_json(indent=2))
+        return
+    for line in result.changes or ("nothing to repair: a copy",):
+        typer.echo(f"{result.output}: {line}")
+    for line in result.left:
+        typer.echo(f"{result.output}: note: {line}")
+
+
+def _inspect(path: Path) -> Inspection | BuildError:
+    from domainbuilder.errors import BuildError
+    from domainbuilder.inspection import inspect
+
+    try:
+        return inspect(path)
+    except BuildError as error:
+        return error
+
+
+def _print_text(results: list[Inspection | BuildError]) -> None:
+    from domainbuilder.notes_text import render
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    reports = [render(result, colour=colour) for result in results if not isinstance(result, Exception)]
+    sys.stdout.write("\n".join(reports))
