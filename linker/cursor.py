@@ -11,7 +11,7 @@ from .ast import Span
 from .lexer import BAD, END, EXPRESSION, NAME, NUMBER, PUNCT, SCRIPT, STRING, Lexer, Token, number_value
 
 MAX_NESTING = 60
-MAX_OPERATORS = 300
+MAX_OPERATORS = 200
 
 # A higher number binds tighter; all binary operators associate to the left.
 PRECEDENCE = {

@@ -1,0 +1,262 @@
+"""Rules about alignment that the script alone can break."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linker import ast
+from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, script_place
+from linker.match import any_match
+from linker.outline import Outline, dot_alignment, expressions, walk
+
+
+def _page_aligned(spec: ast.InputSpec, context: Context) -> ast.Pattern | None:
+    """Return the pattern of the description that names page-aligned sections."""
+    for pattern in spec.sections or ():
+        if any_match(context.settings.page_aligned, pattern.name.rstrip("*.")) or any_match(
+            context.settings.page_aligned, pattern.name
+        ):
+            return pattern
+    return None
+
+
+def _outline(context: Context) -> Outline:
+    assert context.outline is not None
+    return context.outline
+
+
+def page_aligned_order(context: Context) -> Iterator[Hit]:
+    """Other input stands between the last alignment and the page-aligned input."""
+    outline = _outline(context)
+    for placed in outline.kept_sections:
+        before: str | None = None
+        for statement in placed.section.body:
+            alignment = dot_alignment(statement, outline)
+            if alignment is not None:
+                # An alignment that cannot be folded gets the benefit of the doubt.
+                before = None if alignment == 0 or alignment >= context.settings.page_size else before
+            elif isinstance(statement, ast.Data | ast.StringData):
+                before = "data" if not isinstance(statement, ast.Data) else statement.kind
+            elif isinstance(statement, ast.InputSpec):
+                pattern = _page_aligned(statement, context)
+                for other in statement.sections or ():
+                    if other is pattern:
+                        break
+                    before = other.name
+                if pattern is not None and before is not None:
+                    yield Hit(
+                        f"'{pattern.name}' comes after '{before}' in {placed.section.name} and nothing "
+                        f"aligns '.' to {context.settings.page_size} in between",
+                        script_place(pattern.span, pattern.name),
+                    )
+                # After page-aligned input the place is as aligned as its size is: see the rule below.
+                before = (statement.sections[-1].name if statement.sections else "*") if not pattern else None
+
+
+def page_aligned_tail(context: Context) -> Iterator[Hit]:
+    """Other input follows page-aligned input with no alignment in between."""
+    outline = _outline(context)
+    for placed in outline.kept_sections:
+        open_pattern: ast.Pattern | None = None
+        for statement in placed.section.body:
+            if dot_alignment(statement, outline) is not None:
+                open_pattern = None
+            elif isinstance(statement, ast.InputSpec):
+                pattern = _page_aligned(statement, context)
+                follower = pattern is None and bool(statement.sections)
+                if pattern is not None and statement.sections and statement.sections[-1] is not pattern:
+                    follower, open_pattern = True, pattern
+                if follower and open_pattern is not None:
+                    yield Hit(
+                        f"nothing aligns '.' after '{open_pattern.name}' in {placed.section.name}: what "
+                        "follows may share its last page",
+                        script_place(open_pattern.span, open_pattern.name),
+                    )
+                    open_pattern = None
+                elif pattern is not None:
+                    open_pattern = pattern
+
+
+_FUNCTIONS = {"ALIGN": -1, "BLOCK": -1, "DATA_SEGMENT_ALIGN": 0}
+
+
+def align_not_power_of_two(context: Context) -> Iterator[Hit]:
+    """An ALIGN, SUBALIGN or the alignment of a section is no power of two."""
+    outline = _outline(context)
+
+    def bad(node: ast.Expr | None) -> int | None:
+        value = outline.fold(node)
+        return value if value and value & (value - 1) else None
+
+    for statement in outline.statements():
+        for top in expressions(statement):
+            for part in walk(top):
+                if isinstance(part, ast.Call) and part.function in _FUNCTIONS:
+                    value = bad(part.arguments[_FUNCTIONS[part.function]])
+                    if value is not None:
+                        yield Hit(
+                            f"{part.function}({value:#x}): {value} is no power of two",
+                            script_place(part.span, part.function),
+                        )
+        if isinstance(statement, ast.OutputSection):
+            for keyword, node in (("ALIGN", statement.align), ("SUBALIGN", statement.subalign)):
+                value = bad(node)
+                if value is not None and node is not None:
+                    yield Hit(
+                        f"{keyword}({value:#x}) of {statement.name}: {value} is no power of two",
+                        script_place(_span(node), statement.name),
+                    )
+
+
+def _span(node: ast.Expr) -> ast.Span:
+    return node.span
+
+
+def top_align_ignored(context: Context) -> Iterator[Hit]:
+    """`. = ALIGN(n)` between output sections, and the next one goes to a region's own counter."""
+    outline = _outline(context)
+    pending: ast.Assign | None = None
+    used = False
+    for command in outline.sequence:
+        if isinstance(command, ast.Assign):
+            if dot_alignment(command, outline) is not None:
+                pending, used = command, False
+            elif pending is not None and any(
+                isinstance(part, ast.Symbol) and part.name == "." for part in walk(command.value)
+            ):
+                # A symbol takes the aligned value: that is what the statement is for.
+                used = True
+        elif isinstance(command, ast.OutputSection):
+            if pending is not None and not used and command.region and command.address is None:
+                yield Hit(
+                    f"this alignment is lost: {command.name} goes to >{command.region}, whose own counter "
+                    "ld takes",
+                    script_place(pending.span, command.name),
+                )
+            pending = None
+
+
+def align_with_input(context: Context) -> Iterator[Hit]:
+    """ALIGN and ALIGN_WITH_INPUT on the same output section."""
+    for placed in _outline(context).kept_sections:
+        section = placed.section
+        if section.align_with_input and section.align is not None:
+            yield Hit(
+                f"{section.name} has ALIGN and ALIGN_WITH_INPUT: they contradict each other",
+                script_place(_span(section.align), section.name),
+            )
+
+
+def align_to_symbol(context: Context) -> Iterator[Hit]:
+    """`_ = ALIGN(n)`: the location counter is written `.`."""
+    for assign in _outline(context).assignments:
+        aligned = isinstance(assign.value, ast.Call) and assign.value.function == "ALIGN"
+        if aligned and not assign.target.strip("_"):
+            yield Hit(
+                f"'{assign.target} = ALIGN(...)' defines a symbol and aligns nothing",
+                script_place(assign.span, assign.target),
+            )
+
+
+_PAGE_BAD = """SECTIONS
+{
+  . = 0x100000;
+  .data : {
+    *(.data)
+    *(.data.page_aligned)
+  }
+}
+"""
+_PAGE_GOOD = """SECTIONS
+{
+  . = 0x100000;
+  .data : {
+    *(.data.page_aligned)
+    . = ALIGN(4096);
+    *(.data)
+  }
+}
+"""
+
+RULES = (
+    Rule(
+        "page-aligned-order",
+        ERROR,
+        "page-aligned input must come first, or right after an alignment",
+        "ld puts input sections one after the other, each at the alignment of its own object file. A page "
+        "directory written without .balign has alignment 1: behind *(.data) it lands wherever .data ends, "
+        "and ld says nothing.",
+        "put the pattern of the page-aligned sections first in the output section, or write "
+        "`. = ALIGN(4096);` before it.",
+        ("S",),
+        page_aligned_order,
+        Example(script=_PAGE_BAD),
+        Example(script=_PAGE_GOOD),
+    ),
+    Rule(
+        "page-aligned-tail",
+        WARNING,
+        "page-aligned data must be followed by an alignment",
+        "When the last page-aligned object is not a whole number of pages long, what follows shares its "
+        "page, and is protected or remapped together with it (Linux commit 65a9bde6ed48).",
+        "write `. = ALIGN(4096);` after the pattern of the page-aligned sections.",
+        ("S",),
+        page_aligned_tail,
+        Example(script=_PAGE_GOOD.replace("    . = ALIGN(4096);\n", "")),
+        Example(script=_PAGE_GOOD),
+    ),
+    Rule(
+        "align-not-power-of-two",
+        ERROR,
+        "an alignment must be a power of two",
+        "ALIGN(6) was meant as 2**6: ld rounds to a multiple of six and the section's header cannot "
+        "express it (ClangBuiltLinux issue 218).",
+        "write the alignment in bytes: ALIGN(64), or ALIGN(1 << 6).",
+        ("S",),
+        align_not_power_of_two,
+        Example(script="SECTIONS\n{\n  .text : { . = ALIGN(6); *(.text) }\n}\n"),
+        Example(script="SECTIONS\n{\n  .text : { . = ALIGN(1 << 6); *(.text) }\n}\n"),
+    ),
+    Rule(
+        "top-align-ignored",
+        WARNING,
+        "`. = ALIGN()` outside of an output section does not move a memory region",
+        "An output section with >REGION starts at the region's own counter. An alignment of `.` before it "
+        "has no effect (elf2flt issue 31).",
+        "put the alignment on the section: `.data : ALIGN(8) { ... } >RAM`.",
+        ("S",),
+        top_align_ignored,
+        Example(
+            script="MEMORY { RAM : ORIGIN = 0, LENGTH = 64K }\nSECTIONS\n{\n  .text : { *(.text) } >RAM\n"
+            "  . = ALIGN(64);\n  .data : { *(.data) } >RAM\n}\n"
+        ),
+        Example(
+            script="MEMORY { RAM : ORIGIN = 0, LENGTH = 64K }\nSECTIONS\n{\n  .text : { *(.text) } >RAM\n"
+            "  .data : ALIGN(64) { *(.data) } >RAM\n}\n"
+        ),
+    ),
+    Rule(
+        "align-with-input",
+        ERROR,
+        "ALIGN and ALIGN_WITH_INPUT contradict each other",
+        "ALIGN_WITH_INPUT keeps the distance between load and run address, ALIGN moves one of them "
+        "(zephyr issue 75053). Newer GNU ld refuses the pair.",
+        "keep one of the two.",
+        ("S",),
+        align_with_input,
+        Example(script="SECTIONS\n{\n  .data : ALIGN(8) ALIGN_WITH_INPUT { *(.data) }\n}\n"),
+        Example(script="SECTIONS\n{\n  .data : ALIGN_WITH_INPUT { *(.data) }\n}\n"),
+    ),
+    Rule(
+        "align-to-symbol",
+        WARNING,
+        "`_ = ALIGN()` where `.` was meant",
+        "The statement defines a symbol called `_` and leaves the location counter where it is "
+        "(splat issue 385).",
+        "write `. = ALIGN(16);`.",
+        ("S",),
+        align_to_symbol,
+        Example(script="SECTIONS\n{\n  .text : { *(.text) _ = ALIGN(16); }\n}\n"),
+        Example(script="SECTIONS\n{\n  .text : { *(.text) . = ALIGN(16); }\n}\n"),
+    ),
+)

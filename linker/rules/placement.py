@@ -1,0 +1,359 @@
+"""Rules about what goes where, told from the script: missing patterns, KEEP, the location counter, INSERT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linker import ast
+from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, script_place
+from linker.match import any_match, matches
+from linker.outline import Outline, is_dot, walk
+
+
+def _outline(context: Context) -> Outline:
+    assert context.outline is not None
+    return context.outline
+
+
+def _bss_spec(section: ast.OutputSection) -> ast.InputSpec | None:
+    for statement in section.body:
+        if isinstance(statement, ast.InputSpec):
+            for pattern in statement.sections or ():
+                if pattern.name in {".bss", ".bss*"}:
+                    return statement
+    return None
+
+
+def common_missing(context: Context) -> Iterator[Hit]:
+    """The script places .bss and not COMMON."""
+    outline = _outline(context)
+    if outline.inserts or any(matches(pattern, "COMMON") for pattern in outline.patterns):
+        return
+    if any(spec.sections is None for _, spec in outline.inputs()):
+        return
+    # Relocatable links (ld -r) place everything at 0 and leave common symbols alone.
+    at_zero = sum(_at_zero(placed.section) for placed in outline.kept_sections)
+    if at_zero * 2 > len(outline.kept_sections):
+        return
+    for placed in outline.kept_sections:
+        spec = _bss_spec(placed.section)
+        if spec is not None:
+            yield Hit(
+                f"{placed.section.name} takes .bss but no pattern takes COMMON",
+                script_place(spec.span, placed.section.name),
+            )
+            return
+
+
+def _at_zero(section: ast.OutputSection) -> bool:
+    return isinstance(section.address, ast.Number) and section.address.value == 0
+
+
+def dot_backwards(context: Context) -> Iterator[Hit]:
+    """The location counter is set to less than it must be already."""
+    outline = _outline(context)
+    floor = 0
+    for command in outline.sequence:
+        if isinstance(command, ast.Assign) and command.target == ".":
+            value = outline.fold(command.value) if command.op == "=" else None
+            if value is not None:
+                if value < floor:
+                    yield Hit(
+                        f"'.' goes back to {value:#x}; it is at least {floor:#x} here",
+                        script_place(command.span, "."),
+                    )
+                floor = value
+            elif command.op == "+=":
+                floor += outline.fold(command.value) or 0
+            elif not _raises_dot(command.value):
+                floor = 0
+        elif isinstance(command, ast.OutputSection):
+            yield from _backwards_inside(command, outline)
+            address = outline.fold(command.address) if command.address is not None else None
+            if command.region:
+                floor = 0
+            elif address is not None:
+                floor = address if address else floor
+            elif command.address is not None:
+                floor = 0
+            floor += _fixed_size(command, outline)
+
+
+def _raises_dot(value: ast.Expr) -> bool:
+    """Tell whether the value cannot be less than `.`: ALIGN(n), or a sum with `.`."""
+    if isinstance(value, ast.Call) and value.function in {"ALIGN", "BLOCK"}:
+        return len(value.arguments) == 1 or is_dot(value.arguments[0])
+    return isinstance(value, ast.Binary) and value.op == "+" and (is_dot(value.left) or is_dot(value.right))
+
+
+_DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
+
+
+def _fixed_size(section: ast.OutputSection, outline: Outline) -> int:
+    """Return what the section is at least long, from data statements and `. = offset`."""
+    size = 0
+    for statement in section.body:
+        if isinstance(statement, ast.Data):
+            size += _DATA_SIZES.get(statement.kind, 0)
+        elif isinstance(statement, ast.Assign) and statement.target == ".":
+            value = outline.fold(statement.value)
+            if value is not None and statement.op in {"=", "+="} and value < 1 << 40:
+                size = max(size, value) if statement.op == "=" else size + value
+    return size
+
+
+def _backwards_inside(section: ast.OutputSection, outline: Outline) -> Iterator[Hit]:
+    floor = 0
+    for statement in section.body:
+        if isinstance(statement, ast.Data):
+            floor += _DATA_SIZES.get(statement.kind, 0)
+        if not isinstance(statement, ast.Assign) or statement.target != ".":
+            continue
+        value = outline.fold(statement.value)
+        lowered = statement.op == "-=" and value != 0
+        if statement.op == "=" and isinstance(statement.value, ast.Binary):
+            lowered = statement.value.op == "-" and is_dot(statement.value.left)
+        if lowered or (statement.op == "=" and value is not None and value < floor):
+            yield Hit(
+                f"'.' moves backwards inside {section.name}", script_place(statement.span, section.name)
+            )
+        elif statement.op == "=" and value is not None:
+            floor = max(floor, value)
+
+
+def insert_past_end(context: Context) -> Iterator[Hit]:
+    """INSERT AFTER .bss or .data: the symbol that ends that section does not cover what is inserted."""
+    outline = _outline(context)
+    for insert in outline.inserts:
+        if insert.where == "AFTER" and insert.section in {".bss", ".data"}:
+            names = ", ".join(placed.section.name for placed in outline.kept_sections) or "what is inserted"
+            yield Hit(
+                f"{names} after {insert.section} lies outside of the symbols that start and end "
+                f"{insert.section}",
+                script_place(insert.span, insert.section),
+            )
+
+
+def not_kept(context: Context) -> Iterator[Hit]:
+    """A table that only hardware or a loader reads is not in KEEP()."""
+    outline = _outline(context)
+    for section, spec in outline.inputs():
+        if spec.keep or section.name == "/DISCARD/":
+            continue
+        for pattern in spec.sections or ():
+            if any_match(context.settings.keep, pattern.name.rstrip("*")) and not _kept(
+                outline, pattern.name
+            ):
+                yield Hit(
+                    f"'{pattern.name}' is not in KEEP(): --gc-sections drops it, nothing refers to it",
+                    script_place(pattern.span, pattern.name),
+                )
+
+
+def _kept(outline: Outline, name: str) -> bool:
+    """Tell whether the same pattern stands in a KEEP elsewhere, or what it takes is the entry."""
+    return any(
+        spec.keep and any(pattern.name == name for pattern in spec.sections or ())
+        for _, spec in outline.inputs()
+    )
+
+
+def missing_pattern(context: Context) -> Iterator[Hit]:
+    """A section that the configuration expects is taken by no pattern."""
+    outline = _outline(context)
+    for expected in context.settings.expected_inputs:
+        name = expected.replace("*", "x")
+        if expected not in outline.patterns and not outline.catches(name):
+            where = outline.kept_sections[-1].section.name_span if outline.kept_sections else ast.NOWHERE
+            yield Hit(f"no pattern of the script takes '{expected}'", script_place(where, expected))
+
+
+def page_aligned_missing(context: Context) -> Iterator[Hit]:
+    """One kind of page-aligned section has a pattern, its sibling has none."""
+    outline = _outline(context)
+    taken = [name for name in outline.patterns if any_match(context.settings.page_aligned, name.rstrip("*"))]
+    for name in taken:
+        for have, want in ((".bss", ".data"), (".data", ".bss")):
+            sibling = name.replace(have, want, 1)
+            tail = name[len(have) :].lstrip(".")
+            if name.startswith(have) and tail.startswith("page") and _takes(outline, want, sibling, taken):
+                if outline.catches(sibling.rstrip("*")):
+                    continue
+                span = next(
+                    pattern.span
+                    for _, spec in outline.inputs()
+                    for pattern in spec.sections or ()
+                    if pattern.name == name
+                )
+                yield Hit(f"'{name}' has a pattern and '{sibling}' has none", script_place(span, sibling))
+
+
+def _takes(outline: Outline, name: str, sibling: str, taken: list[str]) -> bool:
+    return name in outline.patterns and sibling not in taken
+
+
+def lma_not_charged(context: Context) -> Iterator[Hit]:
+    """AT(address) into a region: ld does not check that the image fits there."""
+    outline = _outline(context)
+    regions = outline.regions
+    if len(regions) < 2:
+        return
+    for placed in outline.kept_sections:
+        section = placed.section
+        if section.at is None or not section.region or section.lma_region or placed.overlay:
+            continue
+        if any(isinstance(part, ast.Call) and part.function == "ADDR" for part in walk(section.at)):
+            continue
+        yield Hit(
+            f"AT() of {section.name} loads outside of >{section.region}, and ld counts it in no region",
+            script_place(section.at.span, section.name),
+        )
+
+
+def noload_lma(context: Context) -> Iterator[Hit]:
+    """A NOLOAD section after one with AT> inherits the distance between run and load address."""
+    shifted: dict[str, str] = {}
+    for placed in _outline(context).kept_sections:
+        section = placed.section
+        if not section.region:
+            continue
+        if section.lma_region or section.at is not None:
+            if section.lma_region != section.region:
+                shifted[section.region] = section.name
+            else:
+                shifted.pop(section.region, None)
+        elif section.type == "NOLOAD" and section.region in shifted:
+            yield Hit(
+                f"{section.name} (NOLOAD) takes the load offset of {shifted[section.region]} before it in "
+                f">{section.region}",
+                script_place(section.name_span, section.name),
+            )
+
+
+_TWO = "MEMORY { ROM : ORIGIN = 0, LENGTH = 64K RAM : ORIGIN = 0x20000000, LENGTH = 16K }\nSECTIONS\n{\n"
+
+RULES = (
+    Rule(
+        "common-missing",
+        NOTE,
+        "*(COMMON) is missing",
+        "Common symbols (C files compiled with -fcommon, Fortran, assembler .comm) are in no section until "
+        "ld puts them where COMMON stands. Without it they land after everything else, behind the symbol that "
+        "ends .bss (seL4_tools issue 65). A note only: with -fno-common there are none.",
+        "add *(COMMON) after *(.bss).",
+        ("S",),
+        common_missing,
+        Example(script="SECTIONS\n{\n  . = 0x100000;\n  .bss : { *(.bss) }\n  _end = .;\n}\n"),
+        Example(script="SECTIONS\n{\n  . = 0x100000;\n  .bss : { *(.bss) *(COMMON) }\n  _end = .;\n}\n"),
+    ),
+    Rule(
+        "dot-backwards",
+        ERROR,
+        "the location counter moves backwards",
+        "Between output sections ld lets `.` go back without a word, and sections overlap or lie out of "
+        "order; inside one it is an error only when it happens (esp32c3-direct-boot issue 4).",
+        "place the section with the lower address first, or give it an address of its own.",
+        ("S",),
+        dot_backwards,
+        Example(
+            script="SECTIONS\n{\n  . = 0x8000;\n  .text : { *(.text) }\n  . = 0x400;\n"
+            "  .data : { *(.data) }\n}\n"
+        ),
+        Example(
+            script="SECTIONS\n{\n  . = 0x400;\n  .data : { *(.data) }\n  . = 0x8000;\n"
+            "  .text : { *(.text) }\n}\n"
+        ),
+    ),
+    Rule(
+        "insert-past-end",
+        WARNING,
+        "INSERT AFTER escapes the symbols that end the section before",
+        "The end symbol of .bss or .data is assigned inside that section or right after it in the main "
+        "script; a section inserted behind is not cleared or copied by the start-up code (cortex-m-rt issue "
+        "287).",
+        "give the inserted section start and end symbols of its own, or insert it before.",
+        ("S",),
+        insert_past_end,
+        Example(script="SECTIONS\n{\n  .mybuffer : { *(.mybuffer) }\n}\nINSERT AFTER .bss\n"),
+        Example(script="SECTIONS\n{\n  .mybuffer : { *(.mybuffer) }\n}\nINSERT BEFORE .bss\n"),
+    ),
+    Rule(
+        "not-kept",
+        WARNING,
+        "a table that no code refers to must be in KEEP()",
+        "--gc-sections drops what nothing refers to; interrupt vectors and boot headers are read by hardware "
+        "and loaders only (cmsis-templates issue 2, croc issue 127).",
+        "write KEEP(*(.vectors)).",
+        ("S",),
+        not_kept,
+        Example(script="SECTIONS\n{\n  .text : { *(.vectors) *(.text) }\n}\n"),
+        Example(script="SECTIONS\n{\n  .text : { KEEP(*(.vectors)) *(.text) }\n}\n"),
+    ),
+    Rule(
+        "missing-pattern",
+        ERROR,
+        "a section that the project expects has no pattern",
+        "An input section that no pattern takes is an orphan: ld places it where it sees fit, with no "
+        "alignment but its own, outside of the symbols that bound the output section, and exits with 0.",
+        "add the pattern, for page-aligned data as the first of the output section.",
+        ("S",),
+        missing_pattern,
+        Example(
+            script="SECTIONS\n{\n  .data : { *(.data) }\n}\n",
+            config='expected-inputs = [".data.page_aligned"]\n',
+        ),
+        Example(
+            script="SECTIONS\n{\n  .data : ALIGN(4096) { *(.data.page_aligned) *(.data) }\n}\n",
+            config='expected-inputs = [".data.page_aligned"]\nrules = { page-aligned-tail = "off" }\n',
+        ),
+    ),
+    Rule(
+        "page-aligned-missing",
+        WARNING,
+        "page-aligned data has a pattern in .data or .bss, and none in the other",
+        "The same sources declare both kinds of page-aligned objects; the kind without a pattern becomes an "
+        "orphan, misaligned and outside of the section's symbols.",
+        "add the missing pattern as the first of its output section.",
+        ("S",),
+        page_aligned_missing,
+        Example(
+            script="SECTIONS\n{\n  .data : { *(.data) }\n  .bss : ALIGN(4096) { *(.bss.page_aligned) "
+            ". = ALIGN(4096); *(.bss) *(COMMON) }\n}\n"
+        ),
+        Example(
+            script="SECTIONS\n{\n  .data : ALIGN(4096) { *(.data.page_aligned) . = ALIGN(4096); *(.data) }\n"
+            "  .bss : ALIGN(4096) { *(.bss.page_aligned) . = ALIGN(4096); *(.bss) *(COMMON) }\n}\n"
+        ),
+    ),
+    Rule(
+        "lma-not-charged",
+        WARNING,
+        "AT(address) is counted in no memory region",
+        "ld checks that a region is not overfilled only for `>REGION` and `AT>REGION`. With AT(address) the "
+        "image may run over the end of the ROM unnoticed (tock issue 847).",
+        "write AT>ROM instead of AT(address).",
+        ("S",),
+        lma_not_charged,
+        Example(
+            script=_TWO + "  .text : { *(.text) } >ROM\n  .data : AT(SIZEOF(.text)) { *(.data) } >RAM\n}\n"
+        ),
+        Example(script=_TWO + "  .text : { *(.text) } >ROM\n  .data : { *(.data) } >RAM AT>ROM\n}\n"),
+    ),
+    Rule(
+        "noload-lma",
+        WARNING,
+        "a NOLOAD section inherits the load offset of the section before it",
+        "Without AT> of its own the section keeps the distance between run and load address of the one "
+        "before it in the same region: its load address lies in the ROM (pico-sdk issue 1538).",
+        "give it a load region of its own: `} >RAM AT>RAM`.",
+        ("S",),
+        noload_lma,
+        Example(
+            script=_TWO + "  .data : { *(.data) } >RAM AT>ROM\n  .noinit (NOLOAD) : { *(.noinit) } >RAM\n}\n"
+        ),
+        Example(
+            script=_TWO
+            + "  .data : { *(.data) } >RAM AT>ROM\n  .noinit (NOLOAD) : { *(.noinit) } >RAM AT>RAM\n}\n"
+        ),
+    ),
+)

@@ -1,0 +1,92 @@
+"""Comments in a script that switch a rule off for a line or for the whole file.
+
+    *(.bss)         /* lint: disable=common-missing -- the loader zeroes them */
+    /* lint: disable=not-kept */         (alone on its line: holds for the next line)
+    /* lint: disable-file=align-to-symbol */
+
+They are read from the file as it was written, so they work in a `.lds.S` although the preprocessor drops
+comments. One that suppresses nothing is itself reported.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+UNUSED = "unused-suppression"
+
+_COMMENT = re.compile(
+    r"(?P<open>/\*|//|\#)\s*lint:\s*(?P<verb>disable-file|disable)\s*=\s*(?P<rules>[a-z0-9, *-]+?)\s*"
+    r"(?:--[^\n]*|\*/[^\n]*|$)"
+)
+
+
+class Suppression(NamedTuple):
+    """One comment: `line` is the line it holds for, 0 for the whole file; `written` where it stands."""
+
+    rules: tuple[str, ...]
+    line: int
+    written: int
+
+
+def read(lines: list[str]) -> list[Suppression]:
+    """Return the suppressions in the lines of a file."""
+    out: list[Suppression] = []
+    for index, line in enumerate(lines):
+        if "lint:" not in line:
+            continue
+        match = _COMMENT.search(line)
+        if match is None:
+            continue
+        rules = tuple(word.strip() for word in match["rules"].split(",") if word.strip())
+        target = index + 1
+        if match["verb"] == "disable-file":
+            target = 0
+        elif not line[: match.start()].strip() and not _after_comment(line, match.start()):
+            target = _next_code_line(lines, index + 1)
+        out.append(Suppression(rules, target, index + 1))
+    return out
+
+
+def _after_comment(line: str, start: int) -> str:
+    end = line.find("*/", start)
+    return line[end + 2 :].strip() if end >= 0 else ""
+
+
+def _next_code_line(lines: list[str], start: int) -> int:
+    for index in range(start, len(lines)):
+        text = lines[index].strip()
+        if text and not text.startswith(("/*", "//", "#")):
+            return index + 1
+    return start + 1
+
+
+class Suppressions:
+    """Those of several files, and which of them were used."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, list[Suppression]] = {}
+        self._used: set[tuple[str, Suppression]] = set()
+
+    def add(self, file: str, lines: list[str]) -> None:
+        """Read the file's comments, once."""
+        if file not in self._files:
+            self._files[file] = read(lines)
+
+    def suppressed(self, file: str, line: int, rule: str) -> bool:
+        """Tell whether a finding is switched off, and note the comment as used."""
+        hit = False
+        for suppression in self._files.get(file, ()):
+            if suppression.line in {0, line} and (rule in suppression.rules or "*" in suppression.rules):
+                self._used.add((file, suppression))
+                hit = True
+        return hit
+
+    def unused(self) -> list[tuple[str, Suppression]]:
+        """Return the comments that suppressed nothing."""
+        return [
+            (file, suppression)
+            for file, suppressions in self._files.items()
+            for suppression in suppressions
+            if (file, suppression) not in self._used
+        ]
