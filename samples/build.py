@@ -4,6 +4,8 @@
     samples/build.py              build the bundled guests into domainbuilder/guests/
     samples/build.py --check      build them elsewhere and compare with what is there
     samples/build.py --to DIR     build them into DIR
+    samples/build.py --conformance --to DIR
+                                  build the conformance guests, both widths, into DIR
 
 `zig cc -c` compiles, `zig ld.lld` links: both come from the wheel, no other compiler is used.
 """
@@ -26,6 +28,7 @@ RUNTIME = tuple(
     f"common/{name}"
     for name in ("start.S", "entry.S", "main.c", "print.c", "console.c", "memory.c", "traps.c", "events.c")
 )
+CONFORMANCE_RUNTIME = (*RUNTIME, "common/user.c", "common/smp.c", "conformance/conform.c")
 
 
 class BuildFailure(Exception):
@@ -68,14 +71,24 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One guest: its file NAME.elf, its sources (under samples/) beside the runtime, and its width."""
+    """One guest: its file NAME.elf, all its sources (under samples/), and its width."""
 
     name: str
     sources: tuple[str, ...]
     width: Width = I386
 
 
-BUNDLE: tuple[Sample, ...] = (Sample("hello", ("hello/main.c",)),)
+BUNDLE: tuple[Sample, ...] = (Sample("hello", (*RUNTIME, "hello/main.c")),)
+
+
+def conformance() -> tuple[Sample, ...]:
+    """Every conformance guest in both widths: NAME-32 and NAME-64."""
+    names = sorted(path.stem for path in (SAMPLES / "conformance").glob("*.c") if path.stem != "conform")
+    return tuple(
+        Sample(f"{name}-{suffix}", (*CONFORMANCE_RUNTIME, f"conformance/{name}.c"), width)
+        for name in names
+        for suffix, width in (("32", I386), ("64", X86_64))
+    )
 
 
 def _zig(*arguments: str, cache: Path) -> None:
@@ -115,12 +128,10 @@ def build(samples: tuple[Sample, ...], folder: Path) -> list[Path]:
     made = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         scratch = Path(name)
-        wanted = dict.fromkeys(
-            (source, sample.width) for sample in samples for source in (*RUNTIME, *sample.sources)
-        )
+        wanted = dict.fromkeys((source, sample.width) for sample in samples for source in sample.sources)
         jobs = {key: pool.submit(compile_object, *key, scratch) for key in wanted}
         for sample in samples:
-            objects = [jobs[source, sample.width].result() for source in (*RUNTIME, *sample.sources)]
+            objects = [jobs[source, sample.width].result() for source in sample.sources]
             made.append(folder / f"{sample.name}.elf")
             link(sample, objects, scratch, made[-1])
     return made
@@ -141,6 +152,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the sample guests.")
     parser.add_argument("--check", action="store_true", help="compare with the bundled files instead")
+    parser.add_argument("--conformance", action="store_true", help="the conformance guests instead (with --to)")
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
     arguments = parser.parse_args()
     try:
@@ -148,7 +160,7 @@ def main() -> int:
             changed = differing(BUNDLE, BUNDLED)
             print("\n".join(f"{name} differs from a fresh build" for name in changed) or "all equal")
             return 1 if changed else 0
-        for path in build(BUNDLE, arguments.to):
+        for path in build(conformance() if arguments.conformance else BUNDLE, arguments.to):
             print(f"{path.name}: {path.stat().st_size} bytes")
     except BuildFailure as failure:
         print(failure, file=sys.stderr)

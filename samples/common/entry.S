@@ -79,6 +79,16 @@ return_to:
     jmp IRET_STUB
 #endif
 
+/* void enter_regs(struct regs *regs): go on as regs say; what is below regs->ip in *regs is overwritten. */
+    .globl enter_regs
+enter_regs:
+#ifdef __x86_64__
+    movq %rdi, %rsp
+#else
+    movl 4(%esp), %esp
+#endif
+    jmp return_to
+
     .macro TRAP vector, pushes_error_code=0
 entry_\vector:
     TAKE_XENS_REGISTERS

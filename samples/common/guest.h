@@ -111,4 +111,12 @@ long set_va(const void *address, pte_t value, ulong flags);
 long make_readonly(void *address);
 long make_writable(void *address);
 
+/* user.c */
+ulong user_code(void); /* where run_user puts its code */
+struct trap run_user(const void *code, ulong size, ulong ax);
+
+/* smp.c */
+struct vcpu_guest_context *vcpu_context(void (*function)(void), void *stack_end);
+long vcpu_start(unsigned id, void (*function)(void), void *stack_end);
+
 #endif

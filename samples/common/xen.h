@@ -159,9 +159,8 @@ struct vcpu_time_info {
 
 struct vcpu_info {
     u8 evtchn_upcall_pending;
-    u8 pad0;
     u8 evtchn_upcall_mask;
-    u8 pad1;
+    u8 pad0[2];
     ulong evtchn_pending_sel;
     ulong cr2;
 #ifdef __x86_64__
