@@ -13,6 +13,7 @@ import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from domainbuilder.errors import KernelFormatError, Where
 
@@ -23,6 +24,7 @@ DEFAULT_LIMIT = 512 << 20
 
 _LZMA_MEMLIMIT = 256 << 20  # LZMA_BLOCK_SIZE, xg_dom_bzimageloader.c
 _LZ4_MAGIC = 0x184C2102  # ARCHIVE_MAGICNUMBER, xg_dom_decompress_lz4.c
+_PIECE = 4 << 20  # bytes decompressed at a time
 _LZ4_CHUNK = 8 << 20  # what one chunk of the legacy frame may hold, LZ4_MAX_BLOCKSIZE of lz4's CLI
 
 # struct setup_header, the Linux boot protocol
@@ -175,7 +177,7 @@ def _too_large(packed: _Packed) -> KernelFormatError:
     )
 
 
-def _gunzip(packed: _Packed) -> tuple[bytes, int]:
+def _gunzip(packed: _Packed) -> tuple[Image, int]:
     """xc_dom_do_gunzip: one member; the last four bytes state its size, 16 more are forgiven."""
     import zlib
 
@@ -211,64 +213,76 @@ def _stated_size(packed: _Packed) -> int:
     return int(size)
 
 
-def _checked(packed: _Packed, what: str, image: bytes, size: int) -> bytes:
-    if len(image) != size:
-        raise packed.fail(f"unable to {what} decompress kernel: wrong size", found=len(image), expected=size)
-    return image
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes | memoryview, max_length: int = -1) -> bytes: ...
 
 
-def _unxz(packed: _Packed) -> tuple[bytes, int]:
-    import lzma
+def _drain(
+    packed: _Packed, what: str, stream: _Decompressor, errors: tuple[type[Exception], ...]
+) -> tuple[Image, int]:
+    """What comes out of `stream`, exactly as many bytes as the payload states.
 
-    return _lzma(packed, "XZ", lzma.FORMAT_XZ)
-
-
-def _unlzma(packed: _Packed) -> tuple[bytes, int]:
-    import lzma
-
-    return _lzma(packed, "LZMA", lzma.FORMAT_ALONE)
-
-
-def _lzma(packed: _Packed, what: str, form: int) -> tuple[bytes, int]:
-    import lzma
-
+    They go piece by piece into pages that take memory only once they are written: a payload that
+    states more than it holds costs nothing.
+    """
     size = _stated_size(packed)
-    stream = lzma.LZMADecompressor(form, memlimit=_LZMA_MEMLIMIT)
+    if not size:
+        raise _wrong_size(packed, what, 0, "more than 0")
+    image, at = mmap.mmap(-1, size), 0
+    data: bytes | memoryview = packed.data[:-4]
     try:
-        image = stream.decompress(packed.data[:-4], max_length=size)
-    except (lzma.LZMAError, EOFError, MemoryError) as error:
+        while at < size and not stream.eof:
+            piece = stream.decompress(data, min(_PIECE, size - at))
+            data = b""
+            if not piece and not stream.eof:
+                break
+            image[at : at + len(piece)] = piece
+            at += len(piece)
+    except (*errors, EOFError, MemoryError) as error:
         raise packed.fail(f"unable to {what} decompress kernel: {error}") from error
-    return _checked(packed, what, image, size), len(stream.unused_data)
+    if at != size:
+        raise _wrong_size(packed, what, at, size)
+    return image, len(stream.unused_data) if stream.eof else 0
 
 
-def _bunzip2(packed: _Packed) -> tuple[bytes, int]:
+def _wrong_size(packed: _Packed, what: str, found: int, expected: object) -> KernelFormatError:
+    return packed.fail(f"unable to {what} decompress kernel: wrong size", found=found, expected=expected)
+
+
+def _unxz(packed: _Packed) -> tuple[Image, int]:
+    import lzma
+
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMLIMIT)
+    return _drain(packed, "XZ", stream, (lzma.LZMAError,))
+
+
+def _unlzma(packed: _Packed) -> tuple[Image, int]:
+    import lzma
+
+    stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMLIMIT)
+    return _drain(packed, "LZMA", stream, (lzma.LZMAError,))
+
+
+def _bunzip2(packed: _Packed) -> tuple[Image, int]:
     import bz2
 
-    size = _stated_size(packed)
-    stream = bz2.BZ2Decompressor()
-    try:
-        image = stream.decompress(packed.data[:-4], max_length=size)
-    except (OSError, ValueError, EOFError) as error:
-        raise packed.fail(f"unable to BZIP2 decompress kernel: {error}") from error
-    return _checked(packed, "BZIP2", image, size), len(stream.unused_data)
+    return _drain(packed, "BZIP2", bz2.BZ2Decompressor(), (OSError, ValueError))
 
 
-def _unzstd(packed: _Packed) -> tuple[bytes, int]:
+def _unzstd(packed: _Packed) -> tuple[Image, int]:
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         from backports import zstd
 
-    size = _stated_size(packed)
-    stream = zstd.ZstdDecompressor()
-    try:
-        image: bytes = stream.decompress(packed.data[:-4], max_length=size)
-    except (zstd.ZstdError, EOFError, MemoryError) as error:
-        raise packed.fail(f"unable to ZSTD decompress kernel: {error}") from error
-    return _checked(packed, "ZSTD", image, size), len(stream.unused_data)
+    return _drain(packed, "ZSTD", zstd.ZstdDecompressor(), (zstd.ZstdError,))
 
 
-def _unlz4(packed: _Packed) -> tuple[bytes, int]:
+def _unlz4(packed: _Packed) -> tuple[Image, int]:
     """xc_try_lz4_decode: the legacy frame, chunks of at most 8 MiB each behind its length."""
     import lz4.block
 
@@ -300,14 +314,16 @@ def _unlz4(packed: _Packed) -> tuple[bytes, int]:
         chunks.append(chunk)
         total += len(chunk)
         at += length
-    return _checked(packed, "LZ4", b"".join(chunks), size), 0
+    if total != size:
+        raise _wrong_size(packed, "LZ4", total, size)
+    return b"".join(chunks), 0
 
 
-def _unlzo(packed: _Packed) -> tuple[bytes, int]:
+def _unlzo(packed: _Packed) -> tuple[Image, int]:
     raise packed.fail("LZO payloads are not supported", expected="gzip, bzip2, xz, lzma, lz4 or zstd")
 
 
-_PAYLOADS: tuple[tuple[bytes, str, Callable[[_Packed], tuple[bytes, int]]], ...] = (
+_PAYLOADS: tuple[tuple[bytes, str, Callable[[_Packed], tuple[Image, int]]], ...] = (
     (b"\x1f\x8b", "gzip", _gunzip),
     (b"BZh", "bzip2", _bunzip2),
     (b"\xfd7zXZ\0", "xz", _unxz),
