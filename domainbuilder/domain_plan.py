@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from domainbuilder.elf import ElfImage, parse_elf
 from domainbuilder.errors import ElfError, LayoutError
+from domainbuilder.findings import Finding
 from domainbuilder.guest_memory import MAX_PAGES
 from domainbuilder.guest_types import GuestType
 from domainbuilder.guest_types import guest_type as guest_type_named
@@ -60,6 +61,7 @@ class DomainPlan:
     vcpu: VcpuContext
     hypercall_page_pfn: int | None
     module_size: int | None
+    cmdline_dropped: int = 0  # bytes that did not fit into start_info
     elf: ElfImage | None = field(default=None, compare=False, repr=False)
     ramdisk: Ramdisk | None = field(default=None, compare=False, repr=False)
 
@@ -67,6 +69,13 @@ class DomainPlan:
     def guest_type(self) -> str:
         """Xen's name for the kind of guest: "xen-3.0-x86_32p" and so on."""
         return self.guest.name
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is worth telling: about the plan, and about the kernel's pages. Worked out at each call."""
+        from domainbuilder.plan_findings import survey
+
+        return survey(self).findings
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -124,15 +133,17 @@ def plan(
         raise LayoutError("bootearly: PV Autotranslate guests no longer supported", where=elf.where())
     check_load_segments(elf, parms)
     module = None if ramdisk is None else open_ramdisk(ramdisk)
+    given = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
+    kept = guest_cmdline(given)
     planned = lay_out(
         parms,
         memory_mib << 20 >> PAGE_SHIFT,
         kernel=opened.path,
         module_size=None if module is None else module.segment_size,
-        cmdline=guest_cmdline(cmdline),
+        cmdline=kept,
         guest_type=guest_type,
     )
-    return replace(planned, elf=elf, ramdisk=module)
+    return replace(planned, cmdline_dropped=len(given) - len(kept), elf=elf, ramdisk=module)
 
 
 def check_load_segments(elf: ElfImage, parms: ElfDomParms) -> None:

@@ -109,10 +109,9 @@ class StartInfo:
         return cls(**values)
 
 
-def guest_cmdline(cmdline: str | bytes) -> bytes:
+def guest_cmdline(cmdline: bytes) -> bytes:
     """The command line as it reaches the guest: at most MAX_GUEST_CMDLINE - 1 bytes, up to the first NUL."""
-    raw = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
-    return raw.split(b"\0", 1)[0][: MAX_GUEST_CMDLINE - 1]
+    return cmdline.split(b"\0", 1)[0][: MAX_GUEST_CMDLINE - 1]
 
 
 def shared_info() -> bytes:

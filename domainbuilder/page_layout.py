@@ -1,0 +1,214 @@
+"""What in a linked kernel must own whole pages, and whether it does.
+
+Xen's rules are about pages. A page table, a descriptor table or the hypercall page that begins in the middle
+of a page, or shares its page with something else, works natively and fails under Xen: a pinned page table
+makes its whole page read-only, and a table address loses its low twelve bits. The founding example is Linux
+commit 5ead97c84fa7, which had to name `.data.page_aligned` in the linker script: left out, the linker put the
+tables behind another section without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from domainbuilder.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section, Symbol, symbols
+from domainbuilder.findings import Finding, Severity
+from domainbuilder.parms import UNSET_ADDR, ElfDomParms
+from domainbuilder.plan_rules import found
+from hvcore.public.xen import PAGE_SIZE
+
+PAGE_TABLE = "page table"
+DESCRIPTOR_TABLE = "descriptor table"
+HYPERCALL_PAGE = "hypercall page"
+SHARED_PAGE = "shared page"
+ZERO_PAGE = "zero page"
+
+# Symbols that have to own whole pages: those of Linux i386 and x86-64 of all ages, GNU Mach, Mini-OS.
+PAGE_OWNERS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "swapper_pg_dir",
+            "swapper_pg_pmd",
+            "swapper_pg_fixmap",
+            "initial_page_table",
+            "initial_pg_pmd",
+            "initial_pg_fixmap",
+            "init_level4_pgt",
+            "init_top_pgt",
+            "early_level4_pgt",
+            "early_top_pgt",
+            "level3_kernel_pgt",
+            "level3_ident_pgt",
+            "level2_kernel_pgt",
+            "level2_ident_pgt",
+            "level2_fixmap_pgt",
+            "level1_fixmap_pgt",
+            "level1_ident_pgt",
+            "pg0",
+        ),
+        PAGE_TABLE,
+    ),
+    **dict.fromkeys(("idt_table", "cpu_gdt_table", "debug_idt_table"), DESCRIPTOR_TABLE),
+    **dict.fromkeys(("hypercall_page", "hypcalls"), HYPERCALL_PAGE),
+    **dict.fromkeys(("shared_info", "hyp_shared_info"), SHARED_PAGE),
+    "empty_zero_page": ZERO_PAGE,
+}
+_WHY = {
+    PAGE_TABLE: "Xen makes the whole page of a page table read-only, and finds the table by its page alone",
+    DESCRIPTOR_TABLE: "a descriptor table is protected and handed over by the page",
+    HYPERCALL_PAGE: "Xen fills the whole page with hypercall stubs",
+    SHARED_PAGE: "the guest maps another page over it, and loses what else is in it",
+    ZERO_PAGE: "it is mapped wherever a page of zeros is needed",
+}
+_PAGE_ALIGNED_NAME = re.compile(r"\.(data|bss|rodata)\.{1,2}page_aligned(\..*)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class PageOwner:
+    """A symbol that has to own whole pages: where it is, and who else is in its pages."""
+
+    name: str
+    kind: str
+    address: int
+    size: int  # bytes; a whole page where the symbol does not say
+    section: str
+    neighbours: tuple[str, ...]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it starts on a page."""
+        return self.address % PAGE_SIZE == 0
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayout:
+    """What a kernel's symbols and sections say about its pages. `symbols` is how many symbols there were."""
+
+    symbols: int
+    owners: tuple[PageOwner, ...]
+    sections: tuple[Section, ...]  # those named for page-aligned contents
+    findings: tuple[Finding, ...]
+
+
+def page_layout(elf: ElfImage, parms: ElfDomParms) -> PageLayout:
+    """Check the pages of a linked kernel, by symbol, by section, and by the address of its hypercall page."""
+    table = [s for s in symbols(elf) if 0 < s.shndx < len(elf.sections) and s.type <= 2 and s.name]
+    alloc = [s for s in elf.sections if s.flags & SHF_ALLOC and s.size]
+    aligned = tuple(s for s in alloc if _PAGE_ALIGNED_NAME.match(s.name))
+    wanted = sorted((s for s in table if s.name in PAGE_OWNERS), key=lambda s: s.value)
+    spans = [(s.value, s.value + (s.size or PAGE_SIZE)) for s in wanted]
+    if parms.virt_hypercall != UNSET_ADDR:
+        spans.append((parms.virt_hypercall, parms.virt_hypercall + PAGE_SIZE))
+    others = _neighbours(table, spans)
+    owners = tuple(
+        PageOwner(s.name, PAGE_OWNERS[s.name], s.value, end - start, elf.sections[s.shndx].name, others[i])
+        for i, (s, (start, end)) in enumerate(zip(wanted, spans, strict=False))
+    )
+    findings = [
+        *_hypercall_findings(elf, parms, others[-1] if others else ()),
+        *(finding for owner in owners for finding in _owner_findings(elf, owner)),
+        *_section_findings(elf, aligned, alloc),
+    ]
+    if not table:
+        findings.append(
+            found("page-layout-unchecked", "no symbols: which of them own whole pages cannot be told")
+        )
+    return PageLayout(len(table), owners, aligned, tuple(findings))
+
+
+def _neighbours(table: Sequence[Symbol], spans: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
+    """For each span, the names of the symbols with bytes in its pages that lie outside of it."""
+    pages = [(start & -PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE) for start, end in spans]
+    intruders: list[list[str]] = [[] for _ in spans]
+    if not pages:
+        return []
+    low, high = min(start for start, _ in pages), max(end for _, end in pages)
+    for symbol in sorted(table, key=lambda s: s.value):
+        size = symbol.size or (PAGE_SIZE if symbol.name in PAGE_OWNERS else 0)
+        first, last = symbol.value, symbol.value + size
+        if not size or last <= low or first >= high:
+            continue
+        for names, (start, end), (page, page_end) in zip(intruders, spans, pages, strict=True):
+            inside = start <= first and last <= end
+            around = first <= start and end <= last  # an object that the span is part of, or an alias
+            if first < page_end and last > page and not inside and not around:
+                names.append(symbol.name)
+    return [tuple(dict.fromkeys(names)) for names in intruders]
+
+
+def _offset(elf: ElfImage, address: int) -> int | None:
+    """The file offset of an address, where the file has one."""
+    for section in elf.sections:
+        inside = section.addr <= address < section.addr + section.size
+        if inside and section.flags & SHF_ALLOC and section.type != SHT_NOBITS:
+            return section.offset + address - section.addr
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+
+
+def _owner_findings(elf: ElfImage, owner: PageOwner) -> Iterator[Finding]:
+    severity = Severity.WARNING if owner.kind == DESCRIPTOR_TABLE else Severity.ERROR
+    if not owner.aligned:
+        yield found(
+            "page-symbol-misaligned",
+            f"{owner.name} ({owner.kind}) is at {owner.address:#x}, {owner.address % PAGE_SIZE:#x} bytes "
+            f"into a page of {owner.section}: {_WHY[owner.kind]}",
+            _offset(elf, owner.address),
+            severity,
+        )
+    if owner.neighbours:
+        yield found(
+            "page-symbol-shared",
+            f"{owner.name} ({owner.kind}) at {owner.address:#x} shares its page with "
+            f"{_listed(owner.neighbours)}: {_WHY[owner.kind]}",
+            _offset(elf, owner.address),
+            severity,
+        )
+
+
+def _hypercall_findings(elf: ElfImage, parms: ElfDomParms, neighbours: Sequence[str]) -> Iterator[Finding]:
+    address = parms.virt_hypercall
+    if address == UNSET_ADDR:
+        return
+    if address % PAGE_SIZE:
+        yield found(
+            "hypercall-page-misaligned",
+            f"HYPERCALL_PAGE is {address:#x}, {address % PAGE_SIZE:#x} bytes into a page: the stubs "
+            f"will be at {address & -PAGE_SIZE:#x}",
+            _offset(elf, address),
+        )
+    if neighbours:
+        yield found(
+            "hypercall-page-shared",
+            f"the page of HYPERCALL_PAGE ({address:#x}) also holds {_listed(neighbours)}: "
+            f"{_WHY[HYPERCALL_PAGE]}",
+            _offset(elf, address),
+        )
+
+
+def _section_findings(
+    elf: ElfImage, aligned: Sequence[Section], alloc: Sequence[Section]
+) -> Iterator[Finding]:
+    """The output sections for page-aligned contents: each on a page boundary, its pages its own."""
+    for section in aligned:
+        if section.addr % PAGE_SIZE:
+            yield found(
+                "page-aligned-section-misaligned",
+                f"section {section.name} is at {section.addr:#x}, not on a page boundary",
+                section.offset,
+            )
+        start, end = section.addr & -PAGE_SIZE, -(-(section.addr + section.size) // PAGE_SIZE) * PAGE_SIZE
+        sharing = [s.name for s in alloc if s is not section and s.addr < end and s.addr + s.size > start]
+        if sharing:
+            yield found(
+                "page-aligned-section-shared",
+                f"section {section.name} ({section.addr:#x}-{section.addr + section.size:#x}) shares a page "
+                f"with {_listed(sharing)}",
+                section.offset,
+            )
