@@ -46,6 +46,7 @@ class Domain:
     vm_assist: int = 0
     tot_pages: int = 0
     wallclock_ns: int = 0  # Unix time at system time 0
+    e820: bytes | None = None  # set by XENMEM_set_memory_map; None: RAM from 0 to nr_pages
     shutdown_code: int | None = None  # SHUTDOWN_*, once the guest asked for it
     is_shutting_down: bool = False
     # Set by the machine: the subsystems' state and the machine's services.

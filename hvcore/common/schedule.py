@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hvcore.abi import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING
+from hvcore.common.handles import array_access_ok
 from hvcore.errors import GuestError
 from hvcore.public.errno import EFAULT, EINVAL, ENOSPC, ENOSYS, EPERM, ESRCH
 from hvcore.public.sched import (
@@ -143,8 +144,7 @@ def vcpu_unblock(v: Vcpu) -> None:
 
 
 def vcpu_kick(v: Vcpu) -> None:
-    """`v` has something to look at: wake it, and let its next entry check for events."""
-    v.need_upcall_check = True
+    """`v` has something to look at: wake it. Its next entry to the guest checks for events anyway."""
     if v.pause_flags & VPF_blocked:
         vcpu_unblock(v)
 
@@ -193,7 +193,7 @@ def do_poll(v: Vcpu, ports: int, nr_ports: int, timeout: int) -> int:
     d = v.domain
     if nr_ports > MAX_POLL_PORTS:
         return -EINVAL
-    if d.abi.word == 8 and (1 << 47) <= ports < d.abi.hypervisor_virt_end:
+    if not array_access_ok(d, ports, 0, 4):
         return -EFAULT
     if v.event_needs_delivery():
         return 0

@@ -257,4 +257,3 @@ def test_an_event_unblocks_its_vcpu(guest: Guest) -> None:
     port = bind_ipi(guest, 1)
     assert evtchn(guest, ec.EVTCHNOP_send, "I", port) == 0
     assert other.pause_flags == 0
-    assert other.need_upcall_check

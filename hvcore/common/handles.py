@@ -1,0 +1,21 @@
+"""guest_handle_okay(): the address-range checks that Xen makes before it touches an array of the guest's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hvcore.domain import Domain
+
+_LOW_HALF = 1 << 47
+
+
+def array_access_ok(d: Domain, va: int, count: int, size: int) -> bool:
+    """`count` objects of `size` bytes at `va` lie where a guest's memory may be; says nothing of mappings.
+
+    A 64-bit guest's array need only start outside the non-canonical hole and Xen's own range (what is inside
+    faults when touched); a 32-bit guest's has to end below Xen's.
+    """
+    if d.abi.is_32bit:
+        return va + count * size <= d.abi.hypervisor_virt_start
+    return va < _LOW_HALF or va >= d.abi.hypervisor_virt_end
