@@ -132,8 +132,8 @@ def _register_name(name: str, width: int) -> str:
 
 def human(size: int) -> str:
     """A number of bytes for people: "4 kB", "58 MB", "1.5 MB"."""
-    for unit, shift in (("GB", 30), ("MB", 20), ("kB", 10)):
+    for unit, shift in (("EB", 60), ("PB", 50), ("TB", 40), ("GB", 30), ("MB", 20), ("kB", 10)):
         if size >> shift:
             value = size / (1 << shift)
-            return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f}".removesuffix(".0") + f" {unit}"
     return f"{size} B"
