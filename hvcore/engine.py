@@ -25,7 +25,7 @@ _UC_ARCH_X86, _UC_MODE_64 = 4, 8
 _UC_PROT_ALL = 7
 _UC_HOOK_INTR, _UC_HOOK_INSN, _UC_HOOK_BLOCK, _UC_HOOK_INSN_INVALID = 1, 2, 8, 1 << 14
 _INS_CPUID, _INS_RDTSC, _INS_RDTSCP, _INS_SYSCALL, _INS_SYSENTER = 113, 608, 609, 699, 700
-_REG_EFLAGS, _REG_MSR = 25, 248
+_REG_EFLAGS, _REG_FPCW, _REG_FPTAG, _REG_MSR, _REG_MXCSR = 25, 246, 247, 248, 249
 _IO_WRITE = 1 << 30
 _CTL_USE_EXITS = 4 | 1 << 26 | _IO_WRITE
 _CTL_TB_FLUSH = 10 | _IO_WRITE
@@ -64,6 +64,8 @@ DESC_P = 1 << 15
 
 MSR_EFER = 0xC0000080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
+
+_DR6_DEFAULT = 0xFFFF0FF0
 
 _INTR_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _INSN_CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -341,6 +343,17 @@ class Engine:
         return self.d[_ERROR_CODE]
 
     @property
+    def is_software_interrupt(self) -> bool:
+        """Whether the exit being handled is an `int n`, `int3` or `into`."""
+        return bool(self.d[_ERROR_CODE + 1])
+
+    def take_debug_status(self) -> int:
+        """The causes (B0-B3, BD, BS, BT) that the engine put into DR6 since the last call."""
+        status = self.q[sw.DR // 8 + 6]
+        self.q[sw.DR // 8 + 6] = _DR6_DEFAULT
+        return status & 0xE00F
+
+    @property
     def cr2(self) -> int:
         """The faulting address of the last page fault."""
         return self.q[sw.CR // 8 + 2]
@@ -363,6 +376,20 @@ class Engine:
     def control(self, number: int) -> int:
         """The value of a control register."""
         return self.q[sw.CR // 8 + number]
+
+    def init_fpu(self) -> None:
+        """The FPU as `fninit` leaves it, with SSE exceptions masked."""
+        for register, value in ((_REG_FPCW, 0x37F), (_REG_FPTAG, 0xFFFF), (_REG_MXCSR, 0x1F80)):
+            cell = ctypes.c_uint32(value)
+            self._call("uc_reg_write", register, ctypes.byref(cell))
+        if not self.window.live:
+            self.window.load()
+
+    def set_long_mode(self, enabled: bool) -> None:
+        """Enter or leave long mode: EFER and the engine's idea of it. CR4.PAE is the caller's."""
+        self.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_NXE if enabled else 0)
+        hflags = self.d[_HFLAGS] & ~(HF_LMA | HF_CS64)
+        self.d[_HFLAGS] = hflags | HF_LMA if enabled else hflags
 
     def set_debug(self, number: int, value: int) -> None:
         """Set DR0..DR7 as the engine sees them."""

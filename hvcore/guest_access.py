@@ -134,6 +134,11 @@ class GuestAccess:
         """Store a xen_ulong_t at `va`."""
         self.copy_to(va, self._ulong.pack(value & self._mask))
 
+    def okay(self, va: int, size: int) -> bool:
+        """guest_handle_okay(): whether [va, va + size) lies outside Xen's range; nothing of mappings."""
+        last = va + (size - 1 if size else 0)
+        return last < self._limit_lo or (va >= self._limit_hi and last <= self._mask)
+
     def probe_write(self, va: int, size: int) -> None:
         """Raise unless [va, va + size) can be written (guest_handle_okay() with teeth)."""
         end = va + size

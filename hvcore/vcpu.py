@@ -31,18 +31,17 @@ class Vcpu:
 
     __slots__ = (
         "arch_cr2_off",
+        "async_exception_mask",
         "callbacks",
         "cr3_mfn",
         "ctrlreg",
         "debugreg",
         "domain",
-        "failsafe_disables_events",
         "fs_base",
         "gdt_ents",
         "gdt_frames",
         "gs_base_kernel",
         "gs_base_user",
-        "hypercall_args",
         "info",
         "info_mfn",
         "iopl",
@@ -51,8 +50,7 @@ class Vcpu:
         "kernel_ss",
         "ldt_base",
         "ldt_ents",
-        "need_upcall_check",
-        "nmi_callback",
+        "ldt_shadow",
         "nmi_pending",
         "pause_flags",
         "periodic_last_event",
@@ -63,14 +61,12 @@ class Vcpu:
         "runstate_guest",
         "runstate_time",
         "saved_state",
-        "syscall_disables_events",
         "time_info_guest",
         "time_version",
         "trap_ctxt",
         "ts_set",
         "user_cr3_mfn",
         "vcpu_id",
-        "vm_state",
     )
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
@@ -94,6 +90,7 @@ class Vcpu:
         self.gdt_ents = 0
         self.ldt_base = 0
         self.ldt_ents = 0
+        self.ldt_shadow: dict[int, int] = {}  # page of the LDT -> frame mapped there
         self.cr3_mfn = 0  # frame of the kernel's top-level page table
         self.user_cr3_mfn = 0  # PV64 only
         self.ctrlreg = [0] * 8
@@ -103,10 +100,8 @@ class Vcpu:
         self.gs_base_kernel = 0
         self.gs_base_user = 0
         self.ts_set = False  # FPU not loaded: #NM on use
-        self.nmi_callback: tuple[int, int] | None = None
         self.nmi_pending = False
-        self.failsafe_disables_events = False
-        self.syscall_disables_events = False
+        self.async_exception_mask = False  # an NMI is being handled: no other until iret
         self.poll_evtchn: int | None = None  # port a SCHEDOP_poll waits for; -1 for a list; None: not polling
         self.periodic_period = 0
         self.periodic_last_event = 0  # system time of the last tick, ns
@@ -116,9 +111,6 @@ class Vcpu:
         self.runstate_guest = 0  # guest virtual address of its runstate area, 0 for none
         self.time_info_guest = 0  # guest virtual address of a secondary vcpu_time_info
         self.time_version = 0
-        self.need_upcall_check = False
-        self.hypercall_args: tuple[int, ...] = ()
-        self.vm_state = 0
 
     @property
     def upcall_pending(self) -> int:

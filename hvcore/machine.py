@@ -1,0 +1,323 @@
+"""The machine: puts the parts together and runs the domain.
+
+`Machine(image)` is what a host under Xen is to `xl create`: memory, processor, hypervisor, and the two
+backends that every domain has, console and xenstore. `run()` goes on until something happens that whoever
+holds the machine wants to know; it can be called again unless the domain is gone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from hvcore.abi import ABIS, Abi
+from hvcore.backends.console import ConsoleBackend
+from hvcore.backends.xenstore import XenstoreBackend
+from hvcore.clock import NEVER, NS_PER_BYTE, Clock
+from hvcore.common.event_channel import EvtchnTable
+from hvcore.common.grant_table import GrantTable
+from hvcore.common.schedule import schedule_in, schedule_out
+from hvcore.common.time import update_domain_wallclock_time
+from hvcore.domain import SHUTDOWN_NAMES, Domain
+from hvcore.engine import Engine
+from hvcore.errors import DomainCrash, EngineError, GuestFault
+from hvcore.guest_access import GuestAccess
+from hvcore.machine_memory import MachineMemory
+from hvcore.page_info import FrameTable
+from hvcore.pv.descriptor_tables import init_xen_gdt_page, validate_segdesc_page
+from hvcore.pv.frames import Frames32
+from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
+from hvcore.pv.mm import PageTables
+from hvcore.pv.mmuext_op import pin_table
+from hvcore.pv.ro_page_fault import RoPageFault
+from hvcore.pv.traps import Traps
+from hvcore.pv.vcpu_context import arch_set_info_guest
+from hvcore.pv.xen_mappings import XenMappings
+from hvcore.trace import Trace
+from hvcore.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from domainbuilder.build import DomainImage
+
+CR0 = 0x80050033  # PE MP ET NE WP AM PG
+CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
+CR4_2LEVEL = 0x640
+MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts with
+BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
+WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
+_SLICE_BYTES = 10_000_000
+
+
+class Stop(Enum):
+    """Why `Machine.run()` came back."""
+
+    SHUTDOWN = "shutdown"  # the guest asked for it; `machine.shutdown_reason`
+    CRASHED = "crashed"  # Xen would have crashed it; `machine.crash`
+    IDLE = "idle"  # every vCPU is blocked and nothing is due, ever
+    PAUSED = "paused"  # `machine.pause()` was called
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts of a run: the same for the same inputs."""
+
+    hypercalls: dict[int, int]
+    unknown_hypercalls: dict[int, int]
+    exceptions: dict[int, int]
+    emulated: dict[str, int]
+    page_table_stores: int
+    events_delivered: int
+    tlb_flushes: int
+    code_bytes: int
+    system_time_ns: int
+
+
+class Machine:
+    """One domain on its machine. `console_output` is called with what the guest writes, as it writes it."""
+
+    def __init__(
+        self,
+        image: DomainImage,
+        *,
+        memory: MachineMemory | None = None,
+        vcpus: int = 1,
+        console_output: Callable[[bytes], None] = lambda _data: None,
+        live_window: bool = True,
+    ) -> None:
+        abi = ABIS[image.plan.guest_type]
+        mem = memory if memory is not None else _adopt_ram(image, abi)
+        self.image = image
+        self.mem = mem
+        self.engine = Engine(mem.buffer, mem.base_mfn << 12, live_window=live_window)
+        self.engine.cell[0] = 0
+        self.clock = Clock(self.engine.cell, BOOT_TIME_NS)
+        self.crash: DomainCrash | None = None
+        self._paused = False
+        self._code_bytes = 0
+        self._running: Vcpu | None = None
+        # How an idle machine passes time until `when`: a front end may wait for input instead.
+        self.idle: Callable[[int], None] = self.clock.advance_to
+        self.domain = self._create_domain(abi, vcpus)
+        self._create_backends(console_output)
+        self._connect()
+        self._start_boot_vcpu()
+
+    # -- building
+
+    def _create_domain(self, abi: Abi, vcpus: int) -> Domain:
+        image, mem = self.image, self.mem
+        frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
+        frames.assign(mem.first_mfn, mem.nr_pages)
+        shared_info_mfn = mem.alloc_xenheap_page()
+        if shared_info_mfn != image.shared_info_mfn:
+            raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
+        shared_info = mem.frame(shared_info_mfn)
+        shared_info[:] = image.shared_info
+        d = Domain(
+            abi=abi,
+            mem=mem,
+            frames=frames,
+            clock=self.clock,
+            shared_info_mfn=shared_info_mfn,
+            shared_info=shared_info,
+            nr_pages=mem.nr_pages,
+            max_pages=mem.nr_pages + MAX_PAGES_SLACK,
+            max_vcpus=vcpus,
+            tot_pages=mem.nr_pages,
+            wallclock_ns=WALLCLOCK_NS,
+        )
+        d.engine = self.engine
+        d.trace = Trace()
+        d.reschedule = self.engine.stop
+        d.vcpus = [Vcpu(d, i) for i in range(vcpus)]
+        self._create_memory_management(d)
+        return d
+
+    def _create_memory_management(self, d: Domain) -> None:
+        image, mem, engine = self.image, self.mem, self.engine
+        xen = XenMappings(d, engine)
+        d.guest = GuestAccess(
+            d.abi, mem, lambda va, write: d.mm.walk(d.vcpus[d.current_id].cr3_mfn, va, write)
+        )
+        d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
+        d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn)
+        d.mm.share_xen_page_with_guest(d.shared_info_mfn, writable=True)
+        _fill_m2p(d, image.p2m)
+        init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), d.abi)
+        if image.plan.hypercall_page_pfn is not None:
+            page = mem.frame(image.p2m[image.plan.hypercall_page_pfn])
+            init_hypercall_page(page, ring1=d.abi.is_32bit)
+        engine.set_long_mode(d.abi.pt_levels != 2)
+        engine.set_control(0, CR0)
+        engine.set_control(4, CR4_2LEVEL if d.abi.pt_levels == 2 else CR4_PAE)
+        xen.initial_state = engine.save_state()
+
+    def _create_backends(self, console_output: Callable[[bytes], None]) -> None:
+        d, start_info = self.domain, self.image.start_info
+        d.evtchn = EvtchnTable(d)
+        d.grant_table = GrantTable(d)
+        self.xenstore = XenstoreBackend(self.mem.frame(start_info.store_mfn), d)
+        self.console = ConsoleBackend(self.mem.frame(start_info.console_mfn), console_output)
+        ports = (self.xenstore.connect(d.evtchn), self.console.connect(d.evtchn))
+        if ports != (start_info.store_evtchn, start_info.console_evtchn):
+            raise EngineError(f"the image wants event channels {start_info.store_evtchn} and "
+                              f"{start_info.console_evtchn} for xenstore and console, not {ports}")  # fmt: skip
+
+    def _connect(self) -> None:
+        d = self.domain
+        self.frames = Frames32(d.vcpus)
+        table = HypercallTable(d, self.frames)
+        ro = RoPageFault(d)
+        self.traps = Traps(d, self.frames, ro, table.entry32, self._syscall32)
+        ro.reject = self.traps.inject
+        self.ro_page_fault = ro
+        self.engine.install(self.traps)
+
+    def _syscall32(self) -> None:
+        """`syscall` in a 32-bit guest: its syscall32 callback, or #GP where it has none."""
+        self.traps.syscall32()
+
+    def _start_boot_vcpu(self) -> None:
+        d, image = self.domain, self.image
+        rc = pin_table(d.vcpus[0], image.p2m[image.plan.pgtables_pfn])
+        if rc:
+            raise EngineError(f"the built page tables do not validate: error {rc}")
+        v = d.vcpus[0]
+        rc = arch_set_info_guest(v, image.context.pack(d.abi.word))
+        if rc:
+            raise EngineError(f"the built vCPU context is refused: error {rc}")
+        v.pause_flags = 0
+        update_domain_wallclock_time(d)
+
+    # -- running
+
+    @property
+    def shutdown_reason(self) -> str:
+        """ "poweroff", "reboot", "suspend", "crash", ... once the guest has shut down."""
+        code = self.domain.shutdown_code
+        if code is None:
+            return ""
+        return SHUTDOWN_NAMES[code] if code < len(SHUTDOWN_NAMES) else f"reason {code}"
+
+    def pause(self) -> None:
+        """Make `run()` return as soon as the guest is between two instructions."""
+        self._paused = True
+        self.engine.stop()
+
+    def run(self) -> Stop:
+        """Run the domain until it stops, crashes, idles for good, or `pause()` is called."""
+        try:
+            return self._run()
+        except DomainCrash as crash:
+            self.crash = crash
+            return Stop.CRASHED
+
+    def _run(self) -> Stop:
+        d, clock = self.domain, self.clock
+        while True:
+            clock.run_due()
+            if d.is_shutting_down:
+                return Stop.SHUTDOWN
+            if self._paused:
+                self._paused = False
+                return Stop.PAUSED
+            v = self._pick()
+            deadline = clock.next_deadline()
+            if v is None:
+                if deadline == NEVER and not self._wait_forever():
+                    return Stop.IDLE
+                if deadline != NEVER:
+                    self.idle(deadline)
+                continue
+            self._switch_to(v)
+            self.traps.test_all_events()
+            self._enter(min(_SLICE_BYTES, max(deadline - clock.now(), 0) // NS_PER_BYTE + 1))
+
+    def _wait_forever(self) -> bool:
+        """Nothing is due: let the front end bring input. True if that woke somebody."""
+        self.idle(NEVER)
+        return self._pick() is not None or self._paused
+
+    def _enter(self, budget: int) -> None:
+        clock = self.clock
+        clock.set_budget(budget)
+        start = clock.now()
+        self.engine.run()
+        self._code_bytes += (clock.now() - start) // NS_PER_BYTE
+
+    def _pick(self) -> Vcpu | None:
+        """The next runnable vCPU, in turn."""
+        d = self.domain
+        count = len(d.vcpus)
+        for i in range(count):
+            v = d.vcpus[(d.current_id + (count > 1) + i) % count]
+            if v.is_initialised and not v.pause_flags:
+                return v
+        return None
+
+    def _switch_to(self, v: Vcpu) -> None:
+        if self._running is v:
+            schedule_in(v)
+            return
+        d, engine = self.domain, self.engine
+        old = self._running
+        if old is not None:
+            old.saved_state = engine.save_state()
+            schedule_out(old)
+        if v.saved_state is not None:
+            engine.load_state(v.saved_state)
+        d.current_id = v.vcpu_id
+        self._running = v
+        d.mm.xen.load_descriptor_tables(v)
+        d.mm.xen.write_ptbase(v)
+        schedule_in(v)
+        if old is not None and not self.frames.reload_data_segments(v):
+            try:
+                self.frames.failsafe(v)
+            except GuestFault as fault:
+                raise DomainCrash(f"the failsafe callback cannot be entered: {fault}") from None
+
+    # -- what happened
+
+    def stats(self) -> Stats:
+        """The counts so far."""
+        trace = self.domain.trace
+        return Stats(
+            hypercalls={i: n for i, n in enumerate(trace.hypercalls) if n},
+            unknown_hypercalls=dict(sorted(trace.unknown_hypercalls.items())),
+            exceptions={i: n for i, n in enumerate(trace.exceptions) if n},
+            emulated=dict(sorted(trace.emulated.items())),
+            page_table_stores=self.ro_page_fault.stores,
+            events_delivered=trace.events_delivered,
+            tlb_flushes=self.engine.tlb_flushes,
+            code_bytes=self._code_bytes,
+            system_time_ns=self.clock.now(),
+        )
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self.engine.close()
+
+
+def _adopt_ram(image: DomainImage, abi: Abi) -> MachineMemory:
+    """Machine memory with the image's contents, for an image that was built somewhere else."""
+    mem = MachineMemory(image.plan.nr_pages, first_mfn=image.first_mfn, m2p_entry=abi.m2p_entry)
+    zero = bytes(4096)
+    for start in range(0, len(image.ram), 4096):
+        page = image.ram[start : start + 4096]
+        if page != zero:
+            mem.ram[start : start + 4096] = page
+    return mem
+
+
+def _fill_m2p(d: Domain, p2m: array[int]) -> None:
+    first = d.mem.first_mfn
+    inverse = array(d.abi.word_format, bytes(d.abi.word * d.mem.nr_pages))
+    for pfn, mfn in enumerate(p2m):
+        inverse[mfn - first] = pfn
+    at = ((d.mem.m2p_mfn - d.mem.base_mfn) << 12) + first * d.abi.m2p_entry
+    raw = inverse.tobytes()
+    d.mem.view[at : at + len(raw)] = raw

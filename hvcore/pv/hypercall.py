@@ -1,0 +1,221 @@
+"""The hypercall table: number -> handler and argument count, for each guest width. Nothing registers itself.
+
+A handler is `do_x(v, a1, ...) -> int` on unsigned arguments of the guest's word; it returns the result or a
+negated errno, or raises GuestError. Where the widths pass a 64-bit value differently, the 32-bit column has
+an adapter that puts the halves together, so that handlers are written once.
+Source: xen/include/hypercall-defs.c, xen/arch/x86/pv/hypercall.c of Xen 4.17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hvcore.common.console import do_console_io
+from hvcore.common.event_channel import do_event_channel_op, do_event_channel_op_compat
+from hvcore.common.grant_table import do_grant_table_op
+from hvcore.common.kernel import do_nmi_op, do_vm_assist, do_xen_version
+from hvcore.common.memory import do_memory_op
+from hvcore.common.multicall import do_multicall
+from hvcore.common.physdev import do_physdev_op, do_physdev_op_compat
+from hvcore.common.refused import (
+    do_argo_op,
+    do_dm_op,
+    do_domctl,
+    do_hvm_op,
+    do_hypfs_op,
+    do_kexec_op,
+    do_platform_op,
+    do_sysctl,
+    do_xenoprof_op,
+    do_xenpmu_op,
+    do_xsm_op,
+)
+from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
+from hvcore.common.vcpu_op import do_vcpu_op
+from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from hvcore.errors import GuestError
+from hvcore.public.errno import ENOSYS
+from hvcore.public.xen import NR_HYPERCALLS, Hypercall
+from hvcore.pv.callback import do_callback_op, do_set_callbacks, do_set_trap_table
+from hvcore.pv.descriptor_tables import do_set_gdt, do_update_descriptor
+from hvcore.pv.misc_hypercalls import (
+    do_fpu_taskswitch,
+    do_get_debugreg,
+    do_set_debugreg,
+    do_set_segment_base,
+    do_stack_switch,
+)
+from hvcore.pv.mmu_update import do_mmu_update, do_update_va_mapping, do_update_va_mapping_otherdomain
+from hvcore.pv.mmuext_op import do_mmuext_op
+
+if TYPE_CHECKING:
+    from hvcore.domain import Domain
+    from hvcore.pv.frames import Frames
+    from hvcore.vcpu import Vcpu
+
+Handler = Callable[..., int]
+
+_M32 = 0xFFFFFFFF
+
+
+def _va_mapping32(v: Vcpu, va: int, lo: int, hi: int, flags: int) -> int:
+    return do_update_va_mapping(v, va, lo | hi << 32, flags)
+
+
+def _va_mapping_other32(v: Vcpu, va: int, lo: int, hi: int, flags: int, domid: int) -> int:
+    return do_update_va_mapping_otherdomain(v, va, lo | hi << 32, flags, domid)
+
+
+def _set_timer32(v: Vcpu, lo: int, hi: int) -> int:
+    return do_set_timer_op(v, lo | hi << 32)
+
+
+def _update_descriptor32(v: Vcpu, pa_lo: int, pa_hi: int, lo: int, hi: int) -> int:
+    return do_update_descriptor(v, pa_lo | pa_hi << 32, lo | hi << 32)
+
+
+_H = Hypercall
+
+# number: (handler, arguments) of 64-bit guests; 32-bit ones differ in _PV32.
+_PV64: dict[int, tuple[Handler, int]] = {
+    _H.set_trap_table: (do_set_trap_table, 1),
+    _H.mmu_update: (do_mmu_update, 4),
+    _H.set_gdt: (do_set_gdt, 2),
+    _H.stack_switch: (do_stack_switch, 2),
+    _H.set_callbacks: (do_set_callbacks, 3),
+    _H.fpu_taskswitch: (do_fpu_taskswitch, 1),
+    _H.sched_op_compat: (do_sched_op_compat, 2),
+    _H.platform_op: (do_platform_op, 1),
+    _H.set_debugreg: (do_set_debugreg, 2),
+    _H.get_debugreg: (do_get_debugreg, 1),
+    _H.update_descriptor: (do_update_descriptor, 2),
+    _H.memory_op: (do_memory_op, 2),
+    _H.update_va_mapping: (do_update_va_mapping, 3),
+    _H.set_timer_op: (do_set_timer_op, 1),
+    _H.event_channel_op_compat: (do_event_channel_op_compat, 1),
+    _H.xen_version: (do_xen_version, 2),
+    _H.console_io: (do_console_io, 3),
+    _H.physdev_op_compat: (do_physdev_op_compat, 1),
+    _H.grant_table_op: (do_grant_table_op, 3),
+    _H.vm_assist: (do_vm_assist, 2),
+    _H.update_va_mapping_otherdomain: (do_update_va_mapping_otherdomain, 4),
+    _H.vcpu_op: (do_vcpu_op, 3),
+    _H.set_segment_base: (do_set_segment_base, 2),
+    _H.mmuext_op: (do_mmuext_op, 4),
+    _H.xsm_op: (do_xsm_op, 1),
+    _H.nmi_op: (do_nmi_op, 2),
+    _H.sched_op: (do_sched_op, 2),
+    _H.callback_op: (do_callback_op, 2),
+    _H.xenoprof_op: (do_xenoprof_op, 2),
+    _H.event_channel_op: (do_event_channel_op, 2),
+    _H.physdev_op: (do_physdev_op, 2),
+    _H.hvm_op: (do_hvm_op, 2),
+    _H.sysctl: (do_sysctl, 1),
+    _H.domctl: (do_domctl, 1),
+    _H.kexec_op: (do_kexec_op, 2),
+    _H.argo_op: (do_argo_op, 5),
+    _H.xenpmu_op: (do_xenpmu_op, 2),
+    _H.dm_op: (do_dm_op, 3),
+    _H.hypfs_op: (do_hypfs_op, 5),
+}
+
+_PV32: dict[int, tuple[Handler, int]] = _PV64 | {
+    _H.set_callbacks: (do_set_callbacks, 4),
+    _H.update_descriptor: (_update_descriptor32, 4),
+    _H.update_va_mapping: (_va_mapping32, 4),
+    _H.set_timer_op: (_set_timer32, 2),
+    _H.update_va_mapping_otherdomain: (_va_mapping_other32, 5),
+}
+
+_ARGUMENTS32 = (RBX, RCX, RDX, RSI, RDI, RBP)
+_ARGUMENTS64 = (RDI, RSI, RDX, 10, 8, 9)
+
+
+class HypercallTable:
+    """Dispatch for one domain: from the engine's registers, and from multicall entries."""
+
+    def __init__(self, domain: Domain, frames: Frames) -> None:
+        self.d = domain
+        self.frames = frames
+        rows = _PV32 if domain.abi.is_32bit else _PV64
+        self.handlers: list[Handler | None] = [None] * NR_HYPERCALLS
+        self.arity = [0] * NR_HYPERCALLS
+        for number, (handler, count) in rows.items():
+            self.handlers[number] = handler
+            self.arity[number] = count
+        self.handlers[_H.multicall] = self._multicall
+        self.arity[_H.multicall] = 2
+
+    def _multicall(self, v: Vcpu, call_list: int, nr_calls: int) -> int:
+        return do_multicall(v, call_list, nr_calls, self.dispatch)
+
+    def dispatch(self, v: Vcpu, number: int, args: tuple[int, ...]) -> int:
+        """Call by number with explicit arguments (a multicall entry); an int, whatever happens to the call."""
+        trace = self.d.trace
+        handler = self.handlers[number] if number < NR_HYPERCALLS else None
+        if handler is None:
+            if number == _H.iret:
+                return self.frames.do_iret(v)
+            trace.unknown_hypercalls[number] = trace.unknown_hypercalls.get(number, 0) + 1
+            return -ENOSYS
+        trace.hypercalls[number] += 1
+        try:
+            return handler(v, *args[: self.arity[number]])
+        except GuestError as error:
+            return -error.errno
+
+    def entry32(self) -> None:
+        """`int 0x82` from ring 1: number in EAX, arguments in EBX ECX EDX ESI EDI EBP, result in EAX."""
+        d = self.d
+        q = d.engine.q
+        v = d.vcpus[d.current_id]
+        number = q[RAX] & _M32
+        handler = self.handlers[number] if number < NR_HYPERCALLS else None
+        if handler is None:
+            if number == _H.iret:
+                d.trace.hypercalls[number] += 1
+                q[RAX] = self.frames.do_iret(v)
+                return
+            result = self.dispatch(v, number, ())
+            d.trace.recent.append((number, (), result))
+        else:
+            args = tuple([q[register] & _M32 for register in _ARGUMENTS32[: self.arity[number]]])
+            d.trace.hypercalls[number] += 1
+            try:
+                result = handler(v, *args)
+            except GuestError as error:
+                result = -error.errno
+            d.trace.recent.append((number, args, result))
+        q[RAX] = result & _M32
+
+    def entry64(self) -> None:
+        """`syscall` from the 64-bit kernel: number in RAX, arguments in RDI RSI RDX R10 R8, result in RAX."""
+        d = self.d
+        q = d.engine.q
+        v = d.vcpus[d.current_id]
+        number = q[RAX]
+        if number == _H.iret:
+            d.trace.hypercalls[number] += 1
+            q[RAX] = self.frames.do_iret(v)
+            return
+        count = self.arity[number] if number < NR_HYPERCALLS else 0
+        args = tuple([q[register] for register in _ARGUMENTS64[:count]])
+        result = self.dispatch(v, number, args)
+        d.trace.recent.append((number, args, result))
+        q[RAX] = result & 0xFFFFFFFFFFFFFFFF
+
+
+def init_hypercall_page(page: memoryview, *, ring1: bool) -> None:
+    """Fill the guest's hypercall page: 128 stubs of 32 bytes, iret being one that is jumped to."""
+    page[:] = b"\xcc" * len(page)
+    for number in range(len(page) // 32):
+        nr = number.to_bytes(4, "little")
+        iret = number == _H.iret
+        if ring1:
+            stub = b"\x50\xb8" + nr + b"\xcd\x82" if iret else b"\xb8" + nr + b"\xcd\x82\xc3"
+        elif iret:
+            stub = b"\x51\x41\x53\x50\xb8" + nr + b"\x0f\x05"
+        else:
+            stub = b"\x51\x41\x53\xb8" + nr + b"\x0f\x05\x41\x5b\x59\xc3"
+        page[32 * number : 32 * number + len(stub)] = stub

@@ -1,0 +1,174 @@
+"""mmu_update, update_va_mapping and update_va_mapping_otherdomain.
+
+Source: do_mmu_update(), do_update_va_mapping() in xen/arch/x86/mm.c. Foreign page tables are those of another
+domain, and there is none: the errors are those of an unprivileged domain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import TYPE_CHECKING
+
+from hvcore.errors import GuestError
+from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
+from hvcore.public import xen
+from hvcore.public.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH
+from hvcore.pv.mm import L1_DISALLOW_MASK, PAGE_PRESENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hvcore.pv.mm import PageTables
+    from hvcore.vcpu import Vcpu
+
+_MMU_UPDATE = struct.Struct("<QQ")  # struct mmu_update: ptr, val
+MMU_UPDATE_PREEMPTED = 1 << 31  # in `count`: a call that goes on where it was interrupted
+PG_SELF, PG_IO = 0, 1
+
+
+def get_pg_owner(v: Vcpu, domid: int) -> int:
+    """get_pg_owner(): PG_SELF or PG_IO, or the error that an unprivileged domain gets for `domid`."""
+    if domid in (xen.DOMID_SELF, v.domain.domain_id):
+        return PG_SELF
+    if domid == xen.DOMID_IO:
+        return PG_IO
+    return -EPERM if domid in (xen.DOMID_XEN, 0) else -ESRCH
+
+
+def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
+    """Apply `count` requests; `*pdone` is how many were done. Stops at the first error, as Xen does."""
+    d = v.domain
+    guest = d.guest
+    done_before = 0
+    if count & MMU_UPDATE_PREEMPTED:
+        if count == MMU_UPDATE_PREEMPTED and not ureqs:
+            return foreigndom
+        count &= ~MMU_UPDATE_PREEMPTED
+        done_before = guest.read_u32(pdone) if pdone else 0
+    if not guest.okay(ureqs, count * _MMU_UPDATE.size):
+        return -EFAULT
+    pt_dom = foreigndom >> 16
+    if pt_dom and pt_dom - 1 != d.domain_id:
+        return -EPERM if pt_dom == 1 else -ESRCH
+    pg_owner = get_pg_owner(v, foreigndom & 0xFFFF)
+    if pg_owner < 0:
+        return pg_owner
+    update = _one_update if pg_owner == PG_SELF else _one_io_update
+    done, rc = _run_batches(v, ureqs, count, update)
+    if pdone:
+        with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
+            guest.write_u32(pdone, done_before + done)
+    return rc
+
+
+def _run_batches(
+    v: Vcpu, ureqs: int, count: int, update: Callable[[PageTables, int, int], int]
+) -> tuple[int, int]:
+    """Apply the requests page by page of the guest's memory; how many were done, and the error if any."""
+    mm = v.domain.mm
+    copy_from = v.domain.guest.copy_from
+    size = _MMU_UPDATE.size
+    done = 0
+    try:
+        while done < count:
+            batch = min(count - done, max(1, (4096 - (ureqs & 4095)) // size))
+            for ptr, val in _MMU_UPDATE.iter_unpack(copy_from(ureqs, batch * size)):
+                rc = update(mm, ptr, val)
+                if rc:
+                    return done, rc
+                done += 1
+            ureqs += batch * size
+    except GuestError as error:
+        return done, -error.errno
+    return done, 0
+
+
+def _one_update(mm: PageTables, ptr: int, val: int) -> int:
+    cmd = ptr & mm.e.itemsize - 1
+    if cmd == xen.MMU_MACHPHYS_UPDATE:
+        return _machphys_update(mm, ptr >> 12, val)
+    if cmd > xen.MMU_PT_UPDATE_NO_TRANSLATE:
+        return -ENOSYS
+    mfn = ptr >> 12
+    pg = mfn - mm.base
+    if not (0 <= pg < mm.nr and mm.owner[pg] == OWNER_GUEST and mm.count[pg]):
+        return -EINVAL
+    at = (pg << mm.shift) + ((ptr & 4095) >> (12 - mm.shift))
+    if mm.shift == 10:
+        val &= 0xFFFFFFFF
+    ptype = mm.ptype[pg]
+    if not mm.tcount[pg]:
+        rc = mm.get_page_type(mfn, PGT_writable_page)
+        if not rc:
+            mm.e[at] = val
+            mm.put_page_type(mfn)
+        return rc
+    if ptype == PGT_l1_page_table:
+        return mm.mod_l1_entry(at, val, cmd == xen.MMU_PT_UPDATE_PRESERVE_AD)
+    if PGT_l1_page_table < ptype <= PGT_l4_page_table:
+        modify = (mm.mod_l2_entry, mm.mod_l3_entry, mm.mod_l4_entry)[ptype - 2]
+        return modify(at, val, cmd == xen.MMU_PT_UPDATE_PRESERVE_AD)
+    if ptype == PGT_writable_page:
+        mm.e[at] = val
+        return 0
+    return -EINVAL
+
+
+def _one_io_update(mm: PageTables, ptr: int, val: int) -> int:
+    """An update that names DOMID_IO as the frame's owner: no frame is, so nothing present can be mapped."""
+    cmd = ptr & mm.e.itemsize - 1
+    pg = (ptr >> 12) - mm.base
+    if cmd == xen.MMU_MACHPHYS_UPDATE or not 0 <= pg < mm.nr:
+        return -EINVAL
+    if not (val & PAGE_PRESENT and mm.tcount[pg] and 0 < mm.ptype[pg] <= PGT_l4_page_table):
+        return _one_update(mm, ptr, val)
+    if mm.ptype[pg] != PGT_l1_page_table or val & L1_DISALLOW_MASK:
+        return -EINVAL
+    return -EBUSY if 0 <= ((val >> 12) & mm.mfn_mask) - mm.base < mm.nr else -EPERM
+
+
+def _machphys_update(mm: PageTables, mfn: int, pfn: int) -> int:
+    if not mm.get_page(mfn):
+        return -EINVAL
+    mm.set_gpfn_from_mfn(mfn, pfn)
+    mm.put_page(mfn)
+    return 0
+
+
+def do_update_va_mapping(v: Vcpu, va: int, val: int, flags: int) -> int:
+    """Set the L1 entry that maps `va` in the current address space, then flush as `flags` (UVMF_*) say."""
+    mm = v.domain.mm
+    at = mm.l1_entry_of(v.cr3_mfn, va)
+    if at < 0 or mm.owner[at >> mm.shift] != OWNER_GUEST or mm.ptype[at >> mm.shift] != 1:
+        return -EINVAL
+    rc = mm.mod_l1_entry(at, val)
+    if rc:
+        return rc
+    flush = flags & xen.UVMF_FLUSHTYPE_MASK
+    if flush not in (xen.UVMF_TLB_FLUSH, xen.UVMF_INVLPG):
+        return 0
+    target = flags & ~xen.UVMF_FLUSHTYPE_MASK
+    if target not in (xen.UVMF_LOCAL, xen.UVMF_ALL) and not vcpumask_readable(v, target):
+        return -EFAULT
+    mm.flush_tlb()
+    return 0
+
+
+def vcpumask_readable(v: Vcpu, va: int) -> bool:
+    """Whether the guest's bitmap of vCPUs can be read; every vCPU shares the one processor, so all flush."""
+    try:
+        v.domain.guest.copy_from(va, v.domain.abi.word)
+    except GuestError:
+        return False
+    return True
+
+
+def do_update_va_mapping_otherdomain(v: Vcpu, va: int, val: int, flags: int, domid: int) -> int:
+    """update_va_mapping with the frame's owner named: only this domain itself may be."""
+    owner = get_pg_owner(v, domid)
+    if owner < 0:
+        return owner
+    if owner == PG_IO and val & PAGE_PRESENT:
+        return -EPERM
+    return do_update_va_mapping(v, va, val, flags)

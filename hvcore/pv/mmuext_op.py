@@ -1,0 +1,194 @@
+"""mmuext_op: pins, base pointers, TLB and cache flushes, the LDT, clearing and copying pages.
+
+Source: do_mmuext_op() in xen/arch/x86/mm.c; struct mmuext_op in xen/include/public/xen.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import TYPE_CHECKING
+
+from hvcore.errors import GuestError
+from hvcore.page_info import PGT_pinned, PGT_writable_page
+from hvcore.public import xen
+from hvcore.public.errno import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
+from hvcore.pv.descriptor_tables import set_ldt
+from hvcore.pv.mmu_update import MMU_UPDATE_PREEMPTED, PG_SELF, get_pg_owner, vcpumask_readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hvcore.vcpu import Vcpu
+
+# cmd, arg1 (mfn or linear_addr), arg2 (nr_ents, vcpumask or src_mfn); 64-bit words are aligned to eight bytes.
+_MMUEXT_OP = {4: struct.Struct("<III"), 8: struct.Struct("<I4xQQ")}
+
+
+def _pin(v: Vcpu, cmd: int, mfn: int) -> int:
+    mm = v.domain.mm
+    level = cmd - xen.MMUEXT_PIN_L1_TABLE + 1
+    if level > mm.levels:
+        return 0  # pinning a level that the guest does not have is ignored
+    if not mm.get_page(mfn):
+        return -EINVAL
+    rc = mm.get_page_type(mfn, level)
+    if rc:
+        mm.put_page(mfn)
+        return rc
+    pg = mfn - mm.base
+    if mm.pflags[pg] & PGT_pinned:
+        mm.put_page_and_type(mfn)
+        return -EINVAL
+    mm.pflags[pg] |= PGT_pinned
+    return 0
+
+
+def pin_table(v: Vcpu, mfn: int) -> int:
+    """Pin a top-level table, as the domain builder does for the first one."""
+    return _pin(v, xen.MMUEXT_PIN_L1_TABLE + v.domain.abi.pt_levels - 1, mfn)
+
+
+def _unpin(v: Vcpu, mfn: int, _arg2: int) -> int:
+    mm = v.domain.mm
+    if not mm.get_page(mfn):
+        return -EINVAL
+    pg = mfn - mm.base
+    rc = -EINVAL
+    if mm.pflags[pg] & PGT_pinned:
+        mm.pflags[pg] &= ~PGT_pinned
+        mm.put_page_and_type(mfn)
+        rc = 0
+    mm.put_page(mfn)
+    return rc
+
+
+def _new_baseptr(v: Vcpu, mfn: int, _arg2: int) -> int:
+    return v.domain.mm.new_guest_cr3(mfn)
+
+
+def _new_user_baseptr(v: Vcpu, mfn: int, _arg2: int) -> int:
+    mm = v.domain.mm
+    old = v.user_cr3_mfn
+    if old == mfn:
+        return 0
+    if mfn:
+        # A PAE guest has no use for a user base pointer, and no table of the root type to name.
+        rc = mm.get_page_and_type(mfn, 4) if not mm.pv32 else -EINVAL
+        if rc:
+            return rc
+    v.user_cr3_mfn = mfn
+    if old:
+        mm.put_page_and_type(old)
+    return 0
+
+
+def _flush_local(v: Vcpu, _arg1: int, _arg2: int) -> int:
+    v.domain.mm.flush_tlb()
+    return 0
+
+
+def _flush_multi(v: Vcpu, _arg1: int, mask: int) -> int:
+    if not vcpumask_readable(v, mask):
+        return -EINVAL
+    v.domain.mm.flush_tlb()
+    return 0
+
+
+def _flush_cache(_v: Vcpu, _arg1: int, _arg2: int) -> int:
+    return -EACCES  # no device is passed through, so there is nothing to keep coherent
+
+
+def _flush_cache_global(_v: Vcpu, _arg1: int, _arg2: int) -> int:
+    return -EINVAL
+
+
+def _set_ldt(v: Vcpu, base: int, ents: int) -> int:
+    return set_ldt(v, base, ents & 0xFFFFFFFF)
+
+
+def _clear_page(v: Vcpu, mfn: int, _arg2: int) -> int:
+    mm = v.domain.mm
+    if mm.get_page_and_type(mfn, PGT_writable_page):
+        return -EINVAL
+    v.domain.mem.frame(mfn)[:] = bytes(xen.PAGE_SIZE)
+    mm.put_page_and_type(mfn)
+    return 0
+
+
+def _copy_page(v: Vcpu, mfn: int, src: int) -> int:
+    mm, mem = v.domain.mm, v.domain.mem
+    if not mm.get_page(src):
+        return -EINVAL
+    rc = mm.get_page_and_type(mfn, PGT_writable_page)
+    if not rc:
+        mem.frame(mfn)[:] = mem.frame(src)
+        mm.put_page_and_type(mfn)
+    mm.put_page(src)
+    return -EINVAL if rc else 0
+
+
+def _superpages(_v: Vcpu, _arg1: int, _arg2: int) -> int:
+    return -EOPNOTSUPP
+
+
+def _pin_level(cmd: int) -> Callable[[Vcpu, int, int], int]:
+    return lambda v, mfn, _arg2: _pin(v, cmd, mfn)
+
+
+_OPS: dict[int, Callable[[Vcpu, int, int], int]] = {
+    xen.MMUEXT_PIN_L1_TABLE: _pin_level(xen.MMUEXT_PIN_L1_TABLE),
+    xen.MMUEXT_PIN_L2_TABLE: _pin_level(xen.MMUEXT_PIN_L2_TABLE),
+    xen.MMUEXT_PIN_L3_TABLE: _pin_level(xen.MMUEXT_PIN_L3_TABLE),
+    xen.MMUEXT_PIN_L4_TABLE: _pin_level(xen.MMUEXT_PIN_L4_TABLE),
+    xen.MMUEXT_UNPIN_TABLE: _unpin,
+    xen.MMUEXT_NEW_BASEPTR: _new_baseptr,
+    xen.MMUEXT_TLB_FLUSH_LOCAL: _flush_local,
+    xen.MMUEXT_INVLPG_LOCAL: _flush_local,
+    xen.MMUEXT_TLB_FLUSH_MULTI: _flush_multi,
+    xen.MMUEXT_INVLPG_MULTI: _flush_multi,
+    xen.MMUEXT_TLB_FLUSH_ALL: _flush_local,
+    xen.MMUEXT_INVLPG_ALL: _flush_local,
+    xen.MMUEXT_FLUSH_CACHE: _flush_cache,
+    xen.MMUEXT_SET_LDT: _set_ldt,
+    xen.MMUEXT_NEW_USER_BASEPTR: _new_user_baseptr,
+    xen.MMUEXT_CLEAR_PAGE: _clear_page,
+    xen.MMUEXT_COPY_PAGE: _copy_page,
+    xen.MMUEXT_FLUSH_CACHE_GLOBAL: _flush_cache_global,
+    xen.MMUEXT_MARK_SUPER: _superpages,
+    xen.MMUEXT_UNMARK_SUPER: _superpages,
+}
+
+
+def do_mmuext_op(v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) -> int:
+    """Carry out `count` operations; `*pdone` is how many were done. Stops at the first error."""
+    guest = v.domain.guest
+    done_before = done = 0
+    layout = _MMUEXT_OP[v.domain.abi.word]
+    if count & MMU_UPDATE_PREEMPTED:
+        if count == MMU_UPDATE_PREEMPTED and not uops:
+            return foreigndom
+        count &= ~MMU_UPDATE_PREEMPTED
+        done_before = guest.read_u32(pdone) if pdone else 0
+    if not guest.okay(uops, count * layout.size):
+        return -EFAULT
+    owner = get_pg_owner(v, foreigndom)
+    if owner < 0:
+        return owner
+    if owner != PG_SELF:
+        return -EPERM
+    rc = 0
+    try:
+        while done < count:
+            cmd, arg1, arg2 = guest.unpack(layout, uops + done * layout.size)
+            op = _OPS.get(cmd)
+            rc = op(v, arg1, arg2) if op else -ENOSYS
+            if rc:
+                break
+            done += 1
+    except GuestError as error:
+        rc = -error.errno
+    if pdone:
+        with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
+            guest.write_u32(pdone, done_before + done)
+    return rc

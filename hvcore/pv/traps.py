@@ -1,0 +1,265 @@
+"""Exceptions, software interrupts and events: what the guest sees of them, and what never reaches it.
+
+Every exit of the engine comes here. A fault is first offered to what can make it good (emulation of
+privileged instructions, writable page tables, the LDT's lazy mapping); what is left is bounced: Xen builds
+the frame that the processor would have built, on the guest kernel's stack, with the event mask saved beside
+CS and IF showing its negation, and goes on at the handler that the guest gave for the vector.
+Source: xen/arch/x86/traps.c, pv/traps.c, x86_64/compat/entry.S of Xen 4.17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hvcore.clock import NS_PER_BYTE, NS_PER_RDTSC, TSC_PER_NS
+from hvcore.engine import RAX, RBX, RCX, RDX, RIP
+from hvcore.errors import DomainCrash, GuestFault
+from hvcore.pv.cpuid import pv_cpuid
+from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
+from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
+from hvcore.pv.gate_op import pv_emulate_gate_op
+
+if TYPE_CHECKING:
+    from hvcore.domain import Domain
+    from hvcore.pv.frames import Frames
+    from hvcore.pv.ro_page_fault import RoPageFault
+
+TRAP_debug, TRAP_nmi, TRAP_int3, TRAP_overflow, TRAP_invalid_op, TRAP_no_device = 1, 2, 3, 4, 6, 7
+TRAP_double_fault, TRAP_gp_fault, TRAP_page_fault = 8, 13, 14
+TRAP_HAVE_EC = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
+
+PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
+PFEC_reserved_bit, PFEC_insn_fetch = 8, 16
+X86_XEC_IDT = 2
+HYPERCALL_VECTOR = 0x82
+LEGACY_SYSCALL_VECTOR = 0x80
+
+CALLBACKTYPE_event = 0
+CALLBACKTYPE_syscall32 = 7
+VMASST_writable_pagetables = 1 << 2
+
+VECTOR_NAMES = (
+    "#DE", "#DB", "#NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#CSO", "#TS", "#NP", "#SS", "#GP", "#PF",
+    "#15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+)  # fmt: skip
+
+
+def vector_name(vector: int) -> str:
+    """Xen's name of an exception vector."""
+    return VECTOR_NAMES[vector] if vector < len(VECTOR_NAMES) else f"{vector:#x}"
+
+
+class Traps:
+    """The engine's exits, handled. `frames` builds and undoes the frames of this guest's ABI."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        frames: Frames,
+        ro_page_fault: RoPageFault,
+        hypercall: Callable[[], None],
+        syscall_entry: Callable[[], None],
+    ) -> None:
+        self.d = domain
+        self.engine = domain.engine
+        self.frames = frames
+        self.ro = ro_page_fault
+        self.hypercall = hypercall
+        self.syscall_entry = syscall_entry
+        self.kernel_cpl = domain.abi.kernel_cpl
+        self.trace = domain.trace
+        self.gdt_ldt = domain.mm.xen.gdt_virt_start(domain.vcpus[0])
+        self.int82 = domain.abi.is_32bit
+        self._special: dict[int, Callable[[], None]] = {
+            TRAP_debug: self.do_debug,
+            TRAP_invalid_op: self.do_invalid_op,
+            TRAP_no_device: self.do_device_not_available,
+            TRAP_gp_fault: self.do_general_protection,
+            TRAP_page_fault: self.do_page_fault,
+        }
+
+    # -- the engine's handlers
+
+    def interrupt(self, vector: int) -> None:
+        """An exception or `int n`; see engine.Handlers."""
+        if vector == HYPERCALL_VECTOR and self.int82 and self.engine.d[44] & 3 == self.kernel_cpl:
+            self.hypercall()
+        else:
+            if self.ro.pending and self.ro.step_done(vector):
+                return
+            self.trace.exceptions[vector] += 1
+            try:
+                if self.engine.is_software_interrupt:
+                    self.do_softint(vector)
+                else:
+                    self.do_exception(vector)
+            except GuestFault as fault:
+                self.inject_fault(fault)
+        info = self.d.vcpus[self.d.current_id].info
+        if (info[0] and not info[1]) or self.d.vcpus[self.d.current_id].nmi_pending:
+            self.test_all_events()
+
+    def syscall(self) -> None:
+        """The `syscall` instruction."""
+        self.syscall_entry()
+        self.test_all_events()
+
+    def cpuid(self) -> None:
+        """The `cpuid` instruction, with Xen's masking."""
+        q = self.engine.q
+        leaf, subleaf = q[RAX] & 0xFFFFFFFF, q[RCX] & 0xFFFFFFFF
+        q[RAX], q[RBX], q[RCX], q[RDX] = pv_cpuid(self.d.current, leaf, subleaf)
+
+    def rdtsc(self) -> int:
+        """The time stamp counter. Reading it takes a little time, so that no guest can wait without end."""
+        clock = self.d.clock
+        clock.cell[0] -= NS_PER_RDTSC // NS_PER_BYTE
+        return clock.now() * TSC_PER_NS
+
+    # -- kinds of exits
+
+    def guest_kernel_mode(self) -> bool:
+        """guest_kernel_mode(): whether the exit came from the guest's kernel."""
+        return self.frames.guest_kernel_mode()
+
+    def do_softint(self, vector: int) -> None:
+        """`int n`, `int3` and `into`; RIP is past the instruction."""
+        if vector in (TRAP_int3, TRAP_overflow):  # these have their own gates, open to all rings
+            self.inject(vector)
+            return
+        v = self.d.current
+        flags, _cs, address = v.trap_ctxt[vector]
+        direct = vector == LEGACY_SYSCALL_VECTOR and self.frames.handler_set(v.trap_ctxt[vector])
+        if direct or (flags & 3) >= self.frames.privilege():
+            self.bounce(vector, None)
+            return
+        self.engine.q[RIP] -= 2
+        self.inject(TRAP_gp_fault, vector << 3 | X86_XEC_IDT)
+
+    def do_exception(self, vector: int) -> None:
+        """A fault or trap that the guest did not ask for."""
+        special = self._special.get(vector)
+        if special is not None:
+            special()
+        else:
+            self.inject(vector, self.engine.error_code if TRAP_HAVE_EC >> vector & 1 else None)
+
+    def do_debug(self) -> None:
+        """#DB: a single step or a hardware breakpoint."""
+        v = self.d.current
+        v.debugreg[6] |= self.engine.take_debug_status()
+        self.inject(TRAP_debug)
+
+    def do_invalid_op(self) -> None:
+        """#UD: Xen's forced-emulation prefix, or the guest's own."""
+        if not pv_emulate_invalid_op(self.d.current):
+            self.inject(TRAP_invalid_op)
+
+    def do_device_not_available(self) -> None:
+        """#NM: the guest's FPU is given back to it; the guest hears of it if it had set TS itself."""
+        v = self.d.current
+        self.engine.set_cr0_ts(False)
+        if v.ts_set:
+            v.ts_set = False
+            self.inject(TRAP_no_device)
+
+    def do_general_protection(self) -> None:
+        """#GP: a gate, a privileged instruction, or the guest's own fault."""
+        v = self.d.current
+        error_code = self.engine.error_code
+        if error_code:
+            if self.d.abi.is_32bit and not error_code & X86_XEC_IDT and pv_emulate_gate_op(v):
+                return
+        elif pv_emulate_privileged_op(v):
+            return
+        self.inject(TRAP_gp_fault, error_code)
+
+    def do_page_fault(self) -> None:
+        """#PF: the LDT's lazy mapping, a writable page table, or the guest's own fault."""
+        engine = self.engine
+        error_code, cr2 = engine.error_code, engine.cr2
+        if self.d.abi.is_32bit and cr2 < 1 << 32:
+            cr2 &= 0xFFFFFFFF
+        if error_code & PFEC_reserved_bit:
+            raise DomainCrash(f"reserved bit set in the page tables under {cr2:#x}")
+        if not error_code & PFEC_user_mode and self._descriptor_table_fault(cr2):
+            return
+        if (
+            error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch) == 3
+            and self.d.vm_assist & VMASST_writable_pagetables
+            and self.guest_kernel_mode()
+            and self.ro.try_start(cr2)
+        ):
+            return
+        self.inject(TRAP_page_fault, error_code, cr2)
+
+    def _descriptor_table_fault(self, cr2: int) -> bool:
+        """handle_gdt_ldt_mapping_fault(): the processor looked for a descriptor that is not mapped."""
+        offset = cr2 - self.gdt_ldt
+        if not 0 <= offset < len(self.d.vcpus) << 17:
+            return False
+        v = self.d.current
+        offset &= 0x1FFFF
+        if offset < 0x10000:
+            self.inject(TRAP_gp_fault, offset & 0xFFF8)
+        elif not self.frames.map_ldt(offset - 0x10000):
+            self.inject(TRAP_page_fault, self.engine.error_code, v.ldt_base + offset - 0x10000)
+        return True
+
+    # -- delivery
+
+    def inject_fault(self, fault: GuestFault) -> None:
+        """Deliver what an emulator raised."""
+        self.inject(fault.vector, fault.error_code, fault.cr2)
+
+    def inject(self, vector: int, error_code: int | None = None, cr2: int | None = None) -> None:
+        """pv_inject_hw_exception(), pv_inject_page_fault()."""
+        if vector == TRAP_page_fault:
+            v = self.d.current
+            cr2 = cr2 or 0
+            v.ctrlreg[2] = cr2
+            self.frames.set_cr2(v, cr2)
+            error_code = (error_code or 0) & ~PFEC_user_mode
+            if not self.guest_kernel_mode():
+                error_code |= PFEC_user_mode
+        self.bounce(vector, error_code)
+
+    def bounce(self, vector: int, error_code: int | None) -> None:
+        """Go on at the guest's handler for `vector`. Raises DomainCrash where it has none."""
+        v = self.d.current
+        entry = v.trap_ctxt[vector]
+        if not self.frames.handler_set(entry):
+            code = "" if error_code is None else f"[{error_code:04x}]"
+            raise DomainCrash(f"Unhandled: vec {vector}, {vector_name(vector)}{code}")
+        flags, cs, address = entry
+        self.frames.create_bounce_frame(v, cs, address, bool(flags & 4), error_code)
+
+    def test_all_events(self) -> None:
+        """What Xen looks at on every way back to the guest: a pending NMI, then a pending upcall."""
+        if self.ro.pending:
+            return
+        v = self.d.vcpus[self.d.current_id]
+        if v.nmi_pending and not v.async_exception_mask and self.frames.handler_set(v.trap_ctxt[TRAP_nmi]):
+            v.nmi_pending = False
+            v.async_exception_mask = True
+            self.bounce(TRAP_nmi, None)
+        info = v.info
+        if info[0] and not info[1]:
+            cs, address, _flags = v.callbacks.get(CALLBACKTYPE_event, (0, 0, 0))
+            self.trace.events_delivered += 1
+            self.frames.create_bounce_frame(v, cs, address, True, None)
+
+    def syscall32(self) -> None:
+        """`syscall` from 32-bit code: its callback, or #GP at the instruction where the guest set none."""
+        v = self.d.current
+        cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall32, (0, 0, 0))
+        if not cs & ~3:
+            self.inject(TRAP_gp_fault, 0)
+            return
+        self.engine.q[RIP] += 2
+        self.frames.create_bounce_frame(v, cs, address, bool(mask_events), None)
+
+    def failsafe(self) -> None:
+        """A segment register could not be reloaded: the failsafe callback sees the selectors on its stack."""
+        self.frames.failsafe(self.d.current)

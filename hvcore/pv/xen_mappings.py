@@ -1,0 +1,178 @@
+"""Xen's own part of a guest's address space: the M2P table, the per-domain area with each vCPU's GDT and LDT.
+
+A PAE guest runs in compatibility mode under a four-level root of Xen's own, whose slot 0 points to the guest's
+L3: what lies at and above L4 slot 256 is out of its reach, and the GDT can live there as it does under Xen.
+A 64-bit guest has Xen's slots 256 to 271 in its own L4. A two-level guest, which no 64-bit Xen runs, has them
+at the top of its L2, as under the last 32-bit Xen.
+Source: xen/arch/x86/include/asm/config.h, init_xen_l4_slots() and init_xen_pae_l2_slots() in mm.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hvcore import state_window as sw
+
+if TYPE_CHECKING:
+    from hvcore.abi import Abi
+    from hvcore.domain import Domain
+    from hvcore.engine import Engine
+    from hvcore.machine_memory import MachineMemory
+    from hvcore.vcpu import Vcpu
+
+PERDOMAIN_VIRT_START = 0xFFFF820000000000  # PML4 slot 260
+PERDOMAIN_VIRT_START_2LEVEL = 0xFF800000
+GDT_LDT_VCPU_SHIFT = 17  # 16 pages of GDT and 16 of LDT for each vCPU
+LDT_OFFSET = 1 << 16
+FIRST_RESERVED_GDT_PAGE = 14
+FIRST_RESERVED_GDT_BYTE = FIRST_RESERVED_GDT_PAGE << 12
+GDT_LIMIT = 0xEFFF
+
+_PTES_PER_VCPU = 32
+_HYPERVISOR_RW = 0x63  # present, writable, accessed, dirty; never for user mode
+_NX = 1 << 63
+_M2P_L2E = 0x81  # a read-only superpage: present, PSE
+_M2P_SUPERPAGE = 512
+
+ROOT_M2P_SLOT, ROOT_LINEAR_SLOT, ROOT_PERDOMAIN_SLOT = 256, 258, 260
+_TSS_SELECTOR = 0xE040
+_TSS_FLAGS = 0x8B00  # a busy 64-bit TSS
+
+
+class XenMappings:
+    """The hypervisor's page tables for one domain."""
+
+    def __init__(self, domain: Domain, engine: Engine) -> None:
+        self.domain = domain
+        self.abi: Abi = domain.abi
+        self.mem: MachineMemory = domain.mem
+        self.engine = engine
+        self.two_level = self.abi.pt_levels == 2
+        self.first_xen_l2_slot = self._first_xen_l2_slot()
+        self._init_m2p()
+        self._perdomain_l1: list[int] = []
+        if self.two_level:
+            self._perdomain_l1.append(self.mem.alloc_xenheap_page())
+            self._m2p_l1 = self.mem.alloc_xenheap_page()
+            self._fill(self._m2p_l1, [self.mem.m2p_mfn + i for i in range(self.mem.m2p_frames)], 0x21)
+        else:
+            self._perdomain_l3 = self.mem.alloc_xenheap_page()
+            perdomain_l2 = self.mem.alloc_xenheap_page()
+            self._set(self._perdomain_l3, 0, perdomain_l2 << 12 | _HYPERVISOR_RW)
+            for i in range(2):
+                self._perdomain_l1.append(self.mem.alloc_xenheap_page())
+                self._set(perdomain_l2, i, self._perdomain_l1[i] << 12 | _HYPERVISOR_RW)
+        self._m2p_l3 = self._native_m2p() if self.abi.pt_levels == 4 else 0
+        self.gdt_page_mfn = self.mem.alloc_xenheap_page()
+        self._compat_l4: dict[int, int] = {}
+        self.initial_state = b""  # a processor in the mode of this guest, with nothing loaded
+
+    def current(self) -> Vcpu:
+        """The vCPU in the engine."""
+        return self.domain.vcpus[self.domain.current_id]
+
+    # -- tables
+
+    def _set(self, mfn: int, slot: int, entry: int) -> None:
+        if self.two_level:
+            self.mem.d[((mfn - self.mem.base_mfn) << 10) + slot] = entry & 0xFFFFFFFF
+        else:
+            self.mem.q[((mfn - self.mem.base_mfn) << 9) + slot] = entry
+
+    def _fill(self, mfn: int, targets: list[int], flags: int) -> None:
+        for slot, target in enumerate(targets):
+            self._set(mfn, slot, target << 12 | flags)
+
+    def _first_xen_l2_slot(self) -> int:
+        start = self.abi.hypervisor_virt_start
+        return start >> 22 if self.two_level else (start >> 21) & 511
+
+    def _init_m2p(self) -> None:
+        """Every frame that is nobody's reads as INVALID_M2P_ENTRY."""
+        size = self.mem.first_mfn * self.abi.m2p_entry
+        start = (self.mem.m2p_mfn - self.mem.base_mfn) << 12
+        self.mem.view[start : start + size] = b"\xff" * size
+
+    def _native_m2p(self) -> int:
+        """L3 and L2 tables that show the M2P to 64-bit guests, read-only, by superpages."""
+        l3, l2 = self.mem.alloc_xenheap_page(), self.mem.alloc_xenheap_page()
+        self._set(l3, 0, l2 << 12 | _NX | 0x25)
+        for i in range(self.mem.m2p_frames // _M2P_SUPERPAGE):
+            self._set(l2, i, (self.mem.m2p_mfn + _M2P_SUPERPAGE * i) << 12 | _NX | 0xA5)
+        return l3
+
+    def init_xen_l2_slots(self, start: int, _mfn: int) -> None:
+        """Xen's slots of a PAE guest's fourth L2, or of a two-level guest's L2 (`start`: its first entry)."""
+        if self.two_level:
+            slots = [0] * (1024 - self.first_xen_l2_slot)
+            slots[0] = self._m2p_l1 << 12 | 0x21
+            slots[(PERDOMAIN_VIRT_START_2LEVEL >> 22) - self.first_xen_l2_slot] = (
+                self._perdomain_l1[0] << 12 | _HYPERVISOR_RW
+            )
+            for i, entry in enumerate(slots, start + self.first_xen_l2_slot):
+                self.mem.d[i] = entry
+            return
+        q, first = self.mem.q, start + self.first_xen_l2_slot
+        for i in range(512 - self.first_xen_l2_slot):
+            covered = _M2P_SUPERPAGE * i < self.mem.m2p_frames
+            q[first + i] = (self.mem.m2p_mfn + _M2P_SUPERPAGE * i) << 12 | _M2P_L2E if covered else 0
+
+    def init_xen_l4_slots(self, start: int) -> None:
+        """Xen's slots of a 64-bit guest's L4, whose first entry is `start`."""
+        q = self.mem.q
+        for slot in range(256, 272):
+            q[start + slot] = 0
+        q[start + ROOT_M2P_SLOT] = self._m2p_l3 << 12 | _NX | 0x25
+        q[start + ROOT_LINEAR_SLOT] = ((start >> 9) + self.mem.base_mfn) << 12 | _NX | _HYPERVISOR_RW
+        q[start + ROOT_PERDOMAIN_SLOT] = self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW
+
+    # -- address spaces
+
+    def write_ptbase(self, v: Vcpu, root_mfn: int | None = None) -> None:
+        """Load the engine's CR3 with the vCPU's (kernel) page table, or with `root_mfn`, and drop the TLB."""
+        mfn = v.cr3_mfn if root_mfn is None else root_mfn
+        if self.abi.pt_levels == 3:
+            l4 = self._compat_l4.get(v.vcpu_id)
+            if l4 is None:
+                l4 = self._compat_l4[v.vcpu_id] = self.mem.alloc_xenheap_page()
+                self._set(l4, ROOT_PERDOMAIN_SLOT, self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW)
+            self._set(l4, 0, mfn << 12 | 0x27)
+            mfn = l4
+        self.engine.set_control(3, mfn << 12)
+        self.domain.guest.flush()
+
+    # -- descriptor tables
+
+    def gdt_virt_start(self, v: Vcpu) -> int:
+        """GDT_VIRT_START(v): where the processor finds this vCPU's GDT."""
+        base = PERDOMAIN_VIRT_START_2LEVEL if self.two_level else PERDOMAIN_VIRT_START
+        return base + (v.vcpu_id << GDT_LDT_VCPU_SHIFT)
+
+    def ldt_virt_start(self, v: Vcpu) -> int:
+        """LDT_VIRT_START(v)."""
+        return self.gdt_virt_start(v) + LDT_OFFSET
+
+    def _map_perdomain(self, v: Vcpu, page: int, mfn: int) -> None:
+        index = v.vcpu_id * _PTES_PER_VCPU + page
+        per_table = 1024 if self.two_level else 512
+        nx = 0 if self.two_level else _NX
+        entry = mfn << 12 | _HYPERVISOR_RW | nx if mfn else 0
+        self._set(self._perdomain_l1[index // per_table], index % per_table, entry)
+
+    def map_gdt_frame(self, v: Vcpu, slot: int, mfn: int) -> None:
+        """Put a frame at page `slot` of the vCPU's GDT (0: take it away)."""
+        self._map_perdomain(v, slot, mfn)
+
+    def map_ldt_page(self, v: Vcpu, slot: int, mfn: int) -> None:
+        """Put a frame at page `slot` of the vCPU's LDT (0: take it away)."""
+        self._map_perdomain(v, 16 + slot, mfn)
+
+    def load_descriptor_tables(self, v: Vcpu) -> None:
+        """Point the engine's GDTR, IDTR and TR at the vCPU's tables. The TSS is empty: no port is open."""
+        self.map_gdt_frame(v, FIRST_RESERVED_GDT_PAGE, self.gdt_page_mfn)
+        self.engine.set_table(sw.GDT, self.gdt_virt_start(v), GDT_LIMIT)
+        self.engine.set_table(sw.IDT, 0xFFFF82D040581000 & self._address_mask(), 0xFFF)
+        self.engine.set_table(sw.TR, 0, 0x67, _TSS_SELECTOR, _TSS_FLAGS)
+
+    def _address_mask(self) -> int:
+        return 0xFFFFFFFF if self.two_level else (1 << 64) - 1
