@@ -9,11 +9,12 @@ headers say.
 from __future__ import annotations
 
 import mmap
+import struct
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from struct import Struct, error as StructError  # noqa: N812
-from typing import NamedTuple
+from struct import Struct
+from typing import Literal, NamedTuple
 
 from .errors import LayoutInputError
 
@@ -99,12 +100,12 @@ class Segment(NamedTuple):
     file_size: int
     size: int
     alignment: int
-    index: int
+    number: int
 
     @property
     def name(self) -> str:
         """The name readelf would give, with its number in the table."""
-        return f"{_SEGMENT_NAMES.get(self.type, hex(self.type))}[{self.index}]"
+        return f"{_SEGMENT_NAMES.get(self.type, hex(self.type))}[{self.number}]"
 
     @property
     def end(self) -> int:
@@ -183,10 +184,11 @@ class Elf:
             raise self._bad("unknown byte order", 5, data[5], "1 or 2")
         self.bits: int = bits
         self.order: str = order
+        self.byteorder: Literal["little", "big"] = "little" if order == "<" else "big"
         self._f = _formats(bits, order)
         try:
             header = self._f.header.unpack_from(data, 16)
-        except StructError as error:
+        except struct.error as error:
             raise self._bad("the ELF header is cut short", 16, f"{len(data)} bytes", None) from error
         (self.type, self.machine, _, self.entry, self._phoff, self._shoff, self.flags, _, self._phentsize,
          self._phnum, self._shentsize, self._shnum, self._shstrndx) = header  # fmt: skip
@@ -347,19 +349,19 @@ class Elf:
 
     def notes(self, segment: Segment, alignment: int) -> tuple[list[Note], NoteProblem | None]:
         """Walk a NOTE segment, names and descriptors padded to `alignment` bytes."""
-        size = min(segment.file_size, 1 << 24)
+        size = min(segment.file_size, 1 << 20)
         return self.walk_notes(segment.offset, size, alignment)
 
     def walk_notes(self, start: int, size: int, alignment: int) -> tuple[list[Note], NoteProblem | None]:
         """Walk notes in a range of the file. Sizes are bounds-checked; the first bad one ends the walk."""
         header = Struct(self.order + "III")
         data = self.bytes_at(start, size)
+        # Zeros at the end are padding of the segment, not notes.
+        meaningful = len(data.rstrip(b"\0"))
         notes: list[Note] = []
         position = 0
-        while position < len(data):
+        while position < meaningful:
             where = start + position
-            if not any(data[position:]):
-                break
             if len(data) - position < header.size:
                 return notes, NoteProblem(f"{len(data) - position} bytes are left over", where)
             namesz, descsz, kind = header.unpack_from(data, position)

@@ -7,7 +7,7 @@ calls), and by LLVM 14, lld/ELF/MapFile.cpp. A map is read line by line and may 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +139,7 @@ class _GnuReader:
         self.discarded: list[MapInput] = []
         self.symbols: list[MapSymbol] = []
         self._open: _Open | None = None
-        self._part = self._preamble
+        self._part: Callable[[int, str], None] = self._preamble
         self._pending = ""
         self._pending_line = 0
 
@@ -152,7 +152,8 @@ class _GnuReader:
             tuple(self.symbols),
         )  # fmt: skip
 
-    def _switch(self, line: str) -> bool:
+    def switch(self, line: str) -> bool:
+        """Change to another part of the map when the line is its heading."""
         if line.startswith("Memory Configuration"):
             self._part = self._memory
         elif line.startswith("Linker script and memory map"):
@@ -165,17 +166,17 @@ class _GnuReader:
         return True
 
     def _preamble(self, _number: int, line: str) -> None:
-        self._switch(line)
+        self.switch(line)
 
     def _memory(self, _number: int, line: str) -> None:
-        if self._switch(line):
+        if self.switch(line):
             return
         match = _REGION.match(line)
         if match:
             self.regions.append(MapRegion(match[1], int(match[2], 16), int(match[3], 16)))
 
     def _discarded(self, number: int, line: str) -> None:
-        if line[:1] != " " and self._switch(line):
+        if line[:1] != " " and self.switch(line):
             return
         parts = self._numbers(number, line)
         if parts is not None:
@@ -332,15 +333,13 @@ def _numbered(lines: Iterable[bytes], start: int) -> Iterable[tuple[int, str]]:
 def parse_map(path: str, lines: Iterable[bytes]) -> LinkMap:
     """Read a map from its lines; raises LayoutInputError when it is none."""
     iterator = iter(lines)
-    seen = 0
-    for line in iterator:
-        seen += 1
+    for seen, line in enumerate(iterator, 1):
         if b"VMA" in line and b"LMA" in line and b"Align" in line:
             return _LldReader(path).read(_numbered(iterator, seen + 1))
         head = line[:MAX_LINE].decode("utf-8", errors="replace")
         if head.startswith(_GNU_HEADS):
             reader = _GnuReader(path)
-            reader._switch(head)  # noqa: SLF001
+            reader.switch(head)
             return reader.read(_numbered(iterator, seen + 1))
         if b"\0" in line:
             raise LayoutInputError("this is no link map", file=path, line=seen, found="a zero byte")

@@ -49,6 +49,17 @@ class Settings(NamedTuple):
     page_size: int = PAGE
     page_aligned: tuple[str, ...] = ("*.page_aligned*", "*..page_aligned*", "*_page_aligned")
     end_symbols: tuple[str, ...] = ("_end", "__end", "end", "kernel_end", "_kernel_end")
+    page_symbols: tuple[str, ...] = (
+        "swapper_pg_dir",
+        "init_top_pgt",
+        "boot_pgd",
+        "boot_pml4",
+        "boot_page_directory",
+        "page_directory",
+        "kpgdir",
+        "hypercall_page",
+        "_hypercall_page",
+    )
     expected_inputs: tuple[str, ...] = ()
     keep: tuple[str, ...] = (
         ".vectors",

@@ -238,8 +238,8 @@ RULES = (
         NOTE,
         "*(COMMON) is missing",
         "Common symbols (C files compiled with -fcommon, Fortran, assembler .comm) are in no section until "
-        "ld puts them where COMMON stands. Without it they land after everything else, behind the symbol that "
-        "ends .bss (seL4_tools issue 65). A note only: with -fno-common there are none.",
+        "ld puts them where COMMON stands. Without it they land after everything else, behind the "
+        "symbol that ends .bss (seL4_tools issue 65). A note only: with -fno-common there are none.",
         "add *(COMMON) after *(.bss).",
         ("S",),
         common_missing,

@@ -1,0 +1,58 @@
+"""Every rule finds its bad example and is silent on its good one; no rule lacks either."""
+
+from __future__ import annotations
+
+import pytest
+from elftext import build
+
+from linker import rules
+from linker.config import parse_config
+from linker.elffile import Elf
+from linker.findings import SEVERITIES, Example
+from linker.lint import Inputs, run
+from linker.mapfile import parse_map
+from linker.settings import DEFAULTS
+from linker.source import Source
+
+ALL = rules.load()
+
+
+def report(example: Example):
+    settings = parse_config("layout.toml", example.config) if example.config else DEFAULTS
+    return run(
+        Inputs(
+            Source("example.lds", example.script) if example.script else None,
+            parse_map("example.map", example.map.encode().splitlines(keepends=True)) if example.map else None,
+            Elf("example.elf", build(example.elf)) if example.elf else None,
+        ),
+        settings,
+    )
+
+
+@pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.id)
+def test_bad_example_is_found(rule):
+    found = report(rule.bad)
+    assert found.usable
+    assert [d.severity for d in found.diagnostics if d.rule == rule.id] != []
+    assert {d.severity for d in found.diagnostics if d.rule == rule.id} == {rule.severity}
+
+
+@pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.id)
+def test_good_example_is_clean(rule):
+    found = report(rule.good)
+    assert found.usable
+    assert rule.id not in {diagnostic.rule for diagnostic in found.diagnostics}
+
+
+@pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.id)
+def test_rule_is_complete(rule):
+    assert any(rule.bad[:3]), "no bad example"
+    assert any(rule.good[:3]), "no good example"
+    assert rule.bad != rule.good
+    assert rule.severity in SEVERITIES
+    assert all(len(text) > 15 for text in (rule.summary, rule.why, rule.fix))
+    assert rule.check.__doc__
+
+
+def test_ids_are_unique():
+    assert len({rule.id for rule in ALL}) == len(ALL)
