@@ -234,6 +234,7 @@ def _drain(
         raise _wrong_size(packed, what, 0, "more than 0")
     image, at = mmap.mmap(-1, size), 0
     data: bytes | memoryview = packed.data[:-4]
+    failures: tuple[type[Exception], ...] = (*errors, EOFError, MemoryError)
     try:
         while at < size and not stream.eof:
             piece = stream.decompress(data, min(_PIECE, size - at))
@@ -242,7 +243,9 @@ def _drain(
                 break
             image[at : at + len(piece)] = piece
             at += len(piece)
-    except (*errors, EOFError, MemoryError) as error:
+        if not stream.eof and stream.decompress(data, 1):
+            raise _wrong_size(packed, what, f"more than {size:#x}", size)
+    except failures as error:
         raise packed.fail(f"unable to {what} decompress kernel: {error}") from error
     if at != size:
         raise _wrong_size(packed, what, at, size)

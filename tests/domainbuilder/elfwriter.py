@@ -154,8 +154,8 @@ def xen_notes(size: int = 4, **changes: bytes | str | int | None) -> list[bytes]
     numbers = {
         "ENTRY": 1, "HYPERCALL_PAGE": 2, "VIRT_BASE": 3, "PADDR_OFFSET": 4, "XEN_VERSION": 5, "GUEST_OS": 6,
         "GUEST_VERSION": 7, "LOADER": 8, "PAE_MODE": 9, "FEATURES": 10, "BSD_SYMTAB": 11, "HV_START_LOW": 12,
-        "L1_MFN_VALID": 13, "SUSPEND_CANCEL": 14, "INIT_P2M": 15, "MOD_START_PFN": 16, "SUPPORTED_FEATURES": 17,
-        "PHYS32_ENTRY": 18, "INFO": 0,
+        "L1_MFN_VALID": 13, "SUSPEND_CANCEL": 14, "INIT_P2M": 15, "MOD_START_PFN": 16,
+        "SUPPORTED_FEATURES": 17, "PHYS32_ENTRY": 18, "INFO": 0,
     }  # fmt: skip
     values: dict[str, bytes | str | int | None] = {
         "GUEST_OS": "test",
