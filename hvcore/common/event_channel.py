@@ -86,7 +86,8 @@ ECS_IPI = 6
 
 EVTCHNS_PER_BUCKET = 64  # a page of 64-byte struct evtchn
 MAX_EVTCHN_PORT = 1023  # libxl's `event_channels` default
-NR_PIRQS = 24 + 32  # of a domU: the pins of one I/O APIC and DEFAULT_EXTRA_DOMU_IRQS
+NR_IRQS_GSI = 24  # the pins of one I/O APIC
+NR_PIRQS = NR_IRQS_GSI + 32  # of a domU: DEFAULT_EXTRA_DOMU_IRQS more
 DOM0 = 0
 DOM0_VALID_EVTCHNS = EVTCHNS_PER_BUCKET
 
@@ -121,6 +122,8 @@ class EvtchnTable:
         "domain",
         "max_evtchn_port",
         "notify_vcpu_id",
+        "pirq_eoi_map_mfn",
+        "pirqs",
         "pollers",
         "remote_dom",
         "remote_port",
@@ -146,6 +149,8 @@ class EvtchnTable:
         self.virq = bytearray(size)
         self.virq_to_evtchn = array("I", bytes(4 * NR_VIRQS * domain.max_vcpus))
         self.backend: dict[int, Callable[[], None]] = {}
+        self.pirqs: set[int] = set()  # interrupt numbers that PHYSDEVOP_get_free_pirq gave out
+        self.pirq_eoi_map_mfn: int | None = None  # held as a writable frame
         self.state[0] = ECS_RESERVED
         self._shared = domain.shared_info
         self._pending_off = abi.evtchn_pending

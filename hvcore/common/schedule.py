@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.abi import VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING
 from hvcore.common.handles import array_access_ok
+from hvcore.common.time import update_vcpu_system_time
 from hvcore.errors import GuestError
 from hvcore.public.errno import EFAULT, EINVAL, ENOSPC, ENOSYS, EPERM, ESRCH
 from hvcore.public.sched import (
@@ -94,6 +95,7 @@ def schedule_out(v: Vcpu) -> None:
 def schedule_in(v: Vcpu) -> None:
     """`v` takes the processor (its page tables are loaded): running, and its guest areas say so."""
     vcpu_runstate_change(v, RUNSTATE_running)
+    update_vcpu_system_time(v)
     if v.runstate_guest:
         update_runstate_area(v)
     if v.periodic_period:

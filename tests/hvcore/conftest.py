@@ -72,7 +72,7 @@ class FakeMm:
     def get_page_writable(self, mfn: int) -> bool:
         return self.owned(mfn)
 
-    def put_page_writable(self, mfn: int) -> None:
+    def put_page_and_type(self, mfn: int) -> None:
         pass
 
     def get_page(self, mfn: int) -> bool:
