@@ -46,6 +46,8 @@ class Domain:
     vm_assist: int = 0
     tot_pages: int = 0
     wallclock_ns: int = 0  # Unix time at system time 0
+    pci_cf8: int = 0  # the last 32-bit value written to port 0xcf8
+    cmos_idx: int = 0  # the last byte written to port 0x70
     e820: bytes | None = None  # set by XENMEM_set_memory_map; None: RAM from 0 to nr_pages
     shutdown_code: int | None = None  # SHUTDOWN_*, once the guest asked for it
     is_shutting_down: bool = False

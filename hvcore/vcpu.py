@@ -44,6 +44,8 @@ class Vcpu:
         "gs_base_user",
         "info",
         "info_mfn",
+        "iobmp",
+        "iobmp_limit",
         "iopl",
         "is_initialised",
         "kernel_sp",
@@ -51,6 +53,7 @@ class Vcpu:
         "ldt_base",
         "ldt_ents",
         "ldt_shadow",
+        "mcg_status",
         "nmi_pending",
         "pause_flags",
         "periodic_last_event",
@@ -95,7 +98,10 @@ class Vcpu:
         self.user_cr3_mfn = 0  # PV64 only
         self.ctrlreg = [0] * 8
         self.debugreg = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
-        self.iopl = 0
+        self.iopl = 0  # where EFLAGS has it: 0x0000 to 0x3000
+        self.iobmp = 0  # guest virtual address of the I/O permission bitmap, of `iobmp_limit` bits
+        self.iobmp_limit = 0
+        self.mcg_status = 0  # MSR_IA32_MCG_STATUS
         self.fs_base = 0
         self.gs_base_kernel = 0
         self.gs_base_user = 0

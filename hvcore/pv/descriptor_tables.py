@@ -1,4 +1,4 @@
-"""GDTs, LDTs and what may stand in them: xen/arch/x86/pv/descriptor-tables.c, and pv/mm.c for the LDT's pages.
+"""GDTs, LDTs and what may stand in them: xen/arch/x86/pv/descriptor-tables.c; pv/mm.c for the LDT's pages.
 
 The guest's descriptor pages are its own frames, typed PGT_seg_desc_page while a table holds them: checked
 when they take that type, changed only by update_descriptor. Xen's own entries fill the page from 0xe000 on.
