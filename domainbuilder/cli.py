@@ -34,6 +34,13 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("plan", "plan", "Show the domain a kernel would get, without building it."),
     "build": Command("build", "build", "Build a kernel's domain into a dump-core ELF file."),
     "launch": Command("launch", "launch", "Run a kernel, or a built domain, with a console."),
+    "lint": Command(
+        "lint", "lint", "Find layout defects in a linker script, its link map and the linked kernel."
+    ),
+    "lint diff": Command(
+        "lint", "diff", "Show what moved, grew or lost alignment between two linked kernels."
+    ),
+    "lint format": Command("lint", "format_script", "Print linker scripts in one style, comments kept."),
 }
 
 EPILOG = """\b
@@ -41,9 +48,11 @@ Examples:
   domainbuilder notes vmlinuz                     what it asks of Xen, and Xen's verdict
   domainbuilder plan vmlinuz -m 256 --format svg  its address space, as a picture
   domainbuilder build vmlinuz -o linux.core       the built domain, for readelf and launch
-  domainbuilder launch hello                      run it; Ctrl-] leaves the console
+  domainbuilder launch vmlinuz                    run it; Ctrl-] leaves the console
+  domainbuilder lint vmlinux.lds.S                what is wrong with its layout
 
-Exit codes: 0 fine, 1 a check failed, 2 unusable input or usage, 3 the domain crashed, 4 timed out."""
+\b
+Exit codes: 0 fine, 1 a check failed, 2 unusable input or usage,\n            3 the domain crashed, 4 timed out."""
 
 
 def load(name: str) -> Any:
