@@ -106,8 +106,9 @@ class Notes:
 
 def quoted(text: str) -> str:
     """`text` in double quotes; what no terminal should print as a backslash escape."""
+    escapes = {'"': '\\"', "\\": "\\\\"}
     shown = "".join(
-        char if char.isprintable() and char not in '"\\' else char.encode("unicode_escape").decode()
+        escapes.get(char) or (char if char.isprintable() else char.encode("unicode_escape").decode())
         for char in text
     )
     return f'"{shown}"'

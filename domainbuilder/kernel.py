@@ -252,7 +252,7 @@ def _drain(
     return image, len(stream.unused_data) if stream.eof else 0
 
 
-def _wrong_size(packed: _Packed, what: str, found: int, expected: object) -> KernelFormatError:
+def _wrong_size(packed: _Packed, what: str, found: object, expected: object) -> KernelFormatError:
     return packed.fail(f"unable to {what} decompress kernel: wrong size", found=found, expected=expected)
 
 
