@@ -135,14 +135,18 @@ def plan(
     module = None if ramdisk is None else open_ramdisk(ramdisk)
     given = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
     kept = guest_cmdline(given)
-    planned = lay_out(
-        parms,
-        memory_mib << 20 >> PAGE_SHIFT,
-        kernel=opened.path,
-        module_size=None if module is None else module.segment_size,
-        cmdline=kept,
-        guest_type=guest_type,
-    )
+    try:
+        planned = lay_out(
+            parms,
+            memory_mib << 20 >> PAGE_SHIFT,
+            kernel=opened.path,
+            module_size=None if module is None else module.segment_size,
+            cmdline=kept,
+            guest_type=guest_type,
+        )
+    except LayoutError as error:
+        error.where = error.where or elf.where()
+        raise
     return replace(planned, cmdline_dropped=len(given) - len(kept), elf=elf, ramdisk=module)
 
 

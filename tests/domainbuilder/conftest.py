@@ -1,134 +1,13 @@
-"""What libxenguest does, as facts, and tools to look at what the builder does."""
+"""Fixtures of the builder's tests."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from domainbuilder.parms import ElfDomParms, XenPaeType
-
-REFERENCE = Path(__file__).parent / "data" / "libxenguest"
-BUILT = [
-    "gnumach-git20201129-4",
-    "gnumach-git20221224-2",
-    "gnumach-git20250702-1",
-    "gnumach",
-    "grub-i386-xen.bin",
-    "grub-x86_64-xen.bin",
-    "statedump32",
-    "statedump32-linuxlike",
-    "statedump64",
-    "statedump64-linuxlike",
-    "vmlinuz-deb",
-]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One file of data/libxenguest."""
-
-    name: str
-    facts: Any
-
-    @property
-    def parms(self) -> ElfDomParms:
-        """What xc_dom_parse_image made of the kernel; libxenguest's dump leaves virt_offset out."""
-        parms = dict(self.facts["parms"], guest_type=self.facts["guest_type"], virt_offset=0)
-        return ElfDomParms(**{**parms, "pae": XenPaeType(parms["pae"])})
-
-    @property
-    def nr_pages(self) -> int:
-        return int(self.facts["memory_mib"]) << 8
-
-    @property
-    def module_size(self) -> int | None:
-        segment = self.facts["segments"]["module0"]
-        return segment["vend"] - segment["vstart"] or None
-
-    @property
-    def cmdline(self) -> str:
-        return str(self.facts["start_info"]["cmd"])
+from .libxenguest import BUILT, Reference, read_reference
 
 
 @pytest.fixture(params=BUILT)
 def reference(request: pytest.FixtureRequest) -> Reference:
     """Each kernel that libxenguest has built a domain of."""
     return read_reference(request.param)
-
-
-@pytest.fixture
-def reference_named() -> Callable[[str], Reference]:
-    """One of them by name."""
-    return read_reference
-
-
-def read_reference(name: str) -> Reference:
-    return Reference(name, json.loads((REFERENCE / f"{name}.json").read_text()))
-
-
-@dataclass(frozen=True)
-class Walk:
-    """A walk of page tables in machine memory: upper entries (level, index, value), leaves, table counts."""
-
-    entries: list[tuple[int, int, int]]
-    leaves: list[tuple[int, int]]  # (virtual address, entry)
-    tables: dict[int, int]
-
-    def ranges(self, pfn_of: Callable[[int], int]) -> list[dict[str, int]]:
-        """Leaves merged where addresses, frames and flags go on, in the reference's form."""
-        merged: list[dict[str, int]] = []
-        for va, entry in self.leaves:
-            pfn, flags = pfn_of(entry >> 12 & (1 << 40) - 1), entry & 0xFFF
-            last = merged[-1] if merged else None
-            if (
-                last
-                and last["va_end"] == va
-                and last["flags"] == flags
-                and last["pfn"] + (va - last["va_start"] >> 12) == pfn
-            ):
-                last["va_end"] += 4096
-            else:
-                merged.append({"va_start": va, "va_end": va + 4096, "pfn": pfn, "flags": flags})
-        return merged
-
-
-def walk_page_tables(ram: memoryview, first_mfn: int, root_mfn: int, levels: int) -> Walk:
-    """Walk page tables the way a processor does, independent of the builder's geometry."""
-    size, bits = (4, 10) if levels == 2 else (8, 9)
-    entries: list[tuple[int, int, int]] = []
-    leaves: list[tuple[int, int]] = []
-    tables: dict[int, int] = dict.fromkeys(range(1, levels + 1), 0)
-
-    def table(mfn: int) -> Iterator[tuple[int, int]]:
-        page = ram[(mfn - first_mfn) << 12 :][:4096]
-        for index, (entry,) in enumerate(struct.iter_unpack("<I" if size == 4 else "<Q", page)):
-            if entry & 1:
-                yield index, entry
-
-    def descend(mfn: int, level: int, va: int) -> None:
-        tables[level] += 1
-        for index, entry in table(mfn):
-            at = va | index << 12 + bits * (level - 1)
-            if level == 4 and index >= 256:
-                at |= 0xFFFF << 48
-            if level == 1:
-                leaves.append((at, entry))
-            else:
-                entries.append((level, index, entry))
-                descend(entry >> 12 & (1 << 40) - 1, level - 1, at)
-
-    descend(root_mfn, levels, 0)
-    return Walk(entries, leaves, tables)
-
-
-@pytest.fixture
-def tools() -> SimpleNamespace:
-    """Functions that tests share."""
-    return SimpleNamespace(walk_page_tables=walk_page_tables)
