@@ -1,0 +1,204 @@
+"""What is left of a guest that died, as frozen values: registers, code, stack, hypercalls, mappings.
+
+`capture` looks at the machine as it stands. Guest memory may hold anything: every table entry is checked
+before it is followed, and everything is cut to a fixed size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from domainbuilder.disassembly import Instruction, disassemble
+from domainbuilder.elf import PF_X, Symbols, symbols
+from domainbuilder.guest_view import GuestView, Walk
+from hvcore.public.errno import errno_name
+from hvcore.public.xen import Hypercall
+
+if TYPE_CHECKING:
+    from hvcore.machine import Machine
+
+STACK_WORDS = 48
+_TRACE_WORDS = 1024
+_TRACE_LIMIT = 24
+_NAME_LIMIT = 80
+
+GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
+_CS, _SS, _FS, _GS = 1, 2, 4, 5
+_RIP = 16  # in the engine's words, behind the general registers
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """`struct cpu_user_regs` and what Xen prints beside it. `general` and `selectors` are by name."""
+
+    general: Mapping[str, int]
+    selectors: Mapping[str, int]
+    rip: int
+    rflags: int
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    fs_base: int
+    gs_base: int
+    gs_shadow: int
+    event_mask: int
+    kernel_mode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StackWord:
+    """A word of the stack that points into code: probably a return address."""
+
+    address: int
+    value: int
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallRecord:
+    """One of the last hypercalls. `result_name` is "-EINVAL" and the like for errors."""
+
+    number: int
+    name: str
+    arguments: tuple[int, ...]
+    result: int
+    result_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddressReport:
+    """How an address is mapped: `role` says what it has to do with the crash."""
+
+    role: str
+    address: int
+    symbol: str
+    walk: Walk
+
+
+@dataclass(frozen=True, slots=True)
+class CrashReport:
+    """A guest's end. `reason` is in Xen's words where Xen has any; `word` is the guest's word in bytes."""
+
+    reason: str
+    domain_id: int
+    vcpu: int
+    word: int
+    guest_ns: int
+    registers: Registers
+    symbol: str  # RIP's
+    code: tuple[Instruction, ...]
+    stack_address: int
+    stack: tuple[int, ...]
+    trace: tuple[StackWord, ...]
+    hypercalls: tuple[HypercallRecord, ...]  # the oldest first
+    addresses: tuple[AddressReport, ...]
+
+
+class _Names:
+    """Addresses to `symbol+offset`, where the kernel has symbols."""
+
+    def __init__(self, machine: Machine) -> None:
+        elf = machine.image.plan.elf
+        self._symbols = symbols(elf) if elf is not None else Symbols(b"", b"", 32)
+        self._code = (
+            [] if elf is None else [(p.vaddr, p.vaddr + p.memsz) for p in elf.load_segments if p.flags & PF_X]
+        )
+
+    def __call__(self, address: int) -> str:
+        found = self._symbols.at(address) if len(self._symbols) else None
+        if found is None or not self.in_code(address):
+            return ""
+        symbol, offset = found
+        name = "".join(c if c.isprintable() else "?" for c in symbol.name[:_NAME_LIMIT])
+        return f"{name}+{offset:#x}"
+
+    def start(self, address: int) -> int | None:
+        """Where the function starts that `address` is in."""
+        found = self._symbols.at(address) if len(self._symbols) else None
+        return found[0].value if found else None
+
+    def in_code(self, address: int) -> bool:
+        return any(start <= address < end for start, end in self._code)
+
+
+def capture(machine: Machine, reason: str, *, fault_address: int | None, guest_ns: int) -> CrashReport:
+    """Look at the running vCPU as it stands. `fault_address` is what it died of touching, if it did."""
+    d, names = machine.domain, _Names(machine)
+    v, word = d.current, d.abi.word
+    view = GuestView(machine)
+    registers = _registers(machine)
+    linear = (machine.engine.segment_base(_CS) + registers.rip) & d.abi.word_mask
+    stack_at = (machine.engine.segment_base(_SS) + registers.general["rsp"]) & d.abi.word_mask
+    raw = view.read(stack_at, _TRACE_WORDS * word)
+    words = [int.from_bytes(raw[i : i + word], "little") for i in range(0, len(raw) - word + 1, word)]
+    return CrashReport(
+        reason=reason,
+        domain_id=d.domain_id,
+        vcpu=v.vcpu_id,
+        word=word,
+        guest_ns=guest_ns,
+        registers=registers,
+        symbol=names(linear),
+        code=disassemble(view.read, linear, start=names.start(linear), names=names, long_mode=word == 8),
+        stack_address=stack_at,
+        stack=tuple(words[:STACK_WORDS]),
+        trace=_trace(words, stack_at, names, word),
+        hypercalls=tuple(map(_hypercall, d.trace.recent)),
+        addresses=_addresses(view, names, fault_address, linear, stack_at),
+    )
+
+
+def _registers(machine: Machine) -> Registers:
+    engine, v = machine.engine, machine.domain.current
+    mask = v.domain.abi.word_mask
+    return Registers(
+        general={name: engine.q[i] & mask for i, name in enumerate(GPRS)},
+        selectors={name: engine.selector(i) & 0xFFFF for i, name in enumerate(SELECTORS)},
+        rip=engine.q[_RIP] & mask,
+        rflags=engine.read_eflags(),
+        cr0=engine.control(0),
+        cr2=v.ctrlreg[2],
+        cr3=GuestView(machine).root_mfn << 12,
+        cr4=engine.control(4),
+        fs_base=engine.segment_base(_FS) & mask,
+        gs_base=engine.segment_base(_GS) & mask,
+        gs_shadow=v.gs_base_user,
+        event_mask=v.upcall_mask,
+        kernel_mode=machine.traps.guest_kernel_mode(),
+    )
+
+
+def _hypercall(row: tuple[int, tuple[int, ...], int]) -> HypercallRecord:
+    number, arguments, result = row
+    known = number in Hypercall.__members__.values()
+    name = Hypercall(number).name if known else f"hypercall {number}"
+    shown = errno_name(result) if result < 0 else f"{result:#x}" if result > 9 else str(result)
+    return HypercallRecord(number, name, arguments, result, shown)
+
+
+def _trace(words: list[int], at: int, names: _Names, word: int) -> tuple[StackWord, ...]:
+    found = []
+    for i, value in enumerate(words):
+        symbol = names(value)
+        if symbol:
+            found.append(StackWord(at + i * word, value, symbol))
+            if len(found) == _TRACE_LIMIT:
+                break
+    return tuple(found)
+
+
+def _addresses(
+    view: GuestView, names: _Names, fault: int | None, linear: int, stack: int
+) -> tuple[AddressReport, ...]:
+    """The faulting address; the code and the stack where these are what cannot be read."""
+    wanted: dict[int, str] = {}
+    if fault is not None:
+        wanted[fault] = "faulting address"
+    for address, role in ((linear, "instruction"), (stack, "stack")):
+        if not view.read(address, 1):
+            wanted.setdefault(address, role)
+    return tuple(AddressReport(role, va, names(va), view.walk(va)) for va, role in wanted.items())

@@ -1,0 +1,100 @@
+"""A crash report as text: registers, stack and page walk in the layout of Xen's show_execution_state()."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from domainbuilder.crash_report import AddressReport, CrashReport, Registers
+
+_ROWS = (
+    ("rax", "rbx", "rcx"),
+    ("rdx", "rsi", "rdi"),
+    ("rbp", "rsp", "r8"),
+    ("r9", "r10", "r11"),
+    ("r12", "r13", "r14"),
+)
+_INVALID_M2P = (1 << 64) - 1
+
+
+def render_crash(report: CrashReport) -> str:
+    """The whole report, a section after the other; about a hundred lines at most."""
+    sections = [_head(report), _code(report), _stack(report), _mappings(report), _hypercalls(report)]
+    return "\n".join(line for section in sections for line in section) + "\n"
+
+
+def _head(report: CrashReport) -> Iterator[str]:
+    yield report.reason
+    yield f"Domain {report.domain_id} (vcpu#{report.vcpu}) crashed after {report.guest_ns / 1e9:.6f} s:"
+    yield from _registers(report.registers, report)
+
+
+def _registers(r: Registers, report: CrashReport) -> Iterator[str]:
+    """_show_registers() of xen/arch/x86/x86_64/traps.c."""
+    g, s = r.general, r.selectors
+    where = f" <{report.symbol}>" if report.symbol else ""
+    mode = "" if r.kernel_mode else ", user mode"
+    yield f"RIP:    {s['cs']:04x}:[<{r.rip:016x}>]{where}"
+    yield (
+        f"RFLAGS: {r.rflags:016x}   EM: {int(bool(r.event_mask))}   CONTEXT: pv guest "
+        f"(d{report.domain_id}v{report.vcpu}){mode}"
+    )
+    for row in _ROWS:
+        yield "   ".join(f"{name + ':':<4} {g[name]:016x}" for name in row)
+    yield f"r15: {g['r15']:016x}   cr0: {r.cr0:016x}   cr4: {r.cr4:016x}"
+    yield f"cr3: {r.cr3:016x}   cr2: {r.cr2:016x}"
+    yield f"fsb: {r.fs_base:016x}   gsb: {r.gs_base:016x}   gss: {r.gs_shadow:016x}"
+    yield "   ".join(f"{name}: {s[name]:04x}" for name in ("ds", "es", "fs", "gs", "ss", "cs"))
+
+
+def _code(report: CrashReport) -> Iterator[str]:
+    yield "Guest code:"
+    if not report.code:
+        yield "  Guest-inaccessible memory."
+    function = None
+    for line in report.code:
+        name = line.symbol.rpartition("+")[0]
+        if name and name != function:
+            yield f"  <{line.symbol}>:"
+        function = name
+        marker = "=>" if line.current else "  "
+        yield f"  {marker} {line.address:0{2 * report.word}x}:  {line.code.hex(' '):<30}  {line.text}"
+
+
+def _stack(report: CrashReport) -> Iterator[str]:
+    """show_guest_stack(), and what of it points into code."""
+    width, per_line = 2 * report.word, 32 // report.word
+    yield f"Guest stack trace from {'esp' if report.word == 4 else 'rsp'}={report.stack_address:0{width}x}:"
+    if not report.stack:
+        yield "  Guest-inaccessible memory."
+    for i in range(0, len(report.stack), per_line):
+        yield "  " + " ".join(f"{value:0{width}x}" for value in report.stack[i : i + per_line])
+    if report.trace:
+        yield "Call trace (every word of the stack that points into code):"
+        for word in report.trace:
+            yield f"  [<{word.value:0{width}x}>] <{word.symbol}>"
+
+
+def _mappings(report: CrashReport) -> Iterator[str]:
+    for address in report.addresses:
+        yield from _walk(address, report.word)
+
+
+def _walk(address: AddressReport, word: int) -> Iterator[str]:
+    """show_page_walk(), with what the flags mean."""
+    symbol = f" <{address.symbol}>" if address.symbol else ""
+    yield f"Pagetable walk from {address.address:0{2 * word}x} ({address.role}){symbol}:"
+    for entry in address.walk.entries:
+        pfn = _INVALID_M2P if entry.pfn is None else entry.pfn
+        where = f"mfn {entry.mfn:#x}: " if entry.entry else ""
+        yield (
+            f" L{entry.level}[0x{entry.index:03x}] = {entry.entry:016x} {pfn:016x}   "
+            f"{where}{', '.join(entry.flags)}"
+        )
+    yield f" {address.walk.end}"
+
+
+def _hypercalls(report: CrashReport) -> Iterator[str]:
+    yield "Last hypercalls:" if report.hypercalls else "No hypercalls."
+    for call in report.hypercalls:
+        arguments = ", ".join(f"{value:#x}" for value in call.arguments)
+        yield f"  {call.name}({arguments}) = {call.result_name}"

@@ -1,0 +1,373 @@
+"""Launch a domain and talk to it: the one module, beside the commands, where builder and hypervisor meet.
+
+    with launch("grub-i386-xen.bin", memory_mib=64, timeout=60) as dom:
+        dom.console.expect(r"grub> ")
+        dom.console.send("halt\\n")
+        assert dom.wait().reason == "poweroff"
+
+Nothing that this host does reaches the guest: no wall clock, no thread. What is sent arrives where the guest
+stands, between two of its instructions. Limits on wall time are looked at now and then, as the guest's own
+clock goes, and only ever end the run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from domainbuilder.build import DomainImage, build
+from domainbuilder.domain_plan import DEFAULT_MEMORY_MIB, plan
+from domainbuilder.errors import BuildError, LayoutError, Where
+from domainbuilder.image import is_image, load_image
+from domainbuilder.run_stats import HostUse, Statistics
+from domainbuilder.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
+from domainbuilder.transcript import Transcript
+from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
+from hvcore.clock import NEVER
+from hvcore.errors import EngineError
+from hvcore.machine import BOOT_TIME_NS, Machine, Stop
+from hvcore.machine_memory import MachineMemory
+from hvcore.public.xen import Hypercall
+from hvcore.pv.traps import vector_name
+
+if TYPE_CHECKING:
+    from domainbuilder.crash_report import CrashReport
+
+__all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "RunningDomain", "launch"]
+
+_TICK = "launch"  # the name of our timer among the guest's
+_TICK_NS = 2_000_000
+_PAGE = 4096
+_INPUT_ROOM = 4096
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{4,16}\b")
+
+
+class Input(Protocol):
+    """Where a domain's console input comes from, beside `Console.send`."""
+
+    @property
+    def open(self) -> bool:
+        """Whether more can come."""
+
+    @property
+    def detached(self) -> bool:
+        """Whether the user has had enough."""
+
+    @property
+    def real_time(self) -> bool:
+        """Whether an idle guest's time is to pass as the user's does."""
+
+    def read(self, seconds: float | None) -> bytes:
+        """What came within so many seconds (None: without end); empty where nothing did."""
+
+
+class RunningDomain:
+    """A domain that runs whenever it is asked to: by `console.expect` and `wait`, and not in between.
+
+    A context manager; leaving it destroys the domain. `machine` is the whole hypervisor, for experts.
+    """
+
+    def __init__(
+        self,
+        image: DomainImage,
+        memory: MachineMemory,
+        *,
+        vcpus: int,
+        timeout: float | None,
+        max_guest_seconds: float | None,
+        console_output: Callable[[bytes], None] | None,
+        started: float,
+    ) -> None:
+        self._started = started
+        self._limit = None if timeout is None else started + timeout
+        self._deadline = self._limit
+        self._guest_limit = NEVER
+        if max_guest_seconds is not None:
+            self._guest_limit = BOOT_TIME_NS + int(max_guest_seconds * 1e9)
+        self._sink = console_output
+        self._wanted: Callable[[], bool] | None = None
+        self._expired = ""
+        self._outcome: Outcome | None = None
+        self._input: Input | None = None
+        self._transcript = Transcript()
+        self.machine = Machine(image, memory=memory, vcpus=vcpus, console_output=self._output)
+        self.machine.idle = self._idle
+        self.console = Console(self._run, self._send, self._transcript)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Destroy the domain."""
+        self.machine.close()
+
+    def attach(self, source: Input) -> None:
+        """Take console input from `source` too."""
+        self._input = source
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Run until the guest ends, is idle for good, or time is up; how that came about.
+
+        After "idle" and "timeout" the domain is still there: more input can be sent, and `wait` again.
+        """
+        outcome = self._run(None, timeout)
+        assert outcome is not None
+        return outcome
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the domain ended; None while it has not."""
+        return self._outcome
+
+    def stats(self) -> Statistics:
+        """The counts so far."""
+        s = self.machine.stats()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return Statistics(
+            hypercalls={_hypercall_name(number): count for number, count in s.hypercalls.items()},
+            unknown_hypercalls=dict(s.unknown_hypercalls),
+            traps={vector_name(vector): count for vector, count in s.exceptions.items()},
+            emulated=dict(s.emulated),
+            page_table_stores=s.page_table_stores,
+            events_delivered=s.events_delivered,
+            tlb_flushes=s.tlb_flushes,
+            code_bytes=s.code_bytes,
+            guest_ns=s.system_time_ns - BOOT_TIME_NS,
+            console_bytes=self._transcript.end,
+            host=HostUse(
+                time.monotonic() - self._started,
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            ),
+        )
+
+    # -- running
+
+    def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
+        """Run until `wanted` is true after some output (None), or for another reason (that)."""
+        if self._outcome is not None:
+            return self._outcome
+        now = time.monotonic()
+        limits = [self._limit] if self._limit is not None else []
+        self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
+        self._wanted, self._expired = wanted, ""
+        try:
+            while True:
+                outcome = self._resume()
+                if wanted is not None and wanted():
+                    return None
+                if outcome is not None:
+                    return outcome
+        finally:
+            self._wanted = None
+
+    def _resume(self) -> Outcome | None:
+        """One `Machine.run()`; None where there is nothing to say about its end."""
+        self._arm_tick()
+        stop = self.machine.run()
+        if stop is Stop.PAUSED:
+            if self._expired:
+                return Outcome("timeout", self._expired)
+            return Outcome("detached") if self._input is not None and self._input.detached else None
+        self.machine.console.drain()
+        if stop is Stop.IDLE:
+            if self._expired:
+                return Outcome("timeout", self._expired)
+            return None if self._input is not None and self._input.open else Outcome("idle")
+        self._outcome = self._shut_down() if stop is Stop.SHUTDOWN else self._crashed()
+        return self._outcome
+
+    def _shut_down(self) -> Outcome:
+        reason = self.machine.shutdown_reason
+        if reason != "crash":
+            return Outcome(reason)
+        text = "SCHEDOP_shutdown: the guest reports that it crashed (SHUTDOWN_crash)"
+        cr2 = self.machine.domain.current.ctrlreg[2]
+        return Outcome(reason, report=self._report(text, cr2 or None))
+
+    def _crashed(self) -> Outcome:
+        crash = self.machine.crash
+        reason = crash.reason if crash is not None else ""
+        named = _ADDRESS.search(reason)
+        address = int(named[0], 16) if named else None
+        if "#PF" in reason:
+            address = self.machine.domain.current.ctrlreg[2]
+        return Outcome("crashed", reason, self._report(reason, address))
+
+    def _report(self, reason: str, address: int | None) -> CrashReport:
+        from domainbuilder.crash_report import capture
+
+        guest_ns = self.machine.clock.now() - BOOT_TIME_NS
+        return capture(self.machine, reason, fault_address=address, guest_ns=guest_ns)
+
+    # -- what the machine calls
+
+    def _output(self, data: bytes) -> None:
+        self._transcript.append(data)
+        if self._sink is not None:
+            self._sink(data)
+        if self._wanted is not None and self._wanted():
+            self.machine.pause()
+
+    def _arm_tick(self) -> None:
+        clock = self.machine.clock
+        clock.set_timer(_TICK, min(clock.now() + _TICK_NS, self._guest_limit), self._tick)
+
+    def _tick(self) -> None:
+        """Every two milliseconds of the guest's time: are limits passed, has something been typed?"""
+        self._check_limits()
+        if not self._expired:
+            self._take_input(0.0)
+            self._arm_tick()
+
+    def _check_limits(self) -> None:
+        if self.machine.clock.now() >= self._guest_limit:
+            self._expire("the guest has used up its own time")
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            self._expire("wall time ran out")
+
+    def _expire(self, why: str) -> None:
+        self._expired = why
+        self.machine.pause()
+
+    def _send(self, data: bytes) -> None:
+        self.machine.console.input(data)
+
+    def _take_input(self, seconds: float | None) -> bool:
+        """Pass on what was typed within so many seconds; whether something was."""
+        source = self._input
+        if source is None or not source.open or self.machine.console.pending_input >= _INPUT_ROOM:
+            return False
+        if seconds != 0 and self._deadline is not None:
+            left = max(self._deadline - time.monotonic(), 0.0)
+            seconds = left if seconds is None else min(seconds, left)
+        data = source.read(seconds)
+        if source.detached:
+            self.machine.pause()
+        elif data:
+            self.machine.console.input(data)
+        return bool(data)
+
+    def _idle(self, deadline: int) -> None:
+        """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
+        clock = self.machine.clock
+        clock.stop_timer(_TICK)
+        due = clock.next_deadline()
+        if due == NEVER and deadline != NEVER:
+            return  # the tick was all there was: the machine looks again, and finds that out
+        due = due if due == NEVER else min(due, self._guest_limit)
+        if self._input is not None and self._input.real_time:
+            self._wait(due)
+        else:
+            # A pipe is waited for only where nothing else can ever happen.
+            if due != NEVER:
+                clock.advance_to(due)
+            self._take_input(None if due == NEVER else 0.0)
+        self._check_limits()
+        if not self._expired:
+            self._arm_tick()
+
+    def _wait(self, due: int) -> None:
+        """Wait for input as long as the guest would."""
+        clock = self.machine.clock
+        now, started = clock.now(), time.monotonic_ns()
+        typed = self._take_input(None if due == NEVER else max(due - now, 0) / 1e9)
+        passed = now + time.monotonic_ns() - started
+        clock.advance_to(passed if typed or due == NEVER else due)
+
+
+def launch(
+    kernel: str | os.PathLike[str] | DomainImage,
+    memory_mib: int | None = None,
+    *,
+    ramdisk: str | os.PathLike[str] | bytes | None = None,
+    cmdline: str | bytes = "",
+    guest_type: str | None = None,
+    vcpus: int = 1,
+    timeout: float | None = None,
+    max_guest_seconds: float | None = None,
+    console_output: Callable[[bytes], None] | None = None,
+) -> RunningDomain:
+    """Build the domain of a kernel, or take one that `build` made (in memory or as a file), ready to run.
+
+    memory_mib: the domain's memory, 64 where nothing is said; ramdisk, cmdline, guest_type: see `plan`. A
+    built domain has all these already. timeout: seconds of wall time for everything from now on, a guard
+    that only ends the run; max_guest_seconds: the same in the guest's own time, which is the same every run.
+    console_output: called with the guest's output as it is printed.
+
+    Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs.
+    """
+    started = time.monotonic()
+    if not 1 <= vcpus <= XEN_LEGACY_MAX_VCPUS:
+        raise BuildError("that many vCPUs cannot be had", found=vcpus, expected=f"1-{XEN_LEGACY_MAX_VCPUS}")
+    if isinstance(kernel, DomainImage) or is_image(kernel):
+        if (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
+            raise BuildError("a built domain has its memory, ramdisk and command line already")
+        image = kernel if isinstance(kernel, DomainImage) else load_image(kernel)
+        image, memory = _move(image)
+    else:
+        planned = plan(
+            kernel,
+            memory_mib=DEFAULT_MEMORY_MIB if memory_mib is None else memory_mib,
+            ramdisk=ramdisk,
+            cmdline=cmdline,
+            guest_type=guest_type,
+        )
+        memory = _allocate(planned.nr_pages, _abi(planned.guest_type, planned.kernel))
+        image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
+    try:
+        return RunningDomain(
+            image,
+            memory,
+            vcpus=vcpus,
+            timeout=timeout,
+            max_guest_seconds=max_guest_seconds,
+            console_output=console_output,
+            started=started,
+        )
+    except EngineError as error:
+        raise LayoutError(f"the domain cannot be started: {error}", where=Where(image.plan.kernel)) from error
+
+
+def _abi(guest_type: str, kernel: str) -> Abi:
+    abi = ABIS.get(guest_type)
+    if abi is None or not abi.is_32bit:
+        raise BuildError(
+            "launch runs 32-bit PV guests", where=Where(kernel), found=guest_type, expected="xen-3.0-x86_32p"
+        )
+    return abi
+
+
+def _allocate(nr_pages: int, abi: Abi, first_mfn: int | None = None) -> MachineMemory:
+    try:
+        if first_mfn is None:
+            return MachineMemory(nr_pages, m2p_entry=abi.m2p_entry)
+        return MachineMemory(nr_pages, first_mfn=first_mfn, m2p_entry=abi.m2p_entry)
+    except (OSError, ValueError, OverflowError) as error:
+        raise LayoutError(f"no memory for {nr_pages:#x} pages: {error}") from error
+
+
+def _move(image: DomainImage) -> tuple[DomainImage, MachineMemory]:
+    """A built domain, with its memory in a machine's: pages of zeros are not copied."""
+    memory = _allocate(image.plan.nr_pages, _abi(image.plan.guest_type, image.plan.kernel), image.first_mfn)
+    zero = bytes(_PAGE)
+    for at in range(0, len(image.ram), _PAGE):
+        page = image.ram[at : at + _PAGE]
+        if page != zero:
+            memory.ram[at : at + _PAGE] = page
+    return replace(image, ram=memory.ram), memory
+
+
+def _hypercall_name(number: int) -> str:
+    return Hypercall(number).name if number in Hypercall.__members__.values() else f"hypercall {number}"

@@ -1,0 +1,64 @@
+"""What a run came to, in numbers: what is the same for the same inputs, and what it cost this host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class HostUse:
+    """What a run cost here; differs from run to run. `peak_rss` is the process's, in bytes."""
+
+    wall_seconds: float
+    peak_rss: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts of a run, by name. Two runs of the same inputs compare equal: `host` is left out of that.
+
+    `guest_ns` is the time that passed for the guest since its first instruction, idle time included;
+    `code_bytes` the bytes of guest code that were executed.
+    """
+
+    hypercalls: Mapping[str, int]
+    unknown_hypercalls: Mapping[int, int]
+    traps: Mapping[str, int]
+    emulated: Mapping[str, int]
+    page_table_stores: int
+    events_delivered: int
+    tlb_flushes: int
+    code_bytes: int
+    guest_ns: int
+    console_bytes: int
+    host: HostUse = field(compare=False)
+
+
+def _counts(title: str, counts: Mapping[str, int]) -> list[str]:
+    total = sum(counts.values())
+    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    return [f"{title:<30}{total:>15,}", *(f"  {name:<28}{count:>15,}" for name, count in rows)]
+
+
+def render_stats(stats: Statistics) -> str:
+    """The numbers as text. The lines of this host come last, behind a title of their own."""
+    unknown = {f"hypercall {number}": count for number, count in stats.unknown_hypercalls.items()}
+    lines = _counts("hypercalls", stats.hypercalls)
+    if unknown:
+        lines += _counts("unknown hypercalls (-ENOSYS)", unknown)
+    lines += _counts("traps and faults", stats.traps)
+    lines += _counts("emulated instructions", stats.emulated)
+    singles = {
+        "page-table stores emulated": stats.page_table_stores,
+        "events delivered": stats.events_delivered,
+        "TLB flushes": stats.tlb_flushes,
+        "console output, bytes": stats.console_bytes,
+        "guest code executed, bytes": stats.code_bytes,
+    }
+    lines += [f"{name:<30}{value:>15,}" for name, value in singles.items()]
+    lines.append(f"{'guest time':<30}{stats.guest_ns / 1e9:>13.6f} s")
+    lines.append("on this host, this time:")
+    lines.append(f"  {'wall time':<28}{stats.host.wall_seconds:>13.2f} s")
+    lines.append(f"  {'peak memory (RSS)':<28}{stats.host.peak_rss / 2**20:>12.1f} MB")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,136 @@
+"""A guest's console as a test holds it: expect, send, read; and how a run ended.
+
+Nothing here knows the hypervisor: `Console` is given a function that runs the guest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from domainbuilder.errors import ExitCode
+from domainbuilder.transcript import Search, Transcript, compile_pattern
+
+if TYPE_CHECKING:
+    from domainbuilder.crash_report import CrashReport
+
+_EXIT_CODES: dict[str, ExitCode] = {
+    "crash": ExitCode.DOMAIN_CRASHED,
+    "watchdog": ExitCode.DOMAIN_CRASHED,
+    "crashed": ExitCode.DOMAIN_CRASHED,
+    "idle": ExitCode.TIMED_OUT,
+    "timeout": ExitCode.TIMED_OUT,
+}
+
+_SENTENCES: dict[str, str] = {
+    "poweroff": "the guest powered off",
+    "reboot": "the guest asked for a reboot",
+    "suspend": "the guest suspended",
+    "crash": "the guest reported that it crashed",
+    "watchdog": "the guest's watchdog was not patted in time",
+    "soft_reset": "the guest asked for a soft reset",
+    "crashed": "the guest did what Xen destroys a domain for",
+    "idle": "the guest is idle for good: it waits for input, and nothing is left to wake it",
+    "timeout": "time is up",
+    "detached": "the console was closed, and the domain with it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `reason` is the guest's own shutdown reason ("poweroff", "reboot", "suspend", "crash",
+    "watchdog", "soft_reset", or "reason N" for another number), "crashed" where Xen would have destroyed it,
+    "idle" where nothing can ever wake it, "timeout", or "detached". `detail` says more where there is more.
+    `report` is there for "crash" and "crashed".
+    """
+
+    reason: str
+    detail: str = ""
+    report: CrashReport | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What `domainbuilder launch` without expectations would exit with."""
+        return _EXIT_CODES.get(self.reason, ExitCode.FINE)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the domain is gone; after "idle" and "timeout" it can go on."""
+        return self.reason not in ("idle", "timeout", "detached")
+
+    def __str__(self) -> str:
+        sentence = _SENTENCES.get(self.reason, f"the guest shut down: {self.reason}")
+        return f"{sentence}: {self.detail}" if self.detail else sentence
+
+
+class ExpectError(Exception):
+    """An expectation was not met. `outcome` says why the guest did not go on, `tail` what it printed last."""
+
+    def __init__(self, pattern: str, outcome: Outcome, tail: str) -> None:
+        super().__init__(pattern, outcome, tail)
+        self.pattern = pattern
+        self.outcome = outcome
+        self.tail = tail
+
+    def __str__(self) -> str:
+        shown = "\n".join(f"  | {line}" for line in self.tail.splitlines()) or "  (no output at all)"
+        return f"{self.pattern!r} did not appear: {self.outcome}\nthe console's last lines:\n{shown}"
+
+
+class ExpectTimeout(ExpectError):
+    """Time was up before the match."""
+
+
+class ExpectEOF(ExpectError):
+    """The guest ended, or went idle for good, before the match."""
+
+
+class Console:
+    """The guest's console. What was matched or read is used up: the next `expect` goes on behind it."""
+
+    def __init__(
+        self,
+        run: Callable[[Callable[[], bool], float | None], Outcome | None],
+        send: Callable[[bytes], None],
+        transcript: Transcript,
+    ) -> None:
+        self._run = run
+        self._send = send
+        self._transcript = transcript
+        self._used = 0
+
+    def expect(self, pattern: str | re.Pattern[str], timeout: float | None = None) -> re.Match[str]:
+        """Run the guest until its output matches, and stop it right there; the match.
+
+        In a string, ^ and $ match at every line. A pattern that can match the end of a line has to match
+        within 4096 characters. `timeout` is in seconds of wall time and never reaches the guest. Raises
+        ExpectTimeout when time is up, ExpectEOF when the guest ends or idles for good.
+        """
+        search = Search(compile_pattern(pattern), self._transcript, self._used)
+        if not search.more():
+            outcome = self._run(search.more, timeout)
+            if search.match is None and outcome is not None:
+                kind = ExpectTimeout if outcome.reason == "timeout" else ExpectEOF
+                shown = pattern if isinstance(pattern, str) else pattern.pattern
+                raise kind(shown, outcome, self._transcript.tail())
+        if search.match is None:
+            raise RuntimeError("the guest was stopped without a match")
+        self._used = search.consumed
+        return search.match
+
+    def send(self, text: str | bytes) -> None:
+        """Type `text`. The guest gets it where it stands now, whatever time that took."""
+        self._send(text.encode() if isinstance(text, str) else text)
+
+    def read(self) -> str:
+        """What was printed and not yet matched or read."""
+        data = self._transcript.since(self._used)
+        self._used = self._transcript.end
+        return data.decode("utf-8", "replace")
+
+    @property
+    def transcript(self) -> str:
+        """Everything the guest printed (the last 16 MiB of it)."""
+        return self._transcript.text()

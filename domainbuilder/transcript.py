@@ -1,0 +1,103 @@
+"""What a guest printed, kept within bounds, and searching it as it comes.
+
+A search never goes back over what it has seen, apart from a bounded piece that a match may have begun in: the
+current line where the pattern cannot match a line's end, else the last WINDOW characters.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+TRANSCRIPT_LIMIT = 16 << 20
+WINDOW = 4096
+_SLACK = 1 << 20
+
+# What a regular expression needs in order to match a line's end: one of these, or a flag.
+_MAY_CROSS_LINES = re.compile(r"\n|\[\^|\\[nrsDWSAZzxuUN0-9fv]|\(\?[a-zA-Z]*[sx]")
+
+
+class Transcript:
+    """The last `limit` bytes of output. Offsets count from the first byte that was ever printed."""
+
+    __slots__ = ("_data", "dropped", "limit")
+
+    def __init__(self, limit: int = TRANSCRIPT_LIMIT) -> None:
+        self.limit = limit
+        self.dropped = 0
+        self._data = bytearray()
+
+    @property
+    def end(self) -> int:
+        """How many bytes were ever printed."""
+        return self.dropped + len(self._data)
+
+    def append(self, data: bytes) -> None:
+        """Add output; the oldest goes when there is too much."""
+        self._data += data
+        if len(self._data) > self.limit + min(self.limit, _SLACK):
+            excess = len(self._data) - self.limit
+            del self._data[:excess]
+            self.dropped += excess
+
+    def since(self, offset: int) -> bytes:
+        """The bytes from `offset` on, as far as they are still there."""
+        return bytes(memoryview(self._data)[max(offset - self.dropped, 0) :])
+
+    def text(self) -> str:
+        """All of it as text, with a first line that tells of what was dropped."""
+        note = f"[{self.dropped} bytes of earlier output dropped]\n" if self.dropped else ""
+        return note + self._data.decode("utf-8", "replace")
+
+    def tail(self, lines: int = 20, characters: int = 2000) -> str:
+        """The last lines as text, for messages."""
+        text = bytes(self._data[-4 * characters :]).decode("utf-8", "replace")[-characters:]
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def compile_pattern(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
+    """A string becomes a regular expression in which ^ and $ match at every line."""
+    return re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
+
+
+class Search:
+    """One search in a growing transcript, from `offset` on. Bytes that are no UTF-8 become surrogates."""
+
+    def __init__(self, pattern: re.Pattern[str], transcript: Transcript, offset: int) -> None:
+        self._pattern = pattern
+        self._transcript = transcript
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text = ""
+        self._read = max(offset, transcript.dropped)  # offset of the next byte to decode
+        self._seen = 0  # characters of _text that were searched
+        flags = pattern.flags & (re.DOTALL | re.VERBOSE)
+        self._one_line = not flags and not _MAY_CROSS_LINES.search(pattern.pattern)
+        self.match: re.Match[str] | None = None
+
+    def more(self) -> bool:
+        """Search what came since the last call; True when there is a match, which then stays."""
+        if self.match is not None:
+            return True
+        data = self._transcript.since(self._read)
+        self._read = self._transcript.end
+        self._text += self._decoder.decode(data)
+        self.match = self._pattern.search(self._text, self._start())
+        self._seen = len(self._text)
+        if self._seen > 16 * WINDOW:
+            keep = max(self._seen - self._start(), WINDOW) + 1  # one more, for ^ and lookbehind
+            self._text, self._seen = self._text[-keep:], keep
+        return self.match is not None
+
+    def _start(self) -> int:
+        """Where a match that was not there before may begin at the earliest."""
+        earliest = max(self._seen - WINDOW, 0)
+        return max(self._text.rfind("\n", 0, self._seen) + 1, earliest) if self._one_line else earliest
+
+    @property
+    def consumed(self) -> int:
+        """The transcript's offset at the end of the match (of all that was read, where there is none)."""
+        if self.match is None:
+            return self._read
+        pending = len(self._decoder.getstate()[0])
+        rest = self.match.string[self.match.end() :]
+        return self._read - pending - len(rest.encode("utf-8", "surrogateescape"))
