@@ -54,6 +54,7 @@ HF_CPL = 0x3
 HF_CS32 = 1 << 4
 HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
+HF_TS = 1 << 11
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
 
@@ -384,6 +385,13 @@ class Engine:
             self._call("uc_reg_write", register, ctypes.byref(cell))
         if not self.window.live:
             self.window.load()
+
+    def set_cr0_ts(self, enabled: bool) -> None:
+        """Set or clear CR0.TS (and what the engine keeps of it), which makes the next FPU instruction #NM."""
+        cr0 = sw.CR // 8
+        self.q[cr0] = self.q[cr0] | 8 if enabled else self.q[cr0] & ~8
+        h = self.d[_HFLAGS] & ~HF_TS
+        self.d[_HFLAGS] = h | HF_TS if enabled else h
 
     def set_long_mode(self, enabled: bool) -> None:
         """Enter or leave long mode: EFER and the engine's idea of it. CR4.PAE is the caller's."""

@@ -20,7 +20,7 @@ from hvcore.clock import NEVER, NS_PER_BYTE, Clock
 from hvcore.common.event_channel import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
-from hvcore.common.time import update_domain_wallclock_time
+from hvcore.common.time import update_domain_wallclock_time, update_vcpu_system_time
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.engine import Engine
 from hvcore.errors import DomainCrash, EngineError, GuestFault
@@ -49,6 +49,7 @@ MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts wi
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
 _SLICE_BYTES = 10_000_000
+_SCHEDULE_NS = 1000  # a pass through the scheduler takes time, or a guest could yield for ever in no time
 
 
 class Stop(Enum):
@@ -76,7 +77,10 @@ class Stats:
 
 
 class Machine:
-    """One domain on its machine. `console_output` is called with what the guest writes, as it writes it."""
+    """One domain on its machine. `console_output` is called with what the guest writes, as it writes it.
+
+    `upper_ptwr` lets the guest store to L2 to L4 tables where Xen would not (pv/ro_page_fault.py).
+    """
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Machine:
         vcpus: int = 1,
         console_output: Callable[[bytes], None] = lambda _data: None,
         live_window: bool = True,
+        upper_ptwr: bool = False,
     ) -> None:
         abi = ABIS[image.plan.guest_type]
         mem = memory if memory is not None else _adopt_ram(image, abi)
@@ -96,10 +101,12 @@ class Machine:
         self.clock = Clock(self.engine.cell, BOOT_TIME_NS)
         self.crash: DomainCrash | None = None
         self._paused = False
+        self._upper_ptwr = upper_ptwr
         self._code_bytes = 0
         self._running: Vcpu | None = None
-        # How an idle machine passes time until `when`: a front end may wait for input instead.
-        self.idle: Callable[[int], None] = self.clock.advance_to
+        # How an idle machine passes time until `when` (NEVER: nothing is due). A front end may wait for
+        # input instead, give it to `console.input()`, and come back early.
+        self.idle: Callable[[int], None] = self._skip_idle_time
         self.domain = self._create_domain(abi, vcpus)
         self._create_backends(console_output)
         self._connect()
@@ -163,14 +170,14 @@ class Machine:
         self.console = ConsoleBackend(self.mem.frame(start_info.console_mfn), console_output)
         ports = (self.xenstore.connect(d.evtchn), self.console.connect(d.evtchn))
         if ports != (start_info.store_evtchn, start_info.console_evtchn):
-            raise EngineError(f"the image wants event channels {start_info.store_evtchn} and "
-                              f"{start_info.console_evtchn} for xenstore and console, not {ports}")  # fmt: skip
+            wanted = (start_info.store_evtchn, start_info.console_evtchn)
+            raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")
 
     def _connect(self) -> None:
         d = self.domain
         self.frames = Frames32(d.vcpus)
         table = HypercallTable(d, self.frames)
-        ro = RoPageFault(d)
+        ro = RoPageFault(d, upper_tables=self._upper_ptwr)
         self.traps = Traps(d, self.frames, ro, table.entry32, self._syscall32)
         ro.reject = self.traps.inject
         self.ro_page_fault = ro
@@ -196,7 +203,7 @@ class Machine:
 
     @property
     def shutdown_reason(self) -> str:
-        """ "poweroff", "reboot", "suspend", "crash", ... once the guest has shut down."""
+        """Why the guest shut down: poweroff, reboot, suspend, crash, ...; empty while it has not."""
         code = self.domain.shutdown_code
         if code is None:
             return ""
@@ -227,19 +234,20 @@ class Machine:
             v = self._pick()
             deadline = clock.next_deadline()
             if v is None:
-                if deadline == NEVER and not self._wait_forever():
+                if self._running is not None:
+                    schedule_out(self._running)
+                self.idle(deadline)
+                if deadline == NEVER and self._pick() is None and not self._paused:
                     return Stop.IDLE
-                if deadline != NEVER:
-                    self.idle(deadline)
                 continue
             self._switch_to(v)
+            update_vcpu_system_time(v)
             self.traps.test_all_events()
             self._enter(min(_SLICE_BYTES, max(deadline - clock.now(), 0) // NS_PER_BYTE + 1))
 
-    def _wait_forever(self) -> bool:
-        """Nothing is due: let the front end bring input. True if that woke somebody."""
-        self.idle(NEVER)
-        return self._pick() is not None or self._paused
+    def _skip_idle_time(self, when: int) -> None:
+        if when != NEVER:
+            self.clock.advance_to(when)
 
     def _enter(self, budget: int) -> None:
         clock = self.clock
@@ -247,6 +255,7 @@ class Machine:
         start = clock.now()
         self.engine.run()
         self._code_bytes += (clock.now() - start) // NS_PER_BYTE
+        clock.advance_to(clock.now() + _SCHEDULE_NS)
 
     def _pick(self) -> Vcpu | None:
         """The next runnable vCPU, in turn."""

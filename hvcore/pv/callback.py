@@ -30,7 +30,7 @@ _TRAP_INFO = {4: struct.Struct("<BBHI"), 8: struct.Struct("<BBH4xQ")}
 
 
 def fixup_guest_selector(v: Vcpu, selector: int) -> int:
-    """A selector that Xen loads for the guest: RPL not below the guest kernel's ring, no segment of Xen's own."""
+    """A selector that Xen loads for the guest: its RPL is not below the guest kernel's ring."""
     if selector & 3 < v.domain.abi.kernel_cpl:
         selector = selector & ~3 | v.domain.abi.kernel_cpl
     return selector & 0xFFFF
@@ -102,7 +102,7 @@ def do_set_callbacks(v: Vcpu, *args: int) -> int:
 
 
 def do_set_trap_table(v: Vcpu, traps: int) -> int:
-    """Set the handlers that the array at `traps` names, to its entry of address zero; none: clear them all."""
+    """Set the handlers that the array at `traps` names, to an address of zero; no array clears all."""
     if not traps:
         v.trap_ctxt[:] = [(0, 0, 0)] * len(v.trap_ctxt)
         return 0

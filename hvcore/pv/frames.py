@@ -50,7 +50,7 @@ class Frames(Protocol):
     def create_bounce_frame(
         self, v: Vcpu, cs: int, address: int, mask_events: bool, error_code: int | None
     ) -> None:
-        """create_bounce_frame(): enter the guest kernel at cs:address."""
+        """Enter the guest kernel at cs:address."""
 
     def failsafe(self, v: Vcpu) -> None:
         """Enter the failsafe callback."""
@@ -187,7 +187,7 @@ class Frames32:
         return eax
 
     def _iret_to_vm86(self, v: Vcpu, sp: int, eflags: int) -> int:
-        """VM86 mode is not to be had: the #GP that its first instruction would raise, on the frame as it is."""
+        """VM86 mode is not to be had: raise the #GP of its first instruction, on the frame as it is."""
         engine, guest = self.engine, self.d.guest
         ksp = (v.kernel_sp - 40) & _M32
         flags, cs, address = v.trap_ctxt[13]
@@ -206,7 +206,8 @@ class Frames32:
     def reload_data_segments(self, v: Vcpu) -> bool:
         """load_segments() after a switch to this vCPU: False if one no longer loads."""
         engine = self.engine
-        return all([load_data(v, register, engine.selector(register)) for register in (DS, ES, FS, GS)])
+        loaded = [load_data(v, register, engine.selector(register)) for register in (DS, ES, FS, GS)]
+        return all(loaded)
 
 
 _IRET32 = struct.Struct("<IIII")

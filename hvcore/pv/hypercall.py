@@ -151,7 +151,7 @@ class HypercallTable:
         return do_multicall(v, call_list, nr_calls, self.dispatch)
 
     def dispatch(self, v: Vcpu, number: int, args: tuple[int, ...]) -> int:
-        """Call by number with explicit arguments (a multicall entry); an int, whatever happens to the call."""
+        """Call by number with explicit arguments (a multicall entry). Never raises GuestError."""
         trace = self.d.trace
         handler = self.handlers[number] if number < NR_HYPERCALLS else None
         if handler is None:

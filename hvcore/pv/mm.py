@@ -14,8 +14,8 @@ on every frame (hvcore/page_info.py). These are the invariants; `audit()` recoun
    may not be there refuses the whole table. It is devalidated, and gives all of them back, when its last use
    ends. Between the two its entries change only through mod_l1_entry() .. mod_l4_entry().
 5. From 1 and 2: while a frame is a page table or descriptor page, no writable mapping of it exists. A stale
-   TLB entry might still write, so a frame that changes its type flushes the TLB unless a flush came in between
-   (`tlbflush_timestamp`).
+   TLB entry might still write, so a frame that changes its type flushes the TLB unless a flush came in
+   between (`tlbflush_timestamp`).
 6. Slots that map Xen itself are filled by Xen when a table that holds them is validated, and belong to
    nobody: they are neither counted nor changeable.
 
@@ -291,7 +291,7 @@ class PageTables:
         start = pg << self.shift
         adjust = not self.pv32
         get = self.get_page_from_l1e
-        taken = []
+        taken: list[int] = []
         for at, l1e in enumerate(e[start : start + self.entries].tolist(), start):
             if not l1e & PAGE_PRESENT:
                 continue
@@ -310,7 +310,7 @@ class PageTables:
         e = self.e
         start = pg << self.shift
         values = e[start : start + self.entries].tolist()
-        taken = []
+        taken: list[int] = []
         for i in slots:
             entry = values[i]
             if not entry & PAGE_PRESENT:

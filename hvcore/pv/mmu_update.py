@@ -28,7 +28,7 @@ PG_SELF, PG_IO = 0, 1
 
 
 def get_pg_owner(v: Vcpu, domid: int) -> int:
-    """get_pg_owner(): PG_SELF or PG_IO, or the error that an unprivileged domain gets for `domid`."""
+    """PG_SELF or PG_IO, or the error that an unprivileged domain gets for `domid`."""
     if domid in (xen.DOMID_SELF, v.domain.domain_id):
         return PG_SELF
     if domid == xen.DOMID_IO:

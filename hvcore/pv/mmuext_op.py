@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hvcore.vcpu import Vcpu
 
-# cmd, arg1 (mfn or linear_addr), arg2 (nr_ents, vcpumask or src_mfn); 64-bit words are aligned to eight bytes.
+# cmd, arg1 (mfn or linear_addr), arg2 (nr_ents, vcpumask or src_mfn)
 _MMUEXT_OP = {4: struct.Struct("<III"), 8: struct.Struct("<I4xQQ")}
 
 

@@ -4,6 +4,9 @@ Real Xen emulates the store. Here the engine itself runs it, once, against a cop
 meant to write is for one single-stepped instruction backed by a scratch frame with the table's contents.
 Afterwards the one entry that differs goes through mod_l1_entry() like any other update, and the mapping is
 put back. The live table is never written unchecked, whatever the instruction was.
+
+Xen does this for L1 tables alone. `upper_tables` extends it to the others: GNU Mach of 2022 stores to an L2
+that it has just made read-only, and dies of that under Xen.
 Source: ptwr_emulated_update() in xen/arch/x86/pv/ro-page-fault.c.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table
+from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table
 from hvcore.pv.mm import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW
 
 if TYPE_CHECKING:
@@ -27,8 +30,9 @@ _GPRS = 16
 class RoPageFault:
     """At most one store is under way: between `try_start()` and the engine's next exit."""
 
-    def __init__(self, domain: Domain) -> None:
+    def __init__(self, domain: Domain, *, upper_tables: bool = False) -> None:
         self.d = domain
+        self.upper_tables = upper_tables
         self.engine = domain.engine
         self.mm = domain.mm
         self.scratch_mfn = domain.mem.alloc_xenheap_page()
@@ -57,7 +61,8 @@ class RoPageFault:
         pg = mfn - mm.base
         if not 0 <= pg < mm.nr or mm.owner[pg] != OWNER_GUEST:
             return False
-        if mm.ptype[pg] != PGT_l1_page_table or not mm.tcount[pg]:
+        highest = PGT_l4_page_table if self.upper_tables else PGT_l1_page_table
+        if not (PGT_l1_page_table <= mm.ptype[pg] <= highest and mm.tcount[pg]):
             return False
         self.scratch[:] = self.d.mem.frame(mfn)
         self._at, self._pte, self._table, self._cr2 = at, pte, mfn, cr2
@@ -104,11 +109,13 @@ class RoPageFault:
             return False
         at = ((self._table - mm.base) << mm.shift) + offset // size
         old = mm.e[at]
-        if not mm.mod_l1_entry(at, new):
+        ptype = mm.ptype[self._table - mm.base]
+        modify = (mm.mod_l1_entry, mm.mod_l2_entry, mm.mod_l3_entry, mm.mod_l4_entry)[ptype - 1]
+        if not modify(at, new):
             return True
         # A PAE guest that writes the upper half first: drop PRESENT, the lower half is to follow.
         upper_half = mm.pv32 and size == 8 and (new ^ old) & 0xFFFFFFFF == 0
-        return upper_half and not mm.mod_l1_entry(at, new & ~PAGE_PRESENT)
+        return upper_half and ptype == PGT_l1_page_table and not mm.mod_l1_entry(at, new & ~PAGE_PRESENT)
 
 
 def _words(values: list[int]) -> bytes:

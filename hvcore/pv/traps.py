@@ -120,7 +120,7 @@ class Traps:
     # -- kinds of exits
 
     def guest_kernel_mode(self) -> bool:
-        """guest_kernel_mode(): whether the exit came from the guest's kernel."""
+        """Whether the exit came from the guest's kernel."""
         return self.frames.guest_kernel_mode()
 
     def do_softint(self, vector: int) -> None:
@@ -129,7 +129,7 @@ class Traps:
             self.inject(vector)
             return
         v = self.d.current
-        flags, _cs, address = v.trap_ctxt[vector]
+        flags, _cs, _address = v.trap_ctxt[vector]
         direct = vector == LEGACY_SYSCALL_VECTOR and self.frames.handler_set(v.trap_ctxt[vector])
         if direct or (flags & 3) >= self.frames.privilege():
             self.bounce(vector, None)
@@ -187,7 +187,7 @@ class Traps:
             return
         if (
             error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch) == 3
-            and self.d.vm_assist & VMASST_writable_pagetables
+            and (self.d.vm_assist & VMASST_writable_pagetables or self.ro.upper_tables)
             and self.guest_kernel_mode()
             and self.ro.try_start(cr2)
         ):

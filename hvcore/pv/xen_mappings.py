@@ -1,9 +1,9 @@
-"""Xen's own part of a guest's address space: the M2P table, the per-domain area with each vCPU's GDT and LDT.
+"""Xen's own part of a guest's address space: the M2P table, and each vCPU's GDT and LDT.
 
-A PAE guest runs in compatibility mode under a four-level root of Xen's own, whose slot 0 points to the guest's
-L3: what lies at and above L4 slot 256 is out of its reach, and the GDT can live there as it does under Xen.
-A 64-bit guest has Xen's slots 256 to 271 in its own L4. A two-level guest, which no 64-bit Xen runs, has them
-at the top of its L2, as under the last 32-bit Xen.
+A PAE guest runs in compatibility mode under a four-level root of Xen's own, whose slot 0 points to the
+guest's L3: what lies at and above L4 slot 256 is out of its reach, and the GDT can live there as it does under
+Xen. A 64-bit guest has Xen's slots 256 to 271 in its own L4. A two-level guest, which no 64-bit Xen runs, has
+them at the top of its L2, as under the last 32-bit Xen.
 Source: xen/arch/x86/include/asm/config.h, init_xen_l4_slots() and init_xen_pae_l2_slots() in mm.c.
 """
 
