@@ -1,9 +1,9 @@
 """grant_table_op: sharing frames by reference (xen/common/grant_table.c and its compat version).
 
-With one guest on the machine every grant that can be used is the domain's own, mapped or copied through its own
-number. Domain 0 exists and grants nothing. A host mapping's references to the frame (general, and writable
-unless read-only) are taken here and from then on belong to the page-table entry; a device mapping's stay with
-its handle. Transfers are switched off, as with `gnttab=no-transfer`.
+With one guest on the machine every grant that can be used is the domain's own, mapped or copied through its
+own number. Domain 0 exists and grants nothing. A host mapping's references to the frame (general, and
+writable unless read-only) are taken here and from then on belong to the page-table entry; a device mapping's
+stay with its handle. Transfers are switched off, as with `gnttab=no-transfer`.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def do_multicall(
     """Make `nr_calls` calls; 0, or -EFAULT at the first entry that cannot be read or written.
 
     `dispatch` makes one call and answers with its result, an error as a negative number. After an iret the
-    rest is dropped. When the vCPU must give up the processor before the list is done (it blocked, or the domain
-    shut down), `preempted(call_list, nr_calls)` is asked to have the rest made later and for the result until
-    then; without it the list goes on.
+    rest is dropped. When the vCPU must give up the processor before the list is done (it blocked, or the
+    domain shut down), `preempted(call_list, nr_calls)` is asked to have the rest made later and for the
+    result until then; without it the list goes on.
     """
     d = v.domain
     word = d.abi.word

@@ -1,7 +1,7 @@
 """physdev_op of a domain without devices: xen/arch/x86/physdev.c and xen/drivers/pci/physdev.c.
 
-What concerns the machine is refused; what concerns the guest's own view (I/O privilege, its interrupt numbers,
-the page of EOI bits) works, though no interrupt will ever come.
+What concerns the machine is refused; what concerns the guest's own view (I/O privilege, its interrupt
+numbers, the page of EOI bits) works, though no interrupt will ever come.
 """
 
 from __future__ import annotations

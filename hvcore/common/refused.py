@@ -1,8 +1,9 @@
 """Hypercalls that are not for a domU, each refused where and as Xen 4.17 refuses it.
 
-What a refusal looks like depends on what comes first: the copy of the argument (EFAULT), its version (EACCES),
-the domain it names (ESRCH), or the permission check (EPERM). Sources: xen/common/domctl.c, sysctl.c, kexec.c,
-hypfs.c, xen/arch/x86/platform_hypercall.c, hvm/hvm.c, hvm/dm.c, cpu/vpmu.c, xen/include/xsm/dummy.h.
+What a refusal looks like depends on what comes first: the copy of the argument (EFAULT), its version
+(EACCES), the domain it names (ESRCH), or the permission check (EPERM). Sources: xen/common/domctl.c,
+sysctl.c, kexec.c, hypfs.c, xen/arch/x86/platform_hypercall.c, hvm/hvm.c, hvm/dm.c, cpu/vpmu.c,
+xen/include/xsm/dummy.h.
 """
 
 from __future__ import annotations
