@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from domainbuilder.elf import PT_NOTE, ElfImage, ProgramHeader, parse_elf
 from domainbuilder.elfnotes import OWNER, STRING_TYPES, Note, note_string, notes_in, quoted
 from domainbuilder.errors import ElfError, KernelFormatError, NotesError, Where
 from domainbuilder.inspection import Inspection, inspect, inspect_kernel
 from domainbuilder.kernel import KernelFile
+from domainbuilder.lief_edit import PT_GNU_STACK, Edits, edit
 from domainbuilder.note_checks import disguised
 from domainbuilder.output import atomic_output
 from domainbuilder.parms import ElfDomParms
 from hvcore.public.elfnote import ElfNote
-
-PT_NULL = 0
-PT_GNU_STACK = 0x6474E551
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,73 +142,21 @@ def _patched(before: Inspection, ranges: list[_Range], changes: list[str]) -> by
     image = bytearray(before.elf.view)
     for one in ranges:
         image[one.offset : one.offset + one.size] = one.data.ljust(one.size, b"\0")
-    resized = [one for one in ranges if len(one.data) != one.size]
-    wrong = {finding.offset for finding in before.findings if finding.rule.slug == "alignment"}
-    misaligned = [phdr for phdr in before.elf.phdrs if phdr.header_offset in wrong]
+    misaligned = {finding.offset for finding in before.findings if finding.rule.slug == "alignment"}
     homeless = [one for one in ranges if one.source == "SHT_NOTE"]
-    if not resized and not misaligned and not homeless:
+    edits = Edits(
+        resize=[(one.offset, one.size, len(one.data)) for one in ranges if len(one.data) != one.size],
+        align=[phdr.index for phdr in before.elf.phdrs if phdr.header_offset in misaligned],
+        home=[(one.offset, len(one.data)) for one in homeless],
+    )
+    if not edits:
         return bytes(image)
-    binary = _lief_parse(bytes(image), before.kernel)
-    for one in resized:
-        _resize(binary, before.elf, one)
-    for phdr in misaligned:
-        binary.segments[phdr.index].alignment = 4
-        changes.append(f"PT_NOTE {phdr.index}: alignment 8 becomes 4")
-    homes = [one for one in homeless if _use_spare(binary, one, changes)]
-    return _with_new_headers(_lief_bytes(binary), [one for one in homeless if one not in homes], changes)
-
-
-def _lief_parse(image: bytes, kernel: KernelFile) -> Any:
-    """By way of a file: from memory, lief would take a Python integer for every byte."""
-    import lief
-
-    lief.logging.disable()
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(image)
-        file.flush()
-        binary = lief.ELF.parse(file.name)
-    if binary is None:
-        raise ElfError("lief cannot read it", where=Where(kernel.path))
-    return binary
-
-
-def _lief_bytes(binary: Any) -> bytes:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "kernel"
-        binary.write(str(path))
-        return path.read_bytes()
-
-
-def _resize(binary: Any, elf: ElfImage, one: _Range) -> None:
-    """Sections and segments that held exactly these notes hold exactly the repaired ones."""
-    for section in binary.sections:
-        if (section.file_offset, section.size) == (one.offset, one.size):
-            section.size = len(one.data)
-    for phdr in elf.phdrs:
-        if phdr.type == PT_NOTE and (phdr.offset, phdr.filesz) == (one.offset, one.size):
-            segment = binary.segments[phdr.index]
-            segment.physical_size = len(one.data)
-            segment.virtual_size = min(segment.virtual_size, len(one.data))
-
-
-def _use_spare(binary: Any, one: _Range, changes: list[str]) -> bool:
-    """Make a PT_NOTE of a header that a kernel has no use for; whether there was one."""
-    for index, segment in enumerate(binary.segments):
-        kind = int(segment.type)
-        if kind not in {PT_NULL, PT_GNU_STACK}:
-            continue
-        import lief
-
-        segment.type = lief.ELF.Segment.TYPE.NOTE
-        segment.file_offset, segment.physical_size = one.offset, len(one.data)
-        segment.virtual_address = segment.physical_address = segment.virtual_size = 0
-        segment.alignment, segment.flags = 4, lief.ELF.Segment.FLAGS.R
+    edited, homes = edit(bytes(image), edits, before.kernel.path)
+    changes += [f"PT_NOTE {index}: alignment 8 becomes 4" for index in edits.align]
+    for offset, (index, kind) in homes.items():
         words = "PT_GNU_STACK" if kind == PT_GNU_STACK else "PT_NULL"
-        changes.append(
-            f"program header {index}, a {words}, becomes the PT_NOTE of the notes at {one.offset:#x}"
-        )
-        return True
-    return False
+        changes.append(f"program header {index}, a {words}, becomes the PT_NOTE of the notes at {offset:#x}")
+    return _with_new_headers(edited, [one for one in homeless if one.offset not in homes], changes)
 
 
 def _with_new_headers(image: bytes, homeless: list[_Range], changes: list[str]) -> bytes:
