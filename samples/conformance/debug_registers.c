@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "conform.h"
+
+const char test_title[] = "Debug registers, single step, and what may be watched";
+
+static volatile u32 watched;
+
+static void touch(void *unused)
+{
+    (void)unused;
+    watched++;
+}
+
+static void single_step(void *unused)
+{
+    (void)unused;
+#ifdef __x86_64__
+    __asm__ volatile("pushfq; orq $0x100, (%%rsp); popfq; nop; nop" : : : "memory", "cc");
+#else
+    __asm__ volatile("pushfl; orl $0x100, (%%esp); popfl; nop; nop" : : : "memory", "cc");
+#endif
+}
+
+static long set(int reg, ulong value)
+{
+    return HYPERCALL2(set_debugreg, reg, value);
+}
+
+static long get(int reg)
+{
+    return HYPERCALL1(get_debugreg, reg);
+}
+
+void conform(void)
+{
+    EXPECT_EQUAL((ulong)get(6) & 0xffff0ff0, 0xffff0ff0);
+    EXPECT_EQUAL(get(7), 0x400);
+    EXPECT_OK(set(0, (ulong)&watched));
+    EXPECT_RC(get(0), (long)&watched);
+    EXPECT_OK(set(7, 0x400 | 0x1 | 0x000d0000)); /* L0, write, four bytes */
+    EXPECT_TRAP(touch, NULL, TRAP_DB, 0);
+    EXPECT_EQUAL(get(6) & 1, 1);
+    EXPECT_OK(set(7, 0x400));
+    EXPECT_NO_TRAP(touch, NULL);
+
+    EXPECT_TRAP(single_step, NULL, TRAP_DB, 0);
+    EXPECT_EQUAL(get(6) & 0x4000, 0x4000); /* BS */
+    EXPECT_OK(set(6, 0xffff0ff0));
+
+    /* Nothing of Xen's may be watched (breakpoint_addr_ok); it is out of a 32-bit guest's reach anyway. */
+#ifdef __x86_64__
+    EXPECT_REFUSED(set(0, 0xffff830000000000ul), EPERM);
+    EXPECT_REFUSED(set(7, 0x100000000ul), EINVAL);
+    EXPECT_REFUSED(set(6, 0x100000000ul), EINVAL);
+#endif
+    EXPECT_REFUSED(set(8, 0), ENODEV);
+    EXPECT_REFUSED(get(8), ENODEV);
+    EXPECT_REFUSED(set(7, 0x400 | 0x2000), EPERM); /* GD */
+    EXPECT_REFUSED(set(7, 0x400 | 0x1 | 0x00020000), EPERM); /* an I/O breakpoint without CR4.DE */
+}
