@@ -125,8 +125,8 @@ class _Names:
         return any(start <= address < end for start, end in self._code)
 
 
-def capture(machine: Machine, reason: str, *, fault_address: int | None, guest_ns: int) -> CrashReport:
-    """Look at the running vCPU as it stands. `fault_address` is what it died of touching, if it did."""
+def capture(machine: Machine, reason: str, *, address: int | None, role: str, guest_ns: int) -> CrashReport:
+    """Look at the running vCPU as it stands. `address` is one whose mapping matters, `role` says why."""
     d, names = machine.domain, _Names(machine)
     v, word = d.current, d.abi.word
     view = GuestView(machine)
@@ -148,7 +148,7 @@ def capture(machine: Machine, reason: str, *, fault_address: int | None, guest_n
         stack=tuple(words[:STACK_WORDS]),
         trace=_trace(words, stack_at, names, word),
         hypercalls=tuple(map(_hypercall, d.trace.recent)),
-        addresses=_addresses(view, names, fault_address, linear, stack_at),
+        addresses=_addresses(view, names, {} if address is None else {address: role}, linear, stack_at),
     )
 
 
@@ -192,12 +192,9 @@ def _trace(words: list[int], at: int, names: _Names, word: int) -> tuple[StackWo
 
 
 def _addresses(
-    view: GuestView, names: _Names, fault: int | None, linear: int, stack: int
+    view: GuestView, names: _Names, wanted: dict[int, str], linear: int, stack: int
 ) -> tuple[AddressReport, ...]:
-    """The faulting address; the code and the stack where these are what cannot be read."""
-    wanted: dict[int, str] = {}
-    if fault is not None:
-        wanted[fault] = "faulting address"
+    """The addresses wanted; the code and the stack, too, where these are what cannot be read."""
     for address, role in ((linear, "instruction"), (stack, "stack")):
         if not view.read(address, 1):
             wanted.setdefault(address, role)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from domainbuilder.build import DomainImage, build
 from domainbuilder.domain_plan import DEFAULT_MEMORY_MIB, plan
-from domainbuilder.errors import BuildError, LayoutError, Where
+from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
 from domainbuilder.image import is_image, load_image
 from domainbuilder.run_stats import HostUse, Statistics
 from domainbuilder.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
@@ -45,6 +45,7 @@ __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "R
 _TICK = "launch"  # the name of our timer among the guest's
 _TICK_NS = 2_000_000
 _PAGE = 4096
+_FOREVER = 1e9  # seconds
 _INPUT_ROOM = 4096
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{4,16}\b")
 
@@ -189,12 +190,12 @@ class RunningDomain:
         return self._outcome
 
     def _shut_down(self) -> Outcome:
-        reason = self.machine.shutdown_reason
-        if reason != "crash":
-            return Outcome(reason)
-        text = "SCHEDOP_shutdown: the guest reports that it crashed (SHUTDOWN_crash)"
+        outcome = Outcome(self.machine.shutdown_reason)
+        if outcome.exit_code is not ExitCode.DOMAIN_CRASHED:
+            return outcome
+        text = f"SCHEDOP_shutdown: {outcome}"
         cr2 = self.machine.domain.current.ctrlreg[2]
-        return Outcome(reason, report=self._report(text, cr2 or None))
+        return replace(outcome, report=self._report(text, cr2 or None, "address of the last page fault"))
 
     def _crashed(self) -> Outcome:
         crash = self.machine.crash
@@ -203,13 +204,13 @@ class RunningDomain:
         address = int(named[0], 16) if named else None
         if "#PF" in reason:
             address = self.machine.domain.current.ctrlreg[2]
-        return Outcome("crashed", reason, self._report(reason, address))
+        return Outcome("crashed", reason, self._report(reason, address, "faulting address"))
 
-    def _report(self, reason: str, address: int | None) -> CrashReport:
+    def _report(self, reason: str, address: int | None, role: str) -> CrashReport:
         from domainbuilder.crash_report import capture
 
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
-        return capture(self.machine, reason, fault_address=address, guest_ns=guest_ns)
+        return capture(self.machine, reason, address=address, role=role, guest_ns=guest_ns)
 
     # -- what the machine calls
 
@@ -309,6 +310,9 @@ def launch(
     Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs.
     """
     started = time.monotonic()
+    for limit in (timeout, max_guest_seconds):
+        if limit is not None and not 0 < limit < _FOREVER:
+            raise BuildError("a limit in seconds has to be above 0 and finite", found=limit)
     if not 1 <= vcpus <= XEN_LEGACY_MAX_VCPUS:
         raise BuildError("that many vCPUs cannot be had", found=vcpus, expected=f"1-{XEN_LEGACY_MAX_VCPUS}")
     if isinstance(kernel, DomainImage) or is_image(kernel):

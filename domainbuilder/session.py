@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from domainbuilder.crash_report import CrashReport
 
 _EXIT_CODES: dict[str, ExitCode] = {
-    "crash": ExitCode.DOMAIN_CRASHED,
-    "watchdog": ExitCode.DOMAIN_CRASHED,
-    "crashed": ExitCode.DOMAIN_CRASHED,
+    **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset", "detached", "matched"), ExitCode.FINE),
     "idle": ExitCode.TIMED_OUT,
     "timeout": ExitCode.TIMED_OUT,
 }
@@ -35,6 +33,7 @@ _SENTENCES: dict[str, str] = {
     "idle": "the guest is idle for good: it waits for input, and nothing is left to wake it",
     "timeout": "time is up",
     "detached": "the console was closed, and the domain with it",
+    "matched": "every expectation was met",
 }
 
 
@@ -42,8 +41,8 @@ _SENTENCES: dict[str, str] = {
 class Outcome:
     """How a run ended. `reason` is the guest's own shutdown reason ("poweroff", "reboot", "suspend", "crash",
     "watchdog", "soft_reset", or "reason N" for another number), "crashed" where Xen would have destroyed it,
-    "idle" where nothing can ever wake it, "timeout", or "detached". `detail` says more where there is more.
-    `report` is there for "crash" and "crashed".
+    "idle" where nothing can ever wake it, "timeout", "detached" (Ctrl-]), or "matched" (--until-match).
+    `detail` says more where there is more. `report` is there whenever `exit_code` is 3.
     """
 
     reason: str
@@ -53,12 +52,12 @@ class Outcome:
     @property
     def exit_code(self) -> ExitCode:
         """What `domainbuilder launch` without expectations would exit with."""
-        return _EXIT_CODES.get(self.reason, ExitCode.FINE)
+        return _EXIT_CODES.get(self.reason, ExitCode.DOMAIN_CRASHED)
 
     @property
     def ended(self) -> bool:
         """Whether the domain is gone; after "idle" and "timeout" it can go on."""
-        return self.reason not in ("idle", "timeout", "detached")
+        return self.reason not in ("idle", "timeout", "detached", "matched")
 
     def __str__(self) -> str:
         sentence = _SENTENCES.get(self.reason, f"the guest shut down: {self.reason}")

@@ -1,0 +1,93 @@
+"""`domainbuilder launch`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How to report."""
+
+    text = "text"
+    json = "json"
+
+
+def launch(
+    ctx: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|IMAGE", help="A kernel, or what `build` wrote.", show_default=False),
+    ],
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64 if not given."),
+    ] = None,
+    ramdisk: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
+    ] = None,
+    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
+    vcpus: Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")] = 1,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Run until the output matches. Again and again, in order."),
+    ] = None,
+    send: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help=r"Type this (\n \r \t \\ \xHH), in order with --expect."),
+    ] = None,
+    until_match: Annotated[
+        bool,
+        typer.Option("--until-match", help="Stop at the last --expect; do not wait for the guest's end."),
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up (exit 4) after so much wall time.")
+    ] = None,
+    max_guest_seconds: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Give up after so much of the guest's time: always the same."),
+    ] = None,
+    console_log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")] = False,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")
+    ] = Format.text,
+) -> None:
+    """Run a kernel, or a built domain, with a console.
+
+    The guest's output goes to stdout as it is, everything else to stderr. On a terminal the console is raw,
+    and Ctrl-] closes it. With --expect or --send they are played in the order given; otherwise stdin, if it
+    is no terminal, is what the guest gets to read.
+
+    Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
+    2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
+    """
+    from domainbuilder.launch_run import LaunchOptions, run_launch
+    from domainbuilder.launch_script import script
+
+    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
+    valued = [
+        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
+    ]
+    options = LaunchOptions(
+        file=file,
+        memory_mib=memory,
+        ramdisk=ramdisk,
+        cmdline=cmdline,
+        vcpus=vcpus,
+        steps=script(arguments, expect or [], send or [], valued),
+        until_match=until_match,
+        timeout=timeout,
+        max_guest_seconds=max_guest_seconds,
+        console_log=console_log,
+        stats=stats,
+        json=output_format is Format.json,
+    )
+    raise typer.Exit(run_launch(options))

@@ -1,0 +1,261 @@
+"""The JSON that `domainbuilder launch --format json` prints, as pydantic models.
+
+Addresses and registers are strings such as "0xc0100000", since JSON's numbers are doubles to many readers;
+counts are numbers. `statistics.host` apart, the document is the same for the same inputs. docs/launch.md
+describes it, docs/launch.schema.json is the JSON Schema of `LaunchReport`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+
+from domainbuilder.crash_report import CrashReport
+from domainbuilder.launch_script import Step
+from domainbuilder.run_stats import Statistics
+from domainbuilder.session import Outcome
+
+Address = Annotated[
+    int,
+    PlainSerializer(hex, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^0x[0-9a-f]+$"}),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExpectationReport(_Model):
+    """One `--expect`, in order."""
+
+    pattern: str
+    met: bool
+
+
+class HostReport(_Model):
+    """What the run cost this host."""
+
+    wall_seconds: float
+    peak_rss: int
+
+
+class StatisticsReport(_Model):
+    """The counts; times of the guest are in nanoseconds."""
+
+    hypercalls: dict[str, int]
+    unknown_hypercalls: dict[str, int]
+    traps: dict[str, int]
+    emulated: dict[str, int]
+    page_table_stores: int
+    events_delivered: int
+    tlb_flushes: int
+    code_bytes: int
+    guest_ns: int
+    console_bytes: int
+    host: HostReport
+
+
+class RegistersReport(_Model):
+    """The registers, by Xen's names."""
+
+    general: dict[str, Address]
+    selectors: dict[str, Address]
+    rip: Address
+    rflags: Address
+    cr0: Address
+    cr2: Address
+    cr3: Address
+    cr4: Address
+    fs_base: Address
+    gs_base: Address
+    gs_shadow: Address
+    event_mask: int
+    kernel_mode: bool
+
+
+class InstructionReport(_Model):
+    """One instruction around RIP."""
+
+    address: Address
+    code: str
+    text: str
+    symbol: str
+    current: bool
+
+
+class StackWordReport(_Model):
+    """A word of the stack that points into code."""
+
+    address: Address
+    value: Address
+    symbol: str
+
+
+class HypercallReport(_Model):
+    """One of the last hypercalls, the oldest first."""
+
+    number: int
+    name: str
+    arguments: list[Address]
+    result: int
+    result_name: str
+
+
+class PageEntryReport(_Model):
+    """One entry of a page walk."""
+
+    level: int
+    index: int
+    entry: Address
+    flags: list[str]
+    mfn: Address
+    pfn: Address | None
+
+
+class AddressReport(_Model):
+    """How an address is mapped."""
+
+    role: str
+    address: Address
+    symbol: str
+    entries: list[PageEntryReport]
+    end: str
+    machine_address: Address | None
+
+
+class CrashModel(_Model):
+    """A guest's end."""
+
+    reason: str
+    domain_id: int
+    vcpu: int
+    guest_ns: int
+    registers: RegistersReport
+    symbol: str
+    code: list[InstructionReport]
+    stack_address: Address
+    stack: list[Address]
+    trace: list[StackWordReport]
+    hypercalls: list[HypercallReport]
+    addresses: list[AddressReport]
+
+
+class LaunchReport(_Model):
+    """One run. `schema_version` grows when a field changes its meaning or goes away."""
+
+    schema_version: Literal[1] = 1
+    file: str
+    reason: str
+    message: str
+    exit_code: int
+    expectations: list[ExpectationReport]
+    statistics: StatisticsReport | None = None
+    crash: CrashModel | None = None
+
+
+def _statistics(stats: Statistics) -> StatisticsReport:
+    return StatisticsReport(
+        hypercalls=dict(stats.hypercalls),
+        unknown_hypercalls={str(number): count for number, count in stats.unknown_hypercalls.items()},
+        traps=dict(stats.traps),
+        emulated=dict(stats.emulated),
+        page_table_stores=stats.page_table_stores,
+        events_delivered=stats.events_delivered,
+        tlb_flushes=stats.tlb_flushes,
+        code_bytes=stats.code_bytes,
+        guest_ns=stats.guest_ns,
+        console_bytes=stats.console_bytes,
+        host=HostReport(wall_seconds=round(stats.host.wall_seconds, 3), peak_rss=stats.host.peak_rss),
+    )
+
+
+def _registers(crash: CrashReport) -> RegistersReport:
+    r = crash.registers
+    return RegistersReport(
+        general=dict(r.general),
+        selectors=dict(r.selectors),
+        rip=r.rip,
+        rflags=r.rflags,
+        cr0=r.cr0,
+        cr2=r.cr2,
+        cr3=r.cr3,
+        cr4=r.cr4,
+        fs_base=r.fs_base,
+        gs_base=r.gs_base,
+        gs_shadow=r.gs_shadow,
+        event_mask=r.event_mask,
+        kernel_mode=r.kernel_mode,
+    )
+
+
+def _addresses(crash: CrashReport) -> list[AddressReport]:
+    return [
+        AddressReport(
+            role=a.role,
+            address=a.address,
+            symbol=a.symbol,
+            entries=[
+                PageEntryReport(
+                    level=e.level, index=e.index, entry=e.entry, flags=list(e.flags), mfn=e.mfn, pfn=e.pfn
+                )
+                for e in a.walk.entries
+            ],
+            end=a.walk.end,
+            machine_address=a.walk.machine_address,
+        )
+        for a in crash.addresses
+    ]
+
+
+def _crash(crash: CrashReport) -> CrashModel:
+    return CrashModel(
+        reason=crash.reason,
+        domain_id=crash.domain_id,
+        vcpu=crash.vcpu,
+        guest_ns=crash.guest_ns,
+        registers=_registers(crash),
+        symbol=crash.symbol,
+        code=[
+            InstructionReport(
+                address=i.address, code=i.code.hex(" "), text=i.text, symbol=i.symbol, current=i.current
+            )
+            for i in crash.code
+        ],
+        stack_address=crash.stack_address,
+        stack=list(crash.stack),
+        trace=[StackWordReport(address=w.address, value=w.value, symbol=w.symbol) for w in crash.trace],
+        hypercalls=[
+            HypercallReport(
+                number=h.number,
+                name=h.name,
+                arguments=list(h.arguments),
+                result=h.result,
+                result_name=h.result_name,
+            )
+            for h in crash.hypercalls
+        ],
+        addresses=_addresses(crash),
+    )
+
+
+def launch_report(
+    file: str,
+    outcome: Outcome,
+    message: str,
+    exit_code: int,
+    expectations: Sequence[tuple[Step, bool]],
+    statistics: Statistics | None,
+) -> LaunchReport:
+    """The report of one run. `expectations` are the `--expect` steps, each with whether it was met."""
+    return LaunchReport(
+        file=file,
+        reason=outcome.reason,
+        message=message,
+        exit_code=int(exit_code),
+        expectations=[ExpectationReport(pattern=step.text, met=met) for step, met in expectations],
+        statistics=None if statistics is None else _statistics(statistics),
+        crash=None if outcome.report is None else _crash(outcome.report),
+    )

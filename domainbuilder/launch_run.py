@@ -1,0 +1,169 @@
+"""The work behind `domainbuilder launch`: play the script, or connect the user; then say how it went."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.launch import RunningDomain, launch
+from domainbuilder.launch_script import Step
+from domainbuilder.progress import Progress
+from domainbuilder.session import ExpectError, Outcome
+from domainbuilder.terminal import FileInput, TerminalInput, raw_terminal, write_all
+
+_STDIN, _STDOUT = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """The command line of `domainbuilder launch`, parsed."""
+
+    file: Path
+    memory_mib: int | None
+    ramdisk: Path | None
+    cmdline: str
+    vcpus: int
+    steps: tuple[Step, ...]
+    until_match: bool
+    timeout: float | None
+    max_guest_seconds: float | None
+    console_log: Path | None
+    stats: bool
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """How a run went: `met` of the script's expectations were met; `failure` is the first that was not."""
+
+    outcome: Outcome
+    met: int
+    failure: ExpectError | None
+
+
+class _Output:
+    """Guest output on its way to stdout, as it is, and to the log."""
+
+    def __init__(self, progress: Progress, log: Path | None, stack: ExitStack) -> None:
+        self._progress = progress
+        self._log = stack.enter_context(log.open("wb", buffering=0)) if log is not None else None
+        self._last = b"\n"
+
+    def __call__(self, data: bytes) -> None:
+        self._progress.heard(data)
+        self._last = data[-1:]
+        write_all(_STDOUT, data)
+        if self._log is not None:
+            write_all(self._log.fileno(), data)
+
+    def end_line(self) -> None:
+        """Begin a new line on a terminal that shows both the guest's output and our messages."""
+        if self._last not in (b"\n", b"\r") and sys.stderr.isatty() and os.isatty(_STDOUT):
+            sys.stderr.write("\n")
+
+
+def run_launch(options: LaunchOptions) -> ExitCode:
+    """Launch, play or connect, report; the exit code. Raises BuildError for input that cannot be used."""
+    for step in options.steps:  # all of them, before anything runs
+        _ = step.pattern if step.kind == "expect" else step.data
+    expects = [step for step in options.steps if step.kind == "expect"]
+    if options.until_match and not expects:
+        raise BuildError("--until-match needs an --expect")
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress("building the domain", silent=options.json))
+        output = _Output(progress, options.console_log, stack)
+        dom = stack.enter_context(
+            launch(
+                options.file,
+                options.memory_mib,
+                ramdisk=options.ramdisk,
+                cmdline=options.cmdline,
+                vcpus=options.vcpus,
+                timeout=options.timeout,
+                max_guest_seconds=options.max_guest_seconds,
+                console_output=output,
+            )
+        )
+        progress.phase = "running, no output"
+        result = _play(dom, options) if options.steps else _Result(_connect(dom, options, progress), 0, None)
+        progress.close()
+        output.end_line()
+        code = _exit_code(result, len(expects))
+        _report(dom, options, result, expects, code)
+    return code
+
+
+def _play(dom: RunningDomain, options: LaunchOptions) -> _Result:
+    """The steps in order, and then on until the guest ends."""
+    met = 0
+    for step in options.steps:
+        if step.kind == "send":
+            dom.console.send(step.data)
+            continue
+        try:
+            dom.console.expect(step.pattern)
+        except ExpectError as error:
+            return _Result(error.outcome, met, error)
+        met += 1
+    return _Result(Outcome("matched") if options.until_match else dom.wait(), met, None)
+
+
+def _connect(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> Outcome:
+    """The user's terminal, or whatever stdin is, becomes the console's input."""
+    if not os.isatty(_STDIN):
+        dom.attach(FileInput(_STDIN))
+        return dom.wait()
+    progress.close()
+    if not options.json:
+        sys.stderr.write(
+            f"domainbuilder: the console of {options.file}; Ctrl-] closes it and ends the domain\n"
+        )
+        sys.stderr.flush()
+    dom.attach(TerminalInput(_STDIN))
+    with raw_terminal(_STDIN):
+        return dom.wait()
+
+
+def _exit_code(result: _Result, expects: int) -> ExitCode:
+    code = result.outcome.exit_code
+    if result.met < expects:
+        return (
+            code
+            if code is ExitCode.DOMAIN_CRASHED or result.outcome.reason == "timeout"
+            else (ExitCode.CHECK_FAILED)
+        )
+    return ExitCode.FINE if expects and result.outcome.reason == "idle" else code
+
+
+def _message(result: _Result, expects: int) -> str:
+    if result.failure is None:
+        return str(result.outcome)
+    where = f"expectation {result.met + 1} of {expects}"
+    return f"{where}: {result.failure.pattern!r} did not appear: {result.outcome}"
+
+
+def _report(
+    dom: RunningDomain, options: LaunchOptions, result: _Result, expects: list[Step], code: ExitCode
+) -> None:
+    stats = dom.stats() if options.stats else None
+    message = _message(result, len(expects))
+    if options.json:
+        from domainbuilder.launch_report import launch_report
+
+        met = [(step, i < result.met) for i, step in enumerate(expects)]
+        report = launch_report(str(options.file), result.outcome, message, code, met, stats)
+        sys.stderr.write(report.model_dump_json(indent=2) + "\n")
+        return
+    if result.outcome.report is not None:
+        from domainbuilder.crash_text import render_crash
+
+        sys.stderr.write(render_crash(result.outcome.report))
+    sys.stderr.write(f"domainbuilder: {message}\n")
+    if stats is not None:
+        from domainbuilder.run_stats import render_stats
+
+        sys.stderr.write(render_stats(stats))

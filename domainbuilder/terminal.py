@@ -1,0 +1,120 @@
+"""The user's end of a console: a raw terminal as `xl console` makes it, or bytes from a pipe."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+ESCAPE = b"\x1d"  # Ctrl-], as in xl console
+_CHUNK = 1024
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class FileInput:
+    """Console input from a file descriptor. An end of file ends the input, not the guest."""
+
+    real_time = False
+    detached = False
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.open = True
+
+    def read(self, seconds: float | None) -> bytes:
+        """What is there within so many seconds (None: without end); empty where nothing is."""
+        try:
+            if not select.select([self.fd], [], [], seconds)[0]:
+                return b""
+            data = os.read(self.fd, _CHUNK)
+        except (OSError, ValueError):  # closed, or hung up
+            data = b""
+        self.open = bool(data)
+        return data
+
+
+class TerminalInput(FileInput):
+    """Console input from a terminal, until Ctrl-] is typed. Time passes for the guest as for the user."""
+
+    real_time = True
+
+    def read(self, seconds: float | None) -> bytes:
+        """As FileInput.read; what is typed behind Ctrl-] is lost, as is a terminal that goes away."""
+        typed, escape, _ = super().read(seconds).partition(ESCAPE)
+        if escape or not self.open:
+            self.detached, self.open = True, False
+        return typed
+
+
+def _raw(mode: list[Any]) -> list[Any]:
+    """cfmakeraw(3), apart from output processing: a guest that prints bare newlines is readable too."""
+    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = mode
+    iflag &= ~(
+        termios.IGNBRK
+        | termios.BRKINT
+        | termios.PARMRK
+        | termios.ISTRIP
+        | termios.INLCR
+        | termios.IGNCR
+        | termios.ICRNL
+        | termios.IXON
+    )
+    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    cc = list(cc)
+    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+    return [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
+
+
+@contextmanager
+def raw_terminal(fd: int) -> Iterator[None]:
+    """The terminal `fd` in raw mode for as long as the block runs, however it ends.
+
+    SIGTERM, SIGHUP and SIGQUIT end the block by SystemExit(128 + number); SIGTSTP gives the terminal back
+    until SIGCONT.
+    """
+    saved = termios.tcgetattr(fd)
+    raw = _raw(saved)
+
+    def restore() -> None:
+        with suppress(termios.error, OSError):
+            termios.tcsetattr(fd, termios.TCSANOW, saved)
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        restore()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def go_on(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTSTP, stop)
+        with suppress(termios.error, OSError):
+            if os.tcgetpgrp(fd) == os.getpgrp():
+                termios.tcsetattr(fd, termios.TCSANOW, raw)
+
+    handlers = {**dict.fromkeys(_ENDING_SIGNALS, end), signal.SIGTSTP: stop, signal.SIGCONT: go_on}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        termios.tcsetattr(fd, termios.TCSANOW, raw)
+        yield
+    finally:
+        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte at once, also to a descriptor that someone made non-blocking."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
