@@ -19,7 +19,7 @@ from domainbuilder.domain_plan import (
     plan,
 )
 from domainbuilder.elf import ElfImage
-from domainbuilder.errors import BuildError, ElfError, LayoutError
+from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
 from domainbuilder.kernel import KernelFile
 from domainbuilder.parms import ElfDomParms, XenPaeType
@@ -139,21 +139,14 @@ def _check_machine_frames(plan: DomainPlan, p2m: array[int], first_mfn: int, sha
 
 
 def _load_kernel(elf: ElfImage, parms: ElfDomParms, memory: GuestMemory, segment: Segment) -> None:
-    """elf_load_binary: the LOAD segments at their physical addresses relative to the lowest one."""
-    pstart, limit = elf.pstart, segment.pages << PAGE_SHIFT
-    loaded: list[tuple[int, int]] = []
+    """elf_load_binary: the LOAD segments at their physical addresses relative to the lowest one.
+
+    They do not overlap and stay within the kernel's space: the plan has seen to that. Memory is zero already.
+    """
+    pstart = elf.pstart
     for phdr in elf.load_segments:
-        offset = phdr.paddr - pstart
-        if offset + max(phdr.filesz, phdr.memsz) > limit:
-            raise ElfError(
-                f"LOAD segment {phdr.index} reaches beyond the kernel", where=elf.where(phdr.header_offset)
-            )
-        memory.write(segment.pfn, elf.segment_bytes(phdr), offset)
-        start, end = offset + phdr.filesz, offset + phdr.memsz
-        if any(lo < end and start < hi for lo, hi in loaded):  # fresh memory is zero as it is
-            memory.clear(segment.pfn, start, end - start)
-        loaded.append((offset, offset + phdr.filesz))
+        memory.write(segment.pfn, elf.segment_bytes(phdr), phdr.paddr - pstart)
     if parms.bsd_symtab:
         for address, data in load_bsdsyms(elf, elf.pend):
-            if address - pstart + len(data) <= limit:
+            if address - pstart + len(data) <= segment.pages << PAGE_SHIFT:
                 memory.write(segment.pfn, data, address - pstart)

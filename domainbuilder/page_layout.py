@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from domainbuilder.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section, Symbol, symbols
 from domainbuilder.findings import Finding, Severity
@@ -62,6 +63,7 @@ _WHY = {
     SHARED_PAGE: "the guest maps another page over it, and loses what else is in it",
     ZERO_PAGE: "it is mapped wherever a page of zeros is needed",
 }
+_STUB_NAME = re.compile(r"hypercall|hypcall", re.I)  # Linux names its stubs: xen_hypercall_iret ...
 _PAGE_ALIGNED_NAME = re.compile(r"\.(data|bss|rodata)\.{1,2}page_aligned(\..*)?$")
 
 
@@ -98,13 +100,13 @@ def page_layout(elf: ElfImage, parms: ElfDomParms) -> PageLayout:
     alloc = [s for s in elf.sections if s.flags & SHF_ALLOC and s.size]
     aligned = tuple(s for s in alloc if _PAGE_ALIGNED_NAME.match(s.name))
     wanted = sorted((s for s in table if s.name in PAGE_OWNERS), key=lambda s: s.value)
-    spans = [(s.value, s.value + (s.size or PAGE_SIZE)) for s in wanted]
+    spans = [_Span(s.value, s.value + (s.size or PAGE_SIZE), PAGE_OWNERS[s.name]) for s in wanted]
     if parms.virt_hypercall != UNSET_ADDR:
-        spans.append((parms.virt_hypercall, parms.virt_hypercall + PAGE_SIZE))
+        spans.append(_Span(parms.virt_hypercall, parms.virt_hypercall + PAGE_SIZE, HYPERCALL_PAGE))
     others = _neighbours(table, spans)
     owners = tuple(
-        PageOwner(s.name, PAGE_OWNERS[s.name], s.value, end - start, elf.sections[s.shndx].name, others[i])
-        for i, (s, (start, end)) in enumerate(zip(wanted, spans, strict=False))
+        PageOwner(s.name, span.kind, s.value, span.end - span.start, elf.sections[s.shndx].name, names)
+        for s, span, names in zip(wanted, spans, others, strict=False)
     )
     findings = [
         *_hypercall_findings(elf, parms, others[-1] if others else ()),
@@ -118,22 +120,38 @@ def page_layout(elf: ElfImage, parms: ElfDomParms) -> PageLayout:
     return PageLayout(len(table), owners, aligned, tuple(findings))
 
 
-def _neighbours(table: Sequence[Symbol], spans: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
-    """For each span, the names of the symbols with bytes in its pages that lie outside of it."""
-    pages = [(start & -PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE) for start, end in spans]
+class _Span(NamedTuple):
+    """The bytes of something that owns the pages they are in."""
+
+    start: int
+    end: int
+    kind: str
+
+    def disturbed_by(self, symbol: Symbol, first: int, last: int) -> bool:
+        """Whether a symbol at [first, last) is in these pages and is not part of what owns them."""
+        if first >= -(-self.end // PAGE_SIZE) * PAGE_SIZE or last <= self.start & -PAGE_SIZE:
+            return False
+        if first <= self.start and self.end <= last:  # an alias, or an object that this is part of
+            return False
+        inside = self.start <= first and last <= self.end
+        stub = self.kind != HYPERCALL_PAGE or _STUB_NAME.search(symbol.name)
+        return not (inside and stub)
+
+
+def _neighbours(table: Sequence[Symbol], spans: Sequence[_Span]) -> list[tuple[str, ...]]:
+    """For each span, the names of the symbols that disturb it, by address."""
     intruders: list[list[str]] = [[] for _ in spans]
-    if not pages:
+    if not spans:
         return []
-    low, high = min(start for start, _ in pages), max(end for _, end in pages)
+    low = min(span.start for span in spans) & -PAGE_SIZE
+    high = max(span.end for span in spans) + PAGE_SIZE
     for symbol in sorted(table, key=lambda s: s.value):
         size = symbol.size or (PAGE_SIZE if symbol.name in PAGE_OWNERS else 0)
         first, last = symbol.value, symbol.value + size
         if not size or last <= low or first >= high:
             continue
-        for names, (start, end), (page, page_end) in zip(intruders, spans, pages, strict=True):
-            inside = start <= first and last <= end
-            around = first <= start and end <= last  # an object that the span is part of, or an alias
-            if first < page_end and last > page and not inside and not around:
+        for names, span in zip(intruders, spans, strict=True):
+            if span.disturbed_by(symbol, first, last):
                 names.append(symbol.name)
     return [tuple(dict.fromkeys(names)) for names in intruders]
 

@@ -7,6 +7,7 @@ docs/plan.schema.json is the JSON Schema of `PlanReport`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Literal
 
@@ -131,7 +132,7 @@ def plan_report(plan: DomainPlan, survey: Survey) -> PlanReport:
     layout = survey.layout
     return PlanReport.model_validate(
         {
-            "kernel": plan.kernel,
+            "kernel": os.fsencode(plan.kernel).decode("utf-8", "backslashreplace"),
             "guest_type": plan.guest.name,
             "paging": plan.guest.paging.name,
             "memory_mib": plan.nr_pages >> 20 - PAGE_SHIFT,

@@ -9,7 +9,7 @@ from domainbuilder.findings import Finding, Severity
 from domainbuilder.notes_text import Pen
 from domainbuilder.page_layout import PageLayout
 from domainbuilder.plan_findings import Survey, virtual_range
-from domainbuilder.regions import FREE, human, regions, registers, tables
+from domainbuilder.regions import FREE, human, printable, regions, registers, tables
 from domainbuilder.segments import PADDING
 from hvcore.public.xen import PAGE_SHIFT
 
@@ -34,7 +34,7 @@ def render(plan: DomainPlan, survey: Survey, *, colour: bool = False) -> str:
 
 
 def _head(plan: DomainPlan, pen: Pen) -> Iterator[str]:
-    kernel, guest = pen(plan.kernel, _BOLD), pen(plan.guest.name, _BOLD, _GREEN)
+    kernel, guest = pen(printable(plan.kernel), _BOLD), pen(plan.guest.name, _BOLD, _GREEN)
     memory = human(plan.nr_pages << PAGE_SHIFT)
     yield f"{kernel}: {guest}, {plan.guest.paging.name} paging, {memory}"
 
@@ -105,7 +105,7 @@ def _start_info(plan: DomainPlan, pen: Pen) -> Iterator[str]:
         ("mfn_list", f"{info.mfn_list:#x}"),
         ("mod_start", f"{info.mod_start:#x}" + (" (a pfn)" if info.flags else "")),
         ("mod_len", f"{info.mod_len:#x}"),
-        ("cmd_line", f'"{_printable(info.cmd_line)}"'),
+        ("cmd_line", f'"{printable(info.cmd_line.decode("utf-8", "backslashreplace"))}"'),
     ]
     if info.nr_p2m_frames:
         rows += [
@@ -115,11 +115,6 @@ def _start_info(plan: DomainPlan, pen: Pen) -> Iterator[str]:
     yield from _pairs(f"start_info, at {plan.vcpu.si:#x}", rows, pen)
     page = "none asked for: the guest places it itself" if hypercall is None else f"pfn {hypercall:#x}"
     yield pen(f"  hypercall page: {page}", _DIM)
-
-
-def _printable(raw: bytes) -> str:
-    text = raw.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _registers(plan: DomainPlan, pen: Pen) -> Iterator[str]:
@@ -134,12 +129,12 @@ def _owners(layout: PageLayout, pen: Pen) -> Iterator[str]:
         return
     rows = [
         (
-            owner.name,
+            printable(owner.name),
             f"{owner.address:#x}",
             f"{owner.size:#x}",
-            owner.section,
+            printable(owner.section),
             "yes" if owner.aligned else "no",
-            ", ".join(owner.neighbours[:3]) or "-",
+            printable(", ".join(owner.neighbours[:3])) or "-",
         )
         for owner in layout.owners
     ]
@@ -154,5 +149,5 @@ def _findings(findings: Sequence[Finding], pen: Pen) -> Iterator[str]:
     for finding in findings:
         head = pen(f"{finding.severity.name.lower():<7}", _SEVERITIES[finding.severity])
         offset = "" if finding.offset is None else f" (at +{finding.offset:#x})"
-        yield f"  {head}  {finding.rule.id} {finding.rule.slug}{offset}: {finding.message}"
+        yield f"  {head}  {finding.rule.id} {finding.rule.slug}{offset}: {printable(finding.message)}"
         yield pen(f"           {finding.rule.advice}", _DIM)

@@ -114,7 +114,7 @@ class _Picture:
         self.parts.append(f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{cls}"/>')
 
     def finish(self, plan: DomainPlan, height: float) -> str:
-        title = f"Address space of {plan.kernel} as a {plan.guest.name} domain"
+        title = f"Address space of {_shorten(plan.kernel, 200)} as a {plan.guest.name} domain"
         size = f'width="{_WIDTH}" height="{height:.0f}"'
         box = f"0 0 {_WIDTH} {height:.0f}"
         label = f'role="img" aria-label={quoteattr(title)}'

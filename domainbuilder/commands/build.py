@@ -29,11 +29,11 @@ def build(
     """
     from domainbuilder.build import build as build_domain
     from domainbuilder.image import save_image
-    from domainbuilder.regions import human
+    from domainbuilder.regions import human, printable
 
     image = build_domain(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)
     written = save_image(image, output)
     typer.echo(
-        f"{output}: {image.plan.guest.name}, {memory} MB, {human(written)} of it in use, "
+        f"{printable(str(output))}: {image.plan.guest.name}, {memory} MB, {human(written)} of it in use, "
         f"starts at {image.context.ip:#x}"
     )

@@ -6,17 +6,24 @@ import gzip
 import hashlib
 import io
 import struct
+import xml.etree.ElementTree as ET
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from domainbuilder.build import DomainImage, build, plan
 from domainbuilder.errors import BuildError, ElfError, LayoutError
-from domainbuilder.kernel import load_kernel
+from domainbuilder.kernel import load_kernel, load_kernel_bytes
+from domainbuilder.plan_findings import survey
+from domainbuilder.plan_report import plan_report
+from domainbuilder.plan_text import render
 from domainbuilder.start_info import StartInfo
+from domainbuilder.svg import svg
 
 from .elfwriter import RX, ElfWriter, xen_kernel
 from .libxenguest import FIRST_MFN, GUESTS, SHARED_INFO_MFN, read_reference
@@ -115,21 +122,21 @@ def test_pages_that_hold_nothing_are_not_written(kernel: Path) -> None:
     assert len(filled) < 20 + image.plan.nr_pages * 4 // 4096
 
 
-def test_overlapping_segments_load_in_their_order(tmp_path: Path) -> None:
-    """elf_load_binary: a later segment wins, and so do the zeros behind its file bytes."""
+@pytest.mark.parametrize(
+    ("paddr", "size"), [(0x100000, 0x3000), (0x100200, 1), (0x102FFF, 0x10), (0x0FF000, 0x1001)]
+)
+def test_overlapping_segments_are_refused(tmp_path: Path, paddr: int, size: int) -> None:
     writer = xen_kernel()
-    writer.load(b"\xaa" * 0x400, paddr=0x100200, memsz=0x800, flags=RX)
-    image = build(written(tmp_path, writer), memory_mib=8)
-    expected = KERNEL[:0x200] + b"\xaa" * 0x400 + bytes(0x400) + KERNEL[0xA00:]
-    assert read_virtual(image, 0xC0100000, 4096) == expected
-
-
-def test_segments_that_overlap_too_much_are_refused(tmp_path: Path) -> None:
-    writer = xen_kernel()
-    for _ in range(3):
-        writer.load(KERNEL, paddr=0x100000, memsz=0x3000, flags=RX)
-    with pytest.raises(ElfError, match="program segments total to more than the input image size"):
+    writer.load(b"z", paddr=paddr, memsz=size, flags=RX)
+    with pytest.raises(ElfError, match=r"LOAD segments [02] and [02] overlap in physical memory"):
         plan(written(tmp_path, writer), memory_mib=8)
+
+
+@pytest.mark.parametrize(("paddr", "size"), [(0x103000, 0x1000), (0x0FF000, 0x1000), (0x100800, 0)])
+def test_segments_that_only_touch_are_not(tmp_path: Path, paddr: int, size: int) -> None:
+    writer = xen_kernel(ENTRY=0xC0100000)
+    writer.load(b"", paddr=paddr, memsz=size, flags=RX)
+    assert read_virtual(build(written(tmp_path, writer), memory_mib=8), 0xC0100000, 4096) == KERNEL
 
 
 def test_bsd_symbols_are_loaded_behind_the_kernel(tmp_path: Path) -> None:
@@ -199,6 +206,46 @@ def test_a_plan_is_a_value(kernel: Path) -> None:
 def test_a_missing_kernel(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="No such file"):
         build(tmp_path / "nothing")
+
+
+KERNELS = {
+    "32": xen_kernel(HYPERCALL_PAGE=0xC0101000, BSD_SYMTAB="yes")
+    .symbols([("start", 0xC0100000, 8, 2)])
+    .build(),
+    "64": xen_kernel(
+        elf_class=64, VIRT_BASE=0xFFFFFFFF80000000, ENTRY=0xFFFFFFFF80100000, PADDR_OFFSET=0,
+        INIT_P2M=0x8000000000, MOD_START_PFN=1, HYPERCALL_PAGE=0xFFFFFFFF80101000, BSD_SYMTAB="yes",
+    ).symbols([("swapper_pg_dir", 0xFFFFFFFF80101000, 8, 1)]).build(),
+}  # fmt: skip
+
+
+@given(data=st.data())
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_mutation_of_a_kernel_ends_in_anything_but_a_build_error(data: st.DataObject) -> None:
+    """Headers, notes, sections, symbols changed; what is accepted is planned, surveyed, drawn and built."""
+    good = KERNELS[data.draw(st.sampled_from(sorted(KERNELS)))]
+    mutated = bytearray(good)
+    spots = [*range(300), *range(4300, len(good))]  # all but what the segment holds
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.sampled_from(spots))
+        size = data.draw(st.sampled_from([1, 2, 4, 8]))
+        value = data.draw(
+            st.one_of(
+                st.binary(min_size=size, max_size=size),
+                st.sampled_from([b"\xff" * size, bytes(size), bytes(size - 1) + b"\x80"]),
+            )
+        )
+        mutated[at : at + size] = value
+    try:
+        planned = plan(load_kernel_bytes(bytes(mutated), "mutated"), memory_mib=8, ramdisk=b"abc")
+        surveyed = survey(planned)
+        plan_report(planned, surveyed).model_dump_json()
+        ET.fromstring(svg(planned, surveyed))
+        render(planned, surveyed).encode()
+        image = build(planned)
+    except BuildError:
+        return
+    assert image.context.ip == planned.parms.virt_entry
 
 
 def pinned(name: str, path: Path) -> bool:
