@@ -309,7 +309,7 @@ RULES = (
     ),
     Rule(
         "page-aligned-missing",
-        WARNING,
+        NOTE,
         "page-aligned data has a pattern in .data or .bss, and none in the other",
         "The same sources declare both kinds of page-aligned objects; the kind without a pattern becomes an "
         "orphan, misaligned and outside of the section's symbols.",

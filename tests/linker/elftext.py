@@ -1,11 +1,11 @@
 """Builds an ELF file from the few words in which the rules' examples describe one.
 
-    elf32 entry=0x1000                    first line: class, byte order (be), entry
-    load ADDRESS SIZE FLAGS [align= offset= paddr= nofile]
-    segment note ADDRESS SIZE|auto FLAGS [align=]
-    section NAME ADDRESS SIZE FLAGS [align= nobits bytes=HEX]
-    note NAME|+ ADDRESS owner= type= data=HEX pad=4|8     `+` continues the section before
-    symbol NAME ADDRESS
+elf32 entry=0x1000                    first line: class, byte order (be), entry
+load ADDRESS SIZE FLAGS [align= offset= paddr= nofile]
+segment note ADDRESS SIZE|auto FLAGS [align=]
+section NAME ADDRESS SIZE FLAGS [align= nobits bytes=HEX]
+note NAME|+ ADDRESS owner= type= data=HEX pad=4|8     `+` continues the section before
+symbol NAME ADDRESS
 """
 
 from __future__ import annotations
