@@ -295,3 +295,10 @@ def test_real_kernels_are_loaded_where_they_are_linked(
         at = base + segment["p_paddr"] - lowest
         size = segment["p_memsz"]
         assert read_virtual(image, at, size) == segment.data().ljust(size, b"\0")
+
+
+@pytest.mark.guest
+def test_a_pvh_only_kernel_is_refused_as_libxenguest_refuses_it(guest_kernel: Callable[[str], Path]) -> None:
+    assert "no loader found" in read_reference("grub-i386-xen_pvh.bin").facts["refused"]["message"]
+    with pytest.raises(BuildError, match="xc_dom_find_loader: no loader found"):
+        plan(guest_kernel("grub-i386-xen_pvh.bin"))
