@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
 from collections.abc import Callable
 from typing import Protocol
 
 import unicorn.unicorn_py3.unicorn as _binding
 
 from hvcore import state_window as sw
+from hvcore.engine_internals import Internals, pacing_callback
 from hvcore.errors import EngineError
 
 _UC_ARCH_X86, _UC_MODE_64 = 4, 8
 _UC_PROT_ALL = 7
 _UC_HOOK_INTR, _UC_HOOK_INSN, _UC_HOOK_BLOCK, _UC_HOOK_INSN_INVALID = 1, 2, 8, 1 << 14
 _INS_CPUID, _INS_RDTSC, _INS_RDTSCP, _INS_SYSCALL, _INS_SYSENTER = 113, 608, 609, 699, 700
+_INS_IN, _INS_OUT = 218, 500
 _REG_EFLAGS, _REG_FPCW, _REG_FPTAG, _REG_MSR, _REG_MXCSR = 25, 246, 247, 248, 249
 _IO_WRITE = 1 << 30
 _CTL_USE_EXITS = 4 | 1 << 26 | _IO_WRITE
@@ -70,6 +71,10 @@ _DR6_DEFAULT = 0xFFFF0FF0
 
 _INTR_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _INSN_CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_IN_CB = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
+_OUT_CB = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
+)
 _BLOCK_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
@@ -114,6 +119,7 @@ class Engine:
             "uc_mem_map_ptr", ctypes.c_uint64(phys_base), ctypes.c_size_t(len(memory)), _UC_PROT_ALL, pointer
         )
         self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
+        self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
         self.q = self.window.q
         self.d = self.window.d
         self._cell = (ctypes.c_int64 * 1)()
@@ -121,9 +127,9 @@ class Engine:
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)
         self._pending: BaseException | None = None
+        self._running = False
         self._keep: list[object] = []
         self._stop = self._lib.uc_emu_stop
-        self._running = False
         self.tlb_flushes = 0
         self.native_pacing = False
 
@@ -188,6 +194,7 @@ class Engine:
             (_INS_SYSENTER, on_sysenter),
         ):
             self._hook(_UC_HOOK_INSN, _INSN_CB(guard(call, enter, leave)), number)
+        self._install_io_faults()
         self._install_pacing()
 
     def _enter_leave(self) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
@@ -252,8 +259,29 @@ class Engine:
             *(ctypes.c_int(number) for number in extra),
         )
 
+    def _install_io_faults(self) -> None:
+        """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""
+        native = self.internals.io_fault_callbacks()
+        if native is None:
+            return self._install_io_refusal()
+        page, on_in, on_out = native
+        self._keep.append(page)
+        env = ctypes.c_void_p(self.window.env_address)
+        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_in), _INS_IN, data=env)
+        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_out), _INS_OUT, data=env)
+
+    def _install_io_refusal(self) -> None:
+        """A build that cannot raise #GP from here: better to stop than to let the guest reach a port."""
+
+        def refuse(_uc: int, port: int, *_rest: int) -> int:
+            self._fail(EngineError(f"port I/O (port {port:#x}) cannot be trapped with this Unicorn library"))
+            return 0
+
+        self._hook(_UC_HOOK_INSN, _IN_CB(refuse), _INS_IN)
+        self._hook(_UC_HOOK_INSN, _OUT_CB(refuse), _INS_OUT)
+
     def _install_pacing(self) -> None:
-        native = _native_block_callback(ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0)
+        native = pacing_callback(ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0)
         if native is not None:
             page, address = native
             self._keep.append(page)
@@ -317,23 +345,37 @@ class Engine:
         self.tlb_flushes += 1
         self._ctl(self._uc, _CTL_TLB_FLUSH)
 
-    def flush_code(self) -> None:
-        """Drop translated code, after the hypervisor itself wrote over instructions."""
-        self._ctl(self._uc, _CTL_TB_FLUSH)
+    def flush_tlb_page(self, address: int) -> None:
+        """Drop the translation of one page, or all of them where the library cannot do it alone."""
+        if self.internals.has_flush_page:
+            self.internals.flush_page(address)
+        else:
+            self.flush_tlb()
+
+    def flush_code(self, start: int = 0, end: int = 0) -> None:
+        """Drop code translated from physical [start, end), or all of it.
+
+        Needed after the hypervisor itself wrote over instructions; the guest's own stores are seen.
+        """
+        if not end or not self.internals.drop_code(start, end):
+            self._ctl(self._uc, _CTL_TB_FLUSH)
 
     # -- state beyond the general registers
 
     def read_eflags(self) -> int:
         """EFLAGS, with the lazily kept arithmetic flags worked out."""
-        if not self.window.live and self._running:
+        if not self.window.live:
             self.window.store()
         self._lib.uc_reg_read(self._uc, _REG_EFLAGS, self._flag_ref)
         return self._flag_cell.value & 0x3F7FD7 | 2
 
     def write_eflags(self, value: int) -> None:
-        """Set EFLAGS: arithmetic flags go to cc_src, the direction flag to df, as the engine keeps them."""
+        """Set EFLAGS: arithmetic flags go to cc_src, the direction flag to df, as the engine keeps them.
+
+        Between runs the engine keeps them in EFLAGS too, from where it takes them when it starts.
+        """
         q, d = self.q, self.d
-        q[sw.EFLAGS // 8] = value & ~0xCD5 | 2
+        q[sw.EFLAGS // 8] = (value & ~0xCD5 if self._running else value) | 2
         q[sw.CC_SRC // 8] = value & 0x8D5
         d[sw.CC_OP // 4] = 1  # CC_OP_EFLAGS
         d[sw.DF // 4] = 0xFFFFFFFF if value & 0x400 else 1
@@ -381,10 +423,7 @@ class Engine:
     def init_fpu(self) -> None:
         """The FPU as `fninit` leaves it, with SSE exceptions masked."""
         for register, value in ((_REG_FPCW, 0x37F), (_REG_FPTAG, 0xFFFF), (_REG_MXCSR, 0x1F80)):
-            cell = ctypes.c_uint32(value)
-            self._call("uc_reg_write", register, ctypes.byref(cell))
-        if not self.window.live:
-            self.window.load()
+            self._write_register(register, ctypes.c_uint32(value))
 
     def set_cr0_ts(self, enabled: bool) -> None:
         """Set or clear CR0.TS (and what the engine keeps of it), which makes the next FPU instruction #NM."""
@@ -405,8 +444,13 @@ class Engine:
 
     def write_msr(self, msr: int, value: int) -> None:
         """Write a model specific register of the engine itself."""
-        cell = _Msr(msr, value)
-        self._call("uc_reg_write", _REG_MSR, ctypes.byref(cell))
+        self._write_register(_REG_MSR, _Msr(msr, value))
+
+    def _write_register(self, register: int, cell: ctypes.c_uint32 | _Msr) -> None:
+        """Write by the public API, whose effects a window that is a copy has to be told of."""
+        if not self.window.live:
+            self.window.store()
+        self._call("uc_reg_write", register, ctypes.byref(cell))
         if not self.window.live:
             self.window.load()
 
@@ -485,19 +529,3 @@ class Engine:
         """Put back what `save_state()` gave, and drop translations."""
         self.window.bytes[:] = state
         self.flush_tlb()
-
-
-def _native_block_callback(uc_emu_stop: int) -> tuple[mmap.mmap, int] | None:
-    """Native code for UC_HOOK_BLOCK(uc, address, size, cell): `cell -= size; if (cell < 0) uc_emu_stop(uc)`.
-
-    None where the host is not x86-64 or does not allow executable memory; a Python callback serves then.
-    """
-    if platform.machine() not in ("x86_64", "AMD64") or not uc_emu_stop:
-        return None
-    code = bytes.fromhex("89d2 482911 7801 c3 ff2500000000") + uc_emu_stop.to_bytes(8, "little")
-    try:
-        page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except (OSError, ValueError):
-        return None
-    page[: len(code)] = code
-    return page, ctypes.addressof(ctypes.c_char.from_buffer(page))

@@ -54,14 +54,15 @@ class StateWindow:
         self._lib = lib
         self._uc = uc
         self._context = ctypes.c_void_p()
-        base = _find_live(lib, uc) if allow_live else None
-        self.live = base is not None
-        if base is None:
-            base = self._find_in_context()
+        self.cpu_address, self.env_address = _find_live(lib, uc)
+        self.live = allow_live and self.env_address != 0
+        base = self.env_address if self.live else self._find_in_context()
         raw = (ctypes.c_char * WINDOW_SIZE).from_address(base)
         self.bytes = memoryview(raw).cast("B")
         self.q = self.bytes.cast("Q")
         self.d = self.bytes.cast("I")
+        if not self.live:
+            self.load()
 
     def load(self) -> None:
         """Refresh a window that is a copy."""
@@ -140,7 +141,8 @@ def _candidates(handle: int, readable: Callable[[int, int], int]) -> Iterator[in
     yield from words
 
 
-def _find_live(lib: ctypes.CDLL, uc: ctypes.c_void_p) -> int | None:
+def _find_live(lib: ctypes.CDLL, uc: ctypes.c_void_p) -> tuple[int, int]:
+    """The addresses of the CPU object and of the state in it; zeros where they are not found."""
     ranges = _readable_ranges()
 
     def readable(address: int, want: int) -> int:
@@ -162,8 +164,8 @@ def _find_live(lib: ctypes.CDLL, uc: ctypes.c_void_p) -> int | None:
                 found = ctypes.string_at(cpu, size).find(markers)
             base = cpu + found
             if found >= 0 and readable(base, WINDOW_SIZE) == WINDOW_SIZE and _agrees(lib, uc, base):
-                return base
-    return None
+                return cpu, base
+    return 0, 0
 
 
 def _agrees(lib: ctypes.CDLL, uc: ctypes.c_void_p, base: int) -> bool:

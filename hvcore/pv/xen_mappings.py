@@ -172,7 +172,7 @@ class XenMappings:
         self.map_gdt_frame(v, FIRST_RESERVED_GDT_PAGE, self.gdt_page_mfn)
         self.engine.set_table(sw.GDT, self.gdt_virt_start(v), GDT_LIMIT)
         self.engine.set_table(sw.IDT, 0xFFFF82D040581000 & self._address_mask(), 0xFFF)
-        self.engine.set_table(sw.TR, 0, 0x67, _TSS_SELECTOR, _TSS_FLAGS)
+        self.engine.set_table(sw.TR, 0, 0, _TSS_SELECTOR, _TSS_FLAGS)  # too short for a bitmap
 
     def _address_mask(self) -> int:
         return 0xFFFFFFFF if self.two_level else (1 << 64) - 1
