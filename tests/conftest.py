@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,6 +18,30 @@ from domainbuilder import guests
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DOMAINBUILDER_CACHE") or ROOT / ".cache")
+
+
+def missing(message: str) -> None:
+    """What a test needs is not there: a failure in CI, a skip elsewhere."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def load_samples_builder(samples: Path = ROOT / "samples") -> ModuleType:
+    """samples/build.py as a module; of a copy of samples/, when given one."""
+    spec = importlib.util.spec_from_file_location(f"builder_{abs(hash(samples))}", samples / "build.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def samples_builder() -> Callable[..., ModuleType]:
+    """`samples_builder(folder)`: samples/build.py as a module."""
+    return load_samples_builder
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +54,7 @@ def guest_kernel() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = CACHE / "guests" / name
         if not path.exists():
-            message = f"{name} is not in {path.parent}: run `make guests`"
-            if os.environ.get("CI") == "true":
-                pytest.fail(message)
-            pytest.skip(message)
+            missing(f"{name} is not in {path.parent}: run `make guests`")
         return path
 
     return find
@@ -37,3 +64,49 @@ def guest_kernel() -> Callable[[str], Path]:
 def sample_guest() -> Callable[[str], Path]:
     """`sample_guest(name)`: the path of a sample guest that comes with the package."""
     return guests.path
+
+
+STATEDUMP_FLAGS = {
+    "32": ("-m32", "elf_i386", "entry32.S", "l32.lds", ()),
+    "64": ("-m64", "elf_x86_64", "entry64.S", "l64.lds", ("-mcmodel=kernel", "-mno-red-zone")),
+}
+
+
+@pytest.fixture(scope="session")
+def statedump(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`statedump("32", linuxlike=True)`: samples/statedump, built as the one that ran under real Xen was.
+
+    With gcc, because the addresses it prints depend on the compiler's layout of data.
+    """
+    folder = tmp_path_factory.mktemp("statedump")
+    sources = ROOT / "samples" / "statedump"
+
+    def build(width: str, *, linuxlike: bool = False) -> Path:
+        if not shutil.which("gcc") or not shutil.which("ld"):
+            missing("statedump needs gcc and ld")
+        machine, emulation, entry, script, more = STATEDUMP_FLAGS[width]
+        name = f"statedump{width}" + ("-linuxlike" if linuxlike else "")
+        define = ["-DLINUXLIKE"] if linuxlike else []
+        flags = [machine, "-O2", "-ffreestanding", "-fno-pic", "-fno-stack-protector", *more, *define]
+        objects = []
+        for source in (entry, "main.c", "notes.S"):
+            objects.append(folder / f"{name}-{source}.o")
+            subprocess.run(["gcc", *flags, "-c", sources / source, "-o", objects[-1]], check=True)
+        options = ["-m", emulation, "-z", "max-page-size=4096", "-z", "noexecstack", "--no-warn-rwx-segments"]
+        output = folder / name
+        subprocess.run(["ld", *options, "-T", sources / script, *objects, "-o", output], check=True)
+        return output
+
+    return build
+
+
+RAMDISK_SIZE = 0xB5600  # unzipped; the builder adds 16 (xc_dom_check_gzip), and the guest saw 0xb5610
+RAMDISK_START = b"070701002AE9B900"  # a cpio archive's first bytes, all that was printed of it
+
+
+@pytest.fixture(scope="session")
+def statedump_ramdisk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gzipped ramdisk of the size and with the first 16 bytes of the one that real Xen was given."""
+    path = tmp_path_factory.mktemp("ramdisk") / "initrd.gz"
+    path.write_bytes(gzip.compress(RAMDISK_START.ljust(RAMDISK_SIZE, b"\0")))
+    return path

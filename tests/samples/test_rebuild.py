@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,22 +16,14 @@ pytest.importorskip("ziglang")
 SAMPLES = Path(__file__).resolve().parent.parent.parent / "samples"
 
 
-def load_builder(samples: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"builder_{abs(hash(samples))}", samples / "build.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, samples_builder: Callable[..., ModuleType]
+) -> ModuleType:
     """The builder, run from a copy of samples/ under another path."""
     copy = tmp_path_factory.mktemp("another place") / "samples"
     shutil.copytree(SAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    return load_builder(copy)
+    return samples_builder(copy)
 
 
 def test_every_bundled_guest_is_rebuilt_byte_for_byte(elsewhere: ModuleType) -> None:
