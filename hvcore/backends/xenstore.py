@@ -352,8 +352,8 @@ class XenstoreBackend:
             raise XenstoreError(ENOENT)
         del self._transactions[tx_id]
         if decision == "T":
-            for path in self.tree.commit(t):
-                self._fire(path)
+            for path, removed in self.tree.commit(t).items():
+                self._fire(path, removed)
         return _OK
 
     # --- watches ------------------------------------------------------------------------------------------

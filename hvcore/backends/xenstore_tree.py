@@ -100,7 +100,7 @@ class Transaction:
 
 
 class Tree:
-    """All nodes. Operations take the transaction they are part of, or None, and the domain that asks (0: all)."""
+    """All nodes. Operations take their transaction, or None, and the domain that asks (0 may do anything)."""
 
     def __init__(self, guest: int) -> None:
         self.guest = guest

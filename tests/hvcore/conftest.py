@@ -14,10 +14,11 @@ import pytest
 from hvcore import abi as abi_module
 from hvcore.clock import Clock
 from hvcore.common.event_channel import EvtchnTable
+from hvcore.common.grant_table import GrantTable
 from hvcore.domain import Domain
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
-from hvcore.page_info import OWNER_GUEST, FrameTable
+from hvcore.page_info import OWNER_GUEST, FrameTable, PGC_allocated, PGC_xen_heap, PGT_writable_page
 from hvcore.trace import Trace
 from hvcore.vcpu import Vcpu, VPF_down
 
@@ -28,40 +29,81 @@ NR_PAGES = 64
 
 
 class FakeMm:
-    """The services of pv/mm.py that the common hypercalls lean on, with the least that they promise."""
+    """The services of pv/mm.py that the common hypercalls lean on: references, types, frames, grant mappings.
+
+    `busy` frames cannot be had as writable ones, as page tables cannot.
+    """
 
     def __init__(self, d: Domain) -> None:
         self.d = d
         self.m2p: dict[int, int] = {d.mem.first_mfn + i: i for i in range(d.nr_pages)}
         self.free: list[int] = []
-        self.busy: set[int] = set()  # frames that something still refers to
-        self.shared: dict[int, bool] = {}
+        self.busy: set[int] = set()
         self.host_maps: list[tuple[int, int, int]] = []
+        self.refuse_host_map = 0
+        self.tlb_flushes = 0
 
-    def owned(self, mfn: int) -> bool:
-        d = self.d
-        i = mfn - d.mem.base_mfn
-        return 0 <= i < d.frames.nr and d.frames.owner[i] == OWNER_GUEST
+    def _index(self, mfn: int) -> int:
+        i = mfn - self.d.mem.base_mfn
+        frames = self.d.frames
+        return i if 0 <= i < frames.nr and frames.owner[i] == OWNER_GUEST and frames.count[i] else -1
 
-    def guest_remove_page(self, mfn: int) -> int:
-        if not self.owned(mfn):
+    def get_page(self, mfn: int) -> bool:
+        i = self._index(mfn)
+        if i < 0:
+            return False
+        self.d.frames.count[i] += 1
+        return True
+
+    def put_page(self, mfn: int) -> None:
+        i = self._index(mfn)
+        assert i >= 0
+        frames = self.d.frames
+        frames.count[i] -= 1
+        if not frames.count[i]:
+            assert not frames.tcount[i]
+            frames.owner[i] = 0
+            self.d.tot_pages -= 1
+            self.m2p.pop(mfn, None)
+            self.free.append(mfn)
+
+    def get_page_type(self, mfn: int, ptype: int) -> int:
+        assert ptype == PGT_writable_page
+        if mfn in self.busy:
             return -22
-        self.d.frames.owner[mfn - self.d.mem.base_mfn] = 0
-        self.d.tot_pages -= 1
-        self.m2p.pop(mfn, None)
-        self.free.append(mfn)
+        self.d.frames.tcount[self._index(mfn)] += 1
         return 0
 
-    def steal_page(self, mfn: int) -> int:
-        if not self.owned(mfn) or mfn in self.busy:
+    def put_page_type(self, mfn: int) -> None:
+        assert self.d.frames.tcount[self._index(mfn)] > 0
+        self.d.frames.tcount[self._index(mfn)] -= 1
+
+    def put_page_and_type(self, mfn: int) -> None:
+        self.put_page_type(mfn)
+        self.put_page(mfn)
+
+    def get_page_writable(self, mfn: int) -> bool:
+        if not self.get_page(mfn):
+            return False
+        if self.get_page_type(mfn, PGT_writable_page):
+            self.put_page(mfn)
+            return False
+        return True
+
+    def guest_remove_page(self, mfn: int) -> int:
+        i = self._index(mfn)
+        if i < 0:
             return -22
-        return self.guest_remove_page(mfn)
+        if self.d.frames.flags[i] & PGC_allocated:
+            self.d.frames.flags[i] &= ~PGC_allocated
+            self.put_page(mfn)
+        return 0
 
     def alloc_domheap_page(self) -> int:
-        if not self.free or self.d.tot_pages >= self.d.max_pages:
+        if not self.free:
             return -1
         mfn = self.free.pop(0)
-        self.d.frames.owner[mfn - self.d.mem.base_mfn] = OWNER_GUEST
+        self.d.frames.assign(mfn, 1)
         self.d.tot_pages += 1
         self.d.mem.frame(mfn)[:] = bytes(4096)
         return mfn
@@ -69,22 +111,21 @@ class FakeMm:
     def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:
         self.m2p[mfn] = pfn
 
-    def get_page_writable(self, mfn: int) -> bool:
-        return self.owned(mfn)
-
-    def put_page_and_type(self, mfn: int) -> None:
-        pass
-
-    def get_page(self, mfn: int) -> bool:
-        return self.owned(mfn)
-
-    def put_page(self, mfn: int) -> None:
-        pass
-
     def share_xen_page_with_guest(self, mfn: int, writable: bool) -> None:
-        self.shared[mfn] = writable
+        i = mfn - self.d.mem.base_mfn
+        self.d.frames.owner[i] = OWNER_GUEST
+        self.d.frames.count[i] = 1
+        self.d.frames.tcount[i] = 1
+        self.d.frames.flags[i] = PGC_allocated | PGC_xen_heap
+        assert writable
+
+    def flush_tlb(self) -> None:
+        self.tlb_flushes += 1
 
     def create_grant_host_mapping(self, addr: int, mfn: int, flags: int, cache_flags: int) -> int:
+        assert cache_flags == 0
+        if self.refuse_host_map:
+            return self.refuse_host_map
         self.host_maps.append((addr, mfn, flags))
         return 0
 
@@ -132,6 +173,7 @@ class Guest:
         d.trace = Trace()
         d.reschedule = self._reschedule
         d.evtchn = EvtchnTable(d)
+        d.grant_table = GrantTable(d)
         d.vcpus = [Vcpu(d, i) for i in range(max_vcpus)]
         for v in d.vcpus:
             v.info[1] = 1
