@@ -112,6 +112,9 @@ def _span(node: ast.Expr) -> ast.Span:
     return node.span
 
 
+_WORD = 4
+
+
 def top_align_ignored(context: Context) -> Iterator[Hit]:
     """`. = ALIGN(n)` between output sections, and the next one goes to a region's own counter."""
     outline = _outline(context)
@@ -119,8 +122,10 @@ def top_align_ignored(context: Context) -> Iterator[Hit]:
     used = False
     for command in outline.sequence:
         if isinstance(command, ast.Assign):
-            if dot_alignment(command, outline) is not None:
-                pending, used = command, False
+            alignment = dot_alignment(command, outline)
+            if alignment is not None:
+                # Up to a word the inputs bring the alignment themselves; many scripts add it out of habit.
+                pending, used = (command if not 0 < alignment <= _WORD else None), False
             elif pending is not None and any(
                 isinstance(part, ast.Symbol) and part.name == "." for part in walk(command.value)
             ):
@@ -140,7 +145,8 @@ def align_with_input(context: Context) -> Iterator[Hit]:
     """ALIGN and ALIGN_WITH_INPUT on the same output section."""
     for placed in _outline(context).kept_sections:
         section = placed.section
-        if section.align_with_input and section.align is not None:
+        aligned = section.align is not None and _outline(context).fold(section.align) != 1
+        if section.align_with_input and section.align is not None and aligned:
             yield Hit(
                 f"{section.name} has ALIGN and ALIGN_WITH_INPUT: they contradict each other",
                 script_place(_span(section.align), section.name),

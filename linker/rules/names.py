@@ -8,11 +8,12 @@ from linker import ast
 from linker.findings import WARNING, Context, Example, Hit, Place, Rule, elf_place, script_place
 from linker.outline import expressions, walk
 
-_ODD = ":,;=\"'(){} \t"
+_ODD = ",;=\"'(){} \t"
 
 
 def _odd(name: str) -> str:
-    return next((char for char in name if char in _ODD), "")
+    # A colon inside is how some compilers name sections (.text:function); at the end it was meant as syntax.
+    return ":" if name.endswith(":") else next((char for char in name if char in _ODD), "")
 
 
 def suspicious_name(context: Context) -> Iterator[Hit]:

@@ -122,10 +122,10 @@ def _backwards_inside(section: ast.OutputSection, outline: Outline) -> Iterator[
 
 
 def insert_past_end(context: Context) -> Iterator[Hit]:
-    """INSERT AFTER .bss or .data: the symbol that ends that section does not cover what is inserted."""
+    """INSERT AFTER .bss: the symbol that ends .bss does not cover what is inserted."""
     outline = _outline(context)
     for insert in outline.inserts:
-        if insert.where == "AFTER" and insert.section in {".bss", ".data"}:
+        if insert.where == "AFTER" and insert.section == ".bss":
             names = ", ".join(placed.section.name for placed in outline.kept_sections) or "what is inserted"
             yield Hit(
                 f"{names} after {insert.section} lies outside of the symbols that start and end "
@@ -137,8 +137,12 @@ def insert_past_end(context: Context) -> Iterator[Hit]:
 def not_kept(context: Context) -> Iterator[Hit]:
     """A table that only hardware or a loader reads is not in KEEP()."""
     outline = _outline(context)
+    first = next((placed.section for placed in outline.kept_sections), None)
     for section, spec in outline.inputs():
         if spec.keep or section.name == "/DISCARD/":
+            continue
+        # Where execution starts at the vectors themselves, the entry symbol keeps them.
+        if section is first and outline.entry in {"_start", "__start"}:
             continue
         for pattern in spec.sections or ():
             if any_match(context.settings.keep, pattern.name.rstrip("*")) and not _kept(
@@ -268,9 +272,8 @@ RULES = (
         "insert-past-end",
         WARNING,
         "INSERT AFTER escapes the symbols that end the section before",
-        "The end symbol of .bss or .data is assigned inside that section or right after it in the main "
-        "script; a section inserted behind is not cleared or copied by the start-up code (cortex-m-rt issue "
-        "287).",
+        "The end symbol of .bss is assigned inside of it or right after it in the main script; a section "
+        "inserted behind is not cleared by the start-up code (cortex-m-rt issue 287).",
         "give the inserted section start and end symbols of its own, or insert it before.",
         ("S",),
         insert_past_end,

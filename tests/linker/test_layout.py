@@ -49,7 +49,8 @@ SECTIONS {
   late = ADDR(.data) + SIZEOF(.data);
   .text 0x400000 : AT(0x1000) { *(.text) . = 0x80; after = .; inner = . - ADDR(.text); *(.text.*) }
   .table : { *(.table) *(.rodata*) *(.extra) *(.noinit) . = ALIGN(8); }
-  .data MAX(ADDR(.table) + SIZEOF(.table), 0x400200) : AT(LOADADDR(.table) + SIZEOF(.table)) { *(.data*) . = ALIGN(64); }
+  .data MAX(ADDR(.table) + SIZEOF(.table), 0x400200) : AT(LOADADDR(.table) + SIZEOF(.table))
+  { *(.data*) . = ALIGN(64); }
   .none : { }
   none_here = .;
   .bss (ADDR(.data) + 0x2000) : { *(.bss) *(COMMON) }
