@@ -152,7 +152,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the sample guests.")
     parser.add_argument("--check", action="store_true", help="compare with the bundled files instead")
-    parser.add_argument("--conformance", action="store_true", help="the conformance guests instead (with --to)")
+    parser.add_argument(
+        "--conformance", action="store_true", help="the conformance guests instead (with --to)"
+    )
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
     arguments = parser.parse_args()
     try:

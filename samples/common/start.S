@@ -96,7 +96,7 @@ boot_stack_end:
 #endif
 
     .section .note.Xen, "a", @note
-    NOTE_STRING 6, "domainbuilder-sample"   /* GUEST_OS */
+    NOTE_STRING 6, "sample"                 /* GUEST_OS */
     NOTE_STRING 5, "xen-3.0"                /* XEN_VERSION */
     NOTE_STRING 8, "generic"                /* LOADER */
     NOTE_STRING 9, "yes"                    /* PAE_MODE */

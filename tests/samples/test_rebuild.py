@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -48,3 +49,13 @@ def test_bundled_guests_are_small_and_stripped(name: str) -> None:
     sections = subprocess.run(["readelf", "-SW", path], capture_output=True, text=True, check=True).stdout
     assert ".symtab" not in sections
     assert ".debug" not in sections
+
+
+@pytest.mark.parametrize("name", guests.names())
+def test_bundled_guests_pass_our_own_checks(name: str) -> None:
+    script, guest = SAMPLES / "common" / "guest.lds", guests.path(name)
+    for command in (["lint", script, "--elf", guest], ["notes", "--check", guest]):
+        done = subprocess.run(
+            [sys.executable, "-m", "domainbuilder", *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
