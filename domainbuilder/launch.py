@@ -12,12 +12,14 @@ clock goes, and only ever end the run.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -98,6 +100,8 @@ class RunningDomain:
         self._outcome: Outcome | None = None
         self._input: Input | None = None
         self._transcript = Transcript()
+        self._console_bytes = 0
+        self._closed = False
         self.machine = Machine(image, memory=memory, vcpus=vcpus, console_output=self._output)
         self.machine.idle = self._idle
         self.console = Console(self._run, self._send, self._transcript)
@@ -111,8 +115,13 @@ class RunningDomain:
         self.close()
 
     def close(self) -> None:
-        """Destroy the domain."""
+        """Destroy the domain. What was printed, `stats()` and `outcome` stay."""
+        if self._closed:
+            return
+        self._closed = True
         self.machine.close()
+        with suppress(OSError, AttributeError):  # its memory, though views of it may live on
+            self.machine.mem.buffer.madvise(mmap.MADV_REMOVE)
 
     def attach(self, source: Input) -> None:
         """Take console input from `source` too."""
@@ -146,7 +155,7 @@ class RunningDomain:
             tlb_flushes=s.tlb_flushes,
             code_bytes=s.code_bytes,
             guest_ns=s.system_time_ns - BOOT_TIME_NS,
-            console_bytes=self._transcript.end,
+            console_bytes=self._console_bytes,
             host=HostUse(
                 time.monotonic() - self._started,
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
@@ -159,6 +168,7 @@ class RunningDomain:
         """Run until `wanted` is true after some output (None), or for another reason (that)."""
         if self._outcome is not None:
             return self._outcome
+        self._check_open()
         now = time.monotonic()
         limits = [self._limit] if self._limit is not None else []
         self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
@@ -215,6 +225,7 @@ class RunningDomain:
     # -- what the machine calls
 
     def _output(self, data: bytes) -> None:
+        self._console_bytes += len(data)
         self._transcript.append(data)
         if self._sink is not None:
             self._sink(data)
@@ -242,7 +253,12 @@ class RunningDomain:
         self._expired = why
         self.machine.pause()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the domain was closed")
+
     def _send(self, data: bytes) -> None:
+        self._check_open()
         self.machine.console.input(data)
 
     def _take_input(self, seconds: float | None) -> bool:

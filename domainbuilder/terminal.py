@@ -88,16 +88,17 @@ def raw_terminal(fd: int) -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        restore()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
     def go_on(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTSTP, stop)
         with suppress(termios.error, OSError):
             if os.tcgetpgrp(fd) == os.getpgrp():
                 termios.tcsetattr(fd, termios.TCSANOW, raw)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        restore()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # comes back when continued, or where nobody could continue us
+        go_on(number, frame)
 
     handlers = {**dict.fromkeys(_ENDING_SIGNALS, end), signal.SIGTSTP: stop, signal.SIGCONT: go_on}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -18,23 +18,30 @@ _MAY_CROSS_LINES = re.compile(r"\n|\[\^|\\[nrsDWSAZzxuUN0-9fv]|\(\?[a-zA-Z]*[sx]
 
 
 class Transcript:
-    """The last `limit` bytes of output. Offsets count from the first byte that was ever printed."""
+    """The last `limit` bytes of output, its lines ending in \\n alone, as text files have it in Python.
 
-    __slots__ = ("_data", "dropped", "limit")
+    Offsets count from the first byte that was ever printed. A carriage return at the very end waits for what
+    follows it.
+    """
+
+    __slots__ = ("_data", "_held", "dropped", "limit")
 
     def __init__(self, limit: int = TRANSCRIPT_LIMIT) -> None:
         self.limit = limit
         self.dropped = 0
         self._data = bytearray()
+        self._held = b""
 
     @property
     def end(self) -> int:
-        """How many bytes were ever printed."""
+        """The offset behind the last byte."""
         return self.dropped + len(self._data)
 
     def append(self, data: bytes) -> None:
         """Add output; the oldest goes when there is too much."""
-        self._data += data
+        data = self._held + data
+        self._held = b"\r" if data.endswith(b"\r") else b""
+        self._data += data[: len(data) - len(self._held)].replace(b"\r\n", b"\n")
         if len(self._data) > self.limit + min(self.limit, _SLACK):
             excess = len(self._data) - self.limit
             del self._data[:excess]
