@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.backends.xenstore_tree import (
     PERM_READ,
+    QUOTA_PERMS,
     Perm,
     Perms,
     Transaction,
@@ -295,10 +296,13 @@ class XenstoreBackend:
         return b"".join(format_perm(perm).encode() + b"\0" for perm in node.perms)
 
     def _set_perms(self, t: Transaction | None, payload: bytes) -> bytes:
-        path, *texts = _strings(payload, payload.count(b"\0"))
-        if not texts:
+        count = payload.count(b"\0")
+        if count < 2:
             raise XenstoreError(EINVAL)
-        perms = tuple(parse_perm(text) for text in texts[:64])
+        if count - 1 > QUOTA_PERMS:
+            raise XenstoreError(ENOSPC)
+        path, *texts = _strings(payload, count)
+        perms = tuple(parse_perm(text) for text in texts)
         if path.startswith("@"):
             raise XenstoreError(EACCES)
         path = self.tree.canonicalize(path)

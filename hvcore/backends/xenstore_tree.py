@@ -246,8 +246,6 @@ class Tree:
 
     def set_perms(self, t: Transaction | None, path: str, perms: Perms, domid: int) -> None:
         """XS_SET_PERMS, for the node's owner, who stays its owner."""
-        if domid and len(perms) > QUOTA_PERMS:
-            raise XenstoreError(ENOSPC)
         node = self.get(t, path, domid, PERM_WRITE | PERM_OWNER)
         if domid and perms[0].domid != node.perms[0].domid:
             raise XenstoreError(EPERM)
