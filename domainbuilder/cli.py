@@ -52,7 +52,8 @@ Examples:
   domainbuilder lint vmlinux.lds.S                what is wrong with its layout
 
 \b
-Exit codes: 0 fine, 1 a check failed, 2 unusable input or usage,\n            3 the domain crashed, 4 timed out."""
+Exit codes: 0 fine, 1 a check failed, 2 unusable input or usage,
+            3 the domain crashed, 4 timed out."""
 
 
 def load(name: str) -> Any:
