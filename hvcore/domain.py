@@ -67,3 +67,7 @@ class Domain:
         return self.vcpus[self.current_id]
 
     current_id: int = 0
+
+    def adjust_tot_pages(self, by: int) -> None:
+        """domain_adjust_tot_pages(): the domain has gained or lost frames."""
+        self.tot_pages += by

@@ -68,6 +68,7 @@ MSR_EFER = 0xC0000080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
 _DR6_DEFAULT = 0xFFFF0FF0
+_DR7_DEFAULT = 0x400
 
 _INTR_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _INSN_CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -439,8 +440,20 @@ class Engine:
         self.d[_HFLAGS] = hflags | HF_LMA if enabled else hflags
 
     def set_debug(self, number: int, value: int) -> None:
-        """Set DR0..DR7 as the engine sees them."""
-        self.q[sw.DR // 8 + number] = value
+        """Set DR0..DR7; breakpoints that DR7 enables are armed."""
+        dr = sw.DR // 8
+        if number > 3 and number != 7:
+            self.q[dr + number] = value
+            return
+        dr7 = value if number == 7 else self.q[dr + 7]
+        armed = (dr7 | self.q[dr + 7]) & 0xFF and self.internals.has_update_dr7
+        if not armed:
+            self.q[dr + number] = value
+            return
+        self.internals.update_dr7(_DR7_DEFAULT)
+        if number != 7:
+            self.q[dr + number] = value
+        self.internals.update_dr7(dr7)
 
     def write_msr(self, msr: int, value: int) -> None:
         """Write a model specific register of the engine itself."""
@@ -522,10 +535,13 @@ class Engine:
     # -- a vCPU's whole state
 
     def save_state(self) -> bytes:
-        """Everything of the CPU state that belongs to a vCPU, FPU included."""
-        return bytes(self.window.bytes)
+        """Everything of the CPU state that belongs to a vCPU, FPU and debug registers included."""
+        return bytes(self.window.bytes[: sw.DR + 64])
 
     def load_state(self, state: bytes) -> None:
         """Put back what `save_state()` gave, and drop translations."""
-        self.window.bytes[:] = state
+        self.window.bytes[: sw.DR] = state[: sw.DR]
+        for number, value in enumerate(memoryview(state)[sw.DR :].cast("Q")):
+            if self.q[sw.DR // 8 + number] != value:
+                self.set_debug(number, value)
         self.flush_tlb()

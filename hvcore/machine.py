@@ -150,6 +150,7 @@ class Machine:
             d.abi, mem, lambda va, write: d.mm.walk(d.vcpus[d.current_id].cr3_mfn, va, write)
         )
         d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
+        d.mm.adjust_tot_pages = d.adjust_tot_pages
         d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, d.abi)
         d.mm.share_xen_page_with_guest(d.shared_info_mfn, writable=True)
         _fill_m2p(d, image.p2m)

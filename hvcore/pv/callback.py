@@ -84,7 +84,7 @@ def do_callback_op(v: Vcpu, cmd: int, arg: int) -> int:
         return _register(v, kind, flags, v.domain.abi.flat_kernel_cs, address)
     if cmd == CALLBACKOP_unregister:
         return _unregister(v, guest.unpack(_UNREGISTER, arg)[0])
-    return -ENOSYS
+    return -EINVAL if word == 4 else -ENOSYS
 
 
 def do_set_callbacks(v: Vcpu, *args: int) -> int:

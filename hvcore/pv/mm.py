@@ -113,7 +113,7 @@ class PageTables:
         self.l3_disallow = L3_DISALLOW_MASK_PV32 if self.pv32 else L2_DISALLOW_MASK
         self.free_frames: list[int] = []
         self.validate_segdesc_page: Callable[[int], int] = lambda _mfn: -EINVAL
-        self.page_freed: Callable[[int], None] = lambda _mfn: None
+        self.adjust_tot_pages: Callable[[int], None] = lambda _by: None  # domain_adjust_tot_pages()
         self._promote = (
             None,
             self._promote_l1_table,
@@ -158,7 +158,7 @@ class PageTables:
         self.ptype[pg] = pi.PGT_none
         self.pflags[pg] = 0
         self.free_frames.append(pg)
-        self.page_freed(pg + self.base)
+        self.adjust_tot_pages(-1)
 
     # -- types
 
@@ -545,6 +545,7 @@ class PageTables:
         self.mem.view[at : at + 4096] = bytes(4096)
         self.frames.assign(pg + self.base, 1)
         self.tcount[pg] = 0
+        self.adjust_tot_pages(1)
         return pg + self.base
 
     def guest_remove_page(self, mfn: int) -> int:

@@ -243,3 +243,17 @@ def test_lazy_fpu_by_ts(rig: Rig) -> None:
     assert rig.run(0)[0] == 7
     rig.engine.set_cr0_ts(False)
     assert rig.run(0)[0] == 6
+
+
+def test_instruction_breakpoints_by_debug_registers() -> None:
+    rig = Rig()
+    rig.code(0, "40 40 40 40 0f0b")
+    rig.engine.set_debug(7, 0x402)
+    rig.engine.set_debug(0, 2)
+    assert rig.run(0)[:2] == (1, 2)
+    assert rig.engine.take_debug_status() == 1
+    rig.engine.set_debug(0, 3)
+    assert rig.run(0)[:2] == (1, 3)
+    rig.engine.set_debug(7, 0x400)
+    assert rig.run(0)[0] == 6
+    rig.engine.close()
