@@ -1,7 +1,7 @@
 """Small hypercalls on the processor's own state: xen/arch/x86/pv/misc-hypercalls.c.
 
-The engine's debug registers take part in nothing (it knows no hardware breakpoints), but the guest's view of
-them is Xen's to the bit. I/O breakpoints, which Xen emulates, are kept in debugreg[5] as Xen once did.
+Breakpoints on code are the engine's to watch (those on data it accepts and never hits). Those on I/O ports
+Xen emulates; their enable bits are kept in debugreg[5], as Xen once did.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _write_hypercall_page(v: Vcpu, value: int) -> bool:
     if value % PAGE_SIZE or not d.mm.get_page_writable(mfn):
         return False
     init_hypercall_page(d.mem.frame(mfn), ring1=d.abi.is_32bit)
-    d.engine.flush_code()
+    d.engine.flush_code(mfn << 12, (mfn + 1) << 12)
     d.mm.put_page_and_type(mfn)
     return True
 

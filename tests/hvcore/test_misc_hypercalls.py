@@ -14,7 +14,7 @@ from hvcore.pv.misc_hypercalls import (
     do_stack_switch,
 )
 
-from .pv_cpu import INT3, PV32, PV64, PvCpu
+from .pv_cpu import CODE, INT3, PV32, PV64, PvCpu
 
 USER_BASE = 0x11223344
 
@@ -124,6 +124,16 @@ def test_another_vcpus_registers_do_not_reach_the_engine(cpu: PvCpu) -> None:
     assert do_set_debugreg(other, 0, 0x5000) == 0
     assert other.debugreg[0] == 0x5000
     assert cpu.engine.q[sw.DR // 8] == 0
+
+
+def test_a_breakpoint_on_code_raises_db_before_it_runs(cpu: PvCpu) -> None:
+    assert do_set_debugreg(cpu.v, 0, CODE + 2) == 0
+    assert do_set_debugreg(cpu.v, 7, 0x401) == 0  # L0
+    assert cpu.run("9090b8ffffffff", ax=0) == [(1, None, None)]
+    assert (cpu.rip, cpu.eax()) == (2, 0)
+    assert cpu.engine.take_debug_status() & 0xF == 1
+    assert do_set_debugreg(cpu.v, 7, 0x400) == 0
+    assert cpu.run("9090b8ffffffff", ax=0) == [INT3]
 
 
 # -- segment bases
