@@ -67,6 +67,11 @@ class GuestAccess:
             self._write[va >> 12] = page
         return page | (va & 0xFFF)
 
+    @property
+    def writable_pages(self) -> dict[int, int]:
+        """Page number -> place in `mem.view`, of the pages that were found to allow stores since flush()."""
+        return self._write
+
     def copy_from(self, va: int, size: int) -> bytes:
         """`size` bytes at guest virtual address `va`."""
         va &= self._mask

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from hvcore.common.handles import array_access_ok
 from hvcore.errors import GuestError
 from hvcore.public.errno import EFAULT, EINVAL
-from hvcore.public.xen import Hypercall
+from hvcore.public.xen import PAGE_SIZE, Hypercall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hvcore.domain import Domain
     from hvcore.vcpu import Vcpu
+
+    Dispatch = Callable[[Vcpu, int, tuple[int, ...]], int]
 
 # op; result (skipped); args[6]
 _ENTRY = {4: struct.Struct("<I4x6I"), 8: struct.Struct("<Q8x6Q")}
@@ -29,7 +32,7 @@ def do_multicall(
     v: Vcpu,
     call_list: int,
     nr_calls: int,
-    dispatch: Callable[[Vcpu, int, tuple[int, ...]], int],
+    dispatch: Dispatch,
     preempted: Callable[[int, int], int] | None = None,
 ) -> int:
     """Make `nr_calls` calls; 0, or -EFAULT at the first entry that cannot be read or written.
@@ -42,30 +45,78 @@ def do_multicall(
     d = v.domain
     word = d.abi.word
     mask = d.abi.word_mask
-    entry = _ENTRY[word]
-    result_layout = _RESULT[word]
+    size = _ENTRY[word].size
     nr_calls &= 0xFFFFFFFF
-    if word == 8 and not array_access_ok(d, call_list, nr_calls, entry.size):
+    if word == 8 and not array_access_ok(d, call_list, nr_calls, size):
         return -EFAULT
-    guest = d.guest
-    unpack = guest.unpack
-    copy_to = guest.copy_to
-    store = result_layout.pack
-    size = entry.size
+    left = nr_calls
     at = call_list
-    for left in range(nr_calls, 0, -1):
-        if v.pause_flags and preempted is not None and left < nr_calls:
+    while left:
+        if preempted is not None and left < nr_calls and (v.pause_flags or d.is_shutting_down):
             return preempted(at & mask, left)
-        op, *args = unpack(entry, at)
-        result = -EINVAL if op == _MULTICALL else dispatch(v, op, tuple(args))
-        if op == _IRET:
-            try:
-                copy_to(at + word, store(result & mask))
-            except GuestError:
-                return result
-            return result
-        copy_to(at + word, store(result & mask))
-        at += size
-        if d.is_shutting_down and preempted is not None and left > 1:
-            return preempted(at & mask, left - 1)
+        done, iret_result = _entries_of_page(v, at, left, dispatch, preempted is not None)
+        if iret_result is not None:
+            return iret_result
+        at += done * size
+        left -= done
     return 0
+
+
+def _entries_of_page(
+    v: Vcpu, at: int, left: int, dispatch: Dispatch, can_wait: bool
+) -> tuple[int, int | None]:
+    """Make the calls of the entries from `at` to the end of its page, or until one makes the vCPU wait.
+
+    The number made, and the result of an iret if one ended the list. The page is translated once; whether it
+    may still be stored to is asked after each call, which can have changed the page tables.
+    """
+    d = v.domain
+    word = d.abi.word
+    mask = d.abi.word_mask
+    layout = _ENTRY[word]
+    size = layout.size
+    pages = d.guest.writable_pages
+    number = at >> 12
+    page = pages.get(number)
+    fitting = (PAGE_SIZE - (at & 0xFFF)) // size
+    if page is None or not fitting:
+        return _one_entry(v, at, dispatch)
+    view = d.mem.view
+    unpack = layout.unpack_from
+    store = _RESULT[word].pack_into
+    first = page | (at & 0xFFF)
+    for place in range(first, first + min(left, fitting) * size, size):
+        call = unpack(view, place)
+        op = call[0]
+        if op == _IRET:
+            return 0, _leave(d, at + place - first + word, dispatch(v, op, call[1:]))
+        result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
+        if pages.get(number) != page:
+            d.guest.write_ulong(at + place - first + word, result)
+            return (place - first) // size + 1, None
+        store(view, place + word, result & mask)
+        if can_wait and (v.pause_flags or d.is_shutting_down):
+            return (place - first) // size + 1, None
+    return min(left, fitting), None
+
+
+def _one_entry(v: Vcpu, at: int, dispatch: Dispatch) -> tuple[int, int | None]:
+    """The call of an entry that lies across pages, or in a page not seen yet."""
+    d = v.domain
+    word = d.abi.word
+    call = d.guest.unpack(_ENTRY[word], at)
+    op = call[0]
+    if op == _IRET:
+        return 0, _leave(d, at + word, dispatch(v, op, call[1:]))
+    result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
+    d.guest.write_ulong(at + word, result)
+    return 1, None
+
+
+def _leave(d: Domain, at: int, result: int) -> int:
+    """The result of an iret goes to its entry if it can, and to whatever the guest returned to."""
+    try:
+        d.guest.write_ulong(at, result)
+    except GuestError:
+        return result
+    return result
