@@ -1,4 +1,4 @@
-"""xen/include/public/grant_table.h: operations, flags, status codes and layouts, by word size where they differ."""
+"""xen/include/public/grant_table.h: operations, flags, status codes and layouts, some by word size."""
 
 from __future__ import annotations
 
