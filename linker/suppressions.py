@@ -32,6 +32,9 @@ class Suppression(NamedTuple):
 def read(lines: list[str]) -> list[Suppression]:
     """Return the suppressions in the lines of a file."""
     out: list[Suppression] = []
+    if not any("lint:" in line for line in lines):
+        return out
+    following = _next_code_lines(lines)
     for index, line in enumerate(lines):
         if "lint:" not in line:
             continue
@@ -43,7 +46,7 @@ def read(lines: list[str]) -> list[Suppression]:
         if match["verb"] == "disable-file":
             target = 0
         elif not line[: match.start()].strip() and not _after_comment(line, match.start()):
-            target = _next_code_line(lines, index + 1)
+            target = following[index]
         out.append(Suppression(rules, target, index + 1))
     return out
 
@@ -53,31 +56,38 @@ def _after_comment(line: str, start: int) -> str:
     return line[end + 2 :].strip() if end >= 0 else ""
 
 
-def _next_code_line(lines: list[str], start: int) -> int:
-    for index in range(start, len(lines)):
-        text = lines[index].strip()
+def _next_code_lines(lines: list[str]) -> list[int]:
+    """Return for each line the number of the next one after it that holds more than a comment."""
+    out = [0] * len(lines)
+    upcoming = len(lines) + 1
+    for index in range(len(lines) - 1, -1, -1):
+        out[index] = upcoming
+        text = lines[index].lstrip()
         if text and not text.startswith(("/*", "//", "#")):
-            return index + 1
-    return start + 1
+            upcoming = index + 1
+    return out
 
 
 class Suppressions:
     """Those of several files, and which of them were used."""
 
     def __init__(self) -> None:
-        self._files: dict[str, list[Suppression]] = {}
+        self._files: dict[str, dict[int, list[Suppression]]] = {}
         self._used: set[tuple[str, Suppression]] = set()
 
     def add(self, file: str, lines: list[str]) -> None:
         """Read the file's comments, once."""
         if file not in self._files:
-            self._files[file] = read(lines)
+            by_line = self._files[file] = {}
+            for suppression in read(lines):
+                by_line.setdefault(suppression.line, []).append(suppression)
 
     def suppressed(self, file: str, line: int, rule: str) -> bool:
         """Tell whether a finding is switched off, and note the comment as used."""
         hit = False
-        for suppression in self._files.get(file, ()):
-            if suppression.line in {0, line} and (rule in suppression.rules or "*" in suppression.rules):
+        by_line = self._files.get(file, {})
+        for suppression in (*by_line.get(0, ()), *by_line.get(line, ())):
+            if rule in suppression.rules or "*" in suppression.rules:
                 self._used.add((file, suppression))
                 hit = True
         return hit
@@ -86,7 +96,8 @@ class Suppressions:
         """Return the comments that suppressed nothing."""
         return [
             (file, suppression)
-            for file, suppressions in self._files.items()
+            for file, by_line in self._files.items()
+            for suppressions in by_line.values()
             for suppression in suppressions
             if (file, suppression) not in self._used
         ]

@@ -1,4 +1,4 @@
-"""Each output against its own schema or reader: SARIF's JSON schema, JUnit by junitparser, ours by pydantic."""
+"""Each output against its schema or reader: SARIF JSON schema, junitparser, our own models."""
 
 from __future__ import annotations
 
