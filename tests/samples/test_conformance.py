@@ -36,7 +36,6 @@ def case(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=gap)) if gap else name
 
 
-@pytest.mark.xdist_group("conformance")
 @pytest.mark.parametrize("name", [case(name) for name in NAMES])
 def test_conformance_at_ring_1(name: str, built: Callable[[str], Path]) -> None:
     output = bytearray()
