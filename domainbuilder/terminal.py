@@ -52,7 +52,7 @@ class TerminalInput(FileInput):
 
 
 def _raw(mode: list[Any]) -> list[Any]:
-    """cfmakeraw(3), apart from output processing: a guest that prints bare newlines is readable too."""
+    """cfmakeraw(3): the guest's output reaches the terminal as it is, too."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = mode
     iflag &= ~(
         termios.IGNBRK
@@ -64,6 +64,7 @@ def _raw(mode: list[Any]) -> list[Any]:
         | termios.ICRNL
         | termios.IXON
     )
+    oflag &= ~termios.OPOST
     lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     cc = list(cc)
