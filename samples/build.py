@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SAMPLES = Path(__file__).resolve().parent
@@ -37,16 +37,19 @@ class BuildFailure(Exception):
 
 @dataclass(frozen=True)
 class Width:
-    """What differs between the two widths."""
+    """What differs between the kinds of guest."""
 
+    name: str
     target: str
     emulation: str
     virt_base: int
     flags: tuple[str, ...]
 
 
-I386 = Width("x86-freestanding-none", "elf_i386", 0xC0000000, ("-mno-sse", "-mno-mmx"))
+I386 = Width("32", "x86-freestanding-none", "elf_i386", 0xC0000000, ("-mno-sse", "-mno-mmx"))
+I386_TWO_LEVEL = replace(I386, name="two-level", flags=(*I386.flags, "-DPAE_MODE_NO"))
 X86_64 = Width(
+    "64",
     "x86_64-freestanding-none",
     "elf_x86_64",
     0xFFFFFFFF80000000,
@@ -101,7 +104,7 @@ def _zig(*arguments: str, cache: Path) -> None:
 
 def compile_object(source: str, width: Width, scratch: Path) -> Path:
     """Compile one source, given relative to samples/ so that no path of this machine enters the object."""
-    output = scratch / f"{width.emulation}-{source.replace('/', '-')}.o"
+    output = scratch / f"{width.name}-{source.replace('/', '-')}.o"
     if not output.exists():
         flags = (*FLAGS, *width.flags, "-target", width.target, "-mcpu=baseline", "-Icommon")
         _zig("cc", "-c", *flags, source, "-o", str(output), cache=scratch / "cache")

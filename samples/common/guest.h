@@ -94,7 +94,13 @@ u64 system_time(void); /* nanoseconds since boot */
 extern volatile ulong upcalls;
 
 /* memory.c */
+#if PT_LEVELS == 2
+typedef u32 pte_t;
+#define PT_SHIFT 10
+#else
 typedef u64 pte_t;
+#define PT_SHIFT 9
+#endif
 void memory_init(void);
 void *alloc_page(void);
 ulong pfn_to_mfn(ulong pfn);

@@ -63,7 +63,7 @@ pte_t *pte_of(const void *address, int level)
 {
     pte_t *table = (pte_t *)start_info->pt_base;
     for (int at = PT_LEVELS;; at--) {
-        pte_t *entry = table + (((ulong)address >> (PAGE_SHIFT + 9 * (at - 1))) & (at == 3 && PT_LEVELS == 3 ? 3 : 511));
+        pte_t *entry = table + (((ulong)address >> (PAGE_SHIFT + PT_SHIFT * (at - 1))) & ((1u << PT_SHIFT) - 1));
         if (at == level)
             return entry;
         if (!(*entry & PTE_PRESENT))
@@ -91,7 +91,7 @@ long set_va(const void *address, pte_t value, ulong flags)
 #ifdef __x86_64__
     return HYPERCALL3(update_va_mapping, address, value, flags);
 #else
-    return HYPERCALL4(update_va_mapping, address, value, value >> 32, flags);
+    return HYPERCALL4(update_va_mapping, address, value, (u64)value >> 32, flags);
 #endif
 }
 

@@ -99,7 +99,11 @@ boot_stack_end:
     NOTE_STRING 6, "sample"                 /* GUEST_OS */
     NOTE_STRING 5, "xen-3.0"                /* XEN_VERSION */
     NOTE_STRING 8, "generic"                /* LOADER */
-    NOTE_STRING 9, "yes"                    /* PAE_MODE */
+#ifdef PAE_MODE_NO
+    NOTE_STRING 9, "no"                     /* PAE_MODE */
+#else
+    NOTE_STRING 9, "yes"
+#endif
     NOTE_STRING 10, XEN_FEATURES            /* FEATURES */
     NOTE_ADDRESS 3, VIRT_BASE               /* VIRT_BASE */
     NOTE_ADDRESS 4, 0                       /* PADDR_OFFSET */

@@ -105,7 +105,11 @@ typedef unsigned long ulong;
 #define FLAT_USER_DS 0xe033
 #define FLAT_USER_SS 0xe033
 #define VIRT_BASE 0xc0000000ul
+#ifdef PAE_MODE_NO /* two levels, as an i386 kernel of 2007 could be built and as no living Xen runs it */
+#define PT_LEVELS 2
+#else
 #define PT_LEVELS 3
+#endif
 #endif
 #define FIRST_RESERVED_GDT_ENTRY 7168
 
