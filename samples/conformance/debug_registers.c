@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "conform.h"
 
-const char test_title[] = "Debug registers, single step, and what may be watched";
+const char test_title[] = "Debug registers, breakpoints, single step, and what is refused";
 
-static volatile u32 watched;
-
-static void touch(void *unused)
+static void here(void *unused)
 {
     (void)unused;
-    watched++;
+    __asm__ volatile("nop");
 }
 
 static void single_step(void *unused)
@@ -35,13 +33,16 @@ void conform(void)
 {
     EXPECT_EQUAL((ulong)get(6) & 0xffff0ff0, 0xffff0ff0);
     EXPECT_EQUAL(get(7), 0x400);
-    EXPECT_OK(set(0, (ulong)&watched));
-    EXPECT_RC(get(0), (long)&watched);
-    EXPECT_OK(set(7, 0x400 | 0x1 | 0x000d0000)); /* L0, write, four bytes */
-    EXPECT_TRAP(touch, NULL, TRAP_DB, 0);
+    EXPECT_OK(set(0, (ulong)here));
+    EXPECT_RC(get(0), (long)here);
+    EXPECT_OK(set(7, 0x400 | 0x1)); /* L0, on execution */
+    struct trap trap = probe(here, NULL);
+    EXPECT_EQUAL(trap.vector, TRAP_DB);
+    EXPECT_EQUAL(trap.ip, (ulong)here); /* a fault: before the instruction */
     EXPECT_EQUAL(get(6) & 1, 1);
     EXPECT_OK(set(7, 0x400));
-    EXPECT_NO_TRAP(touch, NULL);
+    EXPECT_OK(set(6, 0xffff0ff0));
+    EXPECT_NO_TRAP(here, NULL);
 
     EXPECT_TRAP(single_step, NULL, TRAP_DB, 0);
     EXPECT_EQUAL(get(6) & 0x4000, 0x4000); /* BS */

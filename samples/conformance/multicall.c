@@ -18,8 +18,8 @@ void conform(void)
         ENTRY(update_va_mapping, (ulong)page, old & ~PTE_RW, UVMF_INVLPG),
         ENTRY(update_va_mapping, (ulong)page, old, UVMF_INVLPG),
 #else
-        ENTRY(update_va_mapping, (ulong)page, (ulong)(old & ~PTE_RW), (ulong)(old >> 32), UVMF_INVLPG),
-        ENTRY(update_va_mapping, (ulong)page, (ulong)old, (ulong)(old >> 32), UVMF_INVLPG),
+        ENTRY(update_va_mapping, (ulong)page, (ulong)(old & ~PTE_RW), (ulong)((u64)old >> 32), UVMF_INVLPG),
+        ENTRY(update_va_mapping, (ulong)page, (ulong)old, (ulong)((u64)old >> 32), UVMF_INVLPG),
 #endif
         ENTRY(xen_version, XENVER_get_features, 16),
         ENTRY(xen_version, XENVER_pagesize, 0),
