@@ -61,7 +61,8 @@ def test_without_apt_it_says_what_it_needs(tmp_path: Path) -> None:
 def test_without_a_mirror_or_a_network_it_says_so(tmp_path: Path, targets: str, message: str) -> None:
     programs = tmp_path / "bin"
     fake(programs, "dpkg", "exit 0")
-    body = f'case "$1" in indextargets) echo "{targets}";; *) echo "E: Could not resolve host" >&2; exit 100;; esac'
+    refuse = 'echo "E: Could not resolve host" >&2; exit 100'
+    body = f'case "$1" in indextargets) echo "{targets}";; *) {refuse};; esac'
     fake(programs, "apt-get", body)
     done = run(tmp_path / "cache", path=f"{programs}:{os.environ['PATH']}")
     assert done.returncode == 2
