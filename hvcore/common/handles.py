@@ -16,6 +16,8 @@ def array_access_ok(d: Domain, va: int, count: int, size: int) -> bool:
     A 64-bit guest's array need only start outside the non-canonical hole and Xen's own range (what is inside
     faults when touched); a 32-bit guest's has to end below Xen's.
     """
+    if count >= d.abi.word_mask // size:
+        return False
     if d.abi.is_32bit:
-        return va + count * size <= d.abi.hypervisor_virt_start
+        return va + max(count * size - 1, 0) < d.abi.hypervisor_virt_start
     return va < _LOW_HALF or va >= d.abi.hypervisor_virt_end

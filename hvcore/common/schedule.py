@@ -195,7 +195,7 @@ def do_poll(v: Vcpu, ports: int, nr_ports: int, timeout: int) -> int:
     d = v.domain
     if nr_ports > MAX_POLL_PORTS:
         return -EINVAL
-    if not array_access_ok(d, ports, 0, 4):
+    if not d.abi.is_32bit and not array_access_ok(d, ports, nr_ports, 4):
         return -EFAULT
     if v.event_needs_delivery():
         return 0

@@ -136,6 +136,13 @@ def test_poll_times_out(guest: Guest) -> None:
     assert guest.v.pause_flags == 0
 
 
+def test_poll_of_nothing_reads_no_list(guest32: Guest, guest64: Guest) -> None:
+    assert poll(guest32, [], at=0xFFFFFFF0) == 0
+    assert guest32.v.pause_flags == VPF_blocked
+    assert poll(guest64, [], at=1 << 47) == -EFAULT
+    assert guest64.v.pause_flags == 0
+
+
 def test_poll_refusals(guest: Guest) -> None:
     port = bind_ipi(guest)
     assert poll(guest, [port] * 129) == -EINVAL
