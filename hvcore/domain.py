@@ -68,6 +68,11 @@ class Domain:
 
     current_id: int = 0
 
+    def current_root(self) -> int:
+        """The frame of the top-level page table that the running vCPU uses now."""
+        v = self.vcpus[self.current_id]
+        return v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
+
     def adjust_tot_pages(self, by: int) -> None:
         """domain_adjust_tot_pages(): the domain has gained or lost frames."""
         self.tot_pages += by

@@ -477,6 +477,15 @@ class Engine:
         """The selector in a segment register (ES CS SS DS FS GS)."""
         return self.d[(sw.SEGS + 24 * index) // 4]
 
+    def set_selector(self, index: int, selector: int) -> None:
+        """Change what a segment register's selector reads as, and nothing of the segment."""
+        self.d[(sw.SEGS + 24 * index) // 4] = selector
+
+    @property
+    def code_is_64bit(self) -> bool:
+        """Whether the code segment is a 64-bit one."""
+        return bool(self.d[_HFLAGS] & HF_CS64)
+
     def segment_base(self, index: int) -> int:
         """The cached base of a segment register."""
         return self.q[(sw.SEGS + 24 * index + 8) // 8]

@@ -36,7 +36,8 @@ class GuestAccess:
         self._read: dict[int, int] = {}
         self._write: dict[int, int] = {}
         self._mask = abi.word_mask
-        self._limit_lo = abi.hypervisor_virt_start
+        # A 64-bit guest's bad addresses begin where they cease to be canonical.
+        self._limit_lo = abi.hypervisor_virt_start if abi.is_32bit else 1 << 47
         self._limit_hi = abi.hypervisor_virt_end
         self._ulong = struct.Struct("<" + abi.word_format)
 

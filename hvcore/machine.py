@@ -28,7 +28,8 @@ from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import FrameTable
 from hvcore.pv.descriptor_tables import init_xen_gdt_page, validate_segdesc_page
-from hvcore.pv.frames import Frames32
+from hvcore.pv.frames32 import Frames32
+from hvcore.pv.frames64 import Frames64
 from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
 from hvcore.pv.mm import PageTables
 from hvcore.pv.mmuext_op import pin_table
@@ -41,6 +42,7 @@ from hvcore.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from domainbuilder.build import DomainImage
+    from hvcore.pv.frames import Frames
 
 CR0 = 0x80050033  # PE MP ET NE WP AM PG
 CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
@@ -146,9 +148,7 @@ class Machine:
     def _create_memory_management(self, d: Domain) -> None:
         image, mem, engine = self.image, self.mem, self.engine
         xen = XenMappings(d, engine)
-        d.guest = GuestAccess(
-            d.abi, mem, lambda va, write: d.mm.walk(d.vcpus[d.current_id].cr3_mfn, va, write)
-        )
+        d.guest = GuestAccess(d.abi, mem, lambda va, write: d.mm.walk(d.current_root(), va, write))
         d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
         d.mm.adjust_tot_pages = d.adjust_tot_pages
         d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, d.abi)
@@ -176,17 +176,14 @@ class Machine:
 
     def _connect(self) -> None:
         d = self.domain
-        self.frames = Frames32(d.vcpus)
+        self.frames: Frames = (Frames32 if d.abi.is_32bit else Frames64)(d.vcpus)
         table = HypercallTable(d, self.frames)
+        entry = table.entry32 if d.abi.is_32bit else table.entry64
         ro = RoPageFault(d, upper_tables=self._upper_ptwr)
-        self.traps = Traps(d, self.frames, ro, table.entry32, self._syscall32)
+        self.traps = Traps(d, self.frames, ro, entry)
         ro.reject = self.traps.inject
         self.ro_page_fault = ro
         self.engine.install(self.traps)
-
-    def _syscall32(self) -> None:
-        """`syscall` in a 32-bit guest: its syscall32 callback, or #GP where it has none."""
-        self.traps.syscall32()
 
     def _start_boot_vcpu(self) -> None:
         d, image = self.domain, self.image

@@ -48,6 +48,7 @@ class Vcpu:
         "iobmp_limit",
         "iopl",
         "is_initialised",
+        "kernel_mode",
         "kernel_sp",
         "kernel_ss",
         "ldt_base",
@@ -87,6 +88,7 @@ class Vcpu:
         self.trap_ctxt: list[tuple[int, int, int]] = [(0, 0, 0)] * NR_TRAPS
         # CALLBACKTYPE_* -> (cs, address, flags)
         self.callbacks: dict[int, tuple[int, int, int]] = {}
+        self.kernel_mode = True  # TF_kernel_mode; a 64-bit guest's kernel and processes share CPL 3
         self.kernel_ss = 0
         self.kernel_sp = 0
         self.gdt_frames: tuple[int, ...] = ()

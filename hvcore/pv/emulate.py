@@ -37,7 +37,7 @@ def guest_kernel_mode(v: Vcpu) -> bool:
     d = v.domain
     if d.abi.is_32bit:
         return d.engine.cpl == 1
-    return d.engine.control(3) >> 12 == v.cr3_mfn
+    return v.kernel_mode
 
 
 def _raw_descriptor(v: Vcpu, sel: int) -> int | None:

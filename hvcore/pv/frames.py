@@ -1,32 +1,42 @@
-"""The frames that PV32 and PV64 differ in: bounce frames, the iret hypercall's frame, the failsafe frame."""
+"""What PV32 and PV64 differ in when the guest is entered and left: stack frames, modes, the iret frame.
+
+`Frames` is what the trap code needs; pv/frames32.py and pv/frames64.py are the two ABIs.
+Source: xen/arch/x86/x86_64/entry.S, x86_64/compat/entry.S, pv/iret.c of Xen 4.17.
+"""
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Protocol
-
-from hvcore.engine import CS, DS, ES, FS, GS, RAX, RIP, RSP, SS
-from hvcore.errors import DomainCrash, GuestError, GuestFault
-from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
-from hvcore.pv.segments import (
-    descriptor_base,
-    drop_privileged_data,
-    load_cs_ss,
-    load_data,
-    read_descriptor,
-)
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
 X86_EFLAGS_TF, X86_EFLAGS_IF, X86_EFLAGS_IOPL = 0x100, 0x200, 0x3000
 X86_EFLAGS_NT, X86_EFLAGS_RF, X86_EFLAGS_VM = 0x4000, 0x10000, 0x20000
-_CLEARED_ON_TRAP = X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_TF
+EFLAGS_CLEARED_ON_TRAP = X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_TF
+EFLAGS_SETTABLE = 0x3F7FD7
 VMASST_architectural_iopl = 1 << 4
-CALLBACKTYPE_failsafe = 1
+CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall, CALLBACKTYPE_syscall32 = 1, 2, 7
 
-_M32 = 0xFFFFFFFF
-_CR2_32 = struct.Struct("<I")
+
+def saved_eflags(v: Vcpu, eflags: int, upcall_mask: int) -> int:
+    """EFLAGS as a frame shows them: IF is the negated event mask, IOPL the virtual one where it is wanted."""
+    eflags &= ~(X86_EFLAGS_IF | X86_EFLAGS_IOPL)
+    if not upcall_mask:
+        eflags |= X86_EFLAGS_IF
+    if v.domain.vm_assist & VMASST_architectural_iopl:
+        eflags |= v.iopl
+    return eflags
+
+
+def restore_flags(v: Vcpu, eflags: int) -> None:
+    """What every kind of iret takes from the frame's EFLAGS: the event mask, IOPL, the end of an NMI."""
+    if v.domain.vm_assist & VMASST_architectural_iopl:
+        v.iopl = eflags & X86_EFLAGS_IOPL
+    v.info[1] = 0 if eflags & X86_EFLAGS_IF else 1
+    v.async_exception_mask = False
+    hardware = eflags & ~(X86_EFLAGS_IOPL | X86_EFLAGS_VM) & EFLAGS_SETTABLE | X86_EFLAGS_IF
+    v.domain.engine.write_eflags(hardware)
 
 
 class Frames(Protocol):
@@ -55,160 +65,11 @@ class Frames(Protocol):
     def failsafe(self, v: Vcpu) -> None:
         """Enter the failsafe callback."""
 
-    def do_iret(self, v: Vcpu) -> int:
-        """The iret hypercall; the result goes to EAX."""
+    def do_iret(self, v: Vcpu) -> None:
+        """The iret hypercall: everything comes from its frame, EAX too."""
 
-
-class Frames32:
-    """32-bit guests: kernel in ring 1, frames of 32-bit words."""
-
-    def __init__(self, domain_vcpus: list[Vcpu]) -> None:
-        self._vcpus = domain_vcpus
-        self.engine = domain_vcpus[0].domain.engine
-        self.d = domain_vcpus[0].domain
-
-    def guest_kernel_mode(self) -> bool:
-        """Ring 1."""
-        return self.engine.cpl == 1
-
-    def privilege(self) -> int:
-        """permit_softint(): 1 for the kernel, 3 for its processes."""
-        return 1 if self.engine.cpl == 1 else 3
-
-    def handler_set(self, entry: tuple[int, int, int]) -> bool:
-        """A handler needs a selector that is not null."""
-        return bool(entry[1] & ~3)
-
-    def set_cr2(self, v: Vcpu, cr2: int) -> None:
-        """Into vcpu_info.arch.cr2."""
-        _CR2_32.pack_into(v.info, v.arch_cr2_off, cr2 & _M32)
-
-    def map_ldt(self, offset: int) -> bool:
-        """Map the page of the LDT."""
-        return pv_map_ldt_shadow_page(self.d.current, offset)
-
-    def _push(self, v: Vcpu, words: list[int], mask_events: bool) -> None:
-        """Push the interrupted context below `words`, on the kernel's stack."""
-        engine, q = self.engine, self.engine.q
-        cs = engine.selector(CS)
-        eflags = engine.read_eflags()
-        info = v.info
-        mask = info[1]
-        if cs & 2:
-            ss, sp = v.kernel_ss, v.kernel_sp
-            outer = [q[RSP] & _M32, engine.selector(SS)]
-            descriptor = read_descriptor(v, ss) if ss & ~3 else None
-            if descriptor is None:
-                raise DomainCrash(f"the kernel stack selector {ss:#06x} names no segment")
-            base = descriptor_base(*descriptor)
-        else:
-            ss, sp, outer = engine.selector(SS), q[RSP] & _M32, []
-            base = engine.segment_base(SS)
-        saved = eflags & ~(X86_EFLAGS_IF | X86_EFLAGS_IOPL)
-        if not mask:
-            saved |= X86_EFLAGS_IF
-        if v.domain.vm_assist & VMASST_architectural_iopl:
-            saved |= v.iopl
-        words += [q[RIP] & _M32, cs | mask << 16, saved, *outer]
-        sp = (sp - 4 * len(words)) & _M32
-        try:
-            self.d.guest.copy_to((base + sp) & _M32, struct.pack(f"<{len(words)}I", *words))
-        except GuestError:
-            raise DomainCrash(
-                f"the guest kernel's stack cannot be written at {(base + sp) & _M32:#010x}"
-            ) from None
-        if mask_events:
-            info[1] = mask | 1
-        engine.write_eflags(eflags & ~_CLEARED_ON_TRAP | X86_EFLAGS_IF)
-        q[RSP] = sp
-        self._pending_ss = ss
-
-    def _enter(self, v: Vcpu, cs: int, address: int) -> None:
-        engine = self.engine
-        if not cs & ~3:
-            raise DomainCrash("the guest's handler has a null code selector")
-        ss = self._pending_ss
-        if cs != engine.selector(CS) or ss != engine.selector(SS):
-            try:
-                load_cs_ss(v, cs, ss)
-            except GuestFault as fault:
-                raise DomainCrash(
-                    f"entering the guest kernel with cs {cs:04x} ss {ss:04x}: fault {fault.vector}"
-                ) from None
-        engine.q[RIP] = address & _M32
-
-    def create_bounce_frame(
-        self, v: Vcpu, cs: int, address: int, mask_events: bool, error_code: int | None
-    ) -> None:
-        """compat_create_bounce_frame: [error code] EIP CS|mask EFLAGS [ESP SS]."""
-        self._push(v, [] if error_code is None else [error_code], mask_events)
-        self._enter(v, cs, address)
-
-    def failsafe(self, v: Vcpu) -> None:
-        """DS ES FS GS below the frame, then the failsafe callback, with the segments themselves nulled."""
-        cs, address, flags = v.callbacks.get(CALLBACKTYPE_failsafe, (0, 0, 0))
-        selectors = [self.engine.selector(register) for register in (DS, ES, FS, GS)]
-        self._push(v, selectors, bool(flags))
-        for register in (DS, ES, FS, GS):
-            self.engine.set_segment(register, 0, 0, 0, 0)
-        self._enter(v, cs, address)
-
-    def do_iret(self, v: Vcpu) -> int:
-        """compat_iret(): EAX EIP CS EFLAGS [ESP SS] on the guest's stack."""
-        engine, q = self.engine, self.engine.q
-        base = engine.segment_base(SS)
-        sp = q[RSP] & _M32
-        guest = self.d.guest
-        try:
-            eax, eip, cs, eflags = guest.unpack(_IRET32, base + sp)
-            cs &= 0xFFFF
-            if v.domain.vm_assist & VMASST_architectural_iopl:
-                v.iopl = eflags & X86_EFLAGS_IOPL
-            if eflags & X86_EFLAGS_VM:
-                return self._iret_to_vm86(v, sp, eflags)
-            if not cs & 3:
-                raise DomainCrash(f"iret to ring 0 (cs {cs:04x})")
-            if cs & 3 == 1:
-                new_sp, ss = sp + 16, engine.selector(SS)
-            else:
-                new_sp, ss = guest.unpack(_ESP_SS, base + sp + 16)
-                ss &= 0xFFFF
-        except GuestError:
-            raise DomainCrash(f"the iret frame at {base + sp:#010x} cannot be read") from None
-        v.info[1] = 0 if eflags & X86_EFLAGS_IF else 1
-        v.async_exception_mask = False
-        q[RIP], q[RSP] = eip, new_sp & _M32
-        engine.write_eflags(eflags & ~X86_EFLAGS_IOPL & 0x3F7FD7 | X86_EFLAGS_IF)
-        old_cpl = engine.cpl
-        if cs != engine.selector(CS) or ss != engine.selector(SS):
-            load_cs_ss(v, cs, ss)
-        if engine.cpl > old_cpl:
-            drop_privileged_data(v)
-        return eax
-
-    def _iret_to_vm86(self, v: Vcpu, sp: int, eflags: int) -> int:
-        """VM86 mode is not to be had: raise the #GP of its first instruction, on the frame as it is."""
-        engine, guest = self.engine, self.d.guest
-        ksp = (v.kernel_sp - 40) & _M32
-        flags, cs, address = v.trap_ctxt[13]
-        guest.copy_to(ksp + 4, guest.copy_from(sp + 4, 36))
-        guest.write_u32(ksp, 0)
-        if flags & 4:
-            eflags &= ~X86_EFLAGS_IF
-        self._pending_ss = v.kernel_ss
-        engine.write_eflags(eflags & ~(X86_EFLAGS_IOPL | _CLEARED_ON_TRAP) & 0x3F7FD7 | X86_EFLAGS_IF)
-        engine.q[RSP] = ksp
-        self._enter(v, cs, address)
-        v.info[1] = 0 if eflags & X86_EFLAGS_IF else 1
-        v.async_exception_mask = False
-        return engine.q[RAX] & _M32
+    def syscall_entry(self, v: Vcpu) -> bool:
+        """The `syscall` instruction; True when it is a hypercall, False when the guest has been entered."""
 
     def reload_data_segments(self, v: Vcpu) -> bool:
         """load_segments() after a switch to this vCPU: False if one no longer loads."""
-        engine = self.engine
-        loaded = [load_data(v, register, engine.selector(register)) for register in (DS, ES, FS, GS)]
-        return all(loaded)
-
-
-_IRET32 = struct.Struct("<IIII")
-_ESP_SS = struct.Struct("<II")

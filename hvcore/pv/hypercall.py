@@ -33,7 +33,7 @@ from hvcore.common.refused import (
 )
 from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
 from hvcore.common.vcpu_op import do_vcpu_op
-from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
 from hvcore.errors import GuestError
 from hvcore.public.errno import ENOSYS
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
@@ -156,7 +156,8 @@ class HypercallTable:
         handler = self.handlers[number] if number < NR_HYPERCALLS else None
         if handler is None:
             if number == _H.iret:
-                return self.frames.do_iret(v)
+                self.frames.do_iret(v)
+                return self.d.engine.q[RAX]
             trace.unknown_hypercalls[number] = trace.unknown_hypercalls.get(number, 0) + 1
             return -ENOSYS
         trace.hypercalls[number] += 1
@@ -175,7 +176,7 @@ class HypercallTable:
         if handler is None:
             if number == _H.iret:
                 d.trace.hypercalls[number] += 1
-                q[RAX] = self.frames.do_iret(v)
+                self.frames.do_iret(v)
                 return
             result = self.dispatch(v, number, ())
             d.trace.recent.append((number, (), result))
@@ -195,9 +196,10 @@ class HypercallTable:
         q = d.engine.q
         v = d.vcpus[d.current_id]
         number = q[RAX]
+        q[RIP] += 2
         if number == _H.iret:
             d.trace.hypercalls[number] += 1
-            q[RAX] = self.frames.do_iret(v)
+            self.frames.do_iret(v)
             return
         count = self.arity[number] if number < NR_HYPERCALLS else 0
         args = tuple([q[register] for register in _ARGUMENTS64[:count]])

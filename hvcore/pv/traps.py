@@ -36,7 +36,6 @@ HYPERCALL_VECTOR = 0x82
 LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0
-CALLBACKTYPE_syscall32 = 7
 VMASST_writable_pagetables = 1 << 2
 
 VECTOR_NAMES = (
@@ -59,14 +58,12 @@ class Traps:
         frames: Frames,
         ro_page_fault: RoPageFault,
         hypercall: Callable[[], None],
-        syscall_entry: Callable[[], None],
     ) -> None:
         self.d = domain
         self.engine = domain.engine
         self.frames = frames
         self.ro = ro_page_fault
         self.hypercall = hypercall
-        self.syscall_entry = syscall_entry
         self.kernel_cpl = domain.abi.kernel_cpl
         self.trace = domain.trace
         self.gdt_ldt = domain.mm.xen.gdt_virt_start(domain.vcpus[0])
@@ -84,7 +81,10 @@ class Traps:
     def interrupt(self, vector: int) -> None:
         """An exception or `int n`; see engine.Handlers."""
         if vector == HYPERCALL_VECTOR and self.int82 and self.engine.d[44] & 3 == self.kernel_cpl:
-            self.hypercall()
+            try:
+                self.hypercall()
+            except GuestFault as fault:  # an iret to a context that cannot be entered
+                self.inject_fault(fault)
         else:
             if self.ro.pending and self.ro.step_done(vector):
                 return
@@ -102,7 +102,12 @@ class Traps:
 
     def syscall(self) -> None:
         """The `syscall` instruction."""
-        self.syscall_entry()
+        v = self.d.current
+        try:
+            if self.frames.syscall_entry(v):
+                self.hypercall()
+        except GuestFault as fault:
+            self.inject_fault(fault)
         self.test_all_events()
 
     def cpuid(self) -> None:
@@ -249,16 +254,6 @@ class Traps:
             cs, address, _flags = v.callbacks.get(CALLBACKTYPE_event, (0, 0, 0))
             self.trace.events_delivered += 1
             self.frames.create_bounce_frame(v, cs, address, True, None)
-
-    def syscall32(self) -> None:
-        """`syscall` from 32-bit code: its callback, or #GP at the instruction where the guest set none."""
-        v = self.d.current
-        cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall32, (0, 0, 0))
-        if not cs & ~3:
-            self.inject(TRAP_gp_fault, 0)
-            return
-        self.engine.q[RIP] += 2
-        self.frames.create_bounce_frame(v, cs, address, bool(mask_events), None)
 
     def failsafe(self) -> None:
         """A segment register could not be reloaded: the failsafe callback sees the selectors on its stack."""

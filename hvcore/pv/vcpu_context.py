@@ -86,6 +86,7 @@ def arch_set_info_guest(v: Vcpu, raw: bytes) -> int:
     v.kernel_ss, v.kernel_sp = fixup_guest_selector(v, field["kernel_ss"]), field["kernel_sp"]
     v.ctrlreg = list(ctrlreg)
     v.ts_set = bool(ctrlreg[0] & _CR0_TS)
+    v.kernel_mode = abi.is_32bit or bool(field["flags"] & VGCF_in_kernel)
     rc = _take_tables(v, gdt_frames, field["gdt_ents"], ctrlreg, field["flags"])
     if rc:
         return rc
@@ -168,5 +169,8 @@ def _load_registers(v: Vcpu, field: dict[str, int], raw: bytes) -> None:
             engine.set_segment(register, 0, 0, 0, 0)
     v.fs_base = field.get("fs_base", 0)
     v.gs_base_kernel, v.gs_base_user = field.get("gs_base_kernel", 0), field.get("gs_base_user", 0)
+    if not abi.is_32bit:
+        engine.set_segment_base(FS, v.fs_base)
+        engine.set_segment_base(GS, v.gs_base_kernel if v.kernel_mode else v.gs_base_user)
     v.saved_state = engine.save_state()
     engine.load_state(before)

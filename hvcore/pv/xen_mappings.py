@@ -1,7 +1,7 @@
 """Xen's own part of a guest's address space: the M2P table, and each vCPU's GDT and LDT.
 
 A PAE guest runs in compatibility mode under a four-level root of Xen's own, whose slot 0 points to the
-guest's L3: what lies at and above L4 slot 256 is out of its reach, and the GDT can live there as it does under
+guest's L3: what lies at and above L4 slot 256 is out of its reach, and the GDT lives there as it does under
 Xen. A 64-bit guest has Xen's slots 256 to 271 in its own L4. A two-level guest, which no 64-bit Xen runs, has
 them at the top of its L2, as under the last 32-bit Xen.
 Source: xen/arch/x86/include/asm/config.h, init_xen_l4_slots() and init_xen_pae_l2_slots() in mm.c.
@@ -128,9 +128,9 @@ class XenMappings:
 
     # -- address spaces
 
-    def write_ptbase(self, v: Vcpu, root_mfn: int | None = None) -> None:
-        """Load the engine's CR3 with the vCPU's (kernel) page table, or with `root_mfn`, and drop the TLB."""
-        mfn = v.cr3_mfn if root_mfn is None else root_mfn
+    def write_ptbase(self, v: Vcpu) -> None:
+        """Load the engine's CR3 with the page table of the vCPU's mode, and drop the TLB."""
+        mfn = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
         if self.abi.pt_levels == 3:
             l4 = self._compat_l4.get(v.vcpu_id)
             if l4 is None:

@@ -1,0 +1,196 @@
+"""Entering and leaving 64-bit guests: kernel and processes both at CPL 3, each with its own page table.
+
+Which of the two runs is `v.kernel_mode` (TF_kernel_mode); the guest sees it in the RPL of a frame's CS.
+Source: create_bounce_frame and lstar_enter in x86_64/entry.S, toggle_guest_mode() in pv/domain.c, do_iret().
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from hvcore.engine import CS, DS, ES, FS, GS, RAX, RCX, RIP, RSP, SS
+from hvcore.errors import DomainCrash, GuestError, GuestFault
+from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
+from hvcore.pv.frames import (
+    EFLAGS_CLEARED_ON_TRAP,
+    X86_EFLAGS_IF,
+    CALLBACKTYPE_failsafe,
+    CALLBACKTYPE_syscall,
+    CALLBACKTYPE_syscall32,
+    restore_flags,
+    saved_eflags,
+)
+from hvcore.pv.segments import load_cs_ss, load_data
+
+if TYPE_CHECKING:
+    from hvcore.vcpu import Vcpu
+
+R11 = 11
+FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS = 0xE023, 0xE033, 0xE02B
+_FLAT_CS = (FLAT_RING3_CS64, 0, 0xFFFFFFFF, 0x00AFFB00)
+_FLAT_SS = (FLAT_RING3_SS, 0, 0xFFFFFFFF, 0x00CFF300)
+_FLAT_CS32 = (FLAT_RING3_CS32, 0, 0xFFFFFFFF, 0x00CFFB00)
+
+VGCF_in_syscall = 1 << 8
+_M64 = 0xFFFFFFFFFFFFFFFF
+_CR2_64 = struct.Struct("<Q")
+_IRET64 = struct.Struct("<9Q")  # rax r11 rcx flags rip cs rflags rsp ss
+_TRAP_gp_fault = 13
+
+
+class Frames64:
+    """64-bit guests."""
+
+    def __init__(self, domain_vcpus: list[Vcpu]) -> None:
+        self.d = domain_vcpus[0].domain
+        self.engine = self.d.engine
+
+    def guest_kernel_mode(self) -> bool:
+        """TF_kernel_mode."""
+        return self.d.current.kernel_mode
+
+    def privilege(self) -> int:
+        """permit_softint(): the kernel passes for ring 0."""
+        return 0 if self.d.current.kernel_mode else 3
+
+    def handler_set(self, entry: tuple[int, int, int]) -> bool:
+        """A handler needs an address."""
+        return bool(entry[2])
+
+    def set_cr2(self, v: Vcpu, cr2: int) -> None:
+        """Into vcpu_info.arch.cr2."""
+        _CR2_64.pack_into(v.info, v.arch_cr2_off, cr2)
+
+    def map_ldt(self, offset: int) -> bool:
+        """Map the page of the LDT."""
+        return pv_map_ldt_shadow_page(self.d.current, offset)
+
+    def toggle_guest_mode(self, v: Vcpu) -> None:
+        """Change between kernel and process: the GS bases are swapped, the other page table is loaded."""
+        engine = self.engine
+        if v.kernel_mode:
+            v.gs_base_kernel = engine.segment_base(GS)
+            engine.set_segment_base(GS, v.gs_base_user)
+        else:
+            v.gs_base_user = engine.segment_base(GS)
+            engine.set_segment_base(GS, v.gs_base_kernel)
+        v.kernel_mode = not v.kernel_mode
+        self.d.mm.xen.write_ptbase(v)
+
+    def _set_flat(self) -> None:
+        engine = self.engine
+        if engine.selector(CS) != FLAT_RING3_CS64:
+            engine.set_segment(CS, *_FLAT_CS)
+        if engine.selector(SS) != FLAT_RING3_SS:
+            engine.set_segment(SS, *_FLAT_SS)
+
+    def _push(self, v: Vcpu, words: list[int], mask_events: bool) -> None:
+        """Push RCX, R11, `words` and the interrupted context on the kernel's stack, 16-byte aligned."""
+        engine, q = self.engine, self.engine.q
+        cs, ss, rsp = engine.selector(CS), engine.selector(SS), q[RSP]
+        eflags = engine.read_eflags()
+        if v.kernel_mode:
+            sp = rsp & ~15
+            cs &= ~3
+        else:
+            self.toggle_guest_mode(v)
+            sp = v.kernel_sp & ~15
+        info = v.info
+        mask = info[1]
+        frame = (q[RCX], q[R11], *words, q[RIP], cs | mask << 32, saved_eflags(v, eflags, mask), rsp, ss)
+        sp = (sp - 8 * len(frame)) & _M64
+        try:
+            self.d.guest.copy_to(sp, struct.pack(f"<{len(frame)}Q", *frame))
+        except GuestError:
+            raise DomainCrash(f"the guest kernel's stack cannot be written at {sp:#018x}") from None
+        if mask_events:
+            info[1] = mask | 1
+        engine.write_eflags(eflags & ~EFLAGS_CLEARED_ON_TRAP | X86_EFLAGS_IF)
+        q[RSP] = sp
+
+    def _enter(self, address: int) -> None:
+        if not address:
+            raise DomainCrash("the guest's handler has address 0")
+        self._set_flat()
+        self.engine.q[RIP] = address
+
+    def create_bounce_frame(
+        self, v: Vcpu, cs: int, address: int, mask_events: bool, error_code: int | None
+    ) -> None:
+        """RCX R11 [error code] RIP CS|mask RFLAGS RSP SS; the handler's CS is always the flat one."""
+        self._push(v, [] if error_code is None else [error_code], mask_events)
+        self._enter(address)
+
+    def failsafe(self, v: Vcpu) -> None:
+        """RCX R11 DS ES FS GS and the context, then the failsafe callback, with the segments nulled."""
+        _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_failsafe, (0, 0, 0))
+        self._push(v, [self.engine.selector(register) for register in (DS, ES, FS, GS)], bool(mask_events))
+        for register in (DS, ES, FS, GS):
+            self.engine.set_segment(register, 0, 0, 0, 0)
+        self._enter(address)
+
+    def do_iret(self, v: Vcpu) -> None:
+        """Take all from the `struct iret_context` at RSP; an RPL of 3 in its CS means a process."""
+        engine, q = self.engine, self.engine.q
+        try:
+            rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = self.d.guest.unpack(_IRET64, q[RSP])
+        except GuestError:
+            raise DomainCrash(f"the iret frame at {q[RSP]:#018x} cannot be read") from None
+        if cs & 3 == 3:
+            if not v.user_cr3_mfn:
+                raise DomainCrash("the guest switches to user mode with no user page tables")
+            self.toggle_guest_mode(v)
+        restore_flags(v, rflags)
+        q[RAX], q[RIP], q[RSP] = rax, rip, rsp
+        if not flags & VGCF_in_syscall:
+            q[R11], q[RCX] = r11, rcx
+        cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
+        if (cs, ss) == (FLAT_RING3_CS64, FLAT_RING3_SS):
+            self._set_flat()
+            return
+        if cs == engine.selector(CS) and ss == engine.selector(SS):
+            return
+        try:
+            load_cs_ss(v, cs, ss)
+        except GuestFault:
+            engine.set_selector(CS, cs)
+            engine.set_selector(SS, ss)
+            raise
+
+    def syscall_entry(self, v: Vcpu) -> bool:
+        """`syscall`: a hypercall from the kernel, the guest's system call from a process."""
+        engine, q = self.engine, self.engine.q
+        if not engine.code_is_64bit:
+            return self._syscall32_entry(v)
+        if v.kernel_mode:
+            return True
+        q[RIP] += 2
+        q[RCX], q[R11] = q[RIP], engine.read_eflags()
+        self._set_flat()
+        _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall, (0, 0, 0))
+        self.create_bounce_frame(v, 0, address, bool(mask_events), None)
+        return False
+
+    def _syscall32_entry(self, v: Vcpu) -> bool:
+        """cstar_enter: `syscall` from compatibility mode; #GP at the instruction without a callback."""
+        engine, q = self.engine, self.engine.q
+        _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall32, (0, 0, 0))
+        engine.set_segment(CS, *_FLAT_CS32)
+        engine.set_segment(SS, *_FLAT_SS)
+        if not address:
+            raise GuestFault(_TRAP_gp_fault, 0)
+        q[RIP] += 2
+        q[RCX], q[R11] = q[RIP], engine.read_eflags()
+        self.create_bounce_frame(v, 0, address, bool(mask_events), None)
+        return False
+
+    def reload_data_segments(self, v: Vcpu) -> bool:
+        """load_segments(): selectors anew, then the bases that no descriptor gives."""
+        engine = self.engine
+        fs_base, gs_base = engine.segment_base(FS), engine.segment_base(GS)
+        loaded = [load_data(v, register, engine.selector(register)) for register in (DS, ES, FS, GS)]
+        if not engine.selector(FS) & ~3:
+            engine.set_segment_base(FS, fs_base)
+        engine.set_segment_base(GS, gs_base)
+        return all(loaded)
