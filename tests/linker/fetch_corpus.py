@@ -20,7 +20,6 @@ CACHE = ROOT / ".cache" / "corpus"
 
 # Cross linkers bring the default scripts of their emulations, libraries the scripts for their targets.
 PACKAGES = (
-    "binutils-aarch64-linux-gnu",
     "binutils-arm-none-eabi",
     "binutils-avr",
     "binutils-m68hc1x",

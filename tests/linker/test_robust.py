@@ -130,7 +130,8 @@ commands = st.one_of(
 )  # fmt: skip
 scripts = st.tuples(
     st.sampled_from(["", "ENTRY(_start)", "MEMORY { RAM (rwx!x) : ORIGIN = 0, LENGTH = 4K + 1 }",
-                     "PHDRS { text PT_LOAD FILEHDR PHDRS AT(4) FLAGS(5); }", "INPUT(a.o AS_NEEDED(b.o -lc) c.o)",
+                     "PHDRS { text PT_LOAD FILEHDR PHDRS AT(4) FLAGS(5); }",
+                     "INPUT(a.o AS_NEEDED(b.o -lc) c.o)",
                      "VERSION { V1 { global: a*; local: *; } V0; }", "INSERT AFTER .bss"]),
     st.lists(commands, max_size=5).map("\n".join),
 ).map("{0[0]}\nSECTIONS {{ {0[1]} }}\n".format)  # fmt: skip
