@@ -128,7 +128,15 @@ def _decrease_reservation(d: Domain, list_: int, i: int, order: int, _max_mfn: i
     if order > DOMU_MAX_ORDER:
         return False
     mfn = d.guest.read_ulong(list_ + i * d.abi.word)
-    return all(d.mm.guest_remove_page(mfn + j) == 0 for j in range(1 << order))
+    return all(_remove(d, mfn + j) for j in range(1 << order))
+
+
+def _remove(d: Domain, mfn: int) -> bool:
+    """Take a frame back, but for those that Xen shares with the guest and goes on using."""
+    i = mfn - d.frames.base_mfn
+    if 0 <= i < d.frames.nr and d.frames.flags[i] & PGC_xen_heap:
+        return False
+    return d.mm.guest_remove_page(mfn) == 0
 
 
 def _populate_physmap(d: Domain, list_: int, i: int, order: int, max_mfn: int) -> bool:

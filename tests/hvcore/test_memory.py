@@ -70,6 +70,15 @@ def test_decrease_stops_at_the_first_bad_frame(guest: Guest) -> None:
     assert guest.d.tot_pages == 58
 
 
+def test_what_xen_shares_stays_xens(guest: Guest) -> None:
+    shared = guest.d.grant_table.shared[0]
+    put_list(guest, [shared])
+    assert reservation(guest, m.XENMEM_decrease_reservation, 1) == 0
+    put_list(guest, [9], 0x4000)
+    assert exchange(guest, LIST, 1, 0, 0, DOMID_SELF, 0x4000, 1, 0, 0, DOMID_SELF, 0) == -EINVAL
+    assert shared not in guest.mm.free
+
+
 def test_increase_reports_frames_or_not(guest: Guest) -> None:
     put_list(guest, [mfn(guest, 40), mfn(guest, 41)])
     assert reservation(guest, m.XENMEM_decrease_reservation, 2) == 2
