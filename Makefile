@@ -48,6 +48,7 @@ format: $(VENV)/.dev ## Format the Python code and sort its imports
 
 samples: $(VENV)/.dev ## Rebuild the bundled sample guests from samples/, byte for byte
 	$(BIN)/python samples/build.py
+	$(BIN)/python samples/bundle.py
 
 bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
 	$(BIN)/python -m benchmarks

@@ -34,6 +34,11 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("plan", "plan", "Show the domain a kernel would get, without building it."),
     "build": Command("build", "build", "Build a kernel's domain into a dump-core ELF file."),
     "launch": Command("launch", "launch", "Run a kernel, or a built domain, with a console."),
+    "conform": Command(
+        "conform",
+        "conform",
+        "Run the bundled conformance guests: is everything done and refused as Xen does?",
+    ),
     "lint": Command(
         "lint", "lint", "Find layout defects in a linker script, its link map and the linked kernel."
     ),

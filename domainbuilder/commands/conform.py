@@ -1,0 +1,71 @@
+"""`domainbuilder conform`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    text = "text"
+    json = "json"
+    junit = "junit"
+
+
+def conform(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these.", show_default=False)
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Name the guests and what they cover; run none.")
+    ] = False,
+    output_format: Annotated[Format, typer.Option("--format", help="How to print results.")] = Format.text,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="The wall time that one guest may take.")
+    ] = 60.0,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Guests that samples/build.py --conformance --to DIR built, instead of the bundled ones.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run the bundled conformance guests: is everything done and refused as Xen does?
+
+    Exit codes: 0 every guest ended with SUCCESS or SKIP, or with a FAILURE that is known; 1 one ended with
+    FAILURE or ERROR; 2 usage; 3 one crashed; 4 one did not end in time.
+    """
+    from domainbuilder import conform as runner
+    from domainbuilder import conform_report as report
+
+    with runner.bundled() if from_ is None else nullcontext(runner.in_folder(from_)) as every:
+        tests = runner.select(every, names or [])
+        if list_:
+            sys.stdout.write(report.listing(tests))
+            return
+        if output_format is not Format.text:
+            results = runner.run_all(tests, timeout)
+            render = report.as_json if output_format is Format.json else report.as_junit
+            sys.stdout.write(render(results))
+        else:
+            table = report.Table(tests, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+
+            def tell(result: runner.Result) -> None:
+                sys.stdout.write(table.row(result))
+                sys.stdout.flush()
+
+            sys.stdout.write(table.head())
+            results = runner.run_all(tests, timeout, tell)
+            sys.stdout.write(table.foot(results))
+    raise typer.Exit(runner.exit_code(results))

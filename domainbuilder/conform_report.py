@@ -1,0 +1,165 @@
+"""What `domainbuilder conform` prints: a table, JSON (docs/conform.schema.json), or JUnit XML."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from domainbuilder.conform import ConformanceGuest, Result, Verdict, exit_code
+
+_COLORS = {
+    Verdict.SUCCESS: "\x1b[32m",
+    Verdict.SKIP: "\x1b[33m",
+    Verdict.ERROR: "\x1b[31m",
+    Verdict.FAILURE: "\x1b[31m",
+    Verdict.TIMEOUT: "\x1b[31m",
+    Verdict.CRASH: "\x1b[31m",
+}
+_PLAIN = "\x1b[0m"
+_JUNIT_TAGS = {
+    Verdict.FAILURE: "failure",
+    Verdict.ERROR: "error",
+    Verdict.TIMEOUT: "error",
+    Verdict.CRASH: "error",
+    Verdict.SKIP: "skipped",
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ResultReport(_Model):
+    """One guest. `guest_ns` is the guest's own time; `wall_seconds` alone differs from run to run."""
+
+    name: str
+    covers: str
+    result: Literal["SUCCESS", "SKIP", "ERROR", "FAILURE", "TIMEOUT", "CRASH"]
+    messages: list[str]
+    known_gap: str
+    hypercalls: int
+    guest_ns: int
+    wall_seconds: float
+
+
+class ConformReport(_Model):
+    """The document. `counts` has the results that occurred."""
+
+    schema_version: Literal[1] = 1
+    exit_code: int
+    counts: dict[str, int]
+    tests: list[ResultReport]
+
+
+def as_json(results: Sequence[Result]) -> str:
+    """The JSON document, with a newline at its end."""
+    tests = [
+        ResultReport(
+            name=r.name,
+            covers=r.covers,
+            result=r.verdict.value,
+            messages=list(r.messages),
+            known_gap=r.known_gap,
+            hypercalls=r.hypercalls,
+            guest_ns=r.guest_ns,
+            wall_seconds=round(r.wall_seconds, 6),
+        )
+        for r in results
+    ]
+    counts = {verdict.value: n for verdict, n in _counts(results).items()}
+    return (
+        ConformReport(exit_code=exit_code(results), counts=counts, tests=tests).model_dump_json(indent=2)
+        + "\n"
+    )
+
+
+def _counts(results: Sequence[Result]) -> dict[Verdict, int]:
+    counted = Counter(result.verdict for result in results)
+    return {verdict: counted[verdict] for verdict in Verdict if counted[verdict]}
+
+
+# --- the table --------------------------------------------------------------------------------------------
+
+
+class Table:
+    """The table, row by row as results come."""
+
+    def __init__(self, tests: Sequence[ConformanceGuest], *, color: bool) -> None:
+        self.width = max((len(test.name) for test in tests), default=0)
+        self.color = color
+
+    def head(self) -> str:
+        """The titles of the columns."""
+        return f"{'name':{self.width}}  {'result':8}{'hypercalls':>11}{'seconds':>9}  what it covers\n"
+
+    def row(self, result: Result) -> str:
+        """One guest's line, and what it had to say below it."""
+        word = f"{result.verdict.value:8}"
+        if self.color:
+            word = f"{_COLORS[result.verdict]}{word}{_PLAIN}"
+        figures = f"{result.hypercalls:>11,}{result.wall_seconds:>9.3f}"
+        line = f"{result.name:{self.width}}  {word}{figures}  {result.covers}"
+        notes = [*result.messages, *([f"known: {result.known_gap}"] if result.known_gap else [])]
+        return "".join(f"{text}\n" for text in (line.rstrip(), *(f"    {note}" for note in notes)))
+
+    def foot(self, results: Sequence[Result]) -> str:
+        """The counts."""
+        counts = ", ".join(f"{n} {verdict.value}" for verdict, n in _counts(results).items())
+        known = sum(bool(result.known_gap) for result in results)
+        hypercalls = sum(result.hypercalls for result in results)
+        seconds = sum(result.wall_seconds for result in results)
+        expected = f" ({known} known)" if known else ""
+        return f"{len(results)} guests: {counts}{expected}; {hypercalls:,} hypercalls in {seconds:.2f} s\n"
+
+
+def listing(tests: Sequence[ConformanceGuest]) -> str:
+    """`--list`: names and what they cover."""
+    width = max(len(test.name) for test in tests)
+    return "".join(f"{test.name:{width}}  {test.covers}".rstrip() + "\n" for test in tests)
+
+
+# --- JUnit ------------------------------------------------------------------------------------------------
+
+
+def _clean(text: str) -> str:
+    """Without the characters that XML 1.0 cannot say; a guest may print any."""
+    return "".join(
+        c if c in "\t\n" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" else "\ufffd" for c in text
+    )
+
+
+def _case(suite: ET.Element, result: Result) -> None:
+    case = ET.SubElement(
+        suite,
+        "testcase",
+        classname="domainbuilder.conform",
+        name=result.name,
+        time=f"{result.wall_seconds:.6f}",
+    )
+    tag = "skipped" if result.known_gap else _JUNIT_TAGS.get(result.verdict)
+    if tag is not None:
+        first = result.known_gap or next(iter(result.messages), result.verdict.value)
+        what = ET.SubElement(case, tag, message=_clean(first))
+        if tag != "skipped":
+            what.set("type", result.verdict.value)
+        what.text = _clean("\n".join(result.messages))
+    ET.SubElement(case, "system-out").text = _clean(f"{result.covers}\n{result.hypercalls} hypercalls")
+
+
+def as_junit(results: Sequence[Result]) -> str:
+    """JUnit XML: a test case a guest. A known gap is a skipped one."""
+    root = ET.Element("testsuites")
+    suite = ET.SubElement(root, "testsuite", name="domainbuilder conform")
+    for result in results:
+        _case(suite, result)
+    for element in (root, suite):
+        element.set("tests", str(len(results)))
+        for tag, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+            element.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
+        element.set("time", f"{sum(result.wall_seconds for result in results):.6f}")
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True).replace("utf-8", "UTF-8", 1) + "\n"
