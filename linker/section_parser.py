@@ -41,10 +41,9 @@ class SectionParser(Cursor):
         if self.lexer.position < failure.span.start or self.lexer.position <= start:
             self.lexer.seek(max(failure.span.start, self.lexer.position))
         depth = 0
-        first = True
         while True:
             token = self.peek(WILD)
-            if token.kind == END or (token.text == "}" and depth == 0 and not first):
+            if token.kind == END or (token.text == "}" and depth == 0 and token.start > start):
                 return
             self.next(WILD)
             if token.text == "{":
@@ -55,7 +54,6 @@ class SectionParser(Cursor):
                     return
             elif token.text == ";" and depth == 0:
                 return
-            first = False
 
     # Statements that may stand anywhere
 

@@ -13,7 +13,7 @@ from .errors import LayoutInputError
 MAX_SCRIPT = 32 << 20
 
 _MARKER = re.compile(r'^#(?:line)?[ \t]+([0-9]{1,9})(?:[ \t]+"((?:[^"\\\n]|\\.)*)")?[^\n]*$', re.MULTILINE)
-_WORD = re.compile(r"\s")
+_WORD = re.compile(r"[\w.$]+")
 
 
 class Location(NamedTuple):
@@ -103,7 +103,8 @@ class Source:
         if original == text:
             return Location(file, line, column + 1, text, width)
         token = text[column : column + width]
-        for size in (len(token), len(_WORD.split(token, maxsplit=1)[0])):
+        word = _WORD.match(token)
+        for size in (len(token), word.end() if word else 0):
             found = original.find(token[:size]) if size else -1
             if found >= 0:
                 return Location(file, line, found + 1, original, size, text.strip())

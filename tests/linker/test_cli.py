@@ -1,0 +1,230 @@
+"""The command line: exit codes, formats, preprocessing, configuration, suppressions, baseline, diff."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from elftext import build
+
+from domainbuilder import cli
+
+BAD = "SECTIONS\n{\n  .data : { *(.data) *(.data.page_aligned) }\n}\n"
+GOOD = "SECTIONS\n{\n  .data : ALIGN(4096) { *(.data.page_aligned) . = ALIGN(4096); *(.data) }\n}\n"
+ELF = "elf32 entry=0x1000\nload 0x1000 0x3000 rx\nsection .text 0x1000 0x100 ax align=16\n"
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """`command("lint", ...)` -> (exit code, stdout, stderr), in an empty directory."""
+    for name, function in (("lint", "lint"), ("lint diff", "diff"), ("lint format", "format_script")):
+        entry = cli.Command("lint", function, "Lint.")
+        monkeypatch.setitem(cli.COMMANDS, name, cli.COMMANDS.get(name, entry))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(word) for word in words])
+        out = capsys.readouterr()
+        return ended.value.code or 0, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def put(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return name
+
+    return write
+
+
+def test_clean_script_exits_0(command, put):
+    assert command("lint", put("k.lds", GOOD)) == (0, "no findings\n", "")
+
+
+def test_finding_exits_1_with_line_and_caret(command, put):
+    code, out, err = command("lint", put("k.lds", BAD))
+    assert (code, err) == (1, "")
+    assert "k.lds:3:24: error: '.data.page_aligned' comes after '.data'" in out
+    assert "  3 |   .data : { *(.data) *(.data.page_aligned) }\n" in out
+
+
+def test_several_syntax_errors_exit_2(command, put):
+    text = "SECTIONS\n{\n  .a : { *(.a }\n  .b : { *(.b) }\n  x = ;\n  .c { }\n}\n"
+    code, out, _ = command("lint", put("k.lds", text))
+    assert code == 2
+    assert [line.split(":")[1] for line in out.splitlines() if "[syntax]" in line] == ["3", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("k.elf", b"", "this is no ELF file"),
+        ("k.elf", b"\x7fELF\x02\x01", "cut short"),
+        ("k.map", b"hello\n", "this is no link map"),
+        ("k.lds", b"\x7fELF\0\0", "this is no linker script"),
+        ("layout.toml", b"page-size = 'x'", "page-size"),
+        ("layout.toml", b"[rules]\nno-such-rule = 'off'", "unknown rule"),
+        ("layout.toml", b"= = =", "no TOML"),
+        ("base.json", b"[]", "baseline"),
+    ],
+)
+def test_unusable_input_is_one_line_and_exit_2(command, put, name, content, says):
+    path = put(name, content)
+    put("fine.lds", GOOD)
+    words = {
+        "elf": ["--elf", path], "map": ["--map", path], "lds": [path],
+        "toml": ["fine.lds", "--config", path], "json": ["fine.lds", "--baseline", path],
+    }[name.rpartition(".")[2]]  # fmt: skip
+    code, out, err = command("lint", *words)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert name in err
+    assert err.count("\n") == 1
+
+
+def test_nothing_to_look_at_exits_2(command):
+    assert command("lint")[0] == 2
+    assert command("lint", "none.lds")[0] == 2
+
+
+def test_preprocessed_script_leads_back_to_the_source(command, put, tool):
+    tool("cpp", "cc", "gcc", "clang")
+    put("include/pages.h", "#define PAGE 6\n#define DATA *(.data) *(.data.page_aligned)\n")
+    script = (
+        '#include "pages.h"\nSECTIONS\n{\n#ifdef WANTED\n  .data : { DATA }\n#endif\n'
+        "  .text : { . = ALIGN(PAGE); }\n}\n"
+    )
+    put("vmlinux.lds.S", script)
+    code, out, _ = command("lint", "vmlinux.lds.S", "-I", "include", "-D", "WANTED")
+    assert code == 1
+    assert "vmlinux.lds.S:5:" in out
+    assert "vmlinux.lds.S:7:17: error: ALIGN(0x6)" in out
+    assert "  7 |   .text : { . = ALIGN(PAGE); }\n" in out
+    assert command("lint", "vmlinux.lds.S", "-I", "include")[1].count("page-aligned-order") == 0
+
+
+def test_no_preprocessor_is_said(command, put, monkeypatch):
+    put("k.lds.S", GOOD)
+    assert "is not on this machine" in command("lint", "k.lds.S", "--cpp", "no-such-cpp")[2]
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CPP", raising=False)
+    code, _, err = command("lint", "k.lds.S")
+    assert code == 2
+    assert "needs a C preprocessor" in err
+
+
+def test_preprocessor_errors_are_shown(command, put, tool):
+    tool("cpp", "cc", "gcc", "clang")
+    code, _, err = command("lint", put("k.lds.S", '#include "nowhere.h"\n'))
+    assert code == 2
+    assert "nowhere.h" in err
+
+
+def test_suppressions_and_those_that_no_longer_suppress(command, put):
+    on_line = BAD.replace(
+        "page_aligned) }", "page_aligned) } /* lint: disable=page-aligned-order -- known */"
+    )
+    code, out, _ = command("lint", put("a.lds", on_line))
+    assert (code, out) == (0, "1 suppressed\n")
+    before = BAD.replace("  .data", "  /* lint: disable=page-aligned-order */\n  .data")
+    assert command("lint", put("b.lds", before))[0] == 0
+    stale = GOOD.replace("  .data", "  /* lint: disable=page-aligned-order */\n  .data")
+    code, out, _ = command("lint", put("c.lds", stale))
+    assert code == 1
+    assert "c.lds:3:3: warning: 'page-aligned-order' suppresses nothing any more [unused-suppression]" in out
+
+
+def test_configuration_is_found_and_obeyed(command, put):
+    put("layout.toml", '[rules]\npage-aligned-order = "note"\n')
+    assert command("lint", put("sub/k.lds", BAD))[0] == 0
+    put("sub/pyproject.toml", '[tool.domainbuilder.layout.rules]\npage-aligned-order = "off"\n')
+    code, out, _ = command("lint", "sub/k.lds", "--format", "json")
+    assert code == 0
+    assert "page-aligned-order" not in {finding["rule"] for finding in json.loads(out)["findings"]}
+    put(
+        "strict.toml", 'expected-inputs = [".data.page_aligned"]\n[[section]]\nname = ".text"\nmax-size = 4\n'
+    )
+    elf = put("k.elf", build(ELF))
+    script = put("n.lds", "SECTIONS { .text : { *(.text) } }")
+    code, out, _ = command("lint", script, "--elf", elf, "--config", "strict.toml")
+    assert code == 1
+    assert "[missing-pattern]" in out
+    assert "[size-budget]" in out
+
+
+def test_baseline_lets_an_old_script_in(command, put):
+    put("k.lds", BAD)
+    assert command("lint", "k.lds", "--write-baseline", "base.json")[0] == 0
+    assert command("lint", "k.lds", "--baseline", "base.json")[0] == 0
+    put("k.lds", BAD.replace("*(.data) ", "*(.data) . = ALIGN(6); "))
+    assert command("lint", "k.lds", "--baseline", "base.json")[0] == 1
+
+
+@pytest.mark.parametrize("name", ["json", "sarif", "github", "junit"])
+def test_formats_and_output_file(command, put, name):
+    put("k.lds", BAD)
+    code, out, _ = command("lint", "k.lds", "--format", name)
+    assert code == 1
+    assert "page-aligned-order" in out
+    assert command("lint", "k.lds", "--format", name, "-o", "report")[1] == ""
+
+
+def test_colors_only_on_terminals(command, put, monkeypatch):
+    put("k.lds", BAD)
+    assert "\033[" not in command("lint", "k.lds")[1]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    colored = command("lint", "k.lds")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033[" not in command("lint", "k.lds")[1]
+    assert "\033[" in colored or os.environ.get("NO_COLOR")
+
+
+def test_explain(command):
+    code, out, _ = command("lint", "--explain", "page-aligned-order")
+    assert code == 0
+    assert "To fix it:" in out
+    assert len(command("lint", "--explain", "all")[1].splitlines()) > 30
+    assert command("lint", "--explain", "no-such-rule")[0] == 2
+
+
+def test_diff_tells_what_moved_grew_and_lost_alignment(command, put):
+    old = ELF + "section .data 0x2000 0x100 aw align=4096\nsymbol table 0x2000\n"
+    new = ELF + "section .data 0x2010 0x180 aw align=16\nsection .more 0x3000 8 a\nsymbol table 0x2010\n"
+    code, out, _ = command("lint", "diff", put("old.elf", build(old)), put("new.elf", build(new)))
+    assert code == 1
+    assert out.splitlines() == [
+        "moved    .data: 0x2000 -> 0x2010  LOST ALIGNMENT",
+        "grew     .data: 256 -> 384 bytes (+128)",
+        "aligned  .data: 4096 -> 16  LOST ALIGNMENT",
+        "added    .more: 8 bytes",
+        "symbol   table: 0x2000 -> 0x2010  LOST ALIGNMENT",
+    ]
+    assert command("lint", "diff", "old.elf", "old.elf") == (0, "the layouts are the same\n", "")
+    changes = json.loads(command("lint", "diff", "new.elf", "old.elf", "--format", "json")[1])["changes"]
+    assert {change["kind"] for change in changes} >= {"moved", "size", "removed"}
+
+
+def test_drawing(command, put):
+    put("k.elf", build(ELF))
+    assert command("lint", "--elf", "k.elf", "--svg", "k.svg")[0] == 0
+    assert command("lint", put("k.lds", GOOD), "--svg", "k.svg")[0] == 2
+
+
+def test_format_keeps_comments_and_meaning(command, put):
+    put("k.lds", "SECTIONS { /* first */ .a : { *(.a) /* tail */ } x = 1 ; }")
+    code, out, _ = command("lint", "format", "k.lds")
+    assert code == 0
+    assert out == "SECTIONS\n{\n\t/* first */\n\t.a : {\n\t\t*(.a) /* tail */\n\t}\n\tx = 1;\n}\n"
+    assert command("lint", "format", "--check", "k.lds")[0] == 1
+    assert command("lint", "format", "--in-place", "k.lds")[0] == 0
+    assert command("lint", "format", "--check", "k.lds")[0] == 0
+    assert command("lint", "format", put("bad.lds", "SECTIONS {"))[0] == 2
+    code, _, err = command("lint", put("worse.lds.S", BAD), "--cpp", "'unfinished")
+    assert (code, err.count("\n")) == (2, 1)
