@@ -1,8 +1,8 @@
 """The state of a domain's grant table: shared and status frames, pinned entries, mapping handles.
 
 What a guest grants stands in frames that it may write at any time; an entry counts from the moment that it is
-pinned, and then the pinned copy does (`ActiveEntry`). Only this domain itself can pin its entries here: the
-backends of domain 0 reach their rings without. Source: xen/common/grant_table.c.
+pinned, and then the pinned copy does (`ActiveEntry`). Beside the domain itself only the backends of domain 0
+pin entries, one for each ring. Source: xen/common/grant_table.c.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ GNTPIN_devw_inc = 1 << 16
 GNTPIN_devr_inc = 1 << 24
 GNTPIN_write_mask = 0xFF * (GNTPIN_hstw_inc | GNTPIN_devw_inc)
 _OVERFLOW_SHIFT = 7
+_DOM0 = 0
 
 _V1_PER_PAGE = PAGE_SIZE // grant_entry_v1.size
 _V2_PER_PAGE = PAGE_SIZE // grant_entry_v2.size
@@ -55,11 +56,14 @@ _STATUS_PER_PAGE = PAGE_SIZE // grant_status.size
 
 
 class ActiveEntry:
-    """A pinned grant: who holds it how (`pin`), which frame, and which bytes of it."""
+    """A pinned grant: who (`domid`) holds it how (`pin`), which frame, and which bytes of it."""
 
-    __slots__ = ("is_sub_page", "length", "mfn", "pin", "start")
+    __slots__ = ("domid", "is_sub_page", "length", "mfn", "pin", "start")
 
-    def __init__(self, mfn: int, start: int = 0, length: int = PAGE_SIZE, is_sub_page: bool = False) -> None:
+    def __init__(
+        self, domid: int, mfn: int, start: int = 0, length: int = PAGE_SIZE, is_sub_page: bool = False
+    ) -> None:
+        self.domid = domid
         self.pin = 0
         self.mfn = mfn
         self.start = start
@@ -211,9 +215,24 @@ class GrantTable:
             self.active.pop(ref, None)
 
     def may_pin(self, ref: int, increment: int) -> bool:
-        """One more pin of this kind does not overflow its counter."""
+        """The domain may add a pin of this kind: nobody else holds the entry, and no counter overflows."""
         act = self.active.get(ref)
-        return act is None or not act.pin & increment << _OVERFLOW_SHIFT
+        if act is None:
+            return True
+        return act.domid == self.domain.domain_id and not act.pin & increment << _OVERFLOW_SHIFT
+
+    def grant_to_backend(self, ref: int, mfn: int) -> bool:
+        """Grant `mfn` to domain 0, whose backend maps it for good: a frame that stays a writable one.
+
+        False when the frame cannot be had like that. For a guest's console and xenstore rings, before it
+        runs.
+        """
+        if not self.domain.mm.get_page_writable(mfn):
+            return False
+        self.preset(ref, _DOM0, mfn)
+        act = self.active[ref] = ActiveEntry(_DOM0, mfn)
+        act.pin = GNTPIN_hstw_inc
+        return self.set_status(ref, _DOM0, readonly=False, mapping=True) == GNTST_okay
 
     # --- handles ------------------------------------------------------------------------------------------
 
@@ -234,7 +253,10 @@ class GrantTable:
         self._free_handles.append(handle)
 
     def held_frames(self) -> Iterator[tuple[int, bool]]:
-        """(frame, writable) of each reference that is not a page-table entry's: the device mappings."""
+        """(frame, writable) of each reference that no page-table entry holds: devices and backends do."""
+        for act in self.active.values():
+            if act.domid == _DOM0:
+                yield act.mfn, True
         for mapping in self.maptrack.values():
             if mapping.flags & GNTMAP_device_map:
                 yield mapping.mfn, not mapping.flags & GNTMAP_readonly

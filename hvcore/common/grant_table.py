@@ -158,7 +158,7 @@ def _map_own(d: Domain, ref: int, flags: int, host_addr: int, pin: int) -> int:
         gt.reduce_status_for_pin(ref, readonly)
         return GNTST_bad_page
     if act is None:
-        act = gt.active[ref] = ActiveEntry(mfn)
+        act = gt.active[ref] = ActiveEntry(d.domain_id, mfn)
     act.pin += pin
     rc = _take_references(d, mfn, flags)
     if rc == GNTST_okay and flags & GNTMAP_host_map:
@@ -429,7 +429,7 @@ def _grant_for_copy(d: Domain, ref: int, readonly: bool) -> _CopyBuffer | int:
         rc = gt.set_status(ref, d.domain_id, readonly=readonly, mapping=False)
         if rc != GNTST_okay:
             return rc
-    new = ActiveEntry(gt.frame_of(ref)) if act is None else act
+    new = ActiveEntry(d.domain_id, gt.frame_of(ref)) if act is None else act
     if act is None and gt.version == 2:
         flags, _, offset, length, _ = grant_entry_v2.unpack(gt.entry(ref))
         if flags & GTF_type_mask == GTF_transitive:  # to itself, or to where nothing is granted

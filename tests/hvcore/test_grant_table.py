@@ -359,6 +359,26 @@ def test_sub_page_and_transitive_grants(guest: Guest) -> None:
     assert flags_of(guest, REF) & 0x18 == 0
 
 
+def test_a_backends_ring_stays_its_backends(guest: Guest) -> None:
+    ring = mfn(guest, 30)
+    gt = guest.d.grant_table
+    assert gt.grant_to_backend(g.GNTTAB_RESERVED_CONSOLE, ring)
+    assert references(guest, 30) == (2, 1)
+    assert list(gt.held_frames()) == [(ring, True)]
+    assert flags_of(guest, 0) == g.GTF_permit_access | g.GTF_reading | g.GTF_writing
+    assert map_(guest, ref=0)[0] == g.GNTST_general_error
+    dst = (mfn(guest, 21), DOMID_SELF, 0)
+    assert copy(guest, (0, guest.d.domain_id, 0), dst, 4, g.GNTCOPY_source_gref) == g.GNTST_general_error
+    assert op(guest, 11, "IIh2x", 0, REF, 77) == 0
+    assert guest.result("IIh2x")[2] == g.GNTST_eagain
+    assert set_version(guest, 2) == 0
+    assert flags_of(guest, 0) == g.GTF_reading | g.GTF_writing
+    assert references(guest, 30) == (2, 1)
+    assert set_version(guest, 1) == 0
+    guest.mm.busy.add(mfn(guest, 31))
+    assert not gt.grant_to_backend(g.GNTTAB_RESERVED_XENSTORE, mfn(guest, 31))
+
+
 def test_transfer_and_dump_are_refused(guest: Guest) -> None:
     assert op(guest, g.GNTTABOP_transfer, "64x") == -EOPNOTSUPP
     assert op(guest, g.GNTTABOP_dump_table, "64x") == -ENOSYS
