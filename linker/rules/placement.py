@@ -168,32 +168,34 @@ def missing_pattern(context: Context) -> Iterator[Hit]:
     for expected in context.settings.expected_inputs:
         name = expected.replace("*", "x")
         if expected not in outline.patterns and not outline.catches(name):
-            where = outline.kept_sections[-1].section.name_span if outline.kept_sections else ast.NOWHERE
+            where = _likely_home(outline, expected)
             yield Hit(f"no pattern of the script takes '{expected}'", script_place(where, expected))
 
 
+def _likely_home(outline: Outline, name: str) -> ast.Span:
+    """Return the output section that a reader would add the pattern to: the longest name it begins with."""
+    sections = [placed.section for placed in outline.kept_sections]
+    named = [section for section in sections if name.startswith(section.name)]
+    home = max(named, key=lambda section: len(section.name), default=sections[-1] if sections else None)
+    return home.name_span if home is not None else ast.NOWHERE
+
+
 def page_aligned_missing(context: Context) -> Iterator[Hit]:
-    """One kind of page-aligned section has a pattern, its sibling has none."""
+    """Page-aligned .bss has a pattern, page-aligned .data has none although .data is placed."""
     outline = _outline(context)
-    taken = [name for name in outline.patterns if any_match(context.settings.page_aligned, name.rstrip("*"))]
-    for name in taken:
-        for have, want in ((".bss", ".data"), (".data", ".bss")):
-            sibling = name.replace(have, want, 1)
-            tail = name[len(have) :].lstrip(".")
-            if name.startswith(have) and tail.startswith("page") and _takes(outline, want, sibling, taken):
-                if outline.catches(sibling.rstrip("*")):
-                    continue
-                span = next(
-                    pattern.span
-                    for _, spec in outline.inputs()
-                    for pattern in spec.sections or ()
-                    if pattern.name == name
-                )
-                yield Hit(f"'{name}' has a pattern and '{sibling}' has none", script_place(span, sibling))
-
-
-def _takes(outline: Outline, name: str, sibling: str, taken: list[str]) -> bool:
-    return name in outline.patterns and sibling not in taken
+    for _, spec in outline.inputs():
+        for pattern in spec.sections or ():
+            name = pattern.name.rstrip("*")
+            tail = name.removeprefix(".bss").lstrip(".")
+            if not name.startswith(".bss") or not tail.startswith("page"):
+                continue
+            sibling = name.replace(".bss", ".data", 1)
+            if any_match(context.settings.page_aligned, name) and ".data" in outline.patterns:
+                if not outline.catches(sibling):
+                    yield Hit(
+                        f"'{pattern.name}' has a pattern and '{sibling}' has none",
+                        script_place(pattern.span, sibling),
+                    )
 
 
 def lma_not_charged(context: Context) -> Iterator[Hit]:
@@ -313,9 +315,9 @@ RULES = (
     Rule(
         "page-aligned-missing",
         NOTE,
-        "page-aligned data has a pattern in .data or .bss, and none in the other",
-        "The same sources declare both kinds of page-aligned objects; the kind without a pattern becomes an "
-        "orphan, misaligned and outside of the section's symbols.",
+        "page-aligned .bss has a pattern and page-aligned .data has none",
+        "Sources that declare page-aligned zeroed objects often declare initialised ones too; without a "
+        "pattern those become orphans, misaligned and outside of the section's symbols.",
         "add the missing pattern as the first of its output section.",
         ("S",),
         page_aligned_missing,

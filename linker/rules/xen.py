@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from linker import ast
 from linker.elffile import PF_W, PF_X, PT_NOTE, SHF_EXECINSTR, SHF_WRITE, SHT_NOTE, Elf, Note
-from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, elf_place, script_place
+from linker.findings import ERROR, NOTE, Context, Example, Hit, Rule, elf_place, script_place
 from linker.match import any_match
 
 XEN_ELFNOTE_ENTRY = 1
@@ -121,7 +121,14 @@ def hypercall_page(context: Context) -> Iterator[Hit]:
         section for section in elf.sections if section.occupies and section.address <= address < section.end
     ]
     code = [section for section in inside if section.flags & SHF_EXECINSTR]
-    if not code:
+    if not elf.sections:
+        # A stripped kernel may have no section headers at all: then segments must do.
+        if not any(load.holds(address) and load.flags & PF_X for load in elf.loads):
+            yield Hit(
+                f"the hypercall page at {address:#x} lies in no executable LOAD segment",
+                elf_place("hypercall_page", address),
+            )
+    elif not code:
         where = inside[0].name if inside else "no section"
         yield Hit(
             f"the hypercall page at {address:#x} lies in {where}, not in code",
@@ -306,10 +313,11 @@ RULES = (
     ),
     Rule(
         "xen-read-only",
-        WARNING,
+        NOTE,
         "a writable section lies in a read-only segment",
         "A loader that maps segments with their permissions, and a kernel that protects itself by them, "
-        "faults at the first write.",
+        "faults at the first write. A note only: Xen's builder maps all of a kernel but its page tables "
+        "writable, and Linux writes to its .rodata until it has started.",
         "move the section to a writable segment, or give the segment FLAGS(6).",
         ("E",),
         read_only_sections,
