@@ -190,12 +190,12 @@ def page_aligned_missing(context: Context) -> Iterator[Hit]:
             if not name.startswith(".bss") or not tail.startswith("page"):
                 continue
             sibling = name.replace(".bss", ".data", 1)
-            if any_match(context.settings.page_aligned, name) and ".data" in outline.patterns:
-                if not outline.catches(sibling):
-                    yield Hit(
-                        f"'{pattern.name}' has a pattern and '{sibling}' has none",
-                        script_place(pattern.span, sibling),
-                    )
+            wanted = any_match(context.settings.page_aligned, name) and ".data" in outline.patterns
+            if wanted and not outline.catches(sibling):
+                yield Hit(
+                    f"'{pattern.name}' has a pattern and '{sibling}' has none",
+                    script_place(pattern.span, sibling),
+                )
 
 
 def lma_not_charged(context: Context) -> Iterator[Hit]:
