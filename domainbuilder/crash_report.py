@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from domainbuilder.disassembly import Instruction, disassemble
 from domainbuilder.elf import PF_X, Symbols, symbols
 from domainbuilder.guest_view import GuestView, Walk
-from hvcore.public.errno import errno_name
-from hvcore.public.xen import Hypercall
+from domainbuilder.hypercall_names import command_name, hypercall_name, result_name
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
@@ -60,10 +59,13 @@ class StackWord:
 
 @dataclass(frozen=True, slots=True)
 class HypercallRecord:
-    """One of the last hypercalls. `result_name` is "-EINVAL" and the like for errors."""
+    """One of the last hypercalls. `command` names the first argument where that is a command
+    ("EVTCHNOP_send"), `result_name` is "-EINVAL" and the like for errors.
+    """
 
     number: int
     name: str
+    command: str
     arguments: tuple[int, ...]
     result: int
     result_name: str
@@ -174,10 +176,8 @@ def _registers(machine: Machine) -> Registers:
 
 def _hypercall(row: tuple[int, tuple[int, ...], int]) -> HypercallRecord:
     number, arguments, result = row
-    known = number in Hypercall.__members__.values()
-    name = Hypercall(number).name if known else f"hypercall {number}"
-    shown = errno_name(result) if result < 0 else f"{result:#x}" if result > 9 else str(result)
-    return HypercallRecord(number, name, arguments, result, shown)
+    command = command_name(number, arguments)
+    return HypercallRecord(number, hypercall_name(number), command, arguments, result, result_name(result))
 
 
 def _trace(words: list[int], at: int, names: _Names, word: int) -> tuple[StackWord, ...]:

@@ -96,5 +96,7 @@ def _walk(address: AddressReport, word: int) -> Iterator[str]:
 def _hypercalls(report: CrashReport) -> Iterator[str]:
     yield "Last hypercalls:" if report.hypercalls else "No hypercalls."
     for call in report.hypercalls:
-        arguments = ", ".join(f"{value:#x}" for value in call.arguments)
-        yield f"  {call.name}({arguments}) = {call.result_name}"
+        arguments = [f"{value:#x}" for value in call.arguments]
+        if call.command:
+            arguments[0] = call.command
+        yield f"  {call.name}({', '.join(arguments)}) = {call.result_name}"

@@ -54,9 +54,7 @@ class GuestView:
         self._mem = machine.mem
         self._abi = d.abi
         self._m2p = self._mem.d if d.abi.m2p_entry == 4 else self._mem.q
-        # A PAE guest's table hangs below one of Xen's: the engine's CR3 is not the guest's.
-        root = d.current.cr3_mfn if d.abi.pt_levels == 3 else machine.engine.control(3) >> PAGE_SHIFT
-        self.root_mfn: int = root & ((1 << 40) - 1)
+        self.root_mfn: int = d.current_root()
 
     def pfn_of(self, mfn: int) -> int | None:
         """The machine-to-physical table's answer, or None."""

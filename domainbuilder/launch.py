@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from domainbuilder.build import DomainImage, build
 from domainbuilder.domain_plan import DEFAULT_MEMORY_MIB, plan
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
+from domainbuilder.hypercall_names import hypercall_name
 from domainbuilder.image import is_image, load_image
 from domainbuilder.run_stats import HostUse, Statistics
 from domainbuilder.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
@@ -36,7 +37,6 @@ from hvcore.clock import NEVER
 from hvcore.errors import EngineError
 from hvcore.machine import BOOT_TIME_NS, Machine, Stop
 from hvcore.machine_memory import MachineMemory
-from hvcore.public.xen import Hypercall
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class RunningDomain:
         memory: MachineMemory,
         *,
         vcpus: int,
+        upper_ptwr: bool,
         timeout: float | None,
         max_guest_seconds: float | None,
         console_output: Callable[[bytes], None] | None,
@@ -102,7 +103,9 @@ class RunningDomain:
         self._transcript = Transcript()
         self._console_bytes = 0
         self._closed = False
-        self.machine = Machine(image, memory=memory, vcpus=vcpus, console_output=self._output)
+        self.machine = Machine(
+            image, memory=memory, vcpus=vcpus, console_output=self._output, upper_ptwr=upper_ptwr
+        )
         self.machine.idle = self._idle
         self.console = Console(self._run, self._send, self._transcript)
 
@@ -146,7 +149,7 @@ class RunningDomain:
         s = self.machine.stats()
         unit = 1 if sys.platform == "darwin" else 1024
         return Statistics(
-            hypercalls={_hypercall_name(number): count for number, count in s.hypercalls.items()},
+            hypercalls={hypercall_name(number): count for number, count in s.hypercalls.items()},
             unknown_hypercalls=dict(s.unknown_hypercalls),
             traps={vector_name(vector): count for vector, count in s.exceptions.items()},
             emulated=dict(s.emulated),
@@ -312,6 +315,7 @@ def launch(
     cmdline: str | bytes = "",
     guest_type: str | None = None,
     vcpus: int = 1,
+    upper_ptwr: bool = False,
     timeout: float | None = None,
     max_guest_seconds: float | None = None,
     console_output: Callable[[bytes], None] | None = None,
@@ -319,7 +323,8 @@ def launch(
     """Build the domain of a kernel, or take one that `build` made (in memory or as a file), ready to run.
 
     memory_mib: the domain's memory, 64 where nothing is said; ramdisk, cmdline, guest_type: see `plan`. A
-    built domain has all these already. timeout: seconds of wall time for everything from now on, a guard
+    built domain has all these already. upper_ptwr: let the guest store to page tables of all levels, where
+    Xen lets it store to L1 tables alone. timeout: seconds of wall time for everything from now on, a guard
     that only ends the run; max_guest_seconds: the same in the guest's own time, which is the same every run.
     console_output: called with the guest's output as it is printed.
 
@@ -351,6 +356,7 @@ def launch(
             image,
             memory,
             vcpus=vcpus,
+            upper_ptwr=upper_ptwr,
             timeout=timeout,
             max_guest_seconds=max_guest_seconds,
             console_output=console_output,
@@ -362,10 +368,8 @@ def launch(
 
 def _abi(guest_type: str, kernel: str) -> Abi:
     abi = ABIS.get(guest_type)
-    if abi is None or not abi.is_32bit:
-        raise BuildError(
-            "launch runs 32-bit PV guests", where=Where(kernel), found=guest_type, expected="xen-3.0-x86_32p"
-        )
+    if abi is None:
+        raise BuildError("launch does not run such guests", where=Where(kernel), found=guest_type)
     return abi
 
 
@@ -387,7 +391,3 @@ def _move(image: DomainImage) -> tuple[DomainImage, MachineMemory]:
         if page != zero:
             memory.ram[at : at + _PAGE] = page
     return replace(image, ram=memory.ram), memory
-
-
-def _hypercall_name(number: int) -> str:
-    return Hypercall(number).name if number in Hypercall.__members__.values() else f"hypercall {number}"

@@ -99,6 +99,7 @@ class HypercallReport(_Model):
 
     number: int
     name: str
+    command: str
     arguments: list[Address]
     result: int
     result_name: str
@@ -231,6 +232,7 @@ def _crash(crash: CrashReport) -> CrashModel:
             HypercallReport(
                 number=h.number,
                 name=h.name,
+                command=h.command,
                 arguments=list(h.arguments),
                 result=h.result,
                 result_name=h.result_name,

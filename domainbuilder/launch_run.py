@@ -27,6 +27,7 @@ class LaunchOptions:
     ramdisk: Path | None
     cmdline: str
     vcpus: int
+    upper_ptwr: bool
     steps: tuple[Step, ...]
     until_match: bool
     timeout: float | None
@@ -83,6 +84,7 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 ramdisk=options.ramdisk,
                 cmdline=options.cmdline,
                 vcpus=options.vcpus,
+                upper_ptwr=options.upper_ptwr,
                 timeout=options.timeout,
                 max_guest_seconds=options.max_guest_seconds,
                 console_output=output,

@@ -33,6 +33,13 @@ def launch(
     ] = None,
     cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
     vcpus: Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")] = 1,
+    upper_ptwr: Annotated[
+        bool,
+        typer.Option(
+            "--upper-ptwr",
+            help="Let it store to L2-L4 page tables, where Xen would not: for GNU Mach of 2022.",
+        ),
+    ] = False,
     expect: Annotated[
         list[str] | None,
         typer.Option(metavar="REGEX", help="Run until the output matches. Again and again, in order."),
@@ -82,6 +89,7 @@ def launch(
         ramdisk=ramdisk,
         cmdline=cmdline,
         vcpus=vcpus,
+        upper_ptwr=upper_ptwr,
         steps=script(arguments, expect or [], send or [], valued),
         until_match=until_match,
         timeout=timeout,

@@ -98,15 +98,17 @@ def test_the_stack_with_symbols(crash: Crash) -> None:
 def test_the_last_hypercalls(crash: Crash) -> None:
     many = hypercall(17, 0, 0) * 20  # XENVER_version
     report, _ = crash(many + hypercall(29, 99, 0) + hypercall(63) + hypercall(24, 3, 7, 0) + UD2)
-    shown = [(h.name, h.arguments, h.result_name) for h in report.hypercalls]
+    shown = [(h.name, h.command, h.arguments, h.result_name) for h in report.hypercalls]
     assert shown[-4:] == [
-        ("xen_version", (0, 0), "0x40011"),  # 4.17
-        ("sched_op", (99, 0), "-ENOSYS"),
-        ("hypercall 63", (), "-ENOSYS"),
-        ("vcpu_op", (3, 7, 0), "-ENOENT"),
+        ("xen_version", "XENVER_version", (0, 0), "0x40011"),  # 4.17
+        ("sched_op", "", (99, 0), "-ENOSYS"),
+        ("hypercall 63", "", (), "-ENOSYS"),
+        ("vcpu_op", "VCPUOP_is_up", (3, 7, 0), "-ENOENT"),
     ]
     assert len(shown) == 16
-    assert "  sched_op(0x63, 0x0) = -ENOSYS\n" in render_crash(report)
+    text = render_crash(report)
+    assert "  sched_op(0x63, 0x0) = -ENOSYS\n" in text
+    assert "  vcpu_op(VCPUOP_is_up, 0x7, 0x0) = -ENOENT\n" in text
 
 
 def test_a_walk_is_that_of_the_page_tables(crash: Crash) -> None:
@@ -217,6 +219,7 @@ def test_the_json_says_the_same(crash: Crash) -> None:
         {
             "number": 17,
             "name": "xen_version",
+            "command": "XENVER_version",
             "arguments": ["0x0", "0x0"],
             "result": 0x40011,
             "result_name": "0x40011",

@@ -42,6 +42,7 @@ def run(hello: Path, tmp_path: Path) -> Callable[..., int]:
             ramdisk=None,
             cmdline="ticks=1",
             vcpus=1,
+            upper_ptwr=False,
             steps=tuple(Step(kind, text) for kind, text in steps),  # type: ignore[arg-type]
             until_match=False,
             timeout=60,

@@ -1,0 +1,56 @@
+"""Hypercalls as people read them: names of calls and of their commands, results as error names."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+from hvcore.public.errno import errno_name
+from hvcore.public.xen import Hypercall
+
+_NUMBERS = frozenset(int(call) for call in Hypercall)
+
+
+def hypercall_name(number: int) -> str:
+    """The name of __HYPERVISOR_* `number`, or "hypercall 63"."""
+    return Hypercall(number).name if number in _NUMBERS else f"hypercall {number}"
+
+
+def result_name(result: int) -> str:
+    """-22 as "-EINVAL", other negative numbers as they are, addresses and versions in hexadecimal."""
+    return errno_name(result) if result < 0 else f"{result:#x}" if result > 9 else str(result)
+
+
+@cache
+def _commands() -> dict[int, tuple[int, dict[int, str]]]:
+    """Hypercall -> (which bits of the first argument are its command, command -> name)."""
+    from hvcore.public import event_channel, grant_table, memory, nmi, physdev, sched, vcpu, version, xen
+
+    def named(module: ModuleType, prefix: str) -> dict[int, str]:
+        return {
+            value: name
+            for name, value in vars(module).items()
+            # flags and masks of the same prefix are in capitals
+            if name.startswith(prefix) and isinstance(value, int) and name[len(prefix) :].islower()
+        }
+
+    whole = 0xFFFFFFFF
+    return {
+        Hypercall.memory_op: (memory.MEMOP_CMD_MASK, named(memory, "XENMEM_")),
+        Hypercall.xen_version: (whole, named(version, "XENVER_")),
+        Hypercall.console_io: (whole, named(xen, "CONSOLEIO_")),
+        Hypercall.grant_table_op: (grant_table.GNTTABOP_CMD_MASK, named(grant_table, "GNTTABOP_")),
+        Hypercall.vm_assist: (whole, named(xen, "VMASST_CMD_")),
+        Hypercall.nmi_op: (whole, named(nmi, "XENNMI_")),
+        Hypercall.sched_op: (whole, named(sched, "SCHEDOP_")),
+        Hypercall.sched_op_compat: (whole, named(sched, "SCHEDOP_")),
+        Hypercall.event_channel_op: (whole, named(event_channel, "EVTCHNOP_")),
+        Hypercall.physdev_op: (whole, named(physdev, "PHYSDEVOP_")),
+        Hypercall.vcpu_op: (whole, named(vcpu, "VCPUOP_")),
+    }
+
+
+def command_name(number: int, arguments: tuple[int, ...]) -> str:
+    """The name of the command in a hypercall's first argument ("EVTCHNOP_send"), or ""."""
+    mask, names = _commands().get(number, (0, {}))
+    return names.get(arguments[0] & mask, "") if arguments and mask else ""
