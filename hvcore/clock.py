@@ -48,6 +48,9 @@ class Clock:
         self._seq += 1
         self._live[key] = (when, self._seq, action)
         heapq.heappush(self._heap, (when, self._seq, key))
+        if len(self._heap) > 64 + 4 * len(self._live):  # mostly timers that were moved or stopped
+            self._heap = [(due, seq, name) for name, (due, seq, _) in self._live.items()]
+            heapq.heapify(self._heap)
         left = when - self.now()
         if left < self.cell[0] * NS_PER_BYTE:
             self.set_budget(max(left, 0) // NS_PER_BYTE)

@@ -486,6 +486,11 @@ class Engine:
         """Whether the code segment is a 64-bit one."""
         return bool(self.d[_HFLAGS] & HF_CS64)
 
+    @property
+    def code_is_32_or_64bit(self) -> bool:
+        """Whether the code segment's default operand size is 32 bits."""
+        return bool(self.d[_HFLAGS] & (HF_CS32 | HF_CS64))
+
     def segment_base(self, index: int) -> int:
         """The cached base of a segment register."""
         return self.q[(sw.SEGS + 24 * index + 8) // 8]

@@ -46,6 +46,12 @@ class GuestAccess:
         self._read.clear()
         self._write.clear()
 
+    def flush_page(self, va: int) -> None:
+        """Forget the translation of one page."""
+        page = (va & self._mask) >> 12
+        self._read.pop(page, None)
+        self._write.pop(page, None)
+
     def _readable(self, va: int) -> int:
         page = self._read.get(va >> 12)
         if page is None:

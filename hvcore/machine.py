@@ -27,6 +27,7 @@ from hvcore.errors import DomainCrash, EngineError, GuestFault
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import FrameTable
+from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hvcore.pv.descriptor_tables import init_xen_gdt_page, validate_segdesc_page
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
@@ -167,6 +168,12 @@ class Machine:
         d, start_info = self.domain, self.image.start_info
         d.evtchn = EvtchnTable(d)
         d.grant_table = GrantTable(d)
+        for ref, mfn in (
+            (GNTTAB_RESERVED_XENSTORE, start_info.store_mfn),
+            (GNTTAB_RESERVED_CONSOLE, start_info.console_mfn),
+        ):
+            if not d.grant_table.grant_to_backend(ref, mfn):
+                raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
         self.xenstore = XenstoreBackend(self.mem.frame(start_info.store_mfn), d)
         self.console = ConsoleBackend(self.mem.frame(start_info.console_mfn), console_output)
         ports = (self.xenstore.connect(d.evtchn), self.console.connect(d.evtchn))

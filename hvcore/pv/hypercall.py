@@ -148,7 +148,15 @@ class HypercallTable:
         self.arity[_H.multicall] = 2
 
     def _multicall(self, v: Vcpu, call_list: int, nr_calls: int) -> int:
-        return do_multicall(v, call_list, nr_calls, self.dispatch)
+        return do_multicall(v, call_list, nr_calls, self.dispatch, self._continue_multicall)
+
+    def _continue_multicall(self, call_list: int, nr_calls: int) -> int:
+        """hypercall_create_continuation(): let the guest make the call again, with what is left of it."""
+        q = self.d.engine.q
+        q[RIP] -= 2
+        first, second = (RBX, RCX) if self.d.abi.is_32bit else (RDI, RSI)
+        q[first], q[second] = call_list, nr_calls
+        return int(_H.multicall)
 
     def dispatch(self, v: Vcpu, number: int, args: tuple[int, ...]) -> int:
         """Call by number with explicit arguments (a multicall entry). Never raises GuestError."""

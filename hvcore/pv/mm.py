@@ -45,6 +45,7 @@ from hvcore.page_info import (
     PGT_writable_page,
 )
 from hvcore.public.errno import EBUSY, EINVAL, EPERM
+from hvcore.pv import grant_mappings
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -130,9 +131,9 @@ class PageTables:
         self.guest.flush()
 
     def flush_tlb_one(self, va: int) -> None:
-        """Drop the translation of `va` (and, the engine having no finer tool, all others)."""
-        self.engine.flush_tlb()
-        self.guest.flush()
+        """Drop the translation of `va`."""
+        self.engine.flush_tlb_page(va)
+        self.guest.flush_page(va)
 
     # -- general references
 
@@ -156,8 +157,9 @@ class PageTables:
         """free_domheap_page(): nobody holds the frame any more."""
         self.owner[pg] = pi.OWNER_NONE
         self.ptype[pg] = pi.PGT_none
+        if not self.pflags[pg] & pi.PGC_xen_heap:
+            self.free_frames.append(pg)
         self.pflags[pg] = 0
-        self.free_frames.append(pg)
         self.adjust_tot_pages(-1)
 
     # -- types
@@ -574,6 +576,14 @@ class PageTables:
     def get_page_writable(self, mfn: int) -> bool:
         """Hold a frame of the guest's and use it as writable (register_vcpu_info and the like)."""
         return not self.get_page_and_type(mfn, PGT_writable_page)
+
+    def create_grant_host_mapping(self, addr: int, mfn: int, flags: int, _cache_flags: int) -> int:
+        """Map a granted frame (pv/grant_mappings.py)."""
+        return grant_mappings.create_grant_host_mapping(self, addr, mfn, flags)
+
+    def replace_grant_host_mapping(self, addr: int, mfn: int, new_addr: int, flags: int) -> int:
+        """Unmap a granted frame, or move another mapping over it (pv/grant_mappings.py)."""
+        return grant_mappings.replace_grant_host_mapping(self, addr, mfn, new_addr, flags)
 
     # -- base pointers
 

@@ -151,7 +151,10 @@ def do_update_va_mapping(v: Vcpu, va: int, val: int, flags: int) -> int:
     target = flags & ~xen.UVMF_FLUSHTYPE_MASK
     if target not in (xen.UVMF_LOCAL, xen.UVMF_ALL) and not vcpumask_readable(v, target):
         return -EFAULT
-    mm.flush_tlb()
+    if flush == xen.UVMF_INVLPG:
+        mm.flush_tlb_one(va)
+    else:
+        mm.flush_tlb()
     return 0
 
 

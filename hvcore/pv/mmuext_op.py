@@ -88,6 +88,11 @@ def _flush_local(v: Vcpu, _arg1: int, _arg2: int) -> int:
     return 0
 
 
+def _invlpg(v: Vcpu, va: int, _arg2: int) -> int:
+    v.domain.mm.flush_tlb_one(va)
+    return 0
+
+
 def _flush_multi(v: Vcpu, _arg1: int, mask: int) -> int:
     if not vcpumask_readable(v, mask):
         return -EINVAL
@@ -144,11 +149,11 @@ _OPS: dict[int, Callable[[Vcpu, int, int], int]] = {
     xen.MMUEXT_UNPIN_TABLE: _unpin,
     xen.MMUEXT_NEW_BASEPTR: _new_baseptr,
     xen.MMUEXT_TLB_FLUSH_LOCAL: _flush_local,
-    xen.MMUEXT_INVLPG_LOCAL: _flush_local,
+    xen.MMUEXT_INVLPG_LOCAL: _invlpg,
     xen.MMUEXT_TLB_FLUSH_MULTI: _flush_multi,
     xen.MMUEXT_INVLPG_MULTI: _flush_multi,
     xen.MMUEXT_TLB_FLUSH_ALL: _flush_local,
-    xen.MMUEXT_INVLPG_ALL: _flush_local,
+    xen.MMUEXT_INVLPG_ALL: _invlpg,
     xen.MMUEXT_FLUSH_CACHE: _flush_cache,
     xen.MMUEXT_SET_LDT: _set_ldt,
     xen.MMUEXT_NEW_USER_BASEPTR: _new_user_baseptr,
