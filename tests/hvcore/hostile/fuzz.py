@@ -1,0 +1,462 @@
+"""Random hypercalls and stores by the hundred thousand: `python -m tests.hvcore.hostile.fuzz --seed S`.
+
+Work comes in rounds of ROUND acts, each on a domain of its own and from a seed of its own (made of the run's
+seed and the round's number), so that a shard is simply every Nth round and a failing round can be run alone:
+`--seed S --round R`. What is passed is biased: frames that are page tables or lately were, boundary sizes, bad
+pointers, huge counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+from hvcore.public.xen import Hypercall
+from tests.hvcore.hostile.world import PRESENT, World, words
+
+ROUND = 2500  # acts on one domain
+CHECK_EVERY = 500  # acts between two looks at everything
+RSS_GROWTH = 96 << 20
+
+H = Hypercall
+_FLAGS = (0x1, 0x3, 0x21, 0x23, 0x61, 0x63, 0x67, 0x27, 0x25, 0x0, 0x20, 0xE3, 0x81, 0x11, 0x103, 0xFF, 0xE01)
+_NX = 1 << 63
+_ODD = (
+    0, 1, 2, 3, 4, 7, 8, 0xF, 16, 31, 32, 0x7F, 0x80, 0xFF, 512, 513, 4095, 4096, 0x7FF0, 0xFFFF, 0x10000,
+    0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFF000, 0xF5800000, 0xF57FFFFC, 0xFFBFFFFF,
+)  # fmt: skip
+_COUNTS = (0, 1, 1, 1, 2, 3, 4, 8, 16, 0x80000000, 0x80000001, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000000)
+_DOMS = (0x7FF0, 0x7FF0, 0x7FF0, 0x7FF0, 1, 0, 2, 0x7FF1, 0x7FF2, 0x7FF4, 0x10000 | 0x7FF0, 0xFFFFFFFF)
+
+
+class Fuzzer:
+    """One domain and the random acts upon it. `act()` does one."""
+
+    def __init__(self, world: World, rng: Random) -> None:
+        self.w = world
+        self.rng = rng
+        self.random = rng.random
+        self.counts: Counter[str] = Counter()
+        mapped = world.mapped
+        self.writable = [m for m in mapped if m.writable]
+        free = [m for m in self.writable if m.va > mapped[0].va]
+        # A few frames get nearly all the attention, so that they meet themselves in different roles.
+        self.hot = [free[int(self.random() * len(free))] for _ in range(24)]
+        self.frames = [m.mfn for m in self.hot] + world.tables * 2 + [world.d.shared_info_mfn]
+        self.args = self.hot[0].va + 64
+        self.kinds: list[Callable[[], None]] = []
+        for kind, weight in _WEIGHTS.items():
+            self.kinds += [getattr(self, kind)] * weight
+
+    def act(self) -> None:
+        self.kinds[int(self.random() * len(self.kinds))]()
+
+    # -- values
+
+    def pick(self, values: tuple[int, ...]) -> int:
+        return values[int(self.random() * len(values))]
+
+    def frame(self) -> int:
+        r = self.random()
+        if r < 0.93:
+            return self.frames[int(r * 1.0752 * len(self.frames))]
+        mm = self.w.mm
+        if r < 0.98:
+            return mm.base + int(self.random() * mm.nr)
+        return self.pick((0, mm.base, mm.base + mm.nr, mm.base - 1, 0xFFFFF, 0xFFFFFFFF, (1 << 40) - 1))
+
+    def entry(self) -> int:
+        r = self.random()
+        if r < 0.12:
+            return 0
+        value = self.frame() << 12 | self.pick(_FLAGS)
+        if r > 0.92:
+            value |= _NX
+        if r > 0.985:
+            value ^= 1 << int(self.random() * 64)
+        return value & 0xFFFFFFFFFFFFFFFF
+
+    def slot(self) -> int:
+        r = self.random()
+        return int(r * 8) if r < 0.6 else (508 + int(self.random() * 4) if r < 0.7 else int(self.random() * 512))
+
+    def entry_address(self) -> int:
+        if self.random() < 0.4:  # the very entry that maps one of the pages
+            m = self.hot[int(self.random() * len(self.hot))]
+            return m.table << 12 | m.slot << 3
+        return self.frame() << 12 | self.slot() << 3
+
+    def va(self) -> int:
+        r = self.random()
+        if r < 0.75:
+            return self.hot[int(self.random() * len(self.hot))].va + (int(self.random() * 1024) << 2)
+        if r < 0.85:
+            return self.w.mapped[int(self.random() * len(self.w.mapped))].va
+        return self.pick(_ODD) if r < 0.95 else int(self.random() * 0x100000000)
+
+    def word(self) -> int:
+        r = self.random()
+        if r < 0.3:
+            return int(self.random() * 14)
+        if r < 0.55:
+            return self.frame() & 0xFFFFFFFF
+        if r < 0.75:
+            return self.va()
+        return self.pick(_ODD) if r < 0.95 else int(self.random() * 0x100000000)
+
+    def pass_args(self, data: bytes) -> int:
+        """Put arguments where the guest has them: their address."""
+        va = self.args if self.random() < 0.97 else self.va()
+        self.w.store(va, data)
+        return va if self.random() < 0.99 else self.pick(_ODD)
+
+    def some_words(self, n: int) -> int:
+        word = self.word
+        return self.pass_args(words(*[word() for _ in range(n)]))
+
+    def call(self, number: int, *args: int) -> None:
+        rc = self.w.call(number, (*args, 0, 0, 0, 0, 0, 0)[:6])
+        self.counts["refused" if rc < 0 else "done"] += 1
+
+    # -- acts
+
+    def mmu_update(self) -> None:
+        n = 1 + int(self.random() * 4)
+        data = b""
+        for _ in range(n):
+            pointer = self.entry_address() | (self.pick((0, 0, 0, 0, 1, 2, 3)))
+            data += pointer.to_bytes(8, "little") + self.entry().to_bytes(8, "little")
+        count = n if self.random() < 0.97 else self.pick(_COUNTS)
+        at = self.pass_args(data)
+        self.call(H.mmu_update, at, count, self.va() if self.random() < 0.2 else 0, self.domain())
+
+    def domain(self) -> int:
+        return 0x7FF0 if self.random() < 0.95 else self.pick(_DOMS)
+
+    def update_va_mapping(self) -> None:
+        value = self.entry()
+        flags = self.pick((0, 1, 2, 1, 2, 5, 6, 3)) if self.random() < 0.95 else self.word()
+        self.call(H.update_va_mapping, self.va(), value & 0xFFFFFFFF, value >> 32, flags)
+
+    def update_va_mapping_otherdomain(self) -> None:
+        value = self.entry()
+        self.call(
+            H.update_va_mapping_otherdomain, self.va(), value & 0xFFFFFFFF, value >> 32, 1, self.domain()
+        )
+
+    def mmuext_op(self) -> None:
+        n = 1 + int(self.random() * 3)
+        ops: list[int] = []
+        for _ in range(n):
+            command = int(self.random() * 5) if self.random() < 0.6 else int(self.random() * 24)
+            first = self.va() if command in (7, 8, 9, 11, 13) else self.frame()
+            if command == 5 and self.random() < 0.7:
+                first = self.w.v.cr3_mfn
+            ops += [command, first, self.frame() if command in (16, 17) else self.pick(_ODD)]
+        count = n if self.random() < 0.97 else self.pick(_COUNTS)
+        self.call(H.mmuext_op, self.pass_args(words(*ops)), count, 0, self.domain())
+
+    def new_tables(self) -> None:
+        """A frame filled as a table of some level, which random entries hardly ever make."""
+        m = self.hot[int(self.random() * len(self.hot))]
+        n = self.pick((1, 4, 8, 64))
+        data = b"".join(self.entry().to_bytes(8, "little") for _ in range(n))
+        self.w.store(m.va, data + bytes(4096 - len(data)))
+        self.counts["stores"] += 1
+        if self.random() < 0.7:
+            m.writable and self.call(
+                H.update_va_mapping, m.va, (m.mfn << 12 | 0x21) & 0xFFFFFFFF, m.mfn >> 20, 2
+            )
+            self.call(H.mmuext_op, self.pass_args(words(self.pick((0, 0, 1, 2, 3)), m.mfn, 0)), 1, 0, 0x7FF0)
+
+    def whole_tree(self) -> None:
+        """A second address space: the tables of the first one under a new L3, pinned or loaded."""
+        w, mm = self.w, self.w.mm
+        m = self.hot[int(self.random() * len(self.hot))]
+        top = (w.v.cr3_mfn - mm.base) << 9
+        entries = mm.e[top : top + 4].tolist()
+        if self.random() < 0.5:
+            entries[int(self.random() * 4)] = self.entry()
+        w.store(m.va, b"".join((e & ~0x1E6 if e & PRESENT else e).to_bytes(8, "little") for e in entries))
+        self.call(H.update_va_mapping, m.va, (m.mfn << 12 | 0x21) & 0xFFFFFFFF, m.mfn >> 20, 2)
+        command = self.pick((2, 5))
+        self.call(H.mmuext_op, self.pass_args(words(command, m.mfn, 0)), 1, 0, 0x7FF0)
+
+    def store(self) -> None:
+        value = self.entry() if self.random() < 0.7 else self.word()
+        data = value.to_bytes(8, "little")[: self.pick((8, 8, 4, 2, 1))]
+        self.w.store(self.va(), data)
+        self.counts["stores"] += 1
+
+    def table_store(self) -> None:
+        """A store to a page table through its own read-only mapping."""
+        tables = [m for m in self.w.mapped if not m.writable]
+        m = tables[int(self.random() * len(tables))]
+        self.w.store(m.va + 8 * self.slot(), self.entry().to_bytes(8, "little")[: self.pick((8, 8, 8, 4))])
+        self.counts["stores"] += 1
+
+    def remap(self) -> None:
+        """Put a page back where it was, or the guest soon has nothing left."""
+        m = self.hot[int(self.random() * len(self.hot))]
+        entry = m.mfn << 12 | 0x63
+        self.call(H.update_va_mapping, m.va, entry & 0xFFFFFFFF, entry >> 32, 2)
+
+    def unpin(self) -> None:
+        self.call(H.mmuext_op, self.pass_args(words(4, self.frame(), 0)), 1, 0, 0x7FF0)
+
+    def write_cr3(self) -> None:
+        self.w.write_cr3(self.frame())
+
+    def set_gdt(self) -> None:
+        n = self.pick((0, 1, 2, 3, 14, 15))
+        at = self.pass_args(words(*[self.frame() for _ in range(n)]))
+        self.call(H.set_gdt, at, self.pick((0, 1, 512, 513, 512 * n, 7168, 7169, 0xFFFFFFFF)))
+
+    def update_descriptor(self) -> None:
+        address = self.frame() << 12 | (int(self.random() * 512) << 3) | (self.random() < 0.02)
+        low, high = self.word(), self.pick((0, 0xCFFB00, 0xCFB300, 0x8C00, 0x8200, 0xAFFB00, 0xCF9300))
+        self.call(H.update_descriptor, address & 0xFFFFFFFF, address >> 32, low, high)
+
+    def ldt(self) -> None:
+        at = self.pass_args(words(13, self.va() & ~0xFFF, self.pick((0, 1, 512, 8192, 8193))))
+        self.call(H.mmuext_op, at, 1, 0, 0x7FF0)
+        for _ in range(3):
+            self.w.ldt_fault(int(self.random() * 0x10000))
+
+    def reservation(self) -> None:
+        n = 1 + int(self.random() * 4)
+        at = self.pass_args(words(*[self.frame() for _ in range(n)]))
+        count = n if self.random() < 0.9 else self.pick(_COUNTS)
+        order = 0 if self.random() < 0.9 else self.pick((1, 9, 10, 31, 63))
+        command = self.pick((0, 1, 1, 6, 6, 6))
+        block = words(at, count, order, 0 if self.random() < 0.9 else self.word(), self.domain())
+        self.w.store(self.args + 512, block)
+        self.call(H.memory_op, command, self.args + 512)
+
+    def exchange(self) -> None:
+        n = 1 + int(self.random() * 2)
+        self.w.store(self.args + 256, words(*[self.frame() for _ in range(n)]))
+        out = self.args + 384 if self.random() < 0.8 else self.va()
+        self.w.store(out, words(*range(n)))
+        order = 0 if self.random() < 0.9 else self.pick((1, 9, 10, 31))
+        block = words(self.args + 256, n, order, 0, 0x7FF0, out, n, 0, 0, 0x7FF0, 0)
+        self.call(H.memory_op, 11, self.pass_args(block))
+
+    def memory_op(self) -> None:
+        self.call(H.memory_op, int(self.random() * 30) | self.pick((0, 0, 0, 64, 0x7FFFFFC0)), self.some_words(12))
+
+    def grant_entry(self) -> None:
+        """Grant a frame of the domain's to itself."""
+        d = self.w.d
+        table = [d.grant_table]
+        del table
+        ref = 8 + int(self.random() * 4)
+        for m in self.hot[:2]:
+            self.w.store(m.va + 8 * ref, words(0x10000 | self.pick((1, 5, 0, 9, 25)), self.frame()))
+
+    def grant_frames(self) -> None:
+        """Let pages of the guest show the grant table, and write entries there."""
+        at = self.args + 1024
+        self.w.store(at, words(0x7FF0, 1, 0, at + 64))
+        self.call(H.grant_table_op, 2, at, 1)
+        frame = int.from_bytes(self.w.d.guest.copy_from(at + 64, 4), "little") if self._readable(at) else 0
+        m = self.hot[1]
+        self.call(H.update_va_mapping, m.va, (frame << 12 | 0x63) & 0xFFFFFFFF, frame >> 20, 2)
+        for ref in range(8, 12):
+            flags = self.pick((1, 5, 1, 5, 0, 2, 3, 9, 25))
+            self.w.store(m.va + 8 * ref, words(flags | 1 << 16, self.frame()))
+
+    def _readable(self, va: int) -> bool:
+        return self.w.mm.walk(self.w.v.cr3_mfn, va, False) >= 0
+
+    def grant_map(self) -> None:
+        address = self.va() & ~0xFFF if self.random() < 0.7 else self.entry_address()
+        flags = self.pick((2, 6, 1, 3, 2, 6, 18, 7, 0, 0xFFFF, 10))
+        block = words(address, 0, flags, 8 + int(self.random() * 4), 1 | 0 << 16, 0, 0, 0)
+        self.call(H.grant_table_op, 0, self.pass_args(block), 1)
+
+    def grant_unmap(self) -> None:
+        address = self.va() & ~0xFFF
+        bus = self.frame() << 12 if self.random() < 0.4 else 0
+        handle = int(self.random() * 6)
+        known = self.w.d.grant_table.maptrack.get(handle)
+        if known is not None and self.random() < 0.6:
+            bus = known.mfn << 12
+        block = words(address, 0, bus, bus >> 32, handle, 0)
+        self.call(H.grant_table_op, self.pick((1, 1, 1, 7)), self.pass_args(block), 1)
+
+    def grant_table_op(self) -> None:
+        count = self.pick((0, 1, 1, 2)) if self.random() < 0.97 else self.pick(_COUNTS)
+        self.call(H.grant_table_op, int(self.random() * 14), self.some_words(16), count)
+
+    def event_channel_op(self) -> None:
+        number = H.event_channel_op if self.random() < 0.9 else H.event_channel_op_compat
+        if number == H.event_channel_op:
+            self.call(number, int(self.random() * 16), self.some_words(4))
+        else:
+            self.call(number, self.some_words(8))
+
+    def sched_op(self) -> None:
+        number = H.sched_op if self.random() < 0.9 else H.sched_op_compat
+        self.call(number, int(self.random() * 10), self.some_words(4))
+        self.w.revive()
+
+    def vcpu_op(self) -> None:
+        r = self.random()
+        if r < 0.2:
+            self.call(H.vcpu_op, 10, int(self.random() * 3), self.pass_args(words(self.frame(), self.pick((0, 64, 0xFC0, 0xFFC, 3)))))
+        elif r < 0.3:
+            self.initialise()
+        else:
+            self.call(H.vcpu_op, int(self.random() * 16), int(self.random() * 4), self.some_words(6))
+        self.w.revive()
+
+    def initialise(self) -> None:
+        """VCPUOP_initialise with the boot vCPU's context, and the start of the vCPU."""
+        context = bytearray(self.w.context)
+        for _ in range(int(self.random() * 3)):
+            at = int(self.random() * (len(context) // 4)) * 4
+            context[at : at + 4] = words(self.word())
+        va = self.hot[2].va
+        self.w.store(va, bytes(context))
+        self.call(H.vcpu_op, 0, 1, va)
+        self.call(H.vcpu_op, 1, 1, 0)
+
+    def switch(self) -> None:
+        self.w.switch()
+
+    def timers(self) -> None:
+        r = self.random()
+        if r < 0.5:
+            self.call(H.set_timer_op, self.word(), self.pick((0, 0, 1, 0x7FFFFFFF, 0x80000000)))
+        else:
+            self.w.pass_time(int(self.random() * 2_000_000))
+        self.w.revive()
+
+    def multicall(self) -> None:
+        n = 1 + int(self.random() * 4)
+        values: list[int] = []
+        for _ in range(n):
+            number = int(self.random() * 64)
+            value = self.entry()
+            if self.random() < 0.5:
+                number = H.update_va_mapping
+            values += [number, 0, self.va(), value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF, 2, self.word(), 0]
+        at = self.pass_args(words(*values))
+        count = n if self.random() < 0.97 else self.pick((0, 17, 64, 300))
+        self.call(H.multicall, at, count)
+        self.w.revive()
+
+    def anything(self) -> None:
+        number = int(self.random() * 70) if self.random() < 0.95 else self.word()
+        args = [self.word() for _ in range(6)]
+        if number in (H.mmu_update, H.mmuext_op, H.multicall, H.grant_table_op) and args[1] > 64:
+            args[1] &= 63
+        self.some_words(16)
+        if self.random() < 0.5:
+            args[1] = self.args
+        self.call(number, *args)
+        self.w.revive()
+
+    def processor(self) -> None:
+        number = self.pick((H.set_trap_table, H.stack_switch, H.set_callbacks, H.fpu_taskswitch, H.set_debugreg,
+                            H.get_debugreg, H.vm_assist, H.callback_op, H.set_segment_base, H.nmi_op, H.physdev_op))  # fmt: skip
+        if number in (H.set_trap_table,):
+            self.call(number, self.some_words(6))
+        elif number in (H.callback_op, H.nmi_op, H.physdev_op):
+            self.call(number, int(self.random() * 30), self.some_words(6))
+        else:
+            self.call(number, self.word(), self.word(), self.word(), self.word())
+
+
+# How often each act is chosen.
+_WEIGHTS = {
+    "mmu_update": 18, "update_va_mapping": 12, "update_va_mapping_otherdomain": 1, "mmuext_op": 10,
+    "new_tables": 4, "whole_tree": 2, "store": 8, "table_store": 6, "remap": 8, "unpin": 5, "write_cr3": 1,
+    "set_gdt": 3, "update_descriptor": 3, "ldt": 2, "reservation": 4, "exchange": 2, "memory_op": 2,
+    "grant_frames": 1, "grant_map": 3, "grant_unmap": 3, "grant_table_op": 2, "event_channel_op": 3,
+    "sched_op": 2, "vcpu_op": 2, "switch": 1, "timers": 2, "multicall": 3, "anything": 4, "processor": 2,
+}  # fmt: skip
+
+
+class Failure(AssertionError):
+    """What broke, and how to see it again."""
+
+
+def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter[str]:
+    """One round; what was done. Raises Failure."""
+    world = World(folder)
+    fuzzer = Fuzzer(world, Random(f"{seed}/{number}"))
+    done = 0
+    try:
+        for done in range(1, acts + 1):
+            fuzzer.act()
+            if not done % CHECK_EVERY or done == acts:
+                problems = world.problems()
+                if problems:
+                    raise AssertionError("\n".join(problems[:20]))
+    except Exception as error:
+        again = f"python -m tests.hvcore.hostile.fuzz --seed {seed} --round {number}"
+        raise Failure(f"act {done} of round {number}: {error!r}\nagain: {again}") from error
+    finally:
+        world.close()
+    fuzzer.counts["crashes"] += world.crashes
+    return fuzzer.counts
+
+
+def run_shard(seed: int, count: int, shard: int, shards: int) -> Counter[str]:
+    """Every `shards`-th round of `count` acts in all; the counts. Raises Failure."""
+    total: Counter[str] = Counter()
+    rounds = range(shard - 1, -(-count // ROUND), shards)
+    with tempfile.TemporaryDirectory() as folder:
+        before = 0
+        for i, number in enumerate(rounds):
+            total += run_round(seed, number, folder)
+            if i == min(4, len(rounds) - 1):
+                before = rss()
+    grown = rss() - before
+    if grown > RSS_GROWTH:
+        raise Failure(f"the process has grown by {grown >> 20} MB")
+    return total
+
+
+def rss() -> int:
+    """Peak resident memory of this process, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Random hypercalls and page-table writes.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=100_000, help="acts over all shards")
+    parser.add_argument("--shard", default="1/1", metavar="I/N")
+    parser.add_argument("--round", type=int, help="only this round")
+    arguments = parser.parse_args()
+    shard, shards = map(int, arguments.shard.split("/"))
+    started = time.perf_counter()
+    try:
+        if arguments.round is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                counts = run_round(arguments.seed, arguments.round, folder)
+        else:
+            counts = run_shard(arguments.seed, arguments.count, shard, shards)
+    except Failure as failure:
+        import traceback
+
+        traceback.print_exception(failure.__cause__)
+        print(failure, file=sys.stderr)
+        return 1
+    seconds = time.perf_counter() - started
+    print(f"{dict(counts)} in {seconds:.1f} s, {rss() >> 20} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

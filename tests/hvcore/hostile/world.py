@@ -1,0 +1,239 @@
+"""A small domain on a real machine, driven without running a guest: calls go straight to the dispatcher.
+
+`World.call` is a hypercall, `store` a store of the guest's (also one to a read-only page table, which Xen
+emulates), `problems` says what is wrong with the machine; nothing may ever be.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from typing import NamedTuple
+
+from domainbuilder.build import build
+from domainbuilder.domain_plan import DomainPlan, plan
+from hvcore.abi import ABIS, Abi
+from hvcore.errors import DomainCrash, GuestError, GuestFault
+from hvcore.machine import Machine
+from hvcore.machine_memory import MachineMemory
+from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_seg_desc_page
+from hvcore.public.errno import NAMES
+from hvcore.public.xen import Hypercall
+from hvcore.pv.audit import audit
+from hvcore.pv.hypercall import HypercallTable
+from tests.domainbuilder.tiny_guest import IDLE, kernel
+
+MEMORY_MIB = 4
+VCPUS = 2
+PRESENT, RW = 1, 2
+_RESULT_IS_DATA = (Hypercall.iret, Hypercall.get_debugreg)
+
+
+class Broken(AssertionError):
+    """The hypervisor answered in a way that no guest may cause."""
+
+
+class Mapped(NamedTuple):
+    """One page as the builder mapped it."""
+
+    va: int
+    mfn: int
+    table: int  # the L1's frame
+    slot: int
+    writable: bool
+
+
+@cache
+def _plan(folder: str) -> DomainPlan:
+    from pathlib import Path
+
+    path = Path(folder) / "tiny.elf"
+    path.write_bytes(kernel(IDLE))
+    return plan(path, memory_mib=MEMORY_MIB)
+
+
+class World:
+    """One machine with its domain; `folder` is a place for the kernel file."""
+
+    def __init__(self, folder: str) -> None:
+        planned = _plan(folder)
+        self.abi: Abi = ABIS[planned.guest_type]
+        memory = MachineMemory(planned.nr_pages, m2p_entry=self.abi.m2p_entry)
+        image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
+        self.machine = Machine(image, memory=memory, vcpus=VCPUS)
+        d = self.d = self.machine.domain
+        self.mm = d.mm
+        self.v = d.vcpus[0]
+        self.dispatch = HypercallTable(d, self.machine.frames).dispatch
+        self.machine.clock.set_budget(1 << 40)
+        self.machine._switch_to(self.v)  # as the run loop does before anything runs
+        self.crashes = 0
+        self.context = image.context.pack(self.abi.word)
+        self.mapped = self._initial_mappings()
+        self.tables = sorted({m.table for m in self.mapped}) + self._upper_tables()
+
+    def close(self) -> None:
+        self.machine.close()
+
+    # -- what is there
+
+    def _initial_mappings(self) -> list[Mapped]:
+        mm, d = self.mm, self.d
+        found = []
+        layout = self.machine.image.plan
+        start = layout.parms.virt_base
+        for page in range(d.nr_pages):
+            va = start + (page << 12)
+            at = mm.l1_entry_of(self.v.cr3_mfn, va)
+            if at >= 0 and mm.e[at] & PRESENT:
+                entry = mm.e[at]
+                table, slot = (at >> mm.shift) + mm.base, at & mm.entries - 1
+                found.append(Mapped(va, entry >> 12 & mm.mfn_mask, table, slot, bool(entry & RW)))
+        return found
+
+    def _upper_tables(self) -> list[int]:
+        mm = self.mm
+        return [pg + mm.base for pg in range(mm.nr) if 2 <= mm.ptype[pg] <= 4 and mm.tcount[pg]]
+
+    # -- what a guest does
+
+    def call(self, number: int, args: tuple[int, ...]) -> int:
+        """A hypercall with all the arguments there may be; -1 << 40 where it crashed the domain."""
+        try:
+            rc = self.dispatch(self.v, number, args)
+        except GuestFault as fault:  # an iret to a context that cannot be entered
+            self.fault(fault)
+            return -1 << 40
+        except DomainCrash:
+            self.crashes += 1
+            return -1 << 40
+        if rc.__class__ is not int:
+            raise Broken(f"hypercall {number} {args} gave {rc!r}")
+        if number not in _RESULT_IS_DATA and (rc < 0 and -rc not in NAMES or rc >> 31 > 0):
+            raise Broken(f"hypercall {number} {[hex(a) for a in args]} gave {rc}")
+        return rc
+
+    def fault(self, fault: GuestFault) -> None:
+        """The guest sees an exception, or dies of it."""
+        try:
+            self.machine.traps.inject_fault(fault)
+        except DomainCrash:
+            self.crashes += 1
+
+    def store(self, va: int, data: bytes) -> bool:
+        """A store by the guest kernel: whether it was carried out."""
+        try:
+            self.d.guest.copy_to(va, data)
+        except GuestError:
+            return self._store_to_table(va, data)
+        return True
+
+    def _store_to_table(self, va: int, data: bytes) -> bool:
+        """What the processor does with a store that page-faulted: Xen may emulate it (ptwr)."""
+        ro = self.machine.ro_page_fault
+        if not ro.try_start(va):
+            return False
+        offset = va & 4095
+        data = data[: 4096 - offset]
+        ro.scratch[offset : offset + len(data)] = data
+        before = ro.stores
+        try:
+            ro.step_done(1)
+        except DomainCrash:
+            self.crashes += 1
+        return ro.stores > before
+
+    def ldt_fault(self, offset: int) -> None:
+        """The processor looked for a descriptor in an LDT page that is not mapped yet."""
+        try:
+            self.machine.frames.map_ldt(offset)
+        except (GuestFault, DomainCrash):
+            self.crashes += 1
+
+    def write_cr3(self, mfn: int) -> int:
+        return self.mm.new_guest_cr3(mfn)
+
+    def pass_time(self, ns: int) -> None:
+        clock = self.machine.clock
+        clock.advance_to(clock.now() + ns)
+        clock.run_due()
+
+    def revive(self) -> None:
+        """Whatever stopped the vCPU has ended: the guest goes on."""
+        d = self.d
+        d.is_shutting_down = False
+        d.shutdown_code = None
+        for v in d.vcpus:
+            if v.poll_evtchn is not None:
+                v.poll_evtchn = None
+                d.evtchn.pollers -= 1
+            v.pause_flags &= ~1
+        self.v.pause_flags = 0
+        self.machine.clock.set_budget(1 << 40)
+
+    def switch(self) -> None:
+        """Another vCPU's turn, if there is one that could take it."""
+        for v in self.d.vcpus:
+            if v is not self.v and v.is_initialised:
+                v.pause_flags = 0
+                try:
+                    self.machine._switch_to(v)
+                except DomainCrash:
+                    self.crashes += 1
+                self.v = v
+                return
+
+    # -- what must hold
+
+    def problems(self) -> list[str]:
+        """All that is wrong; empty if nothing is."""
+        return [*audit(self.d), *self._writable_tables(), *self._unbounded()]
+
+    def _writable_tables(self) -> list[str]:
+        """Writable mappings of page tables and descriptor pages, seen by looking at every L1 alone."""
+        mm = self.mm
+        protected = {
+            pg + mm.base
+            for pg in range(mm.nr)
+            if mm.tcount[pg] and PGT_l1_page_table <= mm.ptype[pg] <= PGT_seg_desc_page
+        }
+        found = []
+        for pg in range(mm.nr):
+            if mm.ptype[pg] != PGT_l1_page_table or not mm.tcount[pg]:
+                continue
+            start = pg << mm.shift
+            for slot, entry in enumerate(mm.e[start : start + mm.entries].tolist()):
+                mfn = entry >> 12 & mm.mfn_mask
+                if entry & (PRESENT | RW) == PRESENT | RW:
+                    if mfn in protected:
+                        found.append(f"L1 {pg + mm.base:#x} slot {slot:#x} maps table {mfn:#x} writable")
+                    elif not (0 <= mfn - mm.base < mm.nr and mm.owner[mfn - mm.base] == OWNER_GUEST):
+                        found.append(f"L1 {pg + mm.base:#x} slot {slot:#x} maps {mfn:#x}, not the guest's")
+        return found + self._stale_translations(protected)
+
+    def _stale_translations(self, protected: set[int]) -> list[str]:
+        """A kept translation that still allows stores to what has become a table."""
+        mm = self.mm
+        return [
+            f"a kept translation of {page << 12:#x} allows stores to {(at >> 12) + mm.base:#x}"
+            for page, at in self.d.guest._write.items()
+            if (at >> 12) + mm.base in protected
+        ]
+
+    def _unbounded(self) -> list[str]:
+        d, clock = self.d, self.machine.clock
+        sizes = {
+            "timers": (len(clock._live), 16),
+            "timer heap": (len(clock._heap), 256),
+            "unknown hypercalls": (len(d.trace.unknown_hypercalls), 256),
+            "grant handles": (len(d.grant_table.maptrack), 4096),
+            "active grants": (len(d.grant_table.active), 32768),
+            "free frames": (len(self.mm.free_frames), self.mm.nr),
+            "total pages": (d.tot_pages, d.max_pages),
+        }
+        return [f"{name}: {size}, more than {most}" for name, (size, most) in sizes.items() if size > most]
+
+
+def words(*values: int) -> bytes:
+    """32-bit words."""
+    return struct.pack(f"<{len(values)}I", *[value & 0xFFFFFFFF for value in values])
