@@ -74,14 +74,25 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One guest: its file NAME.elf, all its sources (under samples/), and its width."""
+    """One guest: its file NAME.elf, all its sources and its linker script (under samples/), and its width."""
 
     name: str
     sources: tuple[str, ...]
     width: Width = I386
+    script: str = "common/guest.lds"
 
 
 BUNDLE: tuple[Sample, ...] = (Sample("hello", (*RUNTIME, "hello/main.c")),)
+
+
+def pvkernel() -> Sample:
+    """The teaching kernel; of the common sources it uses printf alone."""
+    sources = sorted(path.name for path in (SAMPLES / "pvkernel").glob("*.[cS]"))
+    return Sample(
+        "pvkernel",
+        ("common/print.c", *(f"pvkernel/{name}" for name in sources)),
+        script="pvkernel/pvkernel.lds",
+    )
 
 
 def conformance() -> tuple[Sample, ...]:
@@ -112,10 +123,10 @@ def compile_object(source: str, width: Width, scratch: Path) -> Path:
 
 
 def link(sample: Sample, objects: list[Path], scratch: Path, output: Path) -> None:
-    """Link the objects with samples/common/guest.lds into a stripped `output`."""
+    """Link the objects with its script into a stripped `output`."""
     _zig(
         "ld.lld",
-        *("-m", sample.width.emulation, "-T", "common/guest.lds", "--build-id=none", "--strip-all"),
+        *("-m", sample.width.emulation, "-T", sample.script, "--build-id=none", "--strip-all"),
         *("-z", "max-page-size=4096", "-z", "nognustack", "--orphan-handling=error"),
         f"--defsym=VIRT_BASE={sample.width.virt_base:#x}",
         *map(str, objects),
