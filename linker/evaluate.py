@@ -224,11 +224,7 @@ def _arithmetic_call(function: str, values: list[Known], scope: Scope) -> Value:
     if function == "LOG2CEIL":
         return Known((first - 1).bit_length() if first > 1 else 0, number=True)
     if function == "DATA_SEGMENT_ALIGN":
-        dot = scope.symbol(".")
-        if isinstance(dot, Unknown):
-            return dot
-        # The form without relro adjustment: the first alternative of the two in the manual.
-        return Known(align_up(dot.value, first) + (dot.value & (first - 1)) & MASK)
+        return Unknown("ld chooses where the data segment starts, by relro and page size")
     if function == "DATA_SEGMENT_RELRO_END":
         return Known((values[0].value + values[1].value) & MASK)
     return Known(first, False)

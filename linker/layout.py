@@ -2,7 +2,7 @@
 
 `simulate` follows lang_size_sections_1 and lang_do_assignments_1 of binutils 2.40 (ld/ldlang.c): the same
 passes over the statements until nothing moves any more. What cannot be computed is `Unknown` and says why.
-`model` joins the computed layout with a link map and an ELF.
+`contents.py` finds the contents in a link map and joins the computed layout with map and ELF.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from . import ast
-from .elffile import SHF_TLS, SHT_NOBITS, Elf, Segment
 from .evaluate import Known, SectionFacts, Unknown, Value, align_up, evaluate
-from .mapfile import LinkMap, MapOutput
 from .outline import Outline
 
 _PASSES = 8
@@ -33,7 +31,8 @@ class Contents(NamedTuple):
     """What an output section holds: pieces for each of its input descriptions, in order, and orphans.
 
     `dropped` tells that the linker made no such section; `thread_zero` that it takes no addresses (.tbss),
-    `loaded` that the file has bytes for it.
+    `loaded` that the file has bytes for it. `alignment` is what the section has at least,
+    `writable` what ONLY_IF_RO and ONLY_IF_RW ask for.
     """
 
     by_spec: tuple[tuple[Piece, ...], ...]
@@ -42,6 +41,8 @@ class Contents(NamedTuple):
     thread_zero: bool = False
     allocated: bool = True
     loaded: bool = True
+    alignment: int = 1
+    writable: bool = False
 
 
 class Target(NamedTuple):
@@ -185,6 +186,10 @@ class _Pass:
 
     def _output(self, node: ast.OutputSection) -> None:
         contents = self.contents.get(node.name, Contents((), dropped=True))
+        asked = {"ONLY_IF_RO": False, "ONLY_IF_RW": True}.get(node.constraint)
+        if asked is not None and not contents.dropped and contents.writable is not asked:
+            # Of two sections of one name the one that does not apply is as if it were not there.
+            return
         region = self._home(node)
         lma = self._load_region(node, region)
         if contents.dropped:
@@ -254,7 +259,7 @@ class _Pass:
         inputs = max((piece.alignment for piece in pieces), default=1)
         if isinstance(subalign, Known):
             inputs = max(subalign.value, 1) if pieces else 1
-        return wanted, max(wanted, inputs)
+        return wanted, max(wanted, inputs, contents.alignment)
 
     def _load_address(
         self, node: ast.OutputSection, region: _Region, lma: _Region | None, section: Section,
@@ -386,120 +391,3 @@ def _with_orphans(outline: Outline, orphans: Sequence[tuple[str, str]]) -> Outli
         for command in outline.script.commands
     )
     return Outline(outline.script._replace(commands=commands))
-
-
-# From a map and an ELF
-
-
-def _alignments(files: Mapping[str, Elf], file: str, name: str) -> int | None:
-    elf = files.get(file)
-    section = elf.by_name.get(name) if elf is not None else None
-    return max(section.alignment, 1) if section is not None else None
-
-
-def _guess(address: int) -> int:
-    """Return the alignment an address shows at most, for input sections of files that are not at hand."""
-    return min(address & -address, 16) if address else 16
-
-
-def contents_of(
-    link_map: LinkMap, outline: Outline, elf: Elf | None = None, files: Mapping[str, Elf] | None = None
-) -> tuple[dict[str, Contents], list[tuple[str, str]]]:
-    """Return what each output section holds by a GNU map, and the orphans with the sections before them.
-
-    `files` are the object files by the names the map has for them; they say how inputs are aligned.
-    """
-    known = files or {}
-    out: dict[str, Contents] = {}
-    orphans: list[tuple[str, str]] = []
-    specs = {placed.section.name: _specs(placed.section) for placed in outline.sections}
-    before = ""
-    for output in link_map.outputs:
-        if not output.size and output.name not in specs:
-            continue
-        section = elf.by_name.get(output.name) if elf is not None else None
-        groups, rest = _groups(output, specs.get(output.name, 0), known)
-        thread_zero = section is not None and section.type == SHT_NOBITS and bool(section.flags & SHF_TLS)
-        out[output.name] = Contents(
-            groups,
-            rest,
-            dropped=elf is not None and section is None,
-            thread_zero=thread_zero,
-            allocated=section.allocated if section is not None else True,
-            loaded=section.type != SHT_NOBITS if section is not None else True,
-        )
-        if output.name not in specs:
-            orphans.append((output.name, before))
-        if not out[output.name].dropped:
-            before = output.name
-    return out, orphans
-
-
-def _specs(section: ast.OutputSection) -> int:
-    return sum(isinstance(statement, ast.InputSpec) for statement in section.body)
-
-
-def _groups(
-    output: MapOutput, count: int, files: Mapping[str, Elf]
-) -> tuple[tuple[tuple[Piece, ...], ...], tuple[Piece, ...]]:
-    def piece(name: str, file: str, size: int, address: int) -> Piece:
-        return Piece(name, file, size, _alignments(files, file, name) or _guess(address))
-
-    if not count:
-        pieces = tuple(piece(i.name, i.file, i.size, i.address) for i in output.inputs if i.size)
-        return (pieces,), ()
-    groups: list[list[Piece]] = [[] for _ in range(count)]
-    rest: list[Piece] = []
-    inputs = iter(output.inputs)
-    for number, pattern in enumerate(output.patterns):
-        for _ in range(pattern.taken):
-            item = next(inputs)
-            target = groups[number] if number < count else rest
-            if item.size:
-                target.append(piece(item.name, item.file, item.size, item.address))
-    rest += [piece(i.name, i.file, i.size, i.address) for i in inputs if i.size]
-    return tuple(tuple(group) for group in groups), tuple(rest)
-
-
-def target_of(elf: Elf) -> Target:
-    """Return the size of the headers, and page sizes as far as segments show them."""
-    header, entry = (64, 56) if elf.bits == 64 else (52, 32)
-    aligned = max((segment.alignment for segment in elf.loads), default=0)
-    return Target(header + entry * len(elf.segments), aligned or None, None)
-
-
-class Model(NamedTuple):
-    """Everything known of a layout: computed, from the map, from the ELF; each may be missing."""
-
-    computed: Layout | None
-    outputs: tuple[MapOutput, ...]
-    segments: tuple[Segment, ...]
-    orphans: tuple[str, ...]
-    matched: Mapping[str, int]
-
-
-def model(outline: Outline | None, link_map: LinkMap | None, elf: Elf | None) -> Model:
-    """Join what was given. `matched` counts the input sections each pattern of the map took."""
-    computed = None
-    orphans: list[tuple[str, str]] = []
-    if outline is not None and link_map is not None and link_map.flavor == "gnu":
-        contents, orphans = contents_of(link_map, outline, elf)
-        target = target_of(elf) if elf is not None else Target()
-        computed = simulate(outline, contents, target, orphans)
-    elif outline is not None and elf is not None:
-        orphans = [
-            (section.name, "")
-            for section in elf.sections
-            if section.allocated and section.name not in outline.names
-        ]
-    matched: dict[str, int] = {}
-    for output in link_map.outputs if link_map is not None else ():
-        for pattern in output.patterns:
-            matched[pattern.text] = matched.get(pattern.text, 0) + pattern.taken
-    return Model(
-        computed,
-        link_map.outputs if link_map is not None else (),
-        elf.segments if elf is not None else (),
-        tuple(name for name, _ in orphans),
-        matched,
-    )

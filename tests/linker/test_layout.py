@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from linking import MAIN, OTHER, assemble, link
+from linking import MAIN, OTHER, assemble, link, run
 
+from linker.contents import contents_of, model, target_of
 from linker.elffile import read_elf
 from linker.evaluate import Known, Unknown
-from linker.layout import contents_of, model, simulate, target_of
+from linker.layout import simulate
 from linker.mapfile import read_map
 from linker.outline import Outline
 from linker.parser import parse
@@ -160,6 +161,33 @@ def test_patterns_take_what_the_map_says(linked):
     assert joined.matched["*(.data)"] == 2
     assert ".extra" in joined.orphans
     assert [segment.type for segment in joined.segments].count(1) >= 1
+
+
+def test_hosted_program_with_the_default_script(tool, tmp_path):
+    """libc's objects by ld's own script: equal up to where ld chooses for itself, unknown from there."""
+    compiler, linker = tool("gcc", "cc"), tool("ld.bfd", "ld")
+    (tmp_path / "m.c").write_text("int main(void) { return 0; }\n")
+    elf_path, map_path = tmp_path / "m.elf", tmp_path / "m.map"
+    run(compiler, "-static", "-no-pie", "-o", elf_path, tmp_path / "m.c", f"-Wl,-Map,{map_path}")
+    script = run(linker, "-m", "elf_x86_64", "-z", "relro", "-z", "separate-code", "--verbose")
+    outline = Outline(parse(script.split("=" * 50)[1]))
+    elf = read_elf(str(elf_path))
+    contents, orphans = contents_of(read_map(str(map_path)), outline, elf)
+    layout = simulate(outline, contents, target_of(elf), orphans)
+    real = {section.name for section in elf.sections if section.allocated}
+    known = [s for s in layout.sections if isinstance(s.address, Known) and s.name in real]
+    same = [
+        section.name
+        for section in known
+        if elf.by_name[section.name].address == section.address.value
+        and elf.by_name[section.name].size == section.size
+    ]  # fmt: skip
+    assert {".text", ".rodata", ".eh_frame"} <= set(same)
+    assert [
+        section.name for section in known if section.name in elf.by_name and section.name not in same
+    ] == []
+    reasons = {section.address.reason for section in layout.sections if isinstance(section.address, Unknown)}
+    assert "ld chooses where the data segment starts, by relro and page size" in reasons
 
 
 def test_what_cannot_be_computed_says_why():

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from linker import rules
 from linker.ast import Script, shape
+from linker.contents import model
 from linker.cursor import PRECEDENCE
 from linker.elffile import Elf
 from linker.errors import LayoutInputError
-from linker.layout import model
 from linker.lint import Inputs, run
 from linker.mapfile import parse_map
 from linker.match import matches
