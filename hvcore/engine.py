@@ -264,7 +264,8 @@ class Engine:
         """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""
         native = self.internals.io_fault_callbacks()
         if native is None:
-            return self._install_io_refusal()
+            self._install_io_refusal()
+            return
         page, on_in, on_out = native
         self._keep.append(page)
         env = ctypes.c_void_p(self.window.env_address)
