@@ -101,10 +101,9 @@ class ScriptParser(SectionParser):
                 arguments.extend(part for part in parts if part)
                 self.accept(",")
             if not least <= len(arguments) <= most:
-                raise SyntaxFailure(
-                    f"{keyword.text} takes {_amount(least, most)}, found {len(arguments)}",
-                    self.span_from(keyword.start),
-                )
+                # The command is complete, so what follows can be read: no recovery.
+                message = f"{keyword.text} takes {_amount(least, most)}, found {len(arguments)}"
+                self.problems.append(ast.SyntaxProblem(message, self.span_from(keyword.start)))
         return ast.Command(keyword.text, tuple(arguments), self.span_from(keyword.start))
 
     def _inputs(self, keyword: Token) -> ast.Inputs:
