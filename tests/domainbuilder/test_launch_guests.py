@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.launch import launch
+from domainbuilder.launch import RunningDomain, launch
 
 pytestmark = pytest.mark.guest
 
@@ -56,7 +57,7 @@ def test_grub_is_the_same_run_every_time(grub: Path) -> None:
 def test_grub_from_the_command_line(grub: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "domainbuilder", "launch", str(grub), "--timeout", "120",
-         "--expect", PROMPT, "--send", "echo hello $((1))\\n", "--expect", "^hello",
+         "--expect", PROMPT, "--send", "echo one   two\\n", "--expect", "one two",
          "--expect", PROMPT, "--send", "ls\\n", "--expect", PROMPT, "--send", "lsmod\\n",
          "--expect", "adler32", "--expect", PROMPT, "--send", "halt\\n"],
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
@@ -73,28 +74,44 @@ def test_grub_reads_what_is_piped_to_it(grub: Path) -> None:
     assert b"piped" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["gnumach-bookworm-i386.gz", "gnumach-trixie-i386.gz"])
-def test_gnumach_boots(guest_kernel: Callable[[str], Path], name: str) -> None:
-    with launch(guest_kernel(name), timeout=120) as dom:
+NO_BOOTSTRAP = "No bootstrap code loaded with the kernel"
+
+
+def ends_as_gnumach_does(dom: RunningDomain) -> None:
+    """It calls sched_op_compat with an address in the place of a reason: Xen takes its low byte for one."""
+    outcome = dom.wait()
+    assert outcome.reason.startswith("reason ")
+    assert outcome.report is not None
+    assert outcome.report.hypercalls[-1].name == "sched_op_compat"
+
+
+def test_gnumach_boots(guest_kernel: Callable[[str], Path]) -> None:
+    with launch(guest_kernel("gnumach-bookworm-i386.gz"), upper_ptwr=True, timeout=120) as dom:
         dom.console.expect(r"GNU Mach 1\.8")
         dom.console.expect("Running on xen-3.0-x86_32p")
-        dom.console.expect("panic .*No bootstrap code loaded with the kernel")
-        outcome = dom.wait()
-        # It asks for its shutdown by sched_op_compat with an address in the place of a reason: what Xen
-        # takes for the reason is that address's low byte, and no reason at all.
-        assert outcome.reason.startswith("reason ")
-        assert outcome.report is not None
-        assert outcome.report.hypercalls[-1].name == "sched_op_compat"
+        dom.console.expect(f"panic .*{NO_BOOTSTRAP}")
+        ends_as_gnumach_does(dom)
 
 
-@pytest.mark.parametrize(
-    "name", ["vmlinuz-bookworm-amd64", "grub-x86_64-xen.bin", "gnumach-bookworm-amd64.gz"]
-)
-def test_64_bit_kernels_are_refused_in_words(guest_kernel: Callable[[str], Path], name: str) -> None:
+def test_gnumach_that_keeps_its_messages(guest_kernel: Callable[[str], Path]) -> None:
+    """GNU Mach of trixie opens its console later than it panics: what it said is in its own memory."""
+    with launch(guest_kernel("gnumach-trixie-i386.gz"), timeout=120) as dom:
+        ends_as_gnumach_does(dom)
+        said = dom.console.transcript.encode() + bytes(dom.machine.mem.ram)
+    assert re.search(rb"GNU Mach 1\.8[^\0]+panic [^\0]+" + NO_BOOTSTRAP.encode(), said)
+
+
+def test_grub_of_64_bits(guest_kernel: Callable[[str], Path]) -> None:
+    with launch(guest_kernel("grub-x86_64-xen.bin"), timeout=120) as dom:
+        dom.console.expect(PROMPT)
+        dom.console.send("halt\n")
+        assert dom.wait().reason == "poweroff"
+
+
+def test_a_guest_for_hvm_is_refused_in_words(guest_kernel: Callable[[str], Path]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "domainbuilder", "launch", str(guest_kernel(name)), "-m", "256"],
+        [sys.executable, "-m", "domainbuilder", "launch", str(guest_kernel("grub-i386-xen_pvh.bin"))],
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.splitlines() == [done.stderr.strip()]
-    assert b"launch runs 32-bit PV guests; found xen-3.0-x86_64" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
