@@ -142,7 +142,7 @@ def do_update_va_mapping(v: Vcpu, va: int, val: int, flags: int) -> int:
     at = mm.l1_entry_of(v.cr3_mfn, va)
     if at < 0 or mm.owner[at >> mm.shift] != OWNER_GUEST or mm.ptype[at >> mm.shift] != 1:
         return -EINVAL
-    rc = mm.mod_l1_entry(at, val)
+    rc = mm.mod_l1_entry(at, val if mm.shift == 9 else val & 0xFFFFFFFF)
     if rc:
         return rc
     flush = flags & xen.UVMF_FLUSHTYPE_MASK

@@ -2,8 +2,8 @@
 
 Work comes in rounds of ROUND acts, each on a domain of its own and from a seed of its own (made of the run's
 seed and the round's number), so that a shard is simply every Nth round and a failing round can be run alone:
-`--seed S --round R`. What is passed is biased: frames that are page tables or lately were, boundary sizes, bad
-pointers, huge counts.
+`--seed S --round R`. What is passed is biased: frames that are page tables or lately were, boundary sizes,
+bad pointers, huge counts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
+from hvcore.public.memory import xen_memory_exchange, xen_memory_reservation
 from hvcore.public.xen import Hypercall
-from tests.hvcore.hostile.world import PRESENT, World, words
+from tests.hvcore.hostile.world import GUESTS, PRESENT, World, words
 
 ROUND = 2500  # acts on one domain
 CHECK_EVERY = 500  # acts between two looks at everything
@@ -34,12 +35,20 @@ _ODD = (
 _COUNTS = (0, 1, 1, 1, 2, 3, 4, 8, 16, 0x80000000, 0x80000001, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000000)
 _DOMS = (0x7FF0, 0x7FF0, 0x7FF0, 0x7FF0, 1, 0, 2, 0x7FF1, 0x7FF2, 0x7FF4, 0x10000 | 0x7FF0, 0xFFFFFFFF)
 
+_PROCESSOR = (
+    H.set_trap_table, H.stack_switch, H.set_callbacks, H.fpu_taskswitch, H.set_debugreg, H.get_debugreg,
+    H.vm_assist, H.callback_op, H.set_segment_base, H.nmi_op, H.physdev_op,
+)  # fmt: skip
+
 
 class Fuzzer:
     """One domain and the random acts upon it. `act()` does one."""
 
     def __init__(self, world: World, rng: Random) -> None:
         self.w = world
+        self.word_size = world.abi.word
+        self.pte_size = world.mm.e.itemsize
+        self.last_slot = world.mm.entries - 1
         self.rng = rng
         self.random = rng.random
         self.counts: Counter[str] = Counter()
@@ -80,17 +89,29 @@ class Fuzzer:
             value |= _NX
         if r > 0.985:
             value ^= 1 << int(self.random() * 64)
-        return value & 0xFFFFFFFFFFFFFFFF
+        return value & (1 << 8 * self.pte_size) - 1
+
+    def pte(self, value: int) -> bytes:
+        return value.to_bytes(self.pte_size, "little")
+
+    def longs(self, *values: int) -> bytes:
+        """Words of the guest's width."""
+        mask = self.w.abi.word_mask
+        return b"".join((value & mask).to_bytes(self.word_size, "little") for value in values)
 
     def slot(self) -> int:
         r = self.random()
-        return int(r * 8) if r < 0.6 else (508 + int(self.random() * 4) if r < 0.7 else int(self.random() * 512))
+        if r < 0.6:
+            return int(r * 8)
+        return (
+            self.last_slot - int(self.random() * 4) if r < 0.7 else int(self.random() * (self.last_slot + 1))
+        )
 
     def entry_address(self) -> int:
         if self.random() < 0.4:  # the very entry that maps one of the pages
             m = self.hot[int(self.random() * len(self.hot))]
-            return m.table << 12 | m.slot << 3
-        return self.frame() << 12 | self.slot() << 3
+            return m.table << 12 | m.slot * self.pte_size
+        return self.frame() << 12 | self.slot() * self.pte_size
 
     def va(self) -> int:
         r = self.random()
@@ -98,7 +119,9 @@ class Fuzzer:
             return self.hot[int(self.random() * len(self.hot))].va + (int(self.random() * 1024) << 2)
         if r < 0.85:
             return self.w.mapped[int(self.random() * len(self.w.mapped))].va
-        return self.pick(_ODD) if r < 0.95 else int(self.random() * 0x100000000)
+        if r < 0.98:
+            return self.pick(_ODD)
+        return self.rng.getrandbits(8 * self.word_size)
 
     def word(self) -> int:
         r = self.random()
@@ -108,7 +131,7 @@ class Fuzzer:
             return self.frame() & 0xFFFFFFFF
         if r < 0.75:
             return self.va()
-        return self.pick(_ODD) if r < 0.95 else int(self.random() * 0x100000000)
+        return self.pick(_ODD) if r < 0.95 else self.rng.getrandbits(8 * self.word_size)
 
     def pass_args(self, data: bytes) -> int:
         """Put arguments where the guest has them: their address."""
@@ -118,7 +141,8 @@ class Fuzzer:
 
     def some_words(self, n: int) -> int:
         word = self.word
-        return self.pass_args(words(*[word() for _ in range(n)]))
+        pack = self.longs if self.random() < 0.6 else words
+        return self.pass_args(pack(*[word() for _ in range(n)]))
 
     def call(self, number: int, *args: int) -> None:
         rc = self.w.call(number, (*args, 0, 0, 0, 0, 0, 0)[:6])
@@ -140,53 +164,61 @@ class Fuzzer:
         return 0x7FF0 if self.random() < 0.95 else self.pick(_DOMS)
 
     def update_va_mapping(self) -> None:
-        value = self.entry()
         flags = self.pick((0, 1, 2, 1, 2, 5, 6, 3)) if self.random() < 0.95 else self.word()
-        self.call(H.update_va_mapping, self.va(), value & 0xFFFFFFFF, value >> 32, flags)
+        self.map(self.va(), self.entry(), flags)
+
+    def map(self, va: int, entry: int, flags: int = 2) -> None:
+        self.call(H.update_va_mapping, va, *self.wide(entry), flags)
+
+    def wide(self, value: int) -> tuple[int, ...]:
+        """A 64-bit value as the arguments of a hypercall."""
+        return (value,) if self.word_size == 8 else (value & 0xFFFFFFFF, value >> 32)
+
+    def extended(self, *ops: tuple[int, int, int]) -> int:
+        """Requests of mmuext_op: their address."""
+        return self.pass_args(b"".join(self.longs(*op) for op in ops))
+
+    def pin(self, command: int, mfn: int) -> None:
+        self.call(H.mmuext_op, self.extended((command, mfn, 0)), 1, 0, 0x7FF0)
 
     def update_va_mapping_otherdomain(self) -> None:
-        value = self.entry()
-        self.call(
-            H.update_va_mapping_otherdomain, self.va(), value & 0xFFFFFFFF, value >> 32, 1, self.domain()
-        )
+        self.call(H.update_va_mapping_otherdomain, self.va(), *self.wide(self.entry()), 1, self.domain())
 
     def mmuext_op(self) -> None:
         n = 1 + int(self.random() * 3)
-        ops: list[int] = []
+        ops = []
         for _ in range(n):
             command = int(self.random() * 5) if self.random() < 0.6 else int(self.random() * 24)
             first = self.va() if command in (7, 8, 9, 11, 13) else self.frame()
             if command == 5 and self.random() < 0.7:
                 first = self.w.v.cr3_mfn
-            ops += [command, first, self.frame() if command in (16, 17) else self.pick(_ODD)]
+            ops.append((command, first, self.frame() if command in (16, 17) else self.pick(_ODD)))
         count = n if self.random() < 0.97 else self.pick(_COUNTS)
-        self.call(H.mmuext_op, self.pass_args(words(*ops)), count, 0, self.domain())
+        self.call(H.mmuext_op, self.extended(*ops), count, 0, self.domain())
 
     def new_tables(self) -> None:
         """A frame filled as a table of some level, which random entries hardly ever make."""
         m = self.hot[int(self.random() * len(self.hot))]
         n = self.pick((1, 4, 8, 64))
-        data = b"".join(self.entry().to_bytes(8, "little") for _ in range(n))
+        data = b"".join(self.pte(self.entry()) for _ in range(n))
         self.w.store(m.va, data + bytes(4096 - len(data)))
         self.counts["stores"] += 1
         if self.random() < 0.7:
-            m.writable and self.call(
-                H.update_va_mapping, m.va, (m.mfn << 12 | 0x21) & 0xFFFFFFFF, m.mfn >> 20, 2
-            )
-            self.call(H.mmuext_op, self.pass_args(words(self.pick((0, 0, 1, 2, 3)), m.mfn, 0)), 1, 0, 0x7FF0)
+            self.map(m.va, m.mfn << 12 | 0x21)
+            self.pin(self.pick((0, 0, 1, 2, 3)), m.mfn)
 
     def whole_tree(self) -> None:
         """A second address space: the tables of the first one under a new L3, pinned or loaded."""
         w, mm = self.w, self.w.mm
         m = self.hot[int(self.random() * len(self.hot))]
-        top = (w.v.cr3_mfn - mm.base) << 9
-        entries = mm.e[top : top + 4].tolist()
+        top = (w.v.cr3_mfn - mm.base) << mm.shift
+        used = 4 if self.w.abi.pt_levels == 3 else mm.entries
+        entries = [e & ~(0x1E6 if used == 4 else 0x180) if e & PRESENT else 0 for e in mm.e[top : top + used]]
         if self.random() < 0.5:
-            entries[int(self.random() * 4)] = self.entry()
-        w.store(m.va, b"".join((e & ~0x1E6 if e & PRESENT else e).to_bytes(8, "little") for e in entries))
-        self.call(H.update_va_mapping, m.va, (m.mfn << 12 | 0x21) & 0xFFFFFFFF, m.mfn >> 20, 2)
-        command = self.pick((2, 5))
-        self.call(H.mmuext_op, self.pass_args(words(command, m.mfn, 0)), 1, 0, 0x7FF0)
+            entries[int(self.random() * used)] = self.entry()
+        w.store(m.va, b"".join(map(self.pte, entries)))
+        self.map(m.va, m.mfn << 12 | 0x21)
+        self.pin(self.pick((mm.levels - 1, 5, 15)), m.mfn)
 
     def store(self) -> None:
         value = self.entry() if self.random() < 0.7 else self.word()
@@ -198,76 +230,75 @@ class Fuzzer:
         """A store to a page table through its own read-only mapping."""
         tables = [m for m in self.w.mapped if not m.writable]
         m = tables[int(self.random() * len(tables))]
-        self.w.store(m.va + 8 * self.slot(), self.entry().to_bytes(8, "little")[: self.pick((8, 8, 8, 4))])
+        data = self.pte(self.entry())[: self.pick((8, 8, 8, 4))]
+        self.w.store(m.va + self.pte_size * self.slot(), data)
         self.counts["stores"] += 1
 
     def remap(self) -> None:
         """Put a page back where it was, or the guest soon has nothing left."""
         m = self.hot[int(self.random() * len(self.hot))]
-        entry = m.mfn << 12 | 0x63
-        self.call(H.update_va_mapping, m.va, entry & 0xFFFFFFFF, entry >> 32, 2)
+        self.map(m.va, m.mfn << 12 | 0x67)
 
     def unpin(self) -> None:
-        self.call(H.mmuext_op, self.pass_args(words(4, self.frame(), 0)), 1, 0, 0x7FF0)
+        self.pin(4, self.frame())
 
     def write_cr3(self) -> None:
         self.w.write_cr3(self.frame())
 
     def set_gdt(self) -> None:
         n = self.pick((0, 1, 2, 3, 14, 15))
-        at = self.pass_args(words(*[self.frame() for _ in range(n)]))
+        at = self.pass_args(self.longs(*[self.frame() for _ in range(n)]))
         self.call(H.set_gdt, at, self.pick((0, 1, 512, 513, 512 * n, 7168, 7169, 0xFFFFFFFF)))
 
     def update_descriptor(self) -> None:
         address = self.frame() << 12 | (int(self.random() * 512) << 3) | (self.random() < 0.02)
         low, high = self.word(), self.pick((0, 0xCFFB00, 0xCFB300, 0x8C00, 0x8200, 0xAFFB00, 0xCF9300))
-        self.call(H.update_descriptor, address & 0xFFFFFFFF, address >> 32, low, high)
+        descriptor = low & 0xFFFFFFFF | high << 32
+        self.call(H.update_descriptor, *self.wide(address), *self.wide(descriptor))
 
     def ldt(self) -> None:
-        at = self.pass_args(words(13, self.va() & ~0xFFF, self.pick((0, 1, 512, 8192, 8193))))
+        at = self.extended((13, self.va() & ~0xFFF, self.pick((0, 1, 512, 8192, 8193))))
         self.call(H.mmuext_op, at, 1, 0, 0x7FF0)
         for _ in range(3):
             self.w.ldt_fault(int(self.random() * 0x10000))
 
     def reservation(self) -> None:
         n = 1 + int(self.random() * 4)
-        at = self.pass_args(words(*[self.frame() for _ in range(n)]))
+        at = self.pass_args(self.longs(*[self.frame() for _ in range(n)]))
         count = n if self.random() < 0.9 else self.pick(_COUNTS)
         order = 0 if self.random() < 0.9 else self.pick((1, 9, 10, 31, 63))
         command = self.pick((0, 1, 1, 6, 6, 6))
-        block = words(at, count, order, 0 if self.random() < 0.9 else self.word(), self.domain())
+        flags = 0 if self.random() < 0.9 else self.word() & 0xFFFFFFFF
+        block = xen_memory_reservation[self.word_size].pack(
+            at & self.w.abi.word_mask, count, order, flags, self.domain() & 0xFFFF
+        )
         self.w.store(self.args + 512, block)
         self.call(H.memory_op, command, self.args + 512)
 
     def exchange(self) -> None:
         n = 1 + int(self.random() * 2)
-        self.w.store(self.args + 256, words(*[self.frame() for _ in range(n)]))
+        self.w.store(self.args + 256, self.longs(*[self.frame() for _ in range(n)]))
         out = self.args + 384 if self.random() < 0.8 else self.va()
-        self.w.store(out, words(*range(n)))
+        self.w.store(out, self.longs(*range(n)))
         order = 0 if self.random() < 0.9 else self.pick((1, 9, 10, 31))
-        block = words(self.args + 256, n, order, 0, 0x7FF0, out, n, 0, 0, 0x7FF0, 0)
+        block = xen_memory_exchange[self.word_size].pack(
+            self.args + 256, n, order, 0, 0x7FF0, out, n, 0, 0, 0x7FF0, 0
+        )
         self.call(H.memory_op, 11, self.pass_args(block))
 
     def memory_op(self) -> None:
-        self.call(H.memory_op, int(self.random() * 30) | self.pick((0, 0, 0, 64, 0x7FFFFFC0)), self.some_words(12))
-
-    def grant_entry(self) -> None:
-        """Grant a frame of the domain's to itself."""
-        d = self.w.d
-        table = [d.grant_table]
-        del table
-        ref = 8 + int(self.random() * 4)
-        for m in self.hot[:2]:
-            self.w.store(m.va + 8 * ref, words(0x10000 | self.pick((1, 5, 0, 9, 25)), self.frame()))
+        self.call(
+            H.memory_op, int(self.random() * 30) | self.pick((0, 0, 0, 64, 0x7FFFFFC0)), self.some_words(12)
+        )
 
     def grant_frames(self) -> None:
         """Let pages of the guest show the grant table, and write entries there."""
         at = self.args + 1024
-        self.w.store(at, words(0x7FF0, 1, 0, at + 64))
+        self.w.store(at, words(0x7FF0, 1, 0) + bytes(self.word_size - 4) + self.longs(at + 64))
         self.call(H.grant_table_op, 2, at, 1)
         frame = int.from_bytes(self.w.d.guest.copy_from(at + 64, 4), "little") if self._readable(at) else 0
         m = self.hot[1]
-        self.call(H.update_va_mapping, m.va, (frame << 12 | 0x63) & 0xFFFFFFFF, frame >> 20, 2)
+        self.map(m.va, frame << 12 | 0x67)
         for ref in range(8, 12):
             flags = self.pick((1, 5, 1, 5, 0, 2, 3, 9, 25))
             self.w.store(m.va + 8 * ref, words(flags | 1 << 16, self.frame()))
@@ -310,12 +341,16 @@ class Fuzzer:
     def vcpu_op(self) -> None:
         r = self.random()
         if r < 0.2:
-            self.call(H.vcpu_op, 10, int(self.random() * 3), self.pass_args(words(self.frame(), self.pick((0, 64, 0xFC0, 0xFFC, 3)))))
+            self.call(H.vcpu_op, 10, int(self.random() * 3), self.registration())
         elif r < 0.3:
             self.initialise()
         else:
             self.call(H.vcpu_op, int(self.random() * 16), int(self.random() * 4), self.some_words(6))
         self.w.revive()
+
+    def registration(self) -> int:
+        offset = self.pick((0, 64, 0xFC0, 0xFFC, 3))
+        return self.pass_args(self.frame().to_bytes(8, "little") + words(offset, 0))
 
     def initialise(self) -> None:
         """VCPUOP_initialise with the boot vCPU's context, and the start of the vCPU."""
@@ -334,7 +369,8 @@ class Fuzzer:
     def timers(self) -> None:
         r = self.random()
         if r < 0.5:
-            self.call(H.set_timer_op, self.word(), self.pick((0, 0, 1, 0x7FFFFFFF, 0x80000000)))
+            high = self.pick((0, 0, 1, 0x7FFFFFFF, 0x80000000))
+            self.call(H.set_timer_op, *self.wide(self.word() & 0xFFFFFFFF | high << 32))
         else:
             self.w.pass_time(int(self.random() * 2_000_000))
         self.w.revive()
@@ -344,11 +380,11 @@ class Fuzzer:
         values: list[int] = []
         for _ in range(n):
             number = int(self.random() * 64)
-            value = self.entry()
             if self.random() < 0.5:
                 number = H.update_va_mapping
-            values += [number, 0, self.va(), value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF, 2, self.word(), 0]
-        at = self.pass_args(words(*values))
+            arguments = (self.va(), *self.wide(self.entry()), 2, self.word(), 0, 0)
+            values += [number, 0, *arguments[:6]]
+        at = self.pass_args(self.longs(*values))
         count = n if self.random() < 0.97 else self.pick((0, 17, 64, 300))
         self.call(H.multicall, at, count)
         self.w.revive()
@@ -365,9 +401,8 @@ class Fuzzer:
         self.w.revive()
 
     def processor(self) -> None:
-        number = self.pick((H.set_trap_table, H.stack_switch, H.set_callbacks, H.fpu_taskswitch, H.set_debugreg,
-                            H.get_debugreg, H.vm_assist, H.callback_op, H.set_segment_base, H.nmi_op, H.physdev_op))  # fmt: skip
-        if number in (H.set_trap_table,):
+        number = self.pick(_PROCESSOR)
+        if number == H.set_trap_table:
             self.call(number, self.some_words(6))
         elif number in (H.callback_op, H.nmi_op, H.physdev_op):
             self.call(number, int(self.random() * 30), self.some_words(6))
@@ -391,7 +426,7 @@ class Failure(AssertionError):
 
 def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter[str]:
     """One round; what was done. Raises Failure."""
-    world = World(folder)
+    world = World(GUESTS[number % len(GUESTS)], folder)
     fuzzer = Fuzzer(world, Random(f"{seed}/{number}"))
     done = 0
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from domainbuilder.build import build
@@ -21,7 +22,7 @@ from hvcore.public.errno import NAMES
 from hvcore.public.xen import Hypercall
 from hvcore.pv.audit import audit
 from hvcore.pv.hypercall import HypercallTable
-from tests.domainbuilder.tiny_guest import IDLE, kernel
+from tests.domainbuilder.elfwriter import EM_386, EM_X86_64, RWX, ElfWriter, xen_notes
 
 MEMORY_MIB = 4
 VCPUS = 2
@@ -43,20 +44,30 @@ class Mapped(NamedTuple):
     writable: bool
 
 
-@cache
-def _plan(folder: str) -> DomainPlan:
-    from pathlib import Path
+GUESTS = ("pae", "64", "two-level")
 
-    path = Path(folder) / "tiny.elf"
-    path.write_bytes(kernel(IDLE))
+
+def kernel(guest: str) -> bytes:
+    """A kernel of one page, which nothing here runs."""
+    width = 64 if guest == "64" else 32
+    writer = ElfWriter(width, EM_X86_64 if width == 64 else EM_386, entry=0xC0100000)
+    writer.load(b"\xf4" * 4096, paddr=0x100000, vaddr=0xC0100000, memsz=0x3000, flags=RWX, align=4096)
+    writer.note_segment(b"".join(xen_notes(width // 8, PAE_MODE="no" if guest == "two-level" else "yes")))
+    return writer.build()
+
+
+@cache
+def _plan(guest: str, folder: str) -> DomainPlan:
+    path = Path(folder) / f"{guest}.elf"
+    path.write_bytes(kernel(guest))
     return plan(path, memory_mib=MEMORY_MIB)
 
 
 class World:
-    """One machine with its domain; `folder` is a place for the kernel file."""
+    """One machine with its domain, one of GUESTS; `folder` is a place for the kernel file."""
 
-    def __init__(self, folder: str) -> None:
-        planned = _plan(folder)
+    def __init__(self, guest: str, folder: str) -> None:
+        planned = _plan(guest, folder)
         self.abi: Abi = ABIS[planned.guest_type]
         memory = MachineMemory(planned.nr_pages, m2p_entry=self.abi.m2p_entry)
         image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
@@ -68,6 +79,7 @@ class World:
         self.machine.clock.set_budget(1 << 40)
         self.machine._switch_to(self.v)  # as the run loop does before anything runs
         self.crashes = 0
+        self.most = self.abi.word_mask >> 1  # the largest result that is no error
         self.context = image.context.pack(self.abi.word)
         self.mapped = self._initial_mappings()
         self.tables = sorted({m.table for m in self.mapped}) + self._upper_tables()
@@ -109,7 +121,7 @@ class World:
             return -1 << 40
         if rc.__class__ is not int:
             raise Broken(f"hypercall {number} {args} gave {rc!r}")
-        if number not in _RESULT_IS_DATA and (rc < 0 and -rc not in NAMES or rc >> 31 > 0):
+        if number not in _RESULT_IS_DATA and not (-rc in NAMES if rc < 0 else rc <= self.most):
             raise Broken(f"hypercall {number} {[hex(a) for a in args]} gave {rc}")
         return rc
 
