@@ -67,6 +67,9 @@ DESC_P = 1 << 15
 MSR_EFER = 0xC0000080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
+# Instructions whose results nobody could repeat.
+_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED = 1 << 30, 1 << 18
+
 _DR6_DEFAULT = 0xFFFF0FF0
 _DR7_DEFAULT = 0x400
 
@@ -120,6 +123,7 @@ class Engine:
             "uc_mem_map_ptr", ctypes.c_uint64(phys_base), ctypes.c_size_t(len(memory)), _UC_PROT_ALL, pointer
         )
         self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
+        self.has_no_random = self.window.hide_features(_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED)
         self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
         self.q = self.window.q
         self.d = self.window.d
@@ -426,6 +430,11 @@ class Engine:
         """The FPU as `fninit` leaves it, with SSE exceptions masked."""
         for register, value in ((_REG_FPCW, 0x37F), (_REG_FPTAG, 0xFFFF), (_REG_MXCSR, 0x1F80)):
             self._write_register(register, ctypes.c_uint32(value))
+
+    def set_cr4_tsd(self, enabled: bool) -> None:
+        """Set or clear CR4.TSD, which makes `rdtsc` #GP above ring 0."""
+        cr4 = sw.CR // 8 + 4
+        self.q[cr4] = self.q[cr4] | 4 if enabled else self.q[cr4] & ~4
 
     def set_cr0_ts(self, enabled: bool) -> None:
         """Set or clear CR0.TS (and what the engine keeps of it), which makes the next FPU instruction #NM."""

@@ -37,6 +37,8 @@ WINDOW_SIZE = 5504
 _CPU_POINTER_HINT = 0x1B8
 _STATE_HINT = 0x8A50
 _HANDLE_SCAN = 0x1000
+_FEATURES_SCAN = 0x400
+_VENDOR = b"AuthenticAMD"
 _CPU_SCAN = 0x10000
 
 _UC_X86_GPRS = (35, 38, 40, 37, 44, 36, 43, 39)  # UC_X86_REG_RAX RCX RDX RBX RSP RBP RSI RDI
@@ -63,6 +65,22 @@ class StateWindow:
         self.d = self.bytes.cast("I")
         if not self.live:
             self.load()
+
+    def hide_features(self, ecx_1: int, ebx_7: int) -> bool:
+        """Take features from the processor model: bits of CPUID leaf 1 ECX and leaf 7 EBX.
+
+        The feature words follow the model's vendor string and version. False where they are not found.
+        """
+        if not self.env_address:
+            return False
+        start = self.env_address + WINDOW_SIZE
+        at = ctypes.string_at(start, _FEATURES_SCAN).find(_VENDOR)
+        if at < 0:
+            return False
+        words = (ctypes.c_uint64 * 3).from_address(start + at + len(_VENDOR) + 4)  # 1 EDX, 1 ECX, 7 EBX
+        words[1] &= ~ecx_1
+        words[2] &= ~ebx_7
+        return True
 
     def load(self) -> None:
         """Refresh a window that is a copy."""

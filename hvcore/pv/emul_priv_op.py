@@ -169,6 +169,7 @@ def write_cr(v: Vcpu, reg: int, value: int) -> bool:
         return _write_cr3(v, value)
     elif reg == 4:
         v.ctrlreg[4] = pv_fixup_guest_cr4(value)
+        v.domain.engine.set_cr4_tsd(bool(value & X86_CR4_TSD))
     else:
         return False
     return True

@@ -257,3 +257,18 @@ def test_instruction_breakpoints_by_debug_registers() -> None:
     rig.engine.set_debug(7, 0x400)
     assert rig.run(0)[0] == 6
     rig.engine.close()
+
+
+@pytest.mark.parametrize("code", ["0fc7f0", "0fc7f8"], ids=["rdrand", "rdseed"])
+def test_no_instruction_gives_what_nobody_can_repeat(rig: Rig, code: str) -> None:
+    rig.code(0, code)
+    assert rig.engine.has_no_random
+    assert rig.run(0)[0] == 6
+
+
+def test_rdtsc_faults_with_tsd(rig: Rig) -> None:
+    rig.code(0, "0f31 0f0b")
+    rig.engine.set_cr4_tsd(True)
+    assert rig.run(0)[0] == 13
+    rig.engine.set_cr4_tsd(False)
+    assert rig.run(0)[0] == 6
