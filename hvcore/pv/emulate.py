@@ -8,12 +8,11 @@ from hvcore import state_window as sw
 from hvcore.engine import RIP
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.descriptor_tables import (
-    FIRST_RESERVED_GDT_PAGE,
     SEGMENT_G,
     SEGMENT_L,
-    pv_map_ldt_shadow_page,
 )
 from hvcore.pv.misc_hypercalls import DR_STATUS_RESERVED_ONE, DR_STEP
+from hvcore.pv.segments import gdt_ldt_desc
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
@@ -38,31 +37,6 @@ def guest_kernel_mode(v: Vcpu) -> bool:
     if d.abi.is_32bit:
         return d.engine.cpl == 1
     return v.kernel_mode
-
-
-def _raw_descriptor(v: Vcpu, sel: int) -> int | None:
-    """The descriptor that the processor would find for `sel`, or None where nothing is mapped."""
-    d = v.domain
-    page, slot = sel >> 12, sel >> 3 & 511
-    if sel & 4:
-        if page not in v.ldt_shadow and not pv_map_ldt_shadow_page(v, sel & ~7):
-            return None
-        mfn = v.ldt_shadow[page]
-    elif page < FIRST_RESERVED_GDT_PAGE:
-        if page >= len(v.gdt_frames):
-            return 0
-        mfn = v.gdt_frames[page]
-    elif page == FIRST_RESERVED_GDT_PAGE:
-        mfn = d.mm.xen.gdt_page_mfn
-    else:
-        return None
-    return int(d.mem.q[((mfn - d.mem.base_mfn) << 9) + slot])
-
-
-def gdt_ldt_desc(v: Vcpu, sel: int) -> tuple[int, int] | None:
-    """Both words of the descriptor of `sel`, or None if reading it would fault."""
-    raw = _raw_descriptor(v, sel)
-    return None if raw is None else (raw & M32, raw >> 32)
 
 
 def read_descriptor(v: Vcpu, sel: int, insn_fetch: bool) -> Segment | None:

@@ -23,9 +23,9 @@ from hvcore.pv.frames import (
 from hvcore.pv.segments import (
     descriptor_base,
     drop_privileged_data,
+    gdt_ldt_desc,
     load_cs_ss,
     load_data,
-    read_descriptor,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Frames32:
         if cs & 2:
             ss, sp = v.kernel_ss, v.kernel_sp
             outer = [q[RSP] & _M32, engine.selector(SS)]
-            descriptor = read_descriptor(v, ss) if ss & ~3 else None
+            descriptor = gdt_ldt_desc(v, ss) if ss & ~3 else None
             if descriptor is None:
                 raise DomainCrash(f"the kernel stack selector {ss:#06x} names no segment")
             base = descriptor_base(*descriptor)

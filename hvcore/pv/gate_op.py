@@ -30,13 +30,12 @@ from hvcore.pv.emulate import (
     TRAP_invalid_tss,
     TRAP_no_segment,
     TRAP_stack_error,
-    gdt_ldt_desc,
     instruction_done,
     read_descriptor,
     read_guest,
     write_guest,
 )
-from hvcore.pv.segments import load_cs_ss
+from hvcore.pv.segments import gdt_ldt_desc, load_cs_ss
 from hvcore.pv.x86_decode import MAX_INST_LEN, Fetcher, Instruction, decode
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore.engine import CS, DS, ES, FS, GS, SS
-from hvcore.errors import GuestError, GuestFault
+from hvcore.errors import GuestFault
+from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE, pv_map_ldt_shadow_page
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
-
-FIRST_RESERVED_GDT_ENTRY = 0xE000 >> 3
 
 TRAP_no_segment, TRAP_stack_error, TRAP_gp_fault = 11, 12, 13
 
@@ -23,26 +22,28 @@ _PRESENT, _S, _CODE, _CONFORMING, _WRITABLE, _LONG, _BIG, _GRANULAR = (
 )  # fmt: skip
 
 
-def read_descriptor(v: Vcpu, selector: int) -> tuple[int, int] | None:
-    """The descriptor (low, high word) that `selector` names, or None where the tables do not reach."""
+def gdt_ldt_desc(v: Vcpu, selector: int) -> tuple[int, int] | None:
+    """Both words of the descriptor that the processor would find for `selector`; None where reading faults.
+
+    Pages of the LDT are mapped on the way, as the fault of the processor's own look would do.
+    """
     d = v.domain
-    index = selector >> 3
+    page, slot = selector >> 12, selector >> 3 & 511
     if selector & 4:
-        if index >= v.ldt_ents:
+        if selector >> 3 >= v.ldt_ents:
             return None
-        try:
-            raw = d.guest.read_u64(v.ldt_base + 8 * index)
-        except GuestError:
+        if page not in v.ldt_shadow and not pv_map_ldt_shadow_page(v, selector & ~7):
             return None
-        return raw & 0xFFFFFFFF, raw >> 32
-    page, offset = index >> 9, index & 511
-    if index >= FIRST_RESERVED_GDT_ENTRY:
-        mfn = d.mm.xen.gdt_page_mfn if page == FIRST_RESERVED_GDT_ENTRY >> 9 else 0
+        mfn = v.ldt_shadow[page]
+    elif page < FIRST_RESERVED_GDT_PAGE:
+        if page >= len(v.gdt_frames):
+            return 0, 0  # Xen maps a page of zeroes there
+        mfn = v.gdt_frames[page]
+    elif page == FIRST_RESERVED_GDT_PAGE:
+        mfn = d.mm.xen.gdt_page_mfn
     else:
-        mfn = v.gdt_frames[page] if index < v.gdt_ents else 0
-    if not mfn:
         return None
-    raw = d.mem.q[((mfn - d.mem.base_mfn) << 9) + offset]
+    raw = d.mem.q[((mfn - d.mem.base_mfn) << 9) + slot]
     return raw & 0xFFFFFFFF, raw >> 32
 
 
@@ -73,7 +74,7 @@ def load_cs_ss(v: Vcpu, cs: int, ss: int) -> None:
 
 
 def _check_code(v: Vcpu, cs: int) -> tuple[int, int]:
-    descriptor = read_descriptor(v, cs) if cs & ~3 else None
+    descriptor = gdt_ldt_desc(v, cs) if cs & ~3 else None
     if descriptor is None:
         raise GuestFault(TRAP_gp_fault, cs & 0xFFFC)
     high = descriptor[1]
@@ -90,7 +91,7 @@ def _check_stack(v: Vcpu, ss: int, cpl: int, long_mode: bool) -> tuple[int, int]
         if long_mode and cpl != 3:
             return None
         raise GuestFault(TRAP_gp_fault, ss & 0xFFFC)
-    descriptor = read_descriptor(v, ss)
+    descriptor = gdt_ldt_desc(v, ss)
     if descriptor is None:
         raise GuestFault(TRAP_gp_fault, ss & 0xFFFC)
     high = descriptor[1]
@@ -107,7 +108,7 @@ def load_data(v: Vcpu, register: int, selector: int) -> bool:
     if not selector & ~3:
         engine.set_segment(register, selector, 0, 0, 0)
         return True
-    descriptor = read_descriptor(v, selector)
+    descriptor = gdt_ldt_desc(v, selector)
     if descriptor is None:
         return False
     low, high = descriptor
