@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -284,3 +287,37 @@ def test_domains_leave_nothing_open(hello: Path) -> None:
     for _ in range(3):
         once()
     assert left() == before
+
+
+def test_wall_time_holds_for_guests_that_make_ticks_last(
+    tiny: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ticks of 50 ms of guest time, and a guest that spends this host's time in hypercalls.
+
+    What the watchdog takes from the guest is time in which it executed nothing.
+    """
+    module = import_module("domainbuilder.launch")
+    monkeypatch.setattr(module, "_TICK_NS", 50_000_000)
+    monkeypatch.setattr(module, "_GRACE", 0.05)
+    many = hypercall(17, 0, 0)
+    with launch(tiny(many + b"\xeb" + bytes([254 - len(many)]))) as dom:
+        assert dom.wait(timeout=0.1).reason == "timeout"
+        stats = dom.stats()
+    assert stats.guest_ns >= 50_000_000
+    assert stats.hypercalls["xen_version"] * (len(many) + 2) < stats.guest_ns / 2
+
+
+def test_the_example_tests_pass(pytester_run: Callable[[Path], str]) -> None:
+    samples = Path(domainbuilder.__file__).parent.parent / "samples" / "pytest"
+    assert "6 passed" in pytester_run(samples)
+
+
+@pytest.fixture
+def pytester_run() -> Callable[[Path], str]:
+    """Run pytest on a directory, in a process of its own; what it printed."""
+
+    def run(directory: Path) -> str:
+        line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(directory)]
+        return subprocess.run(line, capture_output=True, text=True, check=False).stdout
+
+    return run
