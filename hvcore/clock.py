@@ -1,7 +1,8 @@
 """Virtual time and the timers that hang on it.
 
 Time is a pure function of the guest's own acts: each byte of guest code executed takes `NS_PER_BYTE`
-nanoseconds, a `rdtsc` a little more, and an idle machine jumps to its next timer. No wall clock enters.
+nanoseconds, an exit to Xen and a `rdtsc` a little more, and an idle machine jumps to its next timer. No wall
+clock enters.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Callable
 
 TSC_PER_NS = 2  # a 2 GHz time stamp counter: tsc_to_system_mul 0x80000000, tsc_shift 0
 NS_PER_BYTE = 1
+NS_PER_EXIT = 100  # an exception or hypercall: no guest may have them for nothing
 NS_PER_RDTSC = 1000
 NEVER = 1 << 63
 
 
 class Clock:
-    """Nanoseconds of system time since boot. `cell[0]` is the engine's budget cell, counting down."""
+    """Nanoseconds of system time since boot. `cell[0]` is the engine's budget cell, counting down; `cell[1]`
+    how much of what was counted down was not code.
+    """
 
     __slots__ = ("_heap", "_live", "_seq", "cell", "horizon")
 
@@ -30,6 +34,15 @@ class Clock:
     def now(self) -> int:
         """NOW(): system time in nanoseconds."""
         return self.horizon - self.cell[0] * NS_PER_BYTE
+
+    def spend(self, ns: int) -> None:
+        """Let Xen's own work take `ns` nanoseconds of the vCPU's turn."""
+        self.cell[0] -= ns // NS_PER_BYTE
+        self.cell[1] += ns // NS_PER_BYTE
+
+    def turn_is_over(self) -> bool:
+        """hypercall_preempt_check(): whether the budget is used up, and long work is to be put off."""
+        return self.cell[0] < 0
 
     def advance_to(self, when: int) -> None:
         """Jump forward to `when`; the budget that is left stays as it is."""

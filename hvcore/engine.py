@@ -106,7 +106,8 @@ class Engine:
     """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
 
     `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`. `cell[0]` is the
-    budget in bytes of guest code. `live_window=False` forces the portable fallback.
+    budget in bytes of guest code; who takes from it otherwise adds that to `cell[1]`. `live_window=False`
+    forces the portable fallback.
     """
 
     def __init__(self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True) -> None:
@@ -127,7 +128,7 @@ class Engine:
         self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
         self.q = self.window.q
         self.d = self.window.d
-        self._cell = (ctypes.c_int64 * 1)()
+        self._cell = (ctypes.c_int64 * 2)()
         self.cell = memoryview(self._cell).cast("B").cast("q")
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)

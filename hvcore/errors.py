@@ -1,4 +1,4 @@
-"""The three ways a guest's act can end other than well; all carry values and format late."""
+"""The ways a guest's act can end other than well, or not yet; all carry values and format late."""
 
 from __future__ import annotations
 
@@ -19,6 +19,19 @@ class GuestFault(Exception):
         self.vector = vector
         self.error_code = error_code
         self.cr2 = cr2
+
+
+class HypercallPreempted(Exception):
+    """A hypercall has used up the vCPU's turn: it is to be made again, with `arguments`, to do the rest.
+
+    hypercall_create_continuation(); caught only by the hypercall dispatcher and by multicall, which says in
+    `done` how many of its entries came before the one that was interrupted.
+    """
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(arguments)
+        self.arguments = arguments
+        self.done = 0
 
 
 class DomainCrash(Exception):

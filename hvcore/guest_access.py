@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hvcore.abi import Abi
     from hvcore.machine_memory import MachineMemory
 
+_MOST_KEPT = 1 << 16  # translations, of each kind
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -60,6 +61,8 @@ class GuestAccess:
             page = self._walk(va, False)
             if page < 0:
                 raise GuestError(EFAULT)
+            if len(self._read) >= _MOST_KEPT:
+                self._read.clear()
             self._read[va >> 12] = page
         return page | (va & 0xFFF)
 
@@ -71,6 +74,8 @@ class GuestAccess:
             page = self._walk(va, True)
             if page < 0:
                 raise GuestError(EFAULT)
+            if len(self._write) >= _MOST_KEPT:
+                self._write.clear()
             self._write[va >> 12] = page
         return page | (va & 0xFFF)
 

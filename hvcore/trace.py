@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+_MOST_UNKNOWN = 64
+_OTHERS = (1 << 64) - 1
+
 
 @dataclass(slots=True)
 class Trace:
@@ -19,6 +22,15 @@ class Trace:
     events_delivered: int = 0
     tlb_flushes: int = 0
     recent: deque[tuple[int, tuple[int, ...], int]] = field(default_factory=lambda: deque(maxlen=16))
+
+    def unknown_hypercall(self, number: int) -> None:
+        """Count one call of a number that does not exist; of too many such numbers only the first are told
+        apart, the rest count as the largest number there is.
+        """
+        counts = self.unknown_hypercalls
+        if number not in counts and len(counts) >= _MOST_UNKNOWN:
+            number = _OTHERS
+        counts[number] = counts.get(number, 0) + 1
 
     def emulate(self, name: str) -> None:
         """Count one emulated privileged instruction."""

@@ -23,7 +23,7 @@ from hvcore.common.grant_entries import (
     Mapping,
 )
 from hvcore.common.handles import array_access_ok
-from hvcore.errors import GuestError
+from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import OWNER_GUEST, PGT_writable_page
 from hvcore.public.errno import EFAULT, EILSEQ, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from hvcore.public.grant_table import (
@@ -93,7 +93,10 @@ __all__ = ["GrantTable", "do_grant_table_op"]
 
 DOM0_NR_ENTRIES = 512
 UNMAP_BATCH_SIZE = 32
+_REQUEST_NS = 500  # what a request takes of the vCPU's turn
 _COMPAT_XLAT_SIZE = 8192
+# A piece of a long list: a multiple of both sizes in which Xen takes requests together.
+_CHUNK = UNMAP_BATCH_SIZE * (_COMPAT_XLAT_SIZE // gnttab_copy[8].size)
 _COMPAT_MAX_FRAMES = (_COMPAT_XLAT_SIZE - 24) // 8
 
 
@@ -564,6 +567,14 @@ _SIZES = {
     GNTTABOP_swap_grant_ref: gnttab_swap_grant_ref.size,
     GNTTABOP_cache_flush: gnttab_cache_flush.size,
 }
+# The calls whose requests are independent of each other.
+_ENTRY_SIZES = {
+    GNTTABOP_map_grant_ref: {4: gnttab_map_grant_ref.size, 8: gnttab_map_grant_ref.size},
+    GNTTABOP_unmap_grant_ref: {4: gnttab_unmap_grant_ref.size, 8: gnttab_unmap_grant_ref.size},
+    GNTTABOP_unmap_and_replace: {4: gnttab_unmap_grant_ref.size, 8: gnttab_unmap_grant_ref.size},
+    GNTTABOP_copy: {4: gnttab_copy[4].size, 8: gnttab_copy[8].size},
+    GNTTABOP_swap_grant_ref: {4: gnttab_swap_grant_ref.size, 8: gnttab_swap_grant_ref.size},
+}
 _GNTTAB_OPS: dict[int, Callable[[Domain, int, int], int]] = {
     GNTTABOP_map_grant_ref: _map,
     GNTTABOP_unmap_grant_ref: _unmap,
@@ -592,4 +603,22 @@ def do_grant_table_op(v: Vcpu, cmd: int, uop: int, count: int) -> int:
     if op == GNTTABOP_cache_flush:
         return _cache_flush(d, uop, count, resumed)
     handler = _GNTTAB_OPS.get(op)
-    return handler(d, uop, count) if handler else -ENOSYS
+    if handler is None:
+        return -ENOSYS
+    if op in _ENTRY_SIZES and count > _CHUNK:
+        return _piecewise(d, handler, cmd, uop, count)
+    return handler(d, uop, count)
+
+
+def _piecewise(d: Domain, handler: Callable[[Domain, int, int], int], cmd: int, uop: int, count: int) -> int:
+    """A long list, a piece at a time: what is left when the vCPU's turn is over is put off."""
+    size = _ENTRY_SIZES[cmd][d.abi.word]
+    while True:
+        now = min(count, _CHUNK)
+        rc = handler(d, uop, now)
+        uop, count = uop + now * size, count - now
+        if rc or not count:
+            return rc
+        d.clock.spend(now * _REQUEST_NS)
+        if d.clock.turn_is_over():
+            raise HypercallPreempted(cmd, uop & d.abi.word_mask, count)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.common.event_channel import DOM0, domain_by_any_id
 from hvcore.common.handles import array_access_ok
-from hvcore.errors import GuestError
+from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import OWNER_GUEST, PGC_allocated, PGC_xen_heap
 from hvcore.public.errno import (
     E2BIG,
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
 DOMU_MAX_ORDER = 9
+_EXTENT_NS = 1000  # what an exchange takes of the vCPU's turn
 _MAX_EXTENTS = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT
 _NO_NODE = 0xFF
 _INT_MAX = 0x7FFFFFFF
@@ -304,9 +305,14 @@ def _exchange(d: Domain, start: int, arg: int) -> int:
             if rc:
                 break
             nr_done = (i + 1) << in_chunk
+            d.clock.spend(_EXTENT_NS)
+            if d.clock.turn_is_over():
+                break
     elif rc == 0:
         return 0
     d.guest.write_ulong(arg + XEN_MEMORY_EXCHANGE_NR_EXCHANGED[word], nr_done)
+    if nr_done < in_nr and not rc:
+        raise HypercallPreempted(XENMEM_exchange, arg)
     return rc
 
 

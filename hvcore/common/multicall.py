@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.common.handles import array_access_ok
-from hvcore.errors import GuestError
+from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import EFAULT, EINVAL
 from hvcore.public.xen import PAGE_SIZE, Hypercall
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # op; result (skipped); args[6]
 _ENTRY = {4: struct.Struct("<I4x6I"), 8: struct.Struct("<Q8x6Q")}
 _RESULT = {4: struct.Struct("<I"), 8: struct.Struct("<Q")}
+_ENTRY_NS = 50  # what an entry takes of the vCPU's turn, beside what its call does
 _MULTICALL = int(Hypercall.multicall)
 _IRET = int(Hypercall.iret)
 
@@ -38,9 +39,10 @@ def do_multicall(
     """Make `nr_calls` calls; 0, or -EFAULT at the first entry that cannot be read or written.
 
     `dispatch` makes one call and answers with its result, an error as a negative number. After an iret the
-    rest is dropped. When the vCPU must give up the processor before the list is done (it blocked, or the
-    domain shut down), `preempted(call_list, nr_calls)` is asked to have the rest made later and for the
-    result until then; without it the list goes on.
+    rest is dropped. When the vCPU must give up the processor before the list is done (it blocked, its turn is
+    over, or the domain shut down), `preempted(call_list, nr_calls)` is asked to have the rest made later and
+    for the result until then; without it the list goes on. A call that was itself put off stands first in
+    that rest, with the arguments that it is to go on with.
     """
     d = v.domain
     word = d.abi.word
@@ -51,15 +53,31 @@ def do_multicall(
         return -EFAULT
     left = nr_calls
     at = call_list
+    clock = d.clock
     while left:
-        if preempted is not None and left < nr_calls and (v.pause_flags or d.is_shutting_down):
+        must_stop = v.pause_flags or d.is_shutting_down or clock.turn_is_over()
+        if must_stop and preempted is not None and left < nr_calls:
             return preempted(at & mask, left)
-        done, iret_result = _entries_of_page(v, at, left, dispatch, preempted is not None)
+        try:
+            done, iret_result = _entries_of_page(v, at, left, dispatch, preempted is not None)
+        except HypercallPreempted as rest:
+            if preempted is not None:
+                return preempted(at + rest.done * size & mask, left - rest.done)
+            done, iret_result = rest.done, None
         if iret_result is not None:
             return iret_result
         at += done * size
         left -= done
+        clock.spend(done * _ENTRY_NS)
     return 0
+
+
+def _put_off(v: Vcpu, at: int, done: int, rest: HypercallPreempted) -> None:
+    """Leave in the entry at `at` what its call is to go on with."""
+    rest.done = done
+    word = v.domain.abi.word
+    for i, argument in enumerate(rest.arguments, 2):
+        v.domain.guest.write_ulong(at + i * word, argument)
 
 
 def _entries_of_page(
@@ -90,7 +108,11 @@ def _entries_of_page(
         op = call[0]
         if op == _IRET:
             return 0, _leave(d, at + place - first + word, dispatch(v, op, call[1:]))
-        result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
+        try:
+            result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
+        except HypercallPreempted as rest:
+            _put_off(v, at + place - first, (place - first) // size, rest)
+            raise
         if pages.get(number) != page:
             d.guest.write_ulong(at + place - first + word, result)
             return (place - first) // size + 1, None
@@ -108,7 +130,11 @@ def _one_entry(v: Vcpu, at: int, dispatch: Dispatch) -> tuple[int, int | None]:
     op = call[0]
     if op == _IRET:
         return 0, _leave(d, at + word, dispatch(v, op, call[1:]))
-    result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
+    try:
+        result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
+    except HypercallPreempted as rest:
+        _put_off(v, at, 0, rest)
+        raise
     d.guest.write_ulong(at + word, result)
     return 1, None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.errors import HypercallPreempted
 from hvcore.public.errno import EFAULT, EINVAL, ENOSYS
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall = 0, 1, 2
 CALLBACKTYPE_nmi, CALLBACKTYPE_sysenter, CALLBACKTYPE_syscall32 = 4, 5, 7
 CALLBACKF_mask_events = 1
 
+_ROW_NS = 100  # what a row of the trap table takes of the vCPU's turn
 _TRAP_NMI = 2
 _TI_IF = 4
 FIRST_RESERVED_GDT_ENTRY = 0xE000 >> 3
@@ -110,6 +112,7 @@ def do_set_trap_table(v: Vcpu, traps: int) -> int:
     guest = v.domain.guest
     if not guest.okay(traps, layout.size):
         return -EFAULT
+    clock = v.domain.clock
     while True:
         vector, flags, cs, address = guest.unpack(layout, traps)
         if not address:
@@ -118,3 +121,6 @@ def do_set_trap_table(v: Vcpu, traps: int) -> int:
             return -EINVAL
         v.trap_ctxt[vector] = (flags, fixup_guest_selector(v, cs), address)
         traps += layout.size
+        clock.spend(_ROW_NS)
+        if clock.turn_is_over():
+            raise HypercallPreempted(traps & v.domain.abi.word_mask)

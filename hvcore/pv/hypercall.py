@@ -34,7 +34,7 @@ from hvcore.common.refused import (
 from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
 from hvcore.common.vcpu_op import do_vcpu_op
 from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
-from hvcore.errors import GuestError
+from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import ENOSYS
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
 from hvcore.pv.callback import do_callback_op, do_set_callbacks, do_set_trap_table
@@ -141,6 +141,7 @@ class HypercallTable:
         rows = _PV32 if domain.abi.is_32bit else _PV64
         self.handlers: list[Handler | None] = [None] * NR_HYPERCALLS
         self.arity = [0] * NR_HYPERCALLS
+        self.registers = _ARGUMENTS32 if domain.abi.is_32bit else _ARGUMENTS64
         for number, (handler, count) in rows.items():
             self.handlers[number] = handler
             self.arity[number] = count
@@ -151,12 +152,16 @@ class HypercallTable:
         return do_multicall(v, call_list, nr_calls, self.dispatch, self._continue_multicall)
 
     def _continue_multicall(self, call_list: int, nr_calls: int) -> int:
+        self._continue((call_list, nr_calls))
+        return int(_H.multicall)
+
+    def _continue(self, arguments: tuple[int, ...]) -> None:
         """hypercall_create_continuation(): let the guest make the call again, with what is left of it."""
         q = self.d.engine.q
         q[RIP] -= 2
-        first, second = (RBX, RCX) if self.d.abi.is_32bit else (RDI, RSI)
-        q[first], q[second] = call_list, nr_calls
-        return int(_H.multicall)
+        for register, value in zip(self.registers, arguments, strict=False):
+            q[register] = value
+        self.d.reschedule()
 
     def dispatch(self, v: Vcpu, number: int, args: tuple[int, ...]) -> int:
         """Call by number with explicit arguments (a multicall entry). Never raises GuestError."""
@@ -166,7 +171,7 @@ class HypercallTable:
             if number == _H.iret:
                 self.frames.do_iret(v)
                 return self.d.engine.q[RAX]
-            trace.unknown_hypercalls[number] = trace.unknown_hypercalls.get(number, 0) + 1
+            trace.unknown_hypercall(number)
             return -ENOSYS
         trace.hypercalls[number] += 1
         try:
@@ -195,6 +200,9 @@ class HypercallTable:
                 result = handler(v, *args)
             except GuestError as error:
                 result = -error.errno
+            except HypercallPreempted as rest:
+                self._continue(rest.arguments)
+                return
             d.trace.recent.append((number, args, result))
         q[RAX] = result & _M32
 
@@ -211,7 +219,11 @@ class HypercallTable:
             return
         count = self.arity[number] if number < NR_HYPERCALLS else 0
         args = tuple([q[register] for register in _ARGUMENTS64[:count]])
-        result = self.dispatch(v, number, args)
+        try:
+            result = self.dispatch(v, number, args)
+        except HypercallPreempted as rest:
+            self._continue(rest.arguments)
+            return
         d.trace.recent.append((number, args, result))
         q[RAX] = result & 0xFFFFFFFFFFFFFFFF
 

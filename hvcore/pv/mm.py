@@ -74,6 +74,7 @@ _L1_CHANGED = _ALL & ~_FASTPATH
 _LX_CHANGED = _L1_CHANGED & ~PAGE_RW  # guest-made linear page tables are refused, so RW is harmless there
 _AD = PAGE_ACCESSED | PAGE_DIRTY
 
+_TABLE_COST = 2000  # of the budget, in bytes of code
 INVALID_MFN = (1 << 40) - 1
 
 
@@ -194,10 +195,16 @@ class PageTables:
     def _validate(self, pg: int, ptype: int) -> int:
         promote = self._promote[ptype] if ptype <= PGT_l4_page_table else None
         if promote is not None:
+            self._spend_on_table()
             return promote(pg)
         if ptype == PGT_seg_desc_page:
             return self.validate_segdesc_page(pg + self.base)
         return 0
+
+    def _spend_on_table(self) -> None:
+        """Looking at a whole table takes of the vCPU's turn: no guest may have it done for ever."""
+        self.engine.cell[0] -= _TABLE_COST
+        self.engine.cell[1] += _TABLE_COST
 
     def put_page_type(self, mfn: int) -> None:
         """End a use; the last use of a page table devalidates it."""
@@ -207,6 +214,7 @@ class PageTables:
             ptype = self.ptype[pg]
             if 0 < ptype <= PGT_l4_page_table and self.pflags[pg] & PGT_validated:
                 self.pflags[pg] &= ~PGT_validated
+                self._spend_on_table()
                 self._demote(pg, ptype)
             self.stamp[pg] = self.engine.tlb_flushes
         self.tcount[pg] = left

@@ -10,7 +10,7 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.errors import GuestError
+from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from hvcore.public import xen
 from hvcore.public.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MMU_UPDATE = struct.Struct("<QQ")  # struct mmu_update: ptr, val
 MMU_UPDATE_PREEMPTED = 1 << 31  # in `count`: a call that goes on where it was interrupted
+REQUEST_NS = 100  # what one request of a batch takes of the vCPU's turn
 PG_SELF, PG_IO = 0, 1
 
 
@@ -59,14 +60,21 @@ def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) 
     if pdone:
         with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
             guest.write_u32(pdone, done_before + done)
+    if done < count and not rc:
+        raise HypercallPreempted(
+            ureqs + done * _MMU_UPDATE.size, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom
+        )
     return rc
 
 
 def _run_batches(
     v: Vcpu, ureqs: int, count: int, update: Callable[[PageTables, int, int], int]
 ) -> tuple[int, int]:
-    """Apply the requests page by page of the guest's memory; how many were done, and the error if any."""
-    mm = v.domain.mm
+    """Apply the requests page by page of the guest's memory; how many were done, and the error if any.
+
+    Fewer than asked for without an error: the vCPU's turn is over.
+    """
+    mm, clock = v.domain.mm, v.domain.clock
     copy_from = v.domain.guest.copy_from
     size = _MMU_UPDATE.size
     done = 0
@@ -79,6 +87,9 @@ def _run_batches(
                     return done, rc
                 done += 1
             ureqs += batch * size
+            clock.spend(batch * REQUEST_NS)
+            if clock.turn_is_over():
+                break
     except GuestError as error:
         return done, -error.errno
     return done, 0

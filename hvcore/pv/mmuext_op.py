@@ -9,12 +9,12 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.errors import GuestError
+from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import PGT_pinned, PGT_writable_page
 from hvcore.public import xen
 from hvcore.public.errno import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from hvcore.pv.descriptor_tables import set_ldt
-from hvcore.pv.mmu_update import MMU_UPDATE_PREEMPTED, PG_SELF, get_pg_owner, vcpumask_readable
+from hvcore.pv.mmu_update import MMU_UPDATE_PREEMPTED, PG_SELF, REQUEST_NS, get_pg_owner, vcpumask_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,7 +182,7 @@ def do_mmuext_op(v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) ->
         return owner
     if owner != PG_SELF:
         return -EPERM
-    rc = 0
+    rc, clock = 0, v.domain.clock
     try:
         while done < count:
             cmd, arg1, arg2 = guest.unpack(layout, uops + done * layout.size)
@@ -191,9 +191,16 @@ def do_mmuext_op(v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) ->
             if rc:
                 break
             done += 1
+            clock.spend(REQUEST_NS)
+            if clock.turn_is_over():
+                break
     except GuestError as error:
         rc = -error.errno
     if pdone:
         with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
             guest.write_u32(pdone, done_before + done)
+    if done < count and not rc:
+        raise HypercallPreempted(
+            uops + done * layout.size, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom
+        )
     return rc

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore.clock import NS_PER_BYTE, NS_PER_RDTSC, TSC_PER_NS
+from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
 from hvcore.engine import RAX, RBX, RCX, RDX, RIP
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
@@ -33,6 +33,7 @@ PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
 PFEC_reserved_bit, PFEC_insn_fetch = 8, 16
 X86_XEC_IDT = 2
 HYPERCALL_VECTOR = 0x82
+_EXIT_COST = NS_PER_EXIT // NS_PER_BYTE  # of the budget
 LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0
@@ -80,6 +81,12 @@ class Traps:
 
     def interrupt(self, vector: int) -> None:
         """An exception or `int n`; see engine.Handlers."""
+        cell = self.engine.cell
+        left = cell[0] - _EXIT_COST
+        cell[0] = left
+        cell[1] += _EXIT_COST
+        if left < 0:  # no block of code may follow that would notice
+            self.engine.stop()
         if vector == HYPERCALL_VECTOR and self.int82 and self.engine.d[44] & 3 == self.kernel_cpl:
             try:
                 self.hypercall()
@@ -102,6 +109,7 @@ class Traps:
 
     def syscall(self) -> None:
         """The `syscall` instruction."""
+        self.d.clock.spend(NS_PER_EXIT)
         v = self.d.current
         try:
             if self.frames.syscall_entry(v):
@@ -119,7 +127,7 @@ class Traps:
     def rdtsc(self) -> int:
         """The time stamp counter. Reading it takes a little time, so that no guest can wait without end."""
         clock = self.d.clock
-        clock.cell[0] -= NS_PER_RDTSC // NS_PER_BYTE
+        clock.spend(NS_PER_RDTSC)
         return clock.now() * TSC_PER_NS
 
     # -- kinds of exits

@@ -148,7 +148,7 @@ class Guest:
         mem = MachineMemory(NR_PAGES, m2p_entry=abi.m2p_entry)
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
         frames.assign(mem.first_mfn, NR_PAGES)
-        self.cell = memoryview(bytearray(8)).cast("q")
+        self.cell = memoryview(bytearray(16)).cast("q")
         self.cell[0] = 1 << 40
         shared_info_mfn = mem.alloc_xenheap_page()
         d = Domain(

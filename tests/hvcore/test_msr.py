@@ -70,8 +70,8 @@ def test_efer_can_only_be_written_back(cpu: PvCpu) -> None:
 
 
 def test_the_tsc_runs_with_the_clock(cpu: PvCpu) -> None:
-    cpu.d.clock.advance_to(5_000)
-    assert read_msr(cpu.v, 0x10) == 10_000
+    cpu.d.clock.advance_to(5_000_000)
+    assert read_msr(cpu.v, 0x10) == 10_000_000
     assert refused(write_msr, cpu.v, 0x10, 0)
 
 

@@ -374,6 +374,8 @@ class Fuzzer:
         else:
             self.w.pass_time(int(self.random() * 2_000_000))
         self.w.revive()
+        if r > 0.8:
+            self.w.short_turn()
 
     def multicall(self) -> None:
         n = 1 + int(self.random() * 4)
