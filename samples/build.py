@@ -6,6 +6,8 @@
     samples/build.py --to DIR     build them into DIR
     samples/build.py --conformance --to DIR
                                   build the conformance guests, both widths, into DIR
+    samples/build.py --pvkernel --to DIR
+                                  build the teaching kernel into DIR, with its link map
 
 `zig cc -c` compiles, `zig ld.lld` links: both come from the wheel, no other compiler is used.
 """
@@ -122,13 +124,14 @@ def compile_object(source: str, width: Width, scratch: Path) -> Path:
     return output
 
 
-def link(sample: Sample, objects: list[Path], scratch: Path, output: Path) -> None:
+def link(sample: Sample, objects: list[Path], scratch: Path, output: Path, *options: str) -> None:
     """Link the objects with its script into a stripped `output`."""
     _zig(
         "ld.lld",
         *("-m", sample.width.emulation, "-T", sample.script, "--build-id=none", "--strip-all"),
         *("-z", "max-page-size=4096", "-z", "nognustack", "--orphan-handling=error"),
         f"--defsym=VIRT_BASE={sample.width.virt_base:#x}",
+        *options,
         *map(str, objects),
         *("-o", str(output)),
         cache=scratch / "cache",

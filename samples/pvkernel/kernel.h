@@ -11,8 +11,8 @@
 
 #define barrier() __asm__ volatile("" ::: "memory")
 #define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
-/* Whole pages that Xen will look at. pvkernel.lds has to place this section, first and aligned: see README. */
-#define PAGE_ALIGNED_DATA __attribute__((aligned(4096), section(".data.page_aligned")))
+/* Whole pages that Xen will look at. It is pvkernel.lds that aligns them, as in 2007: see README. */
+#define PAGE_ALIGNED_DATA __attribute__((section(".data.page_aligned")))
 
 typedef u64 pte_t; /* PAE: eight bytes, also for a 32-bit kernel */
 #define PTRS_PER_TABLE 512
