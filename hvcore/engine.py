@@ -45,6 +45,8 @@ _OLD_EXCEPTION = sw.OLD_EXCEPTION // 4
 _ERROR_CODE = sw.ERROR_CODE // 4
 _HFLAGS = sw.HFLAGS // 4
 _RIP = sw.RIP // 8
+_EFLAGS = sw.EFLAGS // 8
+_DEBUG, _TF = 1, 0x100
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 RIP = _RIP
@@ -134,6 +136,7 @@ class Engine:
         self._flag_ref = ctypes.byref(self._flag_cell)
         self._pending: BaseException | None = None
         self._running = False
+        self._step_rechecked = False
         self._keep: list[object] = []
         self._stop = self._lib.uc_emu_stop
         self.tlb_flushes = 0
@@ -159,11 +162,18 @@ class Engine:
 
         def on_interrupt(vector: int) -> None:
             d[_OLD_EXCEPTION] = 0xFFFFFFFF
-            interrupt(vector)
+            if vector == _DEBUG and self._step_rechecked:
+                self._step_rechecked = False
+                self.take_debug_status()
+            else:
+                interrupt(vector)
 
         def on_syscall() -> int:
             syscall()
             q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF  # the instruction's length is added on return
+            # As `syscall` itself may set TF, the engine looks at TF once more behind it. But if TF is set now,
+            # then by what the handler went on to, which has not executed an instruction yet.
+            self._step_rechecked = bool(q[_EFLAGS] & _TF)
             return 0
 
         def on_cpuid() -> int:
