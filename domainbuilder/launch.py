@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 import resource
+import signal
 import sys
 import threading
 import time
@@ -105,6 +106,9 @@ class RunningDomain:
         self._transcript = Transcript()
         self._console_bytes = 0
         self._closed = False
+        self._running = False  # within Machine.run()
+        self._may_raise = False  # within it, but where an exception is not lost
+        self._interruption: BaseException | None = None
         self.machine = Machine(
             image, memory=memory, vcpus=vcpus, console_output=self._output, upper_ptwr=upper_ptwr
         )
@@ -127,6 +131,16 @@ class RunningDomain:
         self.machine.close()
         with suppress(OSError, AttributeError):  # its memory, though views of it may live on
             self.machine.mem.buffer.madvise(mmap.MADV_REMOVE)
+
+    def interrupt(self, error: BaseException) -> None:
+        """For signal handlers: have `error` raised out of the `expect` or `wait` that is under way, or here.
+
+        A signal handler that raises by itself may do so in a callback of the emulator, where it gets lost.
+        """
+        if not self._running or self._may_raise:
+            raise error
+        self._interruption = error
+        self.machine.pause()
 
     def attach(self, source: Input) -> None:
         """Take console input from `source` too."""
@@ -178,13 +192,38 @@ class RunningDomain:
         limits = [self._limit] if self._limit is not None else []
         self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
         self._wanted, self._expired = wanted, ""
-        with self._watchdog():
+        with self._watchdog(), self._keyboard():
             while True:
                 outcome = self._resume()
                 if wanted is not None and wanted():
                     return None
                 if outcome is not None:
                     return outcome
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        self._may_raise = True
+        try:
+            if self._interruption is not None:
+                raise self._interruption
+            yield
+        finally:
+            self._may_raise = False
+
+    @contextmanager
+    def _keyboard(self) -> Iterator[None]:
+        """While the block runs, Ctrl-C ends it by KeyboardInterrupt: where that is what it does anyway."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        ):
+            yield
+            return
+        signal.signal(signal.SIGINT, lambda _number, _frame: self.interrupt(KeyboardInterrupt()))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
@@ -215,7 +254,13 @@ class RunningDomain:
     def _resume(self) -> Outcome | None:
         """One `Machine.run()`; None where there is nothing to say about its end."""
         self._arm_tick()
-        stop = self.machine.run()
+        self._running, self._interruption = True, None
+        try:
+            stop = self.machine.run()
+        finally:
+            self._running = False
+        if self._interruption is not None:
+            raise self._interruption
         if stop is Stop.PAUSED:
             if self._expired:
                 return Outcome("timeout", self._expired)
@@ -257,7 +302,8 @@ class RunningDomain:
         self._console_bytes += len(data)
         self._transcript.append(data)
         if self._sink is not None:
-            self._sink(data)
+            with self._interruptible():
+                self._sink(data)
         if self._wanted is not None and self._wanted():
             self.machine.pause()
 
@@ -298,7 +344,8 @@ class RunningDomain:
         if seconds != 0 and self._deadline is not None:
             left = max(self._deadline - time.monotonic(), 0.0)
             seconds = left if seconds is None else min(seconds, left)
-        data = source.read(seconds)
+        with self._interruptible():
+            data = source.read(seconds)
         if source.detached:
             self.machine.pause()
         elif data:

@@ -126,7 +126,7 @@ def _connect(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> 
         )
         sys.stderr.flush()
     dom.attach(TerminalInput(_STDIN))
-    with raw_terminal(_STDIN):
+    with raw_terminal(_STDIN, dom.interrupt):
         return dom.wait()
 
 

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -73,11 +73,11 @@ def _raw(mode: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def raw_terminal(fd: int) -> Iterator[None]:
+def raw_terminal(fd: int, interrupt: Callable[[BaseException], None]) -> Iterator[None]:
     """The terminal `fd` in raw mode for as long as the block runs, however it ends.
 
-    SIGTERM, SIGHUP and SIGQUIT end the block by SystemExit(128 + number); SIGTSTP gives the terminal back
-    until SIGCONT.
+    SIGTERM, SIGHUP and SIGQUIT are to end the block: `interrupt` has to see to it that its argument, a
+    SystemExit(128 + number), is raised in there. SIGTSTP gives the terminal back until SIGCONT.
     """
     saved = termios.tcgetattr(fd)
     raw = _raw(saved)
@@ -87,7 +87,7 @@ def raw_terminal(fd: int) -> Iterator[None]:
             termios.tcsetattr(fd, termios.TCSANOW, saved)
 
     def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        interrupt(SystemExit(128 + number))
 
     def go_on(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTSTP, stop)

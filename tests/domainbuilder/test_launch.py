@@ -321,3 +321,43 @@ def pytester_run() -> Callable[[Path], str]:
         return subprocess.run(line, capture_output=True, text=True, check=False).stdout
 
     return run
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from domainbuilder.launch import launch
+
+with launch(sys.argv[1], timeout=60) as dom:
+    for _ in range(20):
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            print(dom.wait())
+        except KeyboardInterrupt:
+            print("interrupted")
+        timer.join()
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+CALL = hypercall(17, 0, 0)
+
+
+@pytest.mark.parametrize("code", [SPIN, CALL + b"\xeb" + bytes([254 - len(CALL)])])
+def test_ctrl_c_is_never_lost(tiny: Callable[[bytes], Path], code: bytes) -> None:
+    """In the emulator, or in one of its callbacks, where Python would swallow an exception."""
+    line = [sys.executable, "-c", INTERRUPTED, str(tiny(code))]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["interrupted"] * 20, "")
+
+
+def test_an_interrupt_outside_of_a_run_is_raised_at_once(hello: Path) -> None:
+    with launch(hello) as dom, pytest.raises(SystemExit):
+        dom.interrupt(SystemExit(143))
+
+
+def test_an_interrupt_while_output_is_written(hello: Path) -> None:
+    def sink(_data: bytes) -> None:
+        dom.interrupt(SystemExit(143))
+        raise AssertionError("went on")
+
+    with launch(hello, console_output=sink, timeout=60) as dom, pytest.raises(SystemExit):
+        dom.wait()
