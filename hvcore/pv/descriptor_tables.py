@@ -131,11 +131,16 @@ def _truncate(a: int, b: int, end: int) -> tuple[int, int] | None:
     return a & ~0xFFFF | limit & 0xFFFF, b & ~0xF0000 | limit & 0xF0000
 
 
+def segment_end(abi: Abi) -> int:
+    """Where the segments of a two-level guest end at the latest; the other kinds have no such limit."""
+    return abi.m2p_virt_start + _TWO_LEVEL_M2P_SIZE if abi.pt_levels == 2 else 1 << 64
+
+
 @cache
 def _reach(abi: Abi) -> Callable[[int, int], tuple[int, int] | None]:
     """What is done to base and limit of a code or data segment."""
     if abi.pt_levels == 2:
-        end = abi.m2p_virt_start + _TWO_LEVEL_M2P_SIZE
+        end = segment_end(abi)
         return lambda a, b: _truncate(a, b, end)
     if abi.is_32bit:
         start = abi.hypervisor_virt_start

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TRAP_no_segment, TRAP_stack_error, TRAP_gp_fault = 11, 12, 13
 
-_S_DPL_SHIFT = 13
+_S_DPL_SHIFT, _ACCESSED = 13, 1 << 8
 _PRESENT, _S, _CODE, _CONFORMING, _WRITABLE, _LONG, _BIG, _GRANULAR = (
     1 << 15, 1 << 12, 1 << 11, 1 << 10, 1 << 9, 1 << 21, 1 << 22, 1 << 23,
 )  # fmt: skip
@@ -45,6 +45,27 @@ def gdt_ldt_desc(v: Vcpu, selector: int) -> tuple[int, int] | None:
         return None
     raw = d.mem.q[((mfn - d.mem.base_mfn) << 9) + slot]
     return raw & 0xFFFFFFFF, raw >> 32
+
+
+def mark_accessed(v: Vcpu, offset: int) -> bool:
+    """Set Accessed in the descriptor at byte `offset` of the vCPU's GDT area; False where it is set already.
+
+    The processor does that itself, where it can write there: not in a two-level guest's tables. A fault on a
+    descriptor that has the bit is no look of the processor's, but a store of the guest's.
+    """
+    d = v.domain
+    page = offset >> 12
+    if offset >> 16:
+        mfn = v.ldt_shadow.get(page - 16, 0)
+    elif page == FIRST_RESERVED_GDT_PAGE:
+        mfn = d.mm.xen.gdt_page_mfn
+    else:
+        mfn = v.gdt_frames[page] if page < len(v.gdt_frames) else 0
+    at = ((mfn - d.mem.base_mfn) << 10) + (offset >> 2 & 1022) + 1
+    if not mfn or d.mem.d[at] & (_S | _ACCESSED) != _S:
+        return False
+    d.mem.d[at] |= _ACCESSED
+    return True
 
 
 def descriptor_base(low: int, high: int) -> int:

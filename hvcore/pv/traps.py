@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
-from hvcore.engine import RAX, RBX, RCX, RDX, RIP
+from hvcore.engine import RAX, RBX, RCX, RDX, RIP, RSP
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
+from hvcore.pv.descriptor_tables import segment_end
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
 from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
 from hvcore.pv.gate_op import pv_emulate_gate_op
+from hvcore.pv.segments import mark_accessed
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from hvcore.pv.ro_page_fault import RoPageFault
 
 TRAP_debug, TRAP_nmi, TRAP_int3, TRAP_overflow, TRAP_invalid_op, TRAP_no_device = 1, 2, 3, 4, 6, 7
-TRAP_double_fault, TRAP_gp_fault, TRAP_page_fault = 8, 13, 14
+TRAP_double_fault, TRAP_stack_error, TRAP_gp_fault, TRAP_page_fault = 8, 12, 13, 14
 TRAP_HAVE_EC = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
 
 PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
@@ -38,6 +40,7 @@ LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0
 VMASST_writable_pagetables = 1 << 2
+_STACK_OPERAND = 32  # bytes from the stack pointer that pushes, pops, calls and returns touch
 
 VECTOR_NAMES = (
     "#DE", "#DB", "#NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#CSO", "#TS", "#NP", "#SS", "#GP", "#PF",
@@ -69,6 +72,7 @@ class Traps:
         self.trace = domain.trace
         self.gdt_ldt = domain.mm.xen.gdt_virt_start(domain.vcpus[0])
         self.int82 = domain.abi.is_32bit
+        self.segment_end = segment_end(domain.abi)
         self._special: dict[int, Callable[[], None]] = {
             TRAP_debug: self.do_debug,
             TRAP_invalid_op: self.do_invalid_op,
@@ -196,7 +200,10 @@ class Traps:
             cr2 &= 0xFFFFFFFF
         if error_code & PFEC_reserved_bit:
             raise DomainCrash(f"reserved bit set in the page tables under {cr2:#x}")
-        if not error_code & PFEC_user_mode and self._descriptor_table_fault(cr2):
+        if not error_code & PFEC_user_mode and self._descriptor_table_fault(cr2, error_code):
+            return
+        if self.segment_end <= cr2 < 1 << 32:
+            self._beyond_limit(cr2)
             return
         if (
             error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch) == 3
@@ -207,13 +214,23 @@ class Traps:
             return
         self.inject(TRAP_page_fault, error_code, cr2)
 
-    def _descriptor_table_fault(self, cr2: int) -> bool:
-        """handle_gdt_ldt_mapping_fault(): the processor looked for a descriptor that is not mapped."""
+    def _beyond_limit(self, cr2: int) -> None:
+        """What a truncated segment limit would have raised: #SS for what is at the stack pointer, or #GP."""
+        at_stack = abs(cr2 - (self.engine.q[RSP] & 0xFFFFFFFF)) <= _STACK_OPERAND
+        self.inject(TRAP_stack_error if at_stack else TRAP_gp_fault, 0)
+
+    def _descriptor_table_fault(self, cr2: int, error_code: int) -> bool:
+        """handle_gdt_ldt_mapping_fault(): the processor looked for a descriptor that is not mapped.
+
+        Or, where a two-level guest's tables are mapped read-only, it wanted to note that it has loaded one.
+        """
         offset = cr2 - self.gdt_ldt
         if not 0 <= offset < len(self.d.vcpus) << 17:
             return False
         v = self.d.current
         offset &= 0x1FFFF
+        if error_code & PFEC_page_present:
+            return mark_accessed(v, offset)
         if offset < 0x10000:
             self.inject(TRAP_gp_fault, offset & 0xFFF8)
         elif not self.frames.map_ldt(offset - 0x10000):

@@ -3,7 +3,8 @@
 A PAE guest runs in compatibility mode under a four-level root of Xen's own, whose slot 0 points to the
 guest's L3: what lies at and above L4 slot 256 is out of its reach, and the GDT lives there as it does under
 Xen. A 64-bit guest has Xen's slots 256 to 271 in its own L4. A two-level guest, which no 64-bit Xen runs, has
-them at the top of its L2, as under the last 32-bit Xen.
+them at the top of its L2, as under the last 32-bit Xen. There segment limits kept ring 1 out of them, and the
+engine knows none: so nothing there is writable, and traps.py makes faults there those of a limit.
 Source: xen/arch/x86/include/asm/config.h, init_xen_l4_slots() and init_xen_pae_l2_slots() in mm.c.
 """
 
@@ -30,6 +31,7 @@ GDT_LIMIT = 0xEFFF
 
 _PTES_PER_VCPU = 32
 _HYPERVISOR_RW = 0x63  # present, writable, accessed, dirty; never for user mode
+_HYPERVISOR_RO = 0x21
 _NX = 1 << 63
 _M2P_L2E = 0x81  # a read-only superpage: present, PSE
 _M2P_SUPERPAGE = 512
@@ -155,8 +157,8 @@ class XenMappings:
     def _map_perdomain(self, v: Vcpu, page: int, mfn: int) -> None:
         index = v.vcpu_id * _PTES_PER_VCPU + page
         per_table = 1024 if self.two_level else 512
-        nx = 0 if self.two_level else _NX
-        entry = mfn << 12 | _HYPERVISOR_RW | nx if mfn else 0
+        flags = _HYPERVISOR_RO if self.two_level else _HYPERVISOR_RW | _NX
+        entry = mfn << 12 | flags if mfn else 0
         self._set(self._perdomain_l1[index // per_table], index % per_table, entry)
 
     def map_gdt_frame(self, v: Vcpu, slot: int, mfn: int) -> None:
