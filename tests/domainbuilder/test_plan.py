@@ -195,7 +195,7 @@ BAD = {
     "overlapping segments": (["overlapping"], "overlap in physical memory"),
     "huge segment": (["huge"], "segment kernel too large"),
     "segments far apart": (["apart"], "segment kernel too large"),
-    "not a number": (["kernel", "-m", "many"], "valid integer"),
+    "not a number": (["kernel", "-m", "many"], "not a valid int"),
 }
 
 
