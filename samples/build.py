@@ -7,7 +7,9 @@
     samples/build.py --conformance --to DIR
                                   build the conformance guests, both widths, into DIR
     samples/build.py --pvkernel --to DIR
-                                  build the teaching kernel into DIR, with its link map
+                                  build the teaching kernel into DIR, and NAME.map beside it
+    samples/build.py --two-level --to DIR
+                                  build hello and conformance guests for two-level page tables into DIR
 
 `zig cc -c` compiles, `zig ld.lld` links: both come from the wheel, no other compiler is used.
 """
@@ -107,6 +109,37 @@ def conformance() -> tuple[Sample, ...]:
     )
 
 
+# Conformance guests that know nothing of the size of an entry.
+_ANY_PAGING = (
+    *("callbacks", "cpuid", "debug_registers", "event_channel", "event_mask", "fpu", "grant_table"),
+    *(
+        "hypervisor_memory",
+        "memory_op",
+        "mmuext_op",
+        "msr",
+        "multicall",
+        "privileged",
+        "runstate",
+        "sched_op",
+    ),
+    *("timers", "trap_table", "traps", "unknown", "user_mode", "vcpus", "vm_assist", "xen_version"),
+)
+
+
+def two_level() -> tuple[Sample, ...]:
+    """Guests with two-level page tables: NAME-two-level, and hello-two-level."""
+    own = sorted((SAMPLES / "conformance" / "two-level").glob("*.c"))
+    sources = {path.stem: f"conformance/two-level/{path.name}" for path in own}
+    sources |= {name: f"conformance/{name}.c" for name in _ANY_PAGING}
+    return (
+        Sample("hello-two-level", (*RUNTIME, "hello/main.c"), I386_TWO_LEVEL),
+        *(
+            Sample(f"{name}-two-level", (*CONFORMANCE_RUNTIME, source), I386_TWO_LEVEL)
+            for name, source in sources.items()
+        ),
+    )
+
+
 def _zig(*arguments: str, cache: Path) -> None:
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "ziglang", *arguments]
@@ -119,7 +152,7 @@ def compile_object(source: str, width: Width, scratch: Path) -> Path:
     """Compile one source, given relative to samples/ so that no path of this machine enters the object."""
     output = scratch / f"{width.name}-{source.replace('/', '-')}.o"
     if not output.exists():
-        flags = (*FLAGS, *width.flags, "-target", width.target, "-mcpu=baseline", "-Icommon")
+        flags = (*FLAGS, *width.flags, "-target", width.target, "-mcpu=baseline", "-Icommon", "-Iconformance")
         _zig("cc", "-c", *flags, source, "-o", str(output), cache=scratch / "cache")
     return output
 
@@ -139,8 +172,9 @@ def link(sample: Sample, objects: list[Path], scratch: Path, output: Path, *opti
     output.chmod(0o644)
 
 
-def build(samples: tuple[Sample, ...], folder: Path) -> list[Path]:
-    """Build `samples` into `folder`; the files made. Raises BuildFailure."""
+def build(samples: tuple[Sample, ...], folder: Path, maps: bool = False) -> list[Path]:
+    """Build `samples` into `folder`, with link maps if asked to; the files made. Raises BuildFailure."""
+    folder = folder.resolve()  # the tools run in samples/
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -150,7 +184,8 @@ def build(samples: tuple[Sample, ...], folder: Path) -> list[Path]:
         for sample in samples:
             objects = [jobs[source, sample.width].result() for source in sample.sources]
             made.append(folder / f"{sample.name}.elf")
-            link(sample, objects, scratch, made[-1])
+            options = [f"-Map={made[-1].with_suffix('.map')}"] if maps else []
+            link(sample, objects, scratch, made[-1], *options)
     return made
 
 
@@ -169,9 +204,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the sample guests.")
     parser.add_argument("--check", action="store_true", help="compare with the bundled files instead")
-    parser.add_argument(
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
         "--conformance", action="store_true", help="the conformance guests instead (with --to)"
     )
+    others.add_argument(
+        "--two-level", action="store_true", help="guests with two-level page tables (with --to)"
+    )
+    others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
     arguments = parser.parse_args()
     try:
@@ -179,7 +219,14 @@ def main() -> int:
             changed = differing(BUNDLE, BUNDLED)
             print("\n".join(f"{name} differs from a fresh build" for name in changed) or "all equal")
             return 1 if changed else 0
-        for path in build(conformance() if arguments.conformance else BUNDLE, arguments.to):
+        samples = BUNDLE
+        if arguments.conformance:
+            samples = conformance()
+        elif arguments.two_level:
+            samples = two_level()
+        elif arguments.pvkernel:
+            samples = (pvkernel(),)
+        for path in build(samples, arguments.to, maps=arguments.pvkernel):
             print(f"{path.name}: {path.stat().st_size} bytes")
     except BuildFailure as failure:
         print(failure, file=sys.stderr)
