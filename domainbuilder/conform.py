@@ -3,6 +3,7 @@
 The guests are built from samples/conformance and come with the package in one archive, guests/ARCHIVE, which
 also says what each of them covers. A guest makes its checks, prints a line for each that fails, and ends with
 `Test result: SUCCESS|FAILURE|SKIP|ERROR`, the words of XTF; CRASH and TIMEOUT are what it cannot say itself.
+One whose right end is no poweroff says `Expected end: REASON` last, with the reason that Outcome has for it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ VCPUS = 2
 KNOWN_GAPS: Mapping[str, str] = {"watchpoints": "the emulator does not watch data breakpoints"}
 
 _RESULT = re.compile(r"^Test result: (SUCCESS|FAILURE|SKIP|ERROR)\s*$", re.MULTILINE)
+_EXPECTED = re.compile(r"^Expected end: (\w+)\s*$", re.MULTILINE)
 _COMPLAINT = re.compile(r"^(?:Fail|Error|Skip): .*$", re.MULTILINE)
 
 
@@ -161,6 +163,12 @@ def run(test: ConformanceGuest, timeout: float = DEFAULT_TIMEOUT) -> Result:
 def judge(text: str, outcome: Outcome) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on a guest that printed `text` and ended with `outcome`, and the lines that explain it."""
     messages = tuple(match[0] for match in _COMPLAINT.finditer(text))
+    announced = _EXPECTED.search(text)
+    if announced is not None:
+        if outcome.reason == announced[1]:
+            return Verdict.SUCCESS, messages
+        if outcome.ended:
+            return Verdict.FAILURE, (*messages, f"{announced[1]} was the end expected: {outcome}")
     if outcome.exit_code is ExitCode.DOMAIN_CRASHED:
         return Verdict.CRASH, (*messages, str(outcome))
     if outcome.exit_code is ExitCode.TIMED_OUT:

@@ -117,6 +117,22 @@ def test_a_crash_after_the_result_is_a_crash() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reason", "verdict"),
+    [
+        ("crashed", Verdict.SUCCESS),
+        ("poweroff", Verdict.FAILURE),
+        ("watchdog", Verdict.FAILURE),
+        ("idle", Verdict.TIMEOUT),
+    ],
+)
+def test_an_end_that_was_announced(reason: str, verdict: Verdict) -> None:
+    got, messages = conform.judge("1 checks\nExpected end: crashed\n", Outcome(reason))
+    assert got is verdict
+    if verdict is Verdict.FAILURE:
+        assert messages == (f"crashed was the end expected: {Outcome(reason)}",)
+
+
+@pytest.mark.parametrize(
     ("verdicts", "code"),
     [
         ([], 0),
