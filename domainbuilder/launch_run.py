@@ -90,6 +90,12 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 console_output=output,
             )
         )
+        if dom.machine.domain.abi.pt_levels == 2 and not options.json:
+            progress.close()
+            sys.stderr.write(
+                f"domainbuilder: {options.file} does not ask for PAE and gets two-level page tables, "
+                "as under Xen 3; later ones do not run it\n"
+            )
         progress.phase = "running, no output"
         result = _play(dom, options) if options.steps else _Result(_connect(dom, options, progress), 0, None)
         progress.close()

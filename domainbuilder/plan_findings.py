@@ -56,7 +56,7 @@ def _guest_type(plan: DomainPlan) -> Iterator[Finding]:
         yield found(
             "guest-type-unsupported",
             f"xc_dom_compat_check: guest type {plan.guest.name} not supported by xen kernel, sorry: "
-            "Xen 4.17 runs no guests with two-level page tables",
+            "Xen 4.17 runs no guests with two-level page tables; domainbuilder launch does",
         )
 
 
