@@ -26,10 +26,9 @@ class Session:
     """A shell on a pseudo-terminal: one command, then its exit code and the mode it left."""
 
     def __init__(self, command: str) -> None:
-        self.child = pexpect.spawn(
-            "/bin/sh", ["-c", f"echo pid $$; {command}; code=$?; echo; echo \"exit $code $(stty -a | tr '\\n' ' ')\""],
-            timeout=60, echo=True, dimensions=(24, 100),
-        )  # fmt: skip
+        tell = "echo; echo \"exit $code $(stty -a | tr '\\n' ' ')\""
+        line = f"{command}; code=$?; {tell}"
+        self.child = pexpect.spawn("/bin/sh", ["-c", line], timeout=60, dimensions=(24, 100))
         self.child.delaybeforesend = None
 
     def mode(self) -> int:
