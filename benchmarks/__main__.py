@@ -1,4 +1,5 @@
-"""Wall time and peak memory of whole commands, each run several times, the best and the median told.
+"""Wall time and peak memory of whole commands, each run several times, the best and the median told; then
+what the hypervisor's services cost a guest (benchmarks/bench_hypervisor.py).
 
 Guests come from `make guests`; what is not there is left out.
 """
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import bench_hypervisor
 from domainbuilder import guests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +55,8 @@ def main() -> None:
         seconds = [run[0] for run in runs]
         memory = max(run[1] for run in runs) / 1024
         print(f"{title:34} {min(seconds):8.3f} {statistics.median(seconds):9.3f} {memory:8.1f}", flush=True)
+    print()
+    bench_hypervisor.main([])
 
 
 if __name__ == "__main__":
