@@ -141,6 +141,14 @@ def test_two_runs_are_one(kernel: Path, first: Run) -> None:
     assert run(kernel) == first
 
 
+def test_it_is_the_same_file_wherever_it_is_built(workshop: Workshop, kernel: Path) -> None:
+    copy = workshop.folder / "another place"
+    shutil.copytree(SAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    builder = workshop.load(copy)
+    (built,) = builder.build((builder.pvkernel(),), workshop.folder / "elsewhere")
+    assert built.read_bytes() == kernel.read_bytes()
+
+
 def test_the_counts_of_its_memory_are_right_when_it_ends(first: Run) -> None:
     assert first.audit == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,11 @@ import pytest
 import domainbuilder
 from domainbuilder.errors import BuildError
 from hvcore.machine import Stats
+from hvcore.public import xen
+from hvcore.public.errno import EBUSY, EINVAL, EPERM
+from hvcore.pv import mmu_update, mmuext_op
 from hvcore.pv.audit import audit
+from hvcore.pv.mmu_update import do_update_va_mapping
 
 pytest.importorskip("ziglang")
 
@@ -140,3 +145,68 @@ class TestHowItIsChosen:
     def test_another_type_cannot_be_forced_on_it(self, hello: Path) -> None:
         with pytest.raises(BuildError, match=r"xen-3\.0-x86_32p"):
             domainbuilder.launch(hello, guest_type="xen-3.0-x86_32p")
+
+
+REQUESTS = 4000
+POOL = 12
+FLAGS = (0, 0x1, 0x3, 0x7, 0x21, 0x23, 0x27, 0x61, 0x63, 0x67, 0x83, 0x103, 0x18)
+SLOTS = (0, 1, 700, 768, 769, 1007, 1008, 1009, 1022, 1023)
+COMMANDS = (
+    *(xen.MMUEXT_PIN_L1_TABLE, xen.MMUEXT_PIN_L2_TABLE, xen.MMUEXT_PIN_L3_TABLE, xen.MMUEXT_UNPIN_TABLE),
+    *(xen.MMUEXT_UNPIN_TABLE, xen.MMUEXT_NEW_BASEPTR, xen.MMUEXT_NEW_BASEPTR, xen.MMUEXT_NEW_USER_BASEPTR),
+    *(xen.MMUEXT_CLEAR_PAGE, xen.MMUEXT_COPY_PAGE, xen.MMUEXT_TLB_FLUSH_LOCAL),
+)
+
+
+class Requests:
+    """Random requests about a few frames of a guest that stands still.
+
+    As its hypercalls would make them, but for their arguments: those would have to stand in memory that the
+    requests may well unmap.
+    """
+
+    def __init__(self, seed: int, dom: domainbuilder.RunningDomain) -> None:
+        self.random = random.Random(seed)
+        self.d = dom.machine.domain
+        self.v = self.d.vcpus[0]
+        root = self.v.cr3_mfn
+        pool = [self.d.mem.first_mfn + 0x300 + i for i in range(POOL)]
+        for i, mfn in enumerate(pool):  # read-only, so that they can become tables
+            assert not self.update_va(0xC0300000 + (i << 12), mfn << 12 | 0x21)
+        self.frames = [*pool, root, self.d.mem.frame(root).cast("I")[768] >> 12]
+        self.others = [self.d.shared_info_mfn, self.d.mem.m2p_mfn, self.d.mem.end_mfn, 0xFFFFF]
+
+    def frame(self) -> int:
+        return self.random.choice(self.frames if self.random.random() < 0.9 else self.others)
+
+    def entry(self) -> int:
+        high = self.random.getrandbits(32) << 32 if self.random.random() < 0.1 else 0
+        return self.frame() << 12 | self.random.choice(FLAGS) | high
+
+    def update_va(self, va: int, entry: int) -> int:
+        return do_update_va_mapping(self.v, va, entry, xen.UVMF_INVLPG)
+
+    def ask(self) -> int:
+        kind = self.random.randrange(10)
+        if kind < 2:
+            fixed = (0, 0xFFFFF000, 0xFC000000, 0xFF800000, 0xC0300000 + (self.random.randrange(POOL) << 12))
+            return self.update_va(self.random.choice(fixed), self.entry())
+        if kind < 6:
+            slot = self.random.choice((*SLOTS, self.random.randrange(1024)))
+            command = self.random.choice((0, 0, 0, 1, 2, 3))
+            return mmu_update._one_update(self.d.mm, self.frame() << 12 | slot << 2 | command, self.entry())
+        return mmuext_op._OPS[self.random.choice(COMMANDS)](self.v, self.frame(), self.frame())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_requests_break_nothing(seed: int, hello: Path) -> None:
+    with domainbuilder.launch(hello, memory_mib=8, timeout=60) as dom:
+        dom.console.expect("hello> ")
+        requests = Requests(seed, dom)
+        d = requests.d
+        xens = d.mem.frame(requests.v.cr3_mfn).cast("I")[1008:].tolist()
+        answers = {requests.ask() for _ in range(REQUESTS)}
+        assert audit(d) == []
+        assert {0, -EINVAL, -EBUSY, -EPERM} <= answers
+        assert max(answers) == 0
+        assert d.mem.frame(requests.v.cr3_mfn).cast("I")[1008:].tolist() == xens
