@@ -1,0 +1,123 @@
+"""Boots of real kernels with an initramfs of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import domainbuilder
+from domainbuilder.launch import Outcome
+from domainbuilder.run_stats import Statistics
+from hvcore.pv.audit import audit
+
+HERE = Path(__file__).resolve().parent
+MEMORY_MIB = 256
+TIMEOUT = 240.0  # seconds of wall time: only a guard
+
+
+def _load(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location(f"guests_{name}", HERE / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    """initramfs.py."""
+    return _load("initramfs")
+
+
+def _compile(width: int, folder: Path) -> bytes:
+    program = folder / f"probe{width}"
+    options = [f"-m{width}", "-msse2", "-O1", "-static", "-no-pie", "-s", "-Wall", "-Werror"]
+    done = subprocess.run(
+        ["gcc", *options, HERE / "probe.c", "-o", program], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        message = f"probe.c does not compile for {width} bits (gcc-multilib?): {done.stderr[-300:]}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return program.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """probe.c as 64-bit and 32-bit programs for an initramfs."""
+    if not shutil.which("gcc") and os.environ.get("CI") != "true":
+        pytest.skip("probe.c needs gcc")
+    folder = tmp_path_factory.mktemp("probes")
+    return {f"probe{width}": _compile(width, folder) for width in (64, 32)}
+
+
+@pytest.fixture(scope="session")
+def ramdisk(
+    builder: ModuleType, guest_kernel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`ramdisk("userland.sh", {"name": b"program"})`: the path of an initramfs with that script as /init."""
+
+    def build(init: str, more: dict[str, bytes] | None = None) -> Path:
+        path = tmp_path_factory.mktemp("initramfs") / "initramfs.cpio"
+        path.write_bytes(builder.initramfs(init, guest_kernel("busybox-amd64").read_bytes(), more))
+        return path
+
+    return build
+
+
+@dataclass(frozen=True)
+class Boot:
+    """A boot from its first byte to its end. `sections` are the lines between the script's "=== NAME"."""
+
+    text: str
+    sections: dict[str, list[str]]
+    outcome: Outcome
+    stats: Statistics
+    audit: list[str]
+
+    def section(self, name: str) -> list[str]:
+        """The lines of a section; none where the guest did not come that far."""
+        return self.sections.get(name, [])
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    parts = re.split(r"^=== (\w+)\n", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (part.splitlines() for part in parts[2::2]), strict=True))
+
+
+@pytest.fixture(scope="session")
+def boot() -> Callable[..., Boot]:
+    """`boot(kernel, ramdisk, cmdline, vcpus=1)`: run it to its end, and audit the domain's frames then."""
+
+    def run(kernel: Path, ramdisk: Path, cmdline: str, vcpus: int = 1) -> Boot:
+        output = bytearray()
+        with domainbuilder.launch(
+            kernel,
+            memory_mib=MEMORY_MIB,
+            ramdisk=ramdisk,
+            cmdline=f"console=hvc0 {cmdline}",
+            vcpus=vcpus,
+            timeout=TIMEOUT,
+            console_output=output.extend,
+        ) as dom:
+            outcome = dom.wait()
+            problems = audit(dom.machine.domain)
+            text = output.decode(errors="replace")
+            return Boot(text, sections(text), outcome, dom.stats(), problems)
+
+    return run
