@@ -39,10 +39,10 @@ def do_multicall(
     """Make `nr_calls` calls; 0, or -EFAULT at the first entry that cannot be read or written.
 
     `dispatch` makes one call and answers with its result, an error as a negative number. After an iret the
-    rest is dropped. When the vCPU must give up the processor before the list is done (it blocked, its turn is
-    over, or the domain shut down), `preempted(call_list, nr_calls)` is asked to have the rest made later and
-    for the result until then; without it the list goes on. A call that was itself put off stands first in
-    that rest, with the arguments that it is to go on with.
+    rest is dropped. When the vCPU must turn to something else before the list is done (it blocked, its turn
+    is over, an event is to be delivered, or the domain shut down), `preempted(call_list, nr_calls)` is asked
+    to have the rest made later and for the result until then; without it the list goes on. A call that was
+    itself put off stands first in that rest, with the arguments that it is to go on with.
     """
     d = v.domain
     word = d.abi.word
@@ -55,7 +55,7 @@ def do_multicall(
     at = call_list
     clock = d.clock
     while left:
-        must_stop = v.pause_flags or d.is_shutting_down or clock.turn_is_over()
+        must_stop = _must_stop(v) or clock.turn_is_over()
         if must_stop and preempted is not None and left < nr_calls:
             return preempted(at & mask, left)
         try:
@@ -70,6 +70,12 @@ def do_multicall(
         left -= done
         clock.spend(done * _ENTRY_NS)
     return 0
+
+
+def _must_stop(v: Vcpu) -> bool:
+    """hypercall_preempt_check(): the vCPU waits, its domain has shut down, or an event is to be delivered."""
+    info = v.info
+    return bool(v.pause_flags or v.domain.is_shutting_down or (info[0] and not info[1]))
 
 
 def _put_off(v: Vcpu, at: int, done: int, rest: HypercallPreempted) -> None:
@@ -117,7 +123,7 @@ def _entries_of_page(
             d.guest.write_ulong(at + place - first + word, result)
             return (place - first) // size + 1, None
         store(view, place + word, result & mask)
-        if can_wait and (v.pause_flags or d.is_shutting_down):
+        if can_wait and _must_stop(v):
             return (place - first) // size + 1, None
     return min(left, fitting), None
 

@@ -71,6 +71,14 @@ def do_domctl(v: Vcpu, u_domctl: int) -> int:
     return -EPERM if known or cmd == XEN_DOMCTL_getdomaininfo else -ESRCH
 
 
+def do_paging_domctl_cont(v: Vcpu, u_domctl: int) -> int:
+    """HYPERVISOR_paging_domctl_cont (arch_1): a domctl that Xen makes its caller repeat."""
+    _cmd, version, domid = v.domain.guest.unpack(xen_domctl, u_domctl)
+    if version != XEN_DOMCTL_INTERFACE_VERSION:
+        return -EOPNOTSUPP
+    return -EPERM if domid in (DOM0, v.domain.domain_id) else -ESRCH
+
+
 def do_sysctl(v: Vcpu, u_sysctl: int) -> int:
     """HYPERVISOR_sysctl."""
     _cmd, version = v.domain.guest.unpack(xen_sysctl, u_sysctl)

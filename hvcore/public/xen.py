@@ -54,6 +54,8 @@ class Hypercall(IntEnum):
     xenpmu_op = 40
     dm_op = 41
     hypfs_op = 42
+    mca = 48  # __HYPERVISOR_arch_0
+    paging_domctl_cont = 49  # __HYPERVISOR_arch_1
 
 
 NR_HYPERCALLS = 64

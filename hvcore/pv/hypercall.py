@@ -25,6 +25,8 @@ from hvcore.common.refused import (
     do_hvm_op,
     do_hypfs_op,
     do_kexec_op,
+    do_mca,
+    do_paging_domctl_cont,
     do_platform_op,
     do_sysctl,
     do_xenoprof_op,
@@ -118,6 +120,8 @@ _PV64: dict[int, tuple[Handler, int]] = {
     _H.xenpmu_op: (do_xenpmu_op, 2),
     _H.dm_op: (do_dm_op, 3),
     _H.hypfs_op: (do_hypfs_op, 5),
+    _H.mca: (do_mca, 1),
+    _H.paging_domctl_cont: (do_paging_domctl_cont, 1),
 }
 
 _PV32: dict[int, tuple[Handler, int]] = _PV64 | {

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hvcore.engine import CS, RIP
+from hvcore.errors import GuestError
 from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table
 from hvcore.pv.mm import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW
 
@@ -23,8 +25,39 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
 
 _TF = 0x100
+_COMPARES = 0x100  # in a form of store: made by compare and exchange, as whatever is locked is
+_LOCK, _OPSIZE, _REX_W = 0xF0, 0x66, 8
+_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, _OPSIZE, 0x67, _LOCK, 0xF2, 0xF3))
+_MAX_INST_LEN = 15
+_XCHG, _CMPXCHG, _SETCC, _CMPXCHG8B = 0x86, 0xB0, 0x90, 0xC7  # the latter three after 0F
+_BYTE_0F = frozenset((_CMPXCHG, 0xC0))
 TRAP_debug, TRAP_page_fault = 1, 14
 _GPRS = 16
+
+
+def store_form(code: bytes, *, long_mode: bool) -> int:
+    """How many bytes the store in `code` writes, plus _COMPARES where it is made by compare and exchange.
+
+    For stores from general registers and immediates; another gives a width of no less than it has.
+    """
+    size, locked, at = 4, False, 0
+    while at < len(code) and code[at] in _PREFIXES:
+        size = 2 if code[at] == _OPSIZE else size
+        locked |= code[at] == _LOCK
+        at += 1
+    if long_mode and code[at : at + 1] and code[at] & 0xF0 == 0x40:
+        size = 8 if code[at] & _REX_W else size
+        at += 1
+    opcode = code[at : at + 2]
+    if opcode[:1] != b"\x0f":
+        first = opcode[0] if opcode else 1
+        return (size if first & 1 else 1) + (_COMPARES if locked or first & 0xFE == _XCHG else 0)
+    second = opcode[1] if len(opcode) > 1 else 0
+    if second == _CMPXCHG8B:
+        return 2 * max(size, 4) + _COMPARES
+    if second & 0xF0 == _SETCC or second in _BYTE_0F:
+        size = 1
+    return size + (_COMPARES if locked or second & 0xFE == _CMPXCHG else 0)
 
 
 class RoPageFault:
@@ -39,6 +72,7 @@ class RoPageFault:
         self.scratch = domain.mem.frame(self.scratch_mfn)
         self.pending = False
         self.stores = 0
+        self._compares = False
         self._at = 0  # the entry that maps the table for the guest
         self._pte = 0
         self._table = 0  # the table's mfn
@@ -64,6 +98,12 @@ class RoPageFault:
         highest = PGT_l4_page_table if self.upper_tables else PGT_l1_page_table
         if not (PGT_l1_page_table <= mm.ptype[pg] <= highest and mm.tcount[pg]):
             return False
+        self._compares = False
+        if cr2 & 7:
+            form = store_form(self._code(), long_mode=self.mm.shift == 9 and not self.mm.pv32)
+            if cr2 & ((form & ~_COMPARES) - 1):
+                return False  # only naturally aligned stores
+            self._compares = form >= _COMPARES
         self.scratch[:] = self.d.mem.frame(mfn)
         self._at, self._pte, self._table, self._cr2 = at, pte, mfn, cr2
         self._saved = self.engine.q[: _GPRS + 1].tolist()
@@ -74,6 +114,17 @@ class RoPageFault:
         self.engine.write_eflags(self._eflags | _TF)
         self.pending = True
         return True
+
+    def _code(self) -> bytes:
+        """The instruction under way, as far as it can be read."""
+        guest, engine = self.d.guest, self.engine
+        ip = engine.q[RIP] + engine.segment_base(CS)
+        for size in (_MAX_INST_LEN, 4096 - (ip & 4095)):
+            try:
+                return guest.copy_from(ip & self.d.abi.word_mask, size)
+            except GuestError:
+                continue
+        return b""
 
     def step_done(self, vector: int) -> bool:
         """The next exit: put the mapping back and check what was stored.
@@ -115,6 +166,7 @@ class RoPageFault:
             return True
         # A PAE guest that writes the upper half first: drop PRESENT, the lower half is to follow.
         upper_half = mm.pv32 and size == 8 and (new ^ old) & 0xFFFFFFFF == 0
+        upper_half = upper_half and self._cr2 & 4 != 0 and not self._compares
         return upper_half and ptype == PGT_l1_page_table and not mm.mod_l1_entry(at, new & ~PAGE_PRESENT)
 
 

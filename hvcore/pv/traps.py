@@ -270,10 +270,11 @@ class Traps:
         if self.ro.pending:
             return
         v = self.d.vcpus[self.d.current_id]
-        if v.nmi_pending and not v.async_exception_mask and self.frames.handler_set(v.trap_ctxt[TRAP_nmi]):
+        if v.nmi_pending and not v.async_exception_mask:
             v.nmi_pending = False
-            v.async_exception_mask = True
-            self.bounce(TRAP_nmi, None)
+            if self.frames.handler_set(v.trap_ctxt[TRAP_nmi]):  # or it is lost: set_guest_nmi_trapbounce()
+                v.async_exception_mask = True
+                self.bounce(TRAP_nmi, None)
         info = v.info
         if info[0] and not info[1]:
             cs, address, _flags = v.callbacks.get(CALLBACKTYPE_event, (0, 0, 0))
