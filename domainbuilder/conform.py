@@ -33,6 +33,7 @@ KNOWN_GAPS: Mapping[str, str] = {"watchpoints": "the emulator does not watch dat
 
 _RESULT = re.compile(r"^Test result: (SUCCESS|FAILURE|SKIP|ERROR)\s*$", re.MULTILINE)
 _EXPECTED = re.compile(r"^Expected end: (\w+)\s*$", re.MULTILINE)
+_COUNTS = re.compile(r"^(\d+) checks, (\d+) of them of refusals, \d+ failed\s*$", re.MULTILINE)
 _COMPLAINT = re.compile(r"^(?:Fail|Error|Skip): .*$", re.MULTILINE)
 
 
@@ -73,7 +74,8 @@ class Result:
     """What came of one guest. Two runs compare equal: `wall_seconds` is left out of that.
 
     `messages` are the guest's own lines about what failed, or how its domain ended; `known_gap` says why a
-    FAILURE was to be expected.
+    FAILURE was to be expected; `checks` is how many checks it made and `refusals` how many of those were of
+    what Xen refuses, as it printed them.
     """
 
     name: str
@@ -84,6 +86,8 @@ class Result:
     guest_ns: int
     known_gap: str = ""
     wall_seconds: float = field(default=0.0, compare=False)
+    checks: int = 0
+    refusals: int = 0
 
     @property
     def exit_code(self) -> ExitCode:
@@ -146,7 +150,10 @@ def run(test: ConformanceGuest, timeout: float = DEFAULT_TIMEOUT) -> Result:
     ) as dom:
         outcome = dom.wait()
         stats = dom.stats()
-    verdict, messages = judge(output.decode("utf-8", "replace").replace("\r\n", "\n"), outcome)
+    text = output.decode("utf-8", "replace").replace("\r\n", "\n")
+    verdict, messages = judge(text, outcome)
+    counts = _COUNTS.search(text)
+    checks, refusals = (int(counts[1]), int(counts[2])) if counts else (0, 0)
     known = KNOWN_GAPS.get(test.name, "") if verdict is Verdict.FAILURE else ""
     return Result(
         test.name,
@@ -157,23 +164,24 @@ def run(test: ConformanceGuest, timeout: float = DEFAULT_TIMEOUT) -> Result:
         stats.guest_ns,
         known,
         stats.host.wall_seconds,
+        checks,
+        refusals,
     )
 
 
 def judge(text: str, outcome: Outcome) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on a guest that printed `text` and ended with `outcome`, and the lines that explain it."""
     messages = tuple(match[0] for match in _COMPLAINT.finditer(text))
-    announced = _EXPECTED.search(text)
-    if announced is not None:
-        if outcome.reason == announced[1]:
-            return Verdict.SUCCESS, messages
+    said, announced = _RESULT.findall(text), _EXPECTED.findall(text)
+    if len(announced) == 1 and not said:
+        if outcome.reason == announced[0] and not messages:
+            return Verdict.SUCCESS, ()
         if outcome.ended:
-            return Verdict.FAILURE, (*messages, f"{announced[1]} was the end expected: {outcome}")
+            return Verdict.FAILURE, (*messages, f"{announced[0]} was the end expected: {outcome}")
     if outcome.exit_code is ExitCode.DOMAIN_CRASHED:
         return Verdict.CRASH, (*messages, str(outcome))
     if outcome.exit_code is ExitCode.TIMED_OUT:
         return Verdict.TIMEOUT, (*messages, str(outcome))
-    said = _RESULT.findall(text)
     if len(said) != 1:
         return Verdict.ERROR, (*messages, f"the guest printed {len(said)} results")
     return Verdict(said[0]), messages

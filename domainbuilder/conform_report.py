@@ -113,7 +113,12 @@ class Table:
         hypercalls = sum(result.hypercalls for result in results)
         seconds = sum(result.wall_seconds for result in results)
         expected = f" ({known} known)" if known else ""
-        return f"{len(results)} guests: {counts}{expected}; {hypercalls:,} hypercalls in {seconds:.2f} s\n"
+        checks = sum(result.checks for result in results)
+        refusals = sum(result.refusals for result in results)
+        return (
+            f"{len(results)} guests: {counts}{expected}; {hypercalls:,} hypercalls in {seconds:.2f} s\n"
+            f"{checks:,} checks: {checks - refusals:,} of what works, {refusals:,} of what is refused\n"
+        )
 
 
 def listing(tests: Sequence[ConformanceGuest]) -> str:

@@ -12,8 +12,12 @@ static struct {
     u8 *code, *stack;
 } user;
 
+/* The kernel's data segments would be emptied on the way to ring 3; those of user mode serve both. */
 static void go(void *argument)
 {
+#ifndef __x86_64__
+    __asm__ volatile("mov %0, %%ds; mov %0, %%es" : : "r"(FLAT_USER_DS));
+#endif
     enter_regs(argument);
 }
 

@@ -6,9 +6,14 @@
 
 static unsigned checks, failures, refusals;
 
-static void end(const char *result)
+static void counts(void)
 {
     printf("%u checks, %u of them of refusals, %u failed\n", checks, refusals, failures);
+}
+
+static void end(const char *result)
+{
+    counts();
     printf("Test result: %s\n", result);
     shutdown(SHUTDOWN_poweroff);
 }
@@ -48,6 +53,19 @@ void check_trap(const char *file, int line, const char *what, struct trap trap, 
     else
         printf("Fail: %s:%d: %s ended with trap %lu, error code %lx, cr2 %lx at %lx\n", file, line, what,
                trap.vector, trap.error_code, trap.cr2, trap.ip);
+}
+
+void expect_end(const char *how)
+{
+    checks++;
+    refusals += !strcmp(how, "crashed");
+    counts();
+    if (failures) {
+        printf("Test result: FAILURE\n");
+        shutdown(SHUTDOWN_poweroff);
+    }
+    printf("Expected end: %s\n", how);
+    console_drain();
 }
 
 void skip(const char *why)

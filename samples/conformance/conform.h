@@ -16,6 +16,12 @@ void check_equal(const char *file, int line, const char *what, long got, long ex
 void check_true(const char *file, int line, const char *what, int holds);
 void check_trap(const char *file, int line, const char *what, struct trap trap, ulong vector, ulong error);
 void count_refusal(void);
+/*
+ * To be called last where the right end is another than a poweroff: `how` is "crashed" (Xen destroys the domain),
+ * or a reason of shutdown ("reboot", "crash", "watchdog"...). The guest goes on to bring it about; whoever runs it
+ * compares. It must not come back, so what follows in conform() is give_up().
+ */
+void expect_end(const char *how);
 void skip(const char *why) __attribute__((noreturn));
 void give_up(const char *why) __attribute__((noreturn));
 

@@ -133,6 +133,31 @@ def test_an_end_that_was_announced(reason: str, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "reason", "verdict"),
+    [
+        ("Expected end: crashed\n", "crashed", Verdict.SUCCESS),
+        ("Expected end: reboot\n", "reboot", Verdict.SUCCESS),
+        ("Expected end: reboot\n", "crashed", Verdict.FAILURE),
+        ("Expected end: crashed\n", "poweroff", Verdict.FAILURE),
+        ("Fail: a\nExpected end: crashed\n", "crashed", Verdict.FAILURE),
+        ("Expected end: crashed\nError: came back\nTest result: ERROR\n", "poweroff", Verdict.ERROR),
+        ("Expected end: crashed\n" * 2, "crashed", Verdict.CRASH),
+    ],
+)
+def test_an_expected_end_is_compared_with_the_end(said: str, reason: str, verdict: Verdict) -> None:
+    assert conform.judge(said, Outcome(reason))[0] is verdict
+
+
+def test_at_least_half_of_the_checks_are_of_what_is_refused(guests: list[ConformanceGuest]) -> None:
+    results = conform.run_all(guests)
+    checks, refusals = sum(r.checks for r in results), sum(r.refusals for r in results)
+    assert checks > 1500
+    assert refusals >= checks - refusals
+    foot = conform_report.Table(guests, color=False).foot(results)
+    assert f"{checks:,} checks: {checks - refusals:,} of what works, {refusals:,} of what is refused" in foot
+
+
+@pytest.mark.parametrize(
     ("verdicts", "code"),
     [
         ([], 0),
@@ -210,8 +235,9 @@ def test_the_command_prints_a_table() -> None:
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
     assert lines[0].split()[:3] == ["name", "result", "hypercalls"]
-    assert [line.split()[:2] for line in lines[1:-1]] == [[name, "SUCCESS"] for name in FAST]
-    assert lines[-1].startswith("3 guests: 3 SUCCESS; ")
+    assert [line.split()[:2] for line in lines[1:-2]] == [[name, "SUCCESS"] for name in FAST]
+    assert lines[-2].startswith("3 guests: 3 SUCCESS; ")
+    assert " checks: " in lines[-1]
 
 
 @pytest.mark.parametrize("arguments", [("--format", "json"), ("--format", "junit")])
