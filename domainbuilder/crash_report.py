@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domainbuilder.disassembly import Instruction, disassemble
-from domainbuilder.elf import PF_X, Symbols, symbols
+from domainbuilder.elf import PF_X, ElfImage, Symbols, parse_elf, symbols
+from domainbuilder.errors import BuildError
 from domainbuilder.guest_view import GuestView, Walk
 from domainbuilder.hypercall_names import command_name, hypercall_name, result_name
+from domainbuilder.kernel import load_kernel
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
@@ -100,11 +102,22 @@ class CrashReport:
     addresses: tuple[AddressReport, ...]
 
 
+def _kernel_elf(machine: Machine) -> ElfImage | None:
+    """The kernel that was launched, opened again for its symbols; None if it has gone or is no file."""
+    plan = machine.image.plan
+    if plan.elf is not None:
+        return plan.elf
+    try:
+        return parse_elf(load_kernel(plan.kernel).image, plan.kernel)
+    except (BuildError, OSError):
+        return None
+
+
 class _Names:
     """Addresses to `symbol+offset`, where the kernel has symbols."""
 
     def __init__(self, machine: Machine) -> None:
-        elf = machine.image.plan.elf
+        elf = _kernel_elf(machine)
         self._symbols = symbols(elf) if elf is not None else Symbols(b"", b"", 32)
         self._code = (
             [] if elf is None else [(p.vaddr, p.vaddr + p.memsz) for p in elf.load_segments if p.flags & PF_X]

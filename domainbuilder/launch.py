@@ -424,6 +424,9 @@ def launch(
         )
         memory = _allocate(planned.nr_pages, _abi(planned.guest_type, planned.kernel))
         image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
+        # The unpacked kernel would stay in memory beside its copy in the guest's.
+        image = replace(image, plan=replace(planned, elf=None, ramdisk=None))
+        del planned
     try:
         return RunningDomain(
             image,
