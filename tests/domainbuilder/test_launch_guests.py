@@ -94,7 +94,7 @@ def test_gnumach_boots(guest_kernel: Callable[[str], Path]) -> None:
 
 
 def test_gnumach_that_keeps_its_messages(guest_kernel: Callable[[str], Path]) -> None:
-    """Nothing in trixie's GNU Mach calls its cninit(), under Xen too: what it says stays in its own memory."""
+    """Nothing in trixie's GNU Mach refers to its cninit(): what it says stays in its own memory."""
     with launch(guest_kernel("gnumach-trixie-i386.gz"), timeout=120) as dom:
         ends_as_gnumach_does(dom)
         said = dom.console.transcript.encode() + bytes(dom.machine.mem.ram)
