@@ -8,6 +8,7 @@ Source: xen/include/hypercall-defs.c, xen/arch/x86/pv/hypercall.c of Xen 4.17.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,7 @@ _PV32: dict[int, tuple[Handler, int]] = _PV64 | {
 }
 
 _ARGUMENTS32 = (RBX, RCX, RDX, RSI, RDI, RBP)
+_REGISTERS32 = struct.Struct("<I4xI4xI4xI4x8xI4xI4xI")  # EAX ECX EDX EBX (ESP) EBP ESI EDI of the window
 _ARGUMENTS64 = (RDI, RSI, RDX, 10, 8, 9)
 
 
@@ -145,6 +147,9 @@ class HypercallTable:
         rows = _PV32 if domain.abi.is_32bit else _PV64
         self.handlers: list[Handler | None] = [None] * NR_HYPERCALLS
         self.arity = [0] * NR_HYPERCALLS
+        self._window = domain.engine.window.bytes
+        self._counts = domain.trace.hypercalls
+        self._recent = domain.trace.recent
         self.registers = _ARGUMENTS32 if domain.abi.is_32bit else _ARGUMENTS64
         for number, (handler, count) in rows.items():
             self.handlers[number] = handler
@@ -186,9 +191,8 @@ class HypercallTable:
     def entry32(self) -> None:
         """`int 0x82` from ring 1: number in EAX, arguments in EBX ECX EDX ESI EDI EBP, result in EAX."""
         d = self.d
-        q = d.engine.q
         v = d.vcpus[d.current_id]
-        number = q[RAX] & _M32
+        number, ecx, edx, ebx, ebp, esi, edi = _REGISTERS32.unpack_from(self._window)
         handler = self.handlers[number] if number < NR_HYPERCALLS else None
         if handler is None:
             if number == _H.iret:
@@ -198,8 +202,8 @@ class HypercallTable:
             result = self.dispatch(v, number, ())
             d.trace.recent.append((number, (), result))
         else:
-            args = tuple([q[register] & _M32 for register in _ARGUMENTS32[: self.arity[number]]])
-            d.trace.hypercalls[number] += 1
+            args = (ebx, ecx, edx, esi, edi, ebp)[: self.arity[number]]
+            self._counts[number] += 1
             try:
                 result = handler(v, *args)
             except GuestError as error:
@@ -207,8 +211,8 @@ class HypercallTable:
             except HypercallPreempted as rest:
                 self._continue(rest.arguments)
                 return
-            d.trace.recent.append((number, args, result))
-        q[RAX] = result & _M32
+            self._recent.append((number, args, result))
+        d.engine.q[RAX] = result & _M32
 
     def entry64(self) -> None:
         """`syscall` from the 64-bit kernel: number in RAX, arguments in RDI RSI RDX R10 R8, result in RAX."""

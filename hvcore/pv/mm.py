@@ -506,22 +506,24 @@ class PageTables:
         """The index of the L1 entry that maps `va` under `root_mfn`, or -1 (also in Xen's own slots)."""
         e, mask, base = self.e, self.mfn_mask, self.base
         if self.levels == 2:
-            pde = e[((root_mfn - base) << 10) + (va >> 22)]
+            pde: int = e[((root_mfn - base) << 10) + (va >> 22)]
             if pde & (PAGE_PRESENT | PAGE_PSE) != PAGE_PRESENT:
                 return -1
-            return int((((pde >> 12) & mask) - base) << 10) + ((va >> 12) & 1023)
-        entry = root_mfn << 12 | PAGE_PRESENT
+            return ((((pde >> 12) & mask) - base) << 10) + ((va >> 12) & 1023)
+        table = root_mfn
+        entry: int
         if self.levels == 4:
             entry = e[((root_mfn - base) << 9) + ((va >> 39) & 511)]
             if not entry & PAGE_PRESENT:
                 return -1
-        entry = e[((((entry >> 12) & mask) - base) << 9) + ((va >> 30) & 511)]
+            table = (entry >> 12) & mask
+        entry = e[((table - base) << 9) + ((va >> 30) & 511)]
         if entry & (PAGE_PRESENT | PAGE_PSE) != PAGE_PRESENT:
             return -1
         entry = e[((((entry >> 12) & mask) - base) << 9) + ((va >> 21) & 511)]
         if entry & (PAGE_PRESENT | PAGE_PSE) != PAGE_PRESENT:
             return -1
-        return int((((entry >> 12) & mask) - base) << 9) + ((va >> 12) & 511)
+        return ((((entry >> 12) & mask) - base) << 9) + ((va >> 12) & 511)
 
     def walk(self, root_mfn: int, va: int, write: bool) -> int:
         """The byte offset in `mem.view` of va's page as the guest kernel may touch it, or -1.

@@ -14,6 +14,13 @@ from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from hvcore.public import xen
 from hvcore.public.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH
+from hvcore.public.xen import (
+    UVMF_ALL,
+    UVMF_FLUSHTYPE_MASK,
+    UVMF_INVLPG,
+    UVMF_LOCAL,
+    UVMF_TLB_FLUSH,
+)
 from hvcore.pv.mm import L1_DISALLOW_MASK, PAGE_PRESENT
 
 if TYPE_CHECKING:
@@ -151,18 +158,20 @@ def do_update_va_mapping(v: Vcpu, va: int, val: int, flags: int) -> int:
     """Set the L1 entry that maps `va` in the current address space, then flush as `flags` (UVMF_*) say."""
     mm = v.domain.mm
     at = mm.l1_entry_of(v.cr3_mfn, va)
-    if at < 0 or mm.owner[at >> mm.shift] != OWNER_GUEST or mm.ptype[at >> mm.shift] != 1:
+    shift = mm.shift
+    pg = at >> shift
+    if at < 0 or mm.owner[pg] != OWNER_GUEST or mm.ptype[pg] != PGT_l1_page_table:
         return -EINVAL
-    rc = mm.mod_l1_entry(at, val if mm.shift == 9 else val & 0xFFFFFFFF)
+    rc = mm.mod_l1_entry(at, val if shift == 9 else val & 0xFFFFFFFF)
     if rc:
         return rc
-    flush = flags & xen.UVMF_FLUSHTYPE_MASK
-    if flush not in (xen.UVMF_TLB_FLUSH, xen.UVMF_INVLPG):
+    flush = flags & UVMF_FLUSHTYPE_MASK
+    if flush not in (UVMF_TLB_FLUSH, UVMF_INVLPG):
         return 0
-    target = flags & ~xen.UVMF_FLUSHTYPE_MASK
-    if target not in (xen.UVMF_LOCAL, xen.UVMF_ALL) and not vcpumask_readable(v, target):
+    target = flags & ~UVMF_FLUSHTYPE_MASK
+    if target not in (UVMF_LOCAL, UVMF_ALL) and not vcpumask_readable(v, target):
         return -EFAULT
-    if flush == xen.UVMF_INVLPG:
+    if flush == UVMF_INVLPG:
         mm.flush_tlb_one(va)
     else:
         mm.flush_tlb()

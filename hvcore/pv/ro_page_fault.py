@@ -110,7 +110,7 @@ class RoPageFault:
         self._eflags = self.engine.read_eflags()
         frame_bits = mm.mfn_mask << 12
         mm.e[at] = pte & ~frame_bits | self.scratch_mfn << 12 | PAGE_RW | PAGE_DIRTY
-        mm.flush_tlb()
+        mm.flush_tlb_one(self._cr2)
         self.engine.write_eflags(self._eflags | _TF)
         self.pending = True
         return True
@@ -135,7 +135,7 @@ class RoPageFault:
         mm, engine = self.mm, self.engine
         self.pending = False
         mm.e[self._at] = self._pte
-        mm.flush_tlb()
+        mm.flush_tlb_one(self._cr2)
         engine.write_eflags(engine.read_eflags() & ~_TF | self._eflags & _TF)
         if vector != TRAP_debug:
             return False
@@ -156,7 +156,7 @@ class RoPageFault:
         live = self.d.mem.frame(self._table)
         new = int.from_bytes(self.scratch[offset : offset + size], "little")
         self.scratch[offset : offset + size] = live[offset : offset + size]
-        if self.scratch != live:
+        if bytes(self.scratch) != bytes(live):  # as views they would be compared item by item
             return False
         at = ((self._table - mm.base) << mm.shift) + offset // size
         old = mm.e[at]

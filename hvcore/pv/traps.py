@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hvcore import state_window as sw
 from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
-from hvcore.engine import RAX, RBX, RCX, RDX, RIP, RSP
+from hvcore.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
@@ -35,6 +36,7 @@ PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
 PFEC_reserved_bit, PFEC_insn_fetch = 8, 16
 X86_XEC_IDT = 2
 HYPERCALL_VECTOR = 0x82
+_CS_SELECTOR = (sw.SEGS + 24 * CS) // 4  # in the window's 32-bit words
 _EXIT_COST = NS_PER_EXIT // NS_PER_BYTE  # of the budget
 LEGACY_SYSCALL_VECTOR = 0x80
 
@@ -65,6 +67,8 @@ class Traps:
     ) -> None:
         self.d = domain
         self.engine = domain.engine
+        self._cell = domain.engine.cell
+        self._words = domain.engine.d
         self.frames = frames
         self.ro = ro_page_fault
         self.hypercall = hypercall
@@ -85,13 +89,13 @@ class Traps:
 
     def interrupt(self, vector: int) -> None:
         """An exception or `int n`; see engine.Handlers."""
-        cell = self.engine.cell
+        cell = self._cell
         left = cell[0] - _EXIT_COST
         cell[0] = left
         cell[1] += _EXIT_COST
         if left < 0:  # no block of code may follow that would notice
             self.engine.stop()
-        if vector == HYPERCALL_VECTOR and self.int82 and self.engine.d[44] & 3 == self.kernel_cpl:
+        if vector == HYPERCALL_VECTOR and self.int82 and self._words[_CS_SELECTOR] & 3 == self.kernel_cpl:
             try:
                 self.hypercall()
             except GuestFault as fault:  # an iret to a context that cannot be entered
@@ -107,8 +111,9 @@ class Traps:
                     self.do_exception(vector)
             except GuestFault as fault:
                 self.inject_fault(fault)
-        info = self.d.vcpus[self.d.current_id].info
-        if (info[0] and not info[1]) or self.d.vcpus[self.d.current_id].nmi_pending:
+        v = self.d.vcpus[self.d.current_id]
+        info = v.info
+        if (info[0] and not info[1]) or v.nmi_pending:
             self.test_all_events()
 
     def syscall(self) -> None:
