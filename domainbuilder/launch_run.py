@@ -171,6 +171,10 @@ def _report(
 
         sys.stderr.write(render_crash(result.outcome.report))
     sys.stderr.write(f"domainbuilder: {message}\n")
+    if code is not ExitCode.FINE and dom.machine.ro_page_fault.refused_upper:
+        sys.stderr.write(
+            "domainbuilder: it stored to an L2-L4 page table, which Xen refuses; --upper-ptwr lets it\n"
+        )
     if stats is not None:
         from domainbuilder.run_stats import render_stats
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
 
 _TF = 0x100
+VMASST_writable_pagetables = 1 << 2
 _COMPARES = 0x100  # in a form of store: made by compare and exchange, as whatever is locked is
 _LOCK, _OPSIZE, _REX_W = 0xF0, 0x66, 8
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, _OPSIZE, 0x67, _LOCK, 0xF2, 0xF3))
@@ -72,6 +73,7 @@ class RoPageFault:
         self.scratch = domain.mem.frame(self.scratch_mfn)
         self.pending = False
         self.stores = 0
+        self.refused_upper = 0  # stores to L2-L4 tables, which `upper_tables` would have let through
         self._compares = False
         self._at = 0  # the entry that maps the table for the guest
         self._pte = 0
@@ -96,6 +98,10 @@ class RoPageFault:
         if not 0 <= pg < mm.nr or mm.owner[pg] != OWNER_GUEST:
             return False
         highest = PGT_l4_page_table if self.upper_tables else PGT_l1_page_table
+        if mm.tcount[pg] and highest < mm.ptype[pg] <= PGT_l4_page_table:
+            self.refused_upper += 1
+        if not (self.upper_tables or self.d.vm_assist & VMASST_writable_pagetables):
+            return False
         if not (PGT_l1_page_table <= mm.ptype[pg] <= highest and mm.tcount[pg]):
             return False
         self._compares = False

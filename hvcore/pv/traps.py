@@ -41,7 +41,6 @@ _EXIT_COST = NS_PER_EXIT // NS_PER_BYTE  # of the budget
 LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0
-VMASST_writable_pagetables = 1 << 2
 _STACK_OPERAND = 32  # bytes from the stack pointer that pushes, pops, calls and returns touch
 
 VECTOR_NAMES = (
@@ -212,7 +211,6 @@ class Traps:
             return
         if (
             error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch) == 3
-            and (self.d.vm_assist & VMASST_writable_pagetables or self.ro.upper_tables)
             and self.guest_kernel_mode()
             and self.ro.try_start(cr2)
         ):
