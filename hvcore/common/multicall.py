@@ -123,7 +123,8 @@ def _entries_of_page(
             d.guest.write_ulong(at + place - first + word, result)
             return (place - first) // size + 1, None
         store(view, place + word, result & mask)
-        if can_wait and _must_stop(v):
+        info = v.info
+        if can_wait and (v.pause_flags or d.is_shutting_down or (info[0] and not info[1])):  # _must_stop()
             return (place - first) // size + 1, None
     return min(left, fitting), None
 

@@ -174,15 +174,14 @@ class HypercallTable:
 
     def dispatch(self, v: Vcpu, number: int, args: tuple[int, ...]) -> int:
         """Call by number with explicit arguments (a multicall entry). Never raises GuestError."""
-        trace = self.d.trace
         handler = self.handlers[number] if number < NR_HYPERCALLS else None
         if handler is None:
             if number == _H.iret:
                 self.frames.do_iret(v)
                 return self.d.engine.q[RAX]
-            trace.unknown_hypercall(number)
+            self.d.trace.unknown_hypercall(number)
             return -ENOSYS
-        trace.hypercalls[number] += 1
+        self._counts[number] += 1
         try:
             return handler(v, *args[: self.arity[number]])
         except GuestError as error:

@@ -88,7 +88,8 @@ class RoPageFault:
         """pv_ro_page_fault(): begin the store if `cr2` is a read-only mapping of the guest's own L1 table."""
         mm = self.mm
         at = mm.l1_entry_of(self.d.current.cr3_mfn, cr2)
-        if at < 0:
+        # In Xen's own slots the walk can end in another table than an L1 (the linear page table does).
+        if at < 0 or mm.ptype[at >> mm.shift] != PGT_l1_page_table:
             return False
         pte = mm.e[at]
         if pte & (PAGE_PRESENT | PAGE_RW) != PAGE_PRESENT:
