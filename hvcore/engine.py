@@ -171,7 +171,7 @@ class Engine:
         def on_syscall() -> int:
             syscall()
             q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF  # the instruction's length is added on return
-            # As `syscall` itself may set TF, the engine looks at TF once more behind it. But if TF is set now,
+            # `syscall` may set TF, so the engine looks at TF once more behind it. But if TF is set now,
             # then by what the handler went on to, which has not executed an instruction yet.
             self._step_rechecked = bool(q[_EFLAGS] & _TF)
             return 0
@@ -501,6 +501,11 @@ class Engine:
     def set_selector(self, index: int, selector: int) -> None:
         """Change what a segment register's selector reads as, and nothing of the segment."""
         self.d[(sw.SEGS + 24 * index) // 4] = selector
+
+    def advance(self, by: int) -> None:
+        """Move RIP, wrapping around as the width of the code does."""
+        q = self.q
+        q[_RIP] = q[_RIP] + by & (0xFFFFFFFFFFFFFFFF if self.d[_HFLAGS] & HF_CS64 else 0xFFFFFFFF)
 
     @property
     def code_is_64bit(self) -> bool:

@@ -456,7 +456,7 @@ def _bare_port_access(v: Vcpu) -> bool:
         value = guest_io_read(d, port, size)
         q[RAX] = value if size == 4 else q[RAX] & ~0xFF & M64 | value
     d.trace.emulate(_NAMES[opcode])
-    q[RIP] += 1
+    engine.advance(1)
     return True
 
 

@@ -178,7 +178,7 @@ class Frames32:
         cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall32, (0, 0, 0))
         if not cs & ~3:
             raise GuestFault(13, 0)
-        self.engine.q[RIP] += 2
+        self.engine.advance(2)
         self.create_bounce_frame(v, cs, address, bool(mask_events), None)
         return False
 

@@ -165,7 +165,7 @@ class Frames64:
             return self._syscall32_entry(v)
         if v.kernel_mode:
             return True
-        q[RIP] += 2
+        engine.advance(2)
         q[RCX], q[R11] = q[RIP], engine.read_eflags()
         self._set_flat()
         _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall, (0, 0, 0))
@@ -180,7 +180,7 @@ class Frames64:
         engine.set_segment(SS, *_FLAT_SS)
         if not address:
             raise GuestFault(_TRAP_gp_fault, 0)
-        q[RIP] += 2
+        engine.advance(2)
         q[RCX], q[R11] = q[RIP], engine.read_eflags()
         self.create_bounce_frame(v, 0, address, bool(mask_events), None)
         return False

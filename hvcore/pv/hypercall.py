@@ -36,7 +36,7 @@ from hvcore.common.refused import (
 )
 from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
 from hvcore.common.vcpu_op import do_vcpu_op
-from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
+from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import ENOSYS
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
@@ -167,7 +167,7 @@ class HypercallTable:
     def _continue(self, arguments: tuple[int, ...]) -> None:
         """hypercall_create_continuation(): let the guest make the call again, with what is left of it."""
         q = self.d.engine.q
-        q[RIP] -= 2
+        self.d.engine.advance(-2)
         for register, value in zip(self.registers, arguments, strict=False):
             q[register] = value
         self.d.reschedule()
@@ -219,7 +219,7 @@ class HypercallTable:
         q = d.engine.q
         v = d.vcpus[d.current_id]
         number = q[RAX]
-        q[RIP] += 2
+        d.engine.advance(2)
         if number == _H.iret:
             d.trace.hypercalls[number] += 1
             self.frames.do_iret(v)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hvcore import state_window as sw
 from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
-from hvcore.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP
+from hvcore.engine import CS, RAX, RBX, RCX, RDX, RSP
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
@@ -155,7 +155,7 @@ class Traps:
         if direct or (flags & 3) >= self.frames.privilege():
             self.bounce(vector, None)
             return
-        self.engine.q[RIP] -= 2
+        self.engine.advance(-2)
         self.inject(TRAP_gp_fault, vector << 3 | X86_XEC_IDT)
 
     def do_exception(self, vector: int) -> None:
