@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test guests lint format samples bench clean
+.PHONY: bench-xen help demo test guests lint format samples bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -52,6 +52,9 @@ samples: $(VENV)/.dev ## Rebuild the bundled sample guests from samples/, byte f
 
 bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
 	$(BIN)/python -m benchmarks
+
+bench-xen: $(VENV)/.run ## The same Debian boot under real Xen in QEMU and here, with ratios (see scripts/bench_xen.py)
+	$(BIN)/python scripts/bench_xen.py --runs 3
 
 clean: ## Remove what was built and installed; keeps the fetched kernels
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -51,8 +51,8 @@ class Frames64:
         return self.d.current.kernel_mode
 
     def privilege(self) -> int:
-        """permit_softint(): the kernel passes for ring 0."""
-        return 0 if self.d.current.kernel_mode else 3
+        """permit_softint(): 1 for the kernel, 3 for its processes."""
+        return 1 if self.d.current.kernel_mode else 3
 
     def handler_set(self, entry: tuple[int, int, int]) -> bool:
         """A handler needs an address."""

@@ -35,8 +35,10 @@ _HYPERVISOR_RO = 0x21
 _NX = 1 << 63
 _M2P_L2E = 0x81  # a read-only superpage: present, PSE
 _M2P_SUPERPAGE = 512
+_L2_FRAMES = 512 * 512
+_PSE = 0x80
 
-ROOT_M2P_SLOT, ROOT_LINEAR_SLOT, ROOT_PERDOMAIN_SLOT = 256, 258, 260
+ROOT_M2P_SLOT, ROOT_LINEAR_SLOT, ROOT_PERDOMAIN_SLOT, ROOT_XEN_SLOT, ROOT_DIRECTMAP_SLOT = 256, 258, 260, 261, 262
 _TSS_SELECTOR = 0xE040
 _TSS_FLAGS = 0x8B00  # a busy 64-bit TSS
 
@@ -65,6 +67,8 @@ class XenMappings:
                 self._perdomain_l1.append(self.mem.alloc_xenheap_page())
                 self._set(perdomain_l2, i, self._perdomain_l1[i] << 12 | _HYPERVISOR_RW)
         self._m2p_l3 = self._native_m2p() if self.abi.pt_levels == 4 else 0
+        self._xen_l3 = self.mem.alloc_xenheap_page() if self.abi.pt_levels == 4 else 0
+        self._directmap_l3 = self._directmap() if self.abi.pt_levels == 4 else 0
         self.gdt_page_mfn = self.mem.alloc_xenheap_page()
         self._compat_l4: dict[int, int] = {}
         self.initial_state = b""  # a processor in the mode of this guest, with nothing loaded
@@ -103,6 +107,17 @@ class XenMappings:
             self._set(l2, i, (self.mem.m2p_mfn + _M2P_SUPERPAGE * i) << 12 | _NX | 0xA5)
         return l3
 
+    def _directmap(self) -> int:
+        """L3 and L2 tables that show all memory to Xen alone, by superpages as far as memory fills them."""
+        l3, l2 = self.mem.alloc_xenheap_page(), 0
+        for mfn in range(self.mem.base_mfn, self.mem.end_mfn, _M2P_SUPERPAGE):
+            if not l2 or mfn % _L2_FRAMES == 0:
+                l2 = self.mem.alloc_xenheap_page()
+                self._set(l3, mfn // _L2_FRAMES % 512, l2 << 12 | _HYPERVISOR_RW)
+            if mfn % _M2P_SUPERPAGE == 0 and mfn + _M2P_SUPERPAGE <= self.mem.end_mfn:
+                self._set(l2, mfn // _M2P_SUPERPAGE % 512, mfn << 12 | _NX | _HYPERVISOR_RW | _PSE)
+        return l3
+
     def init_xen_l2_slots(self, start: int, _mfn: int) -> None:
         """Xen's slots of a PAE guest's fourth L2, or of a two-level guest's L2 (`start`: its first entry)."""
         if self.two_level:
@@ -127,6 +142,8 @@ class XenMappings:
         q[start + ROOT_M2P_SLOT] = self._m2p_l3 << 12 | _NX | 0x25
         q[start + ROOT_LINEAR_SLOT] = ((start >> 9) + self.mem.base_mfn) << 12 | _NX | _HYPERVISOR_RW
         q[start + ROOT_PERDOMAIN_SLOT] = self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW
+        q[start + ROOT_XEN_SLOT] = self._xen_l3 << 12 | _HYPERVISOR_RW  # nothing: Xen itself runs elsewhere
+        q[start + ROOT_DIRECTMAP_SLOT] = self._directmap_l3 << 12 | _NX | _HYPERVISOR_RW
 
     # -- address spaces
 

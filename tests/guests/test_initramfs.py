@@ -26,9 +26,7 @@ def test_every_part_begins_at_a_multiple_of_four(builder: ModuleType) -> None:
 
 
 @pytest.mark.guest
-def test_busybox_reads_it(
-    builder: ModuleType, guest_kernel: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_busybox_reads_it(builder: ModuleType, guest_kernel: Callable[[str], Path], tmp_path: Path) -> None:
     busybox = guest_kernel("busybox-amd64")
     archive = builder.initramfs("userland.sh", busybox.read_bytes(), {"more": b"#!/bin/sh\n"})
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Conformance guests: what Xen 4.17 does and refuses, asked by a guest at ring 1."""
+"""Conformance guests: what Xen 4.17 does and refuses, asked by a guest at ring 1, and by a 64-bit one."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def case(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=gap)) if gap else name
 
 
+@pytest.mark.parametrize("suffix", ["32", "64"])
 @pytest.mark.parametrize("name", [case(name) for name in NAMES])
-def test_conformance_at_ring_1(name: str, built: Callable[[str], Path]) -> None:
+def test_conformance(name: str, suffix: str, built: Callable[[str], Path]) -> None:
     output = bytearray()
     with domainbuilder.launch(
-        built(f"{name}-32"), memory_mib=64, vcpus=2, timeout=60, console_output=output.extend
+        built(f"{name}-{suffix}"), memory_mib=64, vcpus=2, timeout=60, console_output=output.extend
     ) as dom:
         outcome = dom.wait()
     verdict, messages = judge(output.decode(errors="replace").replace("\r\n", "\n"), outcome)

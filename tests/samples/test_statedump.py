@@ -23,17 +23,18 @@ def comparison() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("linuxlike", "reference"), [(False, "domU-32"), (True, "domU-32-linuxlike")])
+@pytest.mark.parametrize("width", ["32", "64"])
+@pytest.mark.parametrize("linuxlike", [False, True])
 def test_the_initial_state_is_xens(
+    width: str,
     linuxlike: bool,
-    reference: str,
     statedump: Callable[..., Path],
     statedump_ramdisk: Path,
     comparison: ModuleType,
 ) -> None:
     output = bytearray()
     with domainbuilder.launch(
-        statedump("32", linuxlike=linuxlike),
+        statedump(width, linuxlike=linuxlike),
         memory_mib=64,
         ramdisk=statedump_ramdisk,
         cmdline="hello=world",
@@ -41,6 +42,7 @@ def test_the_initial_state_is_xens(
         console_output=output.extend,
     ) as dom:
         assert dom.wait().reason == "poweroff"
+    reference = f"domU-{width}" + ("-linuxlike" if linuxlike else "")
     assert comparison.compare(output.decode(), reference) == []
 
 
