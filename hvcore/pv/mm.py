@@ -198,6 +198,7 @@ class PageTables:
             self._spend_on_table()
             return promote(pg)
         if ptype == PGT_seg_desc_page:
+            self._spend_on_table()
             return self.validate_segdesc_page(pg + self.base)
         return 0
 

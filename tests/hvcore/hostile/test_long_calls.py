@@ -191,3 +191,23 @@ def test_a_handler_that_cannot_be_fetched_ends_the_domain(outcome: Callable[[byt
     code = hypercall(H.set_trap_table, tiny_guest.CODE + 0x400)
     code += tiny_guest.mov("esp", tiny_guest.STACK_TOP) + b"\xa1" + bytes(4)
     assert outcome(code.ljust(0x400, b"\x90") + row + bytes(8)) == "crashed"
+
+
+@pytest.mark.parametrize("number", [H.mmuext_op, H.set_gdt])
+def test_having_a_whole_table_looked_at_takes_time(world: World, number: int) -> None:
+    """A page validated as an L1 table by a pin, or as descriptors by set_gdt."""
+    word = world.abi.word
+    page, args = [m for m in world.mapped if m.writable][-3:-1]
+    assert world.store(page.va, bytes(4096))
+    entry = page.mfn << 12 | 0x21
+    wide = (entry,) if word == 8 else (entry, 0)
+    assert world.call(H.update_va_mapping, (page.va, *wide, 2, 0, 0, 0)[:6]) == 0
+    clock = world.machine.clock
+    before = clock.now()
+    if number == H.set_gdt:
+        assert world.store(args.va, page.mfn.to_bytes(word, "little"))
+        assert world.call(number, (args.va, 512, 0, 0, 0, 0)) == 0
+    else:
+        assert world.store(args.va, b"".join(value.to_bytes(word, "little") for value in (0, page.mfn, 0)))
+        assert world.call(number, (args.va, 1, 0, 0x7FF0, 0, 0)) == 0
+    assert clock.now() - before >= 2000
