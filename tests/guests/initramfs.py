@@ -17,10 +17,12 @@ CONSOLE = (5, 1)  # /dev/console, which /init's first three files are
 
 # The programs that the scripts call, each a link to busybox: PATH finds them, and exec() runs them.
 APPLETS = (
-    "ash awk cat chmod cut date dd dmesg echo env expr false free grep head hostname id kill ls mkdir mknod "
-    "mount mv nproc poweroff printf ps reboot rm sed seq setsid sh sha256sum sleep sort sync tail taskset tee "
-    "timeout touch tr true umount uname uniq usleep wc xargs yes"
-).split()
+    "ash", "awk", "cat", "chmod", "cut", "date", "dd", "dmesg", "echo", "env", "expr", "false", "free",
+    "grep", "head", "hostname", "id", "kill", "ls", "mkdir", "mknod", "mount", "mv", "nproc",
+    "poweroff", "printf", "ps", "reboot", "rm", "sed", "seq", "setsid", "sh", "sha256sum", "sleep",
+    "sort", "sync", "tail", "taskset", "tee", "timeout", "touch", "tr", "true", "umount", "uname",
+    "uniq", "usleep", "wc", "xargs", "yes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
