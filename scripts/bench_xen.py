@@ -2,10 +2,10 @@
 """The same Debian kernel and initramfs under real Xen and here, on one machine, one after the other.
 
 Real Xen is Debian's xen-hypervisor-4.17-amd64 in Debian's qemu-system-x86 without acceleration, the kernel
-its PV dom0 (`-kernel xen -initrd "vmlinuz arguments,initramfs"`); here it is `domainbuilder launch`. Both get the
-same memory for the guest and one vCPU. Told are the seconds from the start of the process to the first byte
-on the console, the kernel's banner, /init, and the end after `poweroff`; the most resident memory; and ours
-divided by Xen's.
+its PV dom0 (`-kernel xen -initrd "vmlinuz arguments,initramfs"`); here it is `domainbuilder launch`. Both
+get the same memory for the guest and one vCPU. Told are the seconds from the start of the process to the
+first byte on the console, the kernel's banner, /init, and the end after `poweroff`; the most resident memory;
+and ours divided by Xen's.
 
     scripts/bench_xen.py [--release trixie] [--runs 3] [--json FILE]
 
@@ -67,9 +67,7 @@ def xen_hypervisor() -> Path:
 
 def xen_command(xen: Path, kernel: Path, initramfs: Path) -> list[str]:
     """Real Xen in QEMU, its console and dom0's on stdout."""
-    options = (
-        f"console=com1 com1=115200,8n1 dom0_mem={MEMORY_MIB}M,max:{MEMORY_MIB}M dom0_max_vcpus=1"
-    )
+    options = f"console=com1 com1=115200,8n1 dom0_mem={MEMORY_MIB}M,max:{MEMORY_MIB}M dom0_max_vcpus=1"
     return [
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1",
         "-m", str(MEMORY_MIB + XEN_MIB), "-display", "none", "-monitor", "none", "-serial", "stdio",
