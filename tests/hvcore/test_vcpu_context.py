@@ -1,0 +1,99 @@
+"""struct vcpu_guest_context: every offset against Xen's headers, and contexts that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hvcore.public.errno import EINVAL
+from hvcore.pv import vcpu_context
+from hvcore.pv.vcpu_context import arch_set_info_guest, compat_cr3_to_pfn
+from tests.domainbuilder.c_headers import assert_c_agrees
+
+from .pv_cpu import PV32, PV64, PvCpu
+
+USER_REGS = ("eip", "cs", "eflags", "esp", "ss", "es", "ds", "fs", "gs")
+GPRS32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+GPRS64 = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+WIDE = {"eip": "rip", "eflags": "rflags", "esp": "rsp"}
+
+
+@pytest.mark.parametrize("word", [4, 8])
+def test_offsets_are_those_of_the_headers(word: int, tmp_path: Path) -> None:
+    context = "struct vcpu_guest_context"
+    facts = {f"sizeof({context})": vcpu_context.CONTEXT_SIZE[word]}
+    for name, (offset, _format) in vcpu_context._FIELDS[word].items():
+        field = f"user_regs.{WIDE.get(name, name) if word == 8 else name}" if name in USER_REGS else name
+        facts[f"offsetof({context}, {field})"] = offset
+    for name, offset in zip(GPRS32 if word == 4 else GPRS64, vcpu_context._GPRS[word], strict=True):
+        facts[f"offsetof({context}, user_regs.{name})"] = offset
+    callback = "event_callback_cs" if word == 4 else "event_callback_eip"
+    names = ("trap_ctxt", "gdt_frames", "ctrlreg", "debugreg", callback)
+    for name, offset in zip(names, vcpu_context._ARRAYS[word], strict=True):
+        facts[f"offsetof({context}, {name})"] = offset
+    facts["sizeof(struct trap_info)"] = vcpu_context._TRAP_INFO[word].size
+    assert len(facts) > 28
+    assert_c_agrees(facts, word, tmp_path)
+
+
+def context(cpu: PvCpu, **fields: int) -> bytes:
+    word = cpu.abi.word
+    raw = bytearray(vcpu_context.CONTEXT_SIZE[word])
+    values = {
+        "flags": 4, "eip": 0x10000, "cs": cpu.abi.flat_kernel_cs, "ss": cpu.abi.flat_kernel_ss, "esp": 0x12000,
+        "eflags": 0x3202, "kernel_ss": cpu.abi.flat_kernel_ss, "kernel_sp": 0x13000,
+    } | fields  # fmt: skip
+    ctrlreg = vcpu_context._ARRAYS[word][2]
+    cr3 = values.pop("cr3", cpu.base << 12)
+    raw[ctrlreg + 3 * word : ctrlreg + 4 * word] = cr3.to_bytes(word, "little")
+    for name, value in values.items():
+        offset, code = vcpu_context._FIELDS[word][name]
+        size = {"H": 2, "I": 4, "Q": 8}[code]
+        raw[offset : offset + size] = value.to_bytes(size, "little")
+    return bytes(raw)
+
+
+@pytest.fixture(params=[PV32, PV64], ids=["pv32", "pv64"])
+def cpu(request: pytest.FixtureRequest) -> PvCpu:
+    bench = PvCpu(request.param)
+    bench.d.mm.xen.initial_state = bench.engine.save_state()
+    return bench
+
+
+def test_a_context_is_taken(cpu: PvCpu) -> None:
+    assert arch_set_info_guest(cpu.v, context(cpu)) == 0
+    assert cpu.v.is_initialised
+    assert (cpu.v.cr3_mfn, cpu.v.kernel_sp, cpu.v.iopl) == (cpu.base, 0x13000, 0x3000)
+    assert cpu.v.saved_state
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ldt_base": 0x10, "ldt_ents": 1},
+        {"ldt_ents": 8193},
+        {"gdt_ents": 16 * 512 + 1},
+        {"cr3": 0xFFFFF000},
+        {"gdt_ents": 1},  # of frame 0
+    ],
+)
+def test_contexts_that_are_refused(cpu: PvCpu, fields: dict[str, int]) -> None:
+    before = cpu.d.frames.count.tolist()
+    assert arch_set_info_guest(cpu.v, context(cpu, **fields)) == -EINVAL
+    assert not cpu.v.is_initialised
+    assert cpu.d.frames.count.tolist() == before
+
+
+@pytest.mark.parametrize("name", ["eip", "esp", "kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user"])
+def test_addresses_are_canonical(name: str) -> None:
+    assert arch_set_info_guest(PvCpu(PV64).v, context(PvCpu(PV64), **{name: 1 << 63})) == -EINVAL
+
+
+def test_compat_cr3(tmp_path: Path) -> None:
+    for pfn in (0, 1, 0x12345, 0xFFFFF, 0x100000, 0xABCDEF01):
+        cr3 = (pfn << 12 | pfn >> 20) & 0xFFFFFFFF  # xen_pfn_to_cr3() of xen-x86_32.h
+        assert compat_cr3_to_pfn(cr3) == pfn
+    assert_c_agrees(
+        {"xen_pfn_to_cr3(0x12345678u)": 0x45678123, "xen_cr3_to_pfn(0x45678123u)": 0x12345678}, 4, tmp_path
+    )
