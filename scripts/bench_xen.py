@@ -4,8 +4,8 @@
 Real Xen is Debian's xen-hypervisor-4.17-amd64 in Debian's qemu-system-x86 without acceleration, the kernel
 its PV dom0 (`-kernel xen -initrd "vmlinuz arguments,initramfs"`); here it is `domainbuilder launch`. Both
 get the same memory for the guest and one vCPU. Told are the seconds from the start of the process to the
-first byte on the console, the kernel's banner, /init, and the end after `poweroff`; the most resident memory;
-and ours divided by Xen's.
+first byte on the console, the kernel's banner, /init, and the end after `poweroff`; the processor time
+(which a busy machine distorts less); the most resident memory; and ours divided by Xen's.
 
     scripts/bench_xen.py [--release trixie] [--runs 3] [--json FILE]
 
@@ -109,8 +109,9 @@ def measure(command: list[str]) -> Run:
         child.kill()
     _pid, status, usage = os.wait4(child.pid, 0)
     run["poweroff"] = time.monotonic() - started
+    run["CPU"] = usage.ru_utime + usage.ru_stime
     run["peak RSS"] = usage.ru_maxrss / 1024
-    if status or len(run) != len(MARKS) + 2:
+    if status or len(run) != len(MARKS) + 3:
         assert child.stderr is not None
         tail = (output[-500:] + child.stderr.read(500)).decode(errors="replace")
         raise SystemExit(f"{command[0]} ended with status {status:#x} before all was seen:\n{tail}")
