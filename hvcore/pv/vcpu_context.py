@@ -137,11 +137,20 @@ def _take_tables(
     if rc:
         return rc
     v.cr3_mfn = mfn
-    if abi.is_32bit or not ctrlreg[1]:
-        return 0 if abi.is_32bit or flags & VGCF_in_kernel else -EINVAL
-    rc = mm.get_page_and_type(ctrlreg[1] >> 12, mm.root_type)
+    rc = 0 if abi.is_32bit else _take_user_table(v, ctrlreg[1], flags)
+    if rc:  # the guest may try again, with another table
+        v.cr3_mfn = 0
+        mm.put_page_and_type(mfn)
+    return rc
+
+
+def _take_user_table(v: Vcpu, cr3: int, flags: int) -> int:
+    mm = v.domain.mm
+    if not cr3:
+        return 0 if flags & VGCF_in_kernel else -EINVAL
+    rc = mm.get_page_and_type(cr3 >> 12, mm.root_type)
     if not rc:
-        v.user_cr3_mfn = ctrlreg[1] >> 12
+        v.user_cr3_mfn = cr3 >> 12
     return rc
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,21 @@ def test_a_store_by_the_linear_page_table_is_none_to_an_l1_mapping(world: Callab
     assert w.call(Hypercall.mmu_update, (m.va, 1, 0, 0x7FF0, 0, 0)) == 0
     assert not w.machine.ro_page_fault.try_start(linear)
     assert w.problems() == []
+
+
+def test_a_vcpu_that_was_refused_its_user_table_gives_the_kernel_table_back(
+    world: Callable[[str], World],
+) -> None:
+    """Twice the same: a context with a good CR3, and a user CR3 that is no table."""
+    w = world("64")
+    context = bytearray(w.context)
+    ctrlreg1 = bytes(w.context).index((w.v.cr3_mfn << 12).to_bytes(8, "little")) - 2 * 8
+    context[ctrlreg1 : ctrlreg1 + 8] = (w.mapped[5].mfn << 12).to_bytes(8, "little")
+    pages = [m for m in w.mapped if m.writable]
+    run = next(a for a, b in pairwise(pages) if b.va == a.va + 4096)
+    assert w.store(run.va, bytes(context))
+    for _ in range(2):
+        assert w.call(Hypercall.vcpu_op, (0, 1, run.va, 0, 0, 0)) == -22
+        assert w.problems() == []
+    assert w.store(run.va, w.context)
+    assert w.call(Hypercall.vcpu_op, (0, 1, run.va, 0, 0, 0)) == 0
