@@ -41,9 +41,15 @@ def context(cpu: PvCpu, **fields: int) -> bytes:
     word = cpu.abi.word
     raw = bytearray(vcpu_context.CONTEXT_SIZE[word])
     values = {
-        "flags": 4, "eip": 0x10000, "cs": cpu.abi.flat_kernel_cs, "ss": cpu.abi.flat_kernel_ss, "esp": 0x12000,
-        "eflags": 0x3202, "kernel_ss": cpu.abi.flat_kernel_ss, "kernel_sp": 0x13000,
-    } | fields  # fmt: skip
+        "flags": 4,
+        "eip": 0x10000,
+        "cs": cpu.abi.flat_kernel_cs,
+        "ss": cpu.abi.flat_kernel_ss,
+        "esp": 0x12000,
+        "eflags": 0x3202,
+        "kernel_ss": cpu.abi.flat_kernel_ss,
+        "kernel_sp": 0x13000,
+    } | fields
     ctrlreg = vcpu_context._ARRAYS[word][2]
     cr3 = values.pop("cr3", cpu.base << 12)
     raw[ctrlreg + 3 * word : ctrlreg + 4 * word] = cr3.to_bytes(word, "little")
