@@ -5,7 +5,7 @@ Sources: xen/include/public/arch-x86/xen-x86_32.h, xen-x86_64.h and xen.h of Xen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,8 @@ class Abi:
     m2p_entry: int  # bytes of one machine_to_phys_mapping entry
     flat_kernel_cs: int
     flat_kernel_ss: int
-    flat_kernel_ds: int
     flat_user_cs: int
     flat_user_ss: int
-    xen_caps: str  # the guest type's own name in XENVER_capabilities
 
     @property
     def is_32bit(self) -> bool:
@@ -112,29 +110,17 @@ PV32_PAE = Abi(
     m2p_entry=4,
     flat_kernel_cs=FLAT_RING1_CS,
     flat_kernel_ss=FLAT_RING1_DS,
-    flat_kernel_ds=FLAT_RING1_DS,
     flat_user_cs=0xE02B,
     flat_user_ss=0xE033,
-    xen_caps="xen-3.0-x86_32p",
 )
 
-PV32_2LEVEL = Abi(
+PV32_2LEVEL = replace(
+    PV32_PAE,
     name="xen-3.0-x86_32",
-    word=4,
-    word_format="I",
     pt_levels=2,
     pte_size=4,
-    kernel_cpl=1,
     hypervisor_virt_start=0xFC000000,
-    hypervisor_virt_end=0x1_0000_0000,
     m2p_virt_start=0xFC000000,
-    m2p_entry=4,
-    flat_kernel_cs=FLAT_RING1_CS,
-    flat_kernel_ss=FLAT_RING1_DS,
-    flat_kernel_ds=FLAT_RING1_DS,
-    flat_user_cs=0xE02B,
-    flat_user_ss=0xE033,
-    xen_caps="xen-3.0-x86_32",
 )
 
 PV64 = Abi(
@@ -150,10 +136,8 @@ PV64 = Abi(
     m2p_entry=8,
     flat_kernel_cs=FLAT_RING3_CS64,
     flat_kernel_ss=FLAT_RING3_DS,
-    flat_kernel_ds=0,
     flat_user_cs=FLAT_RING3_CS64,
     flat_user_ss=FLAT_RING3_DS,
-    xen_caps="xen-3.0-x86_64",
 )
 
 ABIS: dict[str, Abi] = {abi.name: abi for abi in (PV32_PAE, PV32_2LEVEL, PV64)}

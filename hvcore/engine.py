@@ -64,7 +64,6 @@ HF_CS64 = 1 << 15
 # Segment cache flags are the high word of the descriptor.
 DESC_B = 1 << 22
 DESC_L = 1 << 21
-DESC_P = 1 << 15
 
 MSR_EFER = 0xC0000080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11

@@ -66,7 +66,6 @@ class Vcpu:
         "runstate_time",
         "saved_state",
         "time_info_guest",
-        "time_version",
         "trap_ctxt",
         "ts_set",
         "user_cr3_mfn",
@@ -118,7 +117,6 @@ class Vcpu:
         self.runstate_time = [0, 0, 0, 0]
         self.runstate_guest = 0  # guest virtual address of its runstate area, 0 for none
         self.time_info_guest = 0  # guest virtual address of a secondary vcpu_time_info
-        self.time_version = 0
 
     @property
     def upcall_pending(self) -> int:

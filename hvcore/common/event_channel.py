@@ -329,11 +329,6 @@ def alloc_backend(d: Domain, remote_domid: int, notify: Callable[[], None]) -> i
     return d.evtchn.alloc_backend(remote_domid, notify)
 
 
-def evtchn_port_set_pending(d: Domain, vcpu_id: int, port: int) -> None:
-    """`d.evtchn.set_pending(...)`."""
-    d.evtchn.set_pending(vcpu_id, port)
-
-
 def send_guest_vcpu_virq(v: Vcpu, virq: int) -> None:
     """`d.evtchn.send_guest_vcpu_virq(...)`."""
     v.domain.evtchn.send_guest_vcpu_virq(v, virq)

@@ -21,7 +21,7 @@ TRAP_debug, TRAP_invalid_op, TRAP_invalid_tss, TRAP_no_segment = 1, 6, 10, 11
 TRAP_stack_error, TRAP_gp_fault, TRAP_page_fault = 12, 13, 14
 PFEC_write_access = 2
 
-X86_EFLAGS_TF, X86_EFLAGS_DF, X86_EFLAGS_RF = 0x100, 0x400, 0x10000
+X86_EFLAGS_TF, X86_EFLAGS_RF = 0x100, 0x10000
 
 M32 = 0xFFFFFFFF
 M64 = 0xFFFFFFFFFFFFFFFF

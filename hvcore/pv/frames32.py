@@ -41,7 +41,6 @@ class Frames32:
     """32-bit guests: kernel in ring 1, frames of 32-bit words."""
 
     def __init__(self, domain_vcpus: list[Vcpu]) -> None:
-        self._vcpus = domain_vcpus
         self.engine = domain_vcpus[0].domain.engine
         self.d = domain_vcpus[0].domain
 

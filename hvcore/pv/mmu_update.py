@@ -44,17 +44,38 @@ def get_pg_owner(v: Vcpu, domid: int) -> int:
     return -EPERM if domid in (xen.DOMID_XEN, 0) else -ESRCH
 
 
+def begin_requests(v: Vcpu, reqs: int, count: int, pdone: int) -> tuple[int, int] | None:
+    """The requests to carry out and how many were done before, of a call that may be a continuation.
+
+    None for the continuation that only brings its result, which stands in the place of `foreigndom`.
+    """
+    if not count & MMU_UPDATE_PREEMPTED:
+        return count, 0
+    if count == MMU_UPDATE_PREEMPTED and not reqs:
+        return None
+    return count & ~MMU_UPDATE_PREEMPTED, v.domain.guest.read_u32(pdone) if pdone else 0
+
+
+def end_requests(v: Vcpu, rc: int, done: int, pdone: int, rest: tuple[int, int], foreigndom: int) -> int:
+    """Report the `done` requests; put off the `rest` (address, count) that no error stopped."""
+    if pdone:
+        with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
+            v.domain.guest.write_u32(pdone, done)
+    reqs, left = rest
+    if left and not rc:
+        raise HypercallPreempted(reqs, left | MMU_UPDATE_PREEMPTED, pdone, foreigndom)
+    return rc
+
+
 def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
     """Apply `count` requests; `*pdone` is how many were done. Stops at the first error, as Xen does."""
     d = v.domain
-    guest = d.guest
-    done_before = 0
-    if count & MMU_UPDATE_PREEMPTED:
-        if count == MMU_UPDATE_PREEMPTED and not ureqs:
-            return foreigndom
-        count &= ~MMU_UPDATE_PREEMPTED
-        done_before = guest.read_u32(pdone) if pdone else 0
-    if not guest.okay(ureqs, count * _MMU_UPDATE.size):
+    begun = begin_requests(v, ureqs, count, pdone)
+    if begun is None:
+        return foreigndom
+    count, done_before = begun
+    size = _MMU_UPDATE.size
+    if not d.guest.okay(ureqs, count * size):
         return -EFAULT
     pt_dom = foreigndom >> 16
     if pt_dom and pt_dom - 1 != d.domain_id:
@@ -64,14 +85,8 @@ def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) 
         return pg_owner
     update = _one_update if pg_owner == PG_SELF else _one_io_update
     done, rc = _run_batches(v, ureqs, count, update)
-    if pdone:
-        with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
-            guest.write_u32(pdone, done_before + done)
-    if done < count and not rc:
-        raise HypercallPreempted(
-            ureqs + done * _MMU_UPDATE.size, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom
-        )
-    return rc
+    rest = (ureqs + done * size, count - done)
+    return end_requests(v, rc, done_before + done, pdone, rest, foreigndom)
 
 
 def _run_batches(

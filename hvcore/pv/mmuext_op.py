@@ -5,16 +5,22 @@ Source: do_mmuext_op() in xen/arch/x86/mm.c; struct mmuext_op in xen/include/pub
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.errors import GuestError, HypercallPreempted
+from hvcore.errors import GuestError
 from hvcore.page_info import PGT_pinned, PGT_writable_page
 from hvcore.public import xen
 from hvcore.public.errno import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from hvcore.pv.descriptor_tables import set_ldt
-from hvcore.pv.mmu_update import MMU_UPDATE_PREEMPTED, PG_SELF, REQUEST_NS, get_pg_owner, vcpumask_readable
+from hvcore.pv.mmu_update import (
+    PG_SELF,
+    REQUEST_NS,
+    begin_requests,
+    end_requests,
+    get_pg_owner,
+    vcpumask_readable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,13 +174,12 @@ _OPS: dict[int, Callable[[Vcpu, int, int], int]] = {
 def do_mmuext_op(v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) -> int:
     """Carry out `count` operations; `*pdone` is how many were done. Stops at the first error."""
     guest = v.domain.guest
-    done_before = done = 0
     layout = _MMUEXT_OP[v.domain.abi.word]
-    if count & MMU_UPDATE_PREEMPTED:
-        if count == MMU_UPDATE_PREEMPTED and not uops:
-            return foreigndom
-        count &= ~MMU_UPDATE_PREEMPTED
-        done_before = guest.read_u32(pdone) if pdone else 0
+    begun = begin_requests(v, uops, count, pdone)
+    if begun is None:
+        return foreigndom
+    count, done_before = begun
+    done = 0
     if not guest.okay(uops, count * layout.size):
         return -EFAULT
     owner = get_pg_owner(v, foreigndom)
@@ -196,11 +201,5 @@ def do_mmuext_op(v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) ->
                 break
     except GuestError as error:
         rc = -error.errno
-    if pdone:
-        with contextlib.suppress(GuestError):  # Xen does not look at the result of this copy either
-            guest.write_u32(pdone, done_before + done)
-    if done < count and not rc:
-        raise HypercallPreempted(
-            uops + done * layout.size, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom
-        )
-    return rc
+    rest = (uops + done * layout.size, count - done)
+    return end_requests(v, rc, done_before + done, pdone, rest, foreigndom)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hvcore.pv.ro_page_fault import RoPageFault
 
 TRAP_debug, TRAP_nmi, TRAP_int3, TRAP_overflow, TRAP_invalid_op, TRAP_no_device = 1, 2, 3, 4, 6, 7
-TRAP_double_fault, TRAP_stack_error, TRAP_gp_fault, TRAP_page_fault = 8, 12, 13, 14
+TRAP_stack_error, TRAP_gp_fault, TRAP_page_fault = 12, 13, 14
 TRAP_HAVE_EC = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
 
 PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
@@ -283,7 +283,3 @@ class Traps:
             cs, address, _flags = v.callbacks.get(CALLBACKTYPE_event, (0, 0, 0))
             self.trace.events_delivered += 1
             self.frames.create_bounce_frame(v, cs, address, True, None)
-
-    def failsafe(self) -> None:
-        """A segment register could not be reloaded: the failsafe callback sees the selectors on its stack."""
-        self.frames.failsafe(self.d.current)

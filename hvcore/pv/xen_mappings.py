@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore import state_window as sw
+from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -25,8 +26,6 @@ PERDOMAIN_VIRT_START = 0xFFFF820000000000  # PML4 slot 260
 PERDOMAIN_VIRT_START_2LEVEL = 0xFF800000
 GDT_LDT_VCPU_SHIFT = 17  # 16 pages of GDT and 16 of LDT for each vCPU
 LDT_OFFSET = 1 << 16
-FIRST_RESERVED_GDT_PAGE = 14
-FIRST_RESERVED_GDT_BYTE = FIRST_RESERVED_GDT_PAGE << 12
 GDT_LIMIT = 0xEFFF
 
 _PTES_PER_VCPU = 32
