@@ -136,6 +136,7 @@ class Engine:
         self._pending: BaseException | None = None
         self._running = False
         self._step_rechecked = False
+        self._step_deferred = False
         self._keep: list[object] = []
         self._stop = self._lib.uc_emu_stop
         self.tlb_flushes = 0
@@ -170,9 +171,10 @@ class Engine:
         def on_syscall() -> int:
             syscall()
             q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF  # the instruction's length is added on return
-            # `syscall` may set TF, so the engine looks at TF once more behind it. But if TF is set now,
-            # then by what the handler went on to, which has not executed an instruction yet.
-            self._step_rechecked = bool(q[_EFLAGS] & _TF)
+            # The engine looks at TF once more behind it, and so does a processor that comes back by `sysret`.
+            # One that comes back by `iret` executes an instruction first.
+            self._step_rechecked = self._step_deferred and bool(q[_EFLAGS] & _TF)
+            self._step_deferred = False
             return 0
 
         def on_cpuid() -> int:
@@ -411,6 +413,10 @@ class Engine:
         status = self.q[sw.DR // 8 + 6]
         self.q[sw.DR // 8 + 6] = _DR6_DEFAULT
         return status & 0xE00F
+
+    def defer_step(self) -> None:
+        """In the `syscall` handler: go back as `iret` does, with no trap by TF before an instruction."""
+        self._step_deferred = True
 
     @property
     def cr2(self) -> int:

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 from hvcore.engine import CS, DS, ES, FS, GS, RAX, RCX, RIP, RSP, SS
 from hvcore.errors import DomainCrash, GuestError, GuestFault
+from hvcore.pv.callback import is_canonical
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
     X86_EFLAGS_IF,
+    X86_EFLAGS_IOPL,
+    X86_EFLAGS_RF,
+    X86_EFLAGS_VM,
     CALLBACKTYPE_failsafe,
     CALLBACKTYPE_syscall,
     CALLBACKTYPE_syscall32,
@@ -33,10 +37,14 @@ _FLAT_SS = (FLAT_RING3_SS, 0, 0xFFFFFFFF, 0x00CFF300)
 _FLAT_CS32 = (FLAT_RING3_CS32, 0, 0xFFFFFFFF, 0x00CFFB00)
 
 VGCF_in_syscall = 1 << 8
+X86_EFLAGS_DF, X86_EFLAGS_AC = 0x400, 0x40000
+_CLEARED_ON_TRAP = EFLAGS_CLEARED_ON_TRAP | X86_EFLAGS_AC
+_SYSRET_KEEPS = ~(X86_EFLAGS_IOPL | X86_EFLAGS_VM)
 _M64 = 0xFFFFFFFFFFFFFFFF
 _CR2_64 = struct.Struct("<Q")
 _IRET64 = struct.Struct("<9Q")  # rax r11 rcx flags rip cs rflags rsp ss
-_TRAP_gp_fault = 13
+_TRAP_nmi, _TRAP_invalid_op = 2, 6
+_TI_IF = 4
 
 
 class Frames64:
@@ -85,8 +93,11 @@ class Frames64:
         if engine.selector(SS) != FLAT_RING3_SS:
             engine.set_segment(SS, *_FLAT_SS)
 
-    def _push(self, v: Vcpu, words: list[int], mask_events: bool) -> None:
-        """Push RCX, R11, `words` and the interrupted context on the kernel's stack, 16-byte aligned."""
+    def _push(self, v: Vcpu, words: list[int], mask_events: bool, cleared: int = _CLEARED_ON_TRAP) -> int:
+        """Push RCX, R11, `words` and the interrupted context on the kernel's stack, 16-byte aligned.
+
+        The result are the flags that the handler starts with: those of the context without `cleared`.
+        """
         engine, q = self.engine, self.engine.q
         cs, ss, rsp = engine.selector(CS), engine.selector(SS), q[RSP]
         eflags = engine.read_eflags()
@@ -106,32 +117,41 @@ class Frames64:
             raise DomainCrash(f"the guest kernel's stack cannot be written at {sp:#018x}") from None
         if mask_events:
             info[1] = mask | 1
-        engine.write_eflags(eflags & ~EFLAGS_CLEARED_ON_TRAP | X86_EFLAGS_IF)
+        eflags = eflags & ~cleared | X86_EFLAGS_IF
+        engine.write_eflags(eflags)
         q[RSP] = sp
+        return eflags
 
-    def _enter(self, address: int) -> None:
+    def _enter(self, address: int, eflags: int) -> None:
+        """Go on at a handler of the kernel's, by `sysret`: RCX is where, and R11 the flags."""
         if not address:
             raise DomainCrash("the guest's handler has address 0")
         self._set_flat()
-        self.engine.q[RIP] = address
+        q = self.engine.q
+        q[RIP] = q[RCX] = address
+        q[R11] = eflags
 
     def create_bounce_frame(
         self, v: Vcpu, cs: int, address: int, mask_events: bool, error_code: int | None
     ) -> None:
         """RCX R11 [error code] RIP CS|mask RFLAGS RSP SS; the handler's CS is always the flat one."""
-        self._push(v, [] if error_code is None else [error_code], mask_events)
-        self._enter(address)
+        self._enter(address, self._push(v, [] if error_code is None else [error_code], mask_events))
 
     def failsafe(self, v: Vcpu) -> None:
         """RCX R11 DS ES FS GS and the context, then the failsafe callback, with the segments nulled."""
         _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_failsafe, (0, 0, 0))
-        self._push(v, [self.engine.selector(register) for register in (DS, ES, FS, GS)], bool(mask_events))
+        selectors = [self.engine.selector(register) for register in (DS, ES, FS, GS)]
+        eflags = self._push(v, selectors, bool(mask_events))
         for register in (DS, ES, FS, GS):
             self.engine.set_segment(register, 0, 0, 0, 0)
-        self._enter(address)
+        self._enter(address, eflags)
 
     def do_iret(self, v: Vcpu) -> None:
-        """Take all from the `struct iret_context` at RSP; an RPL of 3 in its CS means a process."""
+        """Take all from the `struct iret_context` at RSP; an RPL of 3 in its CS means a process.
+
+        With VGCF_in_syscall what is left out is RCX and R11, and Xen goes back by `sysret`, unless an event
+        takes the vCPU elsewhere before.
+        """
         engine, q = self.engine, self.engine.q
         try:
             rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = self.d.guest.unpack(_IRET64, q[RSP])
@@ -141,11 +161,46 @@ class Frames64:
             if not v.user_cr3_mfn:
                 raise DomainCrash("the guest switches to user mode with no user page tables")
             self.toggle_guest_mode(v)
+        if flags & VGCF_in_syscall:
+            r11, rcx = engine.read_eflags(), q[RIP]  # as the `syscall` of this hypercall left them
         restore_flags(v, rflags)
-        q[RAX], q[RIP], q[RSP] = rax, rip, rsp
-        if not flags & VGCF_in_syscall:
-            q[R11], q[RCX] = r11, rcx
+        q[RAX], q[RIP], q[RSP], q[R11], q[RCX] = rax, rip, rsp, r11, rcx
         cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
+        if flags & VGCF_in_syscall:
+            if self._event_comes_first(v):
+                self._name_segments(cs, ss)
+                return
+            q[RCX], q[R11] = rip, rflags & _SYSRET_KEEPS & _M64 | X86_EFLAGS_IF
+            if is_canonical(v, rip):
+                self._sysret(cs)
+                return
+        engine.defer_step()
+        self._iretq(v, cs, ss)
+
+    def _event_comes_first(self, v: Vcpu) -> bool:
+        """Whether test_all_events() is going to enter a handler on this way to the guest."""
+        return v.event_needs_delivery() or bool(v.nmi_pending and self.handler_set(v.trap_ctxt[_TRAP_nmi]))
+
+    def _name_segments(self, cs: int, ss: int) -> None:
+        """Segments that the guest gave and that nothing runs with: the next frame shows their selectors."""
+        self._set_flat()
+        self.engine.set_selector(CS, cs)
+        self.engine.set_selector(SS, ss)
+
+    def _sysret(self, cs: int) -> None:
+        """Leave by `sysretq`, or by `sysretl` where the frame has the flat 32-bit CS: SS is not looked at."""
+        engine, q = self.engine, self.engine.q
+        if cs == FLAT_RING3_CS32:
+            engine.set_segment(CS, *_FLAT_CS32)
+            engine.set_segment(SS, *_FLAT_SS)
+            q[RIP] &= 0xFFFFFFFF
+        else:
+            self._set_flat()
+        engine.write_eflags(q[R11] & ~X86_EFLAGS_RF)
+
+    def _iretq(self, v: Vcpu, cs: int, ss: int) -> None:
+        """Load the frame's selectors. What faults is the fault of the context that was to be entered."""
+        engine = self.engine
         if (cs, ss) == (FLAT_RING3_CS64, FLAT_RING3_SS):
             self._set_flat()
             return
@@ -159,31 +214,37 @@ class Frames64:
             raise
 
     def syscall_entry(self, v: Vcpu) -> bool:
-        """`syscall`: a hypercall from the kernel, the guest's system call from a process."""
+        """`syscall`: a hypercall from the kernel, the guest's system call from a process.
+
+        One from compatibility mode is a system call whoever makes it (cstar_enter).
+        """
         engine, q = self.engine, self.engine.q
-        if not engine.code_is_64bit:
-            return self._syscall32_entry(v)
-        if v.kernel_mode:
+        is_64bit = engine.code_is_64bit
+        if is_64bit and v.kernel_mode:
             return True
         engine.advance(2)
         q[RCX], q[R11] = q[RIP], engine.read_eflags()
-        self._set_flat()
-        _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall, (0, 0, 0))
-        self.create_bounce_frame(v, 0, address, bool(mask_events), None)
+        if is_64bit:
+            self._set_flat()
+        else:
+            engine.set_segment(CS, *_FLAT_CS32)
+            engine.set_segment(SS, *_FLAT_SS)
+        self._switch_to_kernel(v, CALLBACKTYPE_syscall if is_64bit else CALLBACKTYPE_syscall32)
         return False
 
-    def _syscall32_entry(self, v: Vcpu) -> bool:
-        """cstar_enter: `syscall` from compatibility mode; #GP at the instruction without a callback."""
-        engine, q = self.engine, self.engine.q
-        _cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall32, (0, 0, 0))
-        engine.set_segment(CS, *_FLAT_CS32)
-        engine.set_segment(SS, *_FLAT_SS)
-        if not address:
-            raise GuestFault(_TRAP_gp_fault, 0)
-        engine.advance(2)
-        q[RCX], q[R11] = q[RIP], engine.read_eflags()
-        self.create_bounce_frame(v, 0, address, bool(mask_events), None)
-        return False
+    def _switch_to_kernel(self, v: Vcpu, kind: int) -> None:
+        """switch_to_kernel: enter the callback with DF clear, or #UD at the instruction where there is none.
+
+        What masks events is the 64-bit callback's flag, for both.
+        """
+        address = v.callbacks.get(kind, (0, 0, 0))[1]
+        if address:
+            mask_events = bool(v.callbacks.get(CALLBACKTYPE_syscall, (0, 0, 0))[2])
+            self._enter(address, self._push(v, [], mask_events, _CLEARED_ON_TRAP | X86_EFLAGS_DF))
+        else:
+            flags, cs, handler = v.trap_ctxt[_TRAP_invalid_op]
+            self.engine.advance(-2)
+            self.create_bounce_frame(v, cs, handler, bool(flags & _TI_IF), None)
 
     def reload_data_segments(self, v: Vcpu) -> bool:
         """load_segments(): selectors anew, then the bases that no descriptor gives."""

@@ -19,6 +19,17 @@ static void single_step(void *unused)
 #endif
 }
 
+/* Back from a hypercall by sysret, TF traps at once; by iretq, only behind the next instruction. */
+extern u8 stepped[];
+#ifdef __x86_64__
+__asm__("step_over_hypercall: movl $17, %eax; movl $7, %edi; pushfq; orq $0x100, (%rsp); popfq; syscall;"
+        "stepped: nop; ret");
+#else
+__asm__("step_over_hypercall: pushl %ebx; movl $17, %eax; movl $7, %ebx; pushfl; orl $0x100, (%esp); popfl;"
+        "int $0x82; nop; stepped: popl %ebx; ret");
+#endif
+void step_over_hypercall(void *unused);
+
 static long set(int reg, ulong value)
 {
     return HYPERCALL2(set_debugreg, reg, value);
@@ -46,6 +57,12 @@ void conform(void)
 
     EXPECT_TRAP(single_step, NULL, TRAP_DB, 0);
     EXPECT_EQUAL(get(6) & 0x4000, 0x4000); /* BS */
+    EXPECT_OK(set(6, 0xffff0ff0));
+
+    trap = probe(step_over_hypercall, NULL);
+    EXPECT_EQUAL(trap.vector, TRAP_DB);
+    EXPECT_EQUAL(trap.ip, (ulong)stepped);
+    EXPECT_EQUAL(trap.regs.ax, PAGE_SIZE);
     EXPECT_OK(set(6, 0xffff0ff0));
 
     /* Nothing of Xen's may be watched (breakpoint_addr_ok); it is out of a 32-bit guest's reach anyway. */

@@ -36,6 +36,7 @@ class Rig:
         self.engine = Engine(self.mem.buffer, self.mem.base_mfn << 12, live_window=live_window)
         self.exits: list[tuple[int, int, int, int]] = []  # vector, RIP, error code, CPL
         self.on_interrupt: Callable[[int], None] | None = None
+        self.on_syscall: Callable[[], None] | None = None
         self.tsc = 0x1_0000_0002
         self._page_tables()
         self.engine.install(self)
@@ -98,6 +99,9 @@ class Rig:
         e.stop()
 
     def syscall(self) -> None:
+        if self.on_syscall is not None:
+            self.on_syscall()
+            return
         self.exits.append((-1, self.engine.q[RIP], 0, self.engine.cpl))
         self.engine.q[RIP] += 2
         self.engine.stop()

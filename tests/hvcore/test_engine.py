@@ -170,6 +170,22 @@ def test_single_step_by_tf(rig: Rig) -> None:
     assert rig.engine.take_debug_status() == 0
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_tf_behind_syscall_traps_at_once_unless_it_is_deferred(rig: Rig, deferred: bool) -> None:
+    def on_syscall() -> None:
+        rig.engine.q[RIP] += 2
+        if deferred:
+            rig.engine.defer_step()
+
+    rig.on_syscall = on_syscall
+    rig.code(0, "0f05 40 40")  # syscall; inc eax; inc eax
+    rig.engine.q[RAX] = 0
+    rig.engine.write_eflags(0x302)
+    assert rig.run(0)[:2] == (1, 3 if deferred else 2)
+    assert rig.engine.q[RAX] == deferred
+    assert rig.engine.take_debug_status() == 1 << 14
+
+
 def test_pacing_stops_exactly_and_repeats(rig: Rig) -> None:
     def once() -> list[tuple[int, int, int]]:
         rig.engine.q[RAX] = 0
