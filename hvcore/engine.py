@@ -191,8 +191,9 @@ class Engine:
             q[RCX] = 0
             return on_rdtsc()
 
-        def on_sysenter() -> int:
-            on_interrupt(13)
+        def on_sysenter() -> int:  # which AMD's have not in long mode, and `cpuid` shows none
+            d[_ERROR_CODE + 1] = 0  # not by `int`
+            on_interrupt(6)
             q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF
             return 0
 

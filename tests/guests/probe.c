@@ -88,6 +88,7 @@ static void faults(void)
     FAULTS("divide", __asm__ volatile("xor %%edx, %%edx; xor %%ecx, %%ecx; mov $1, %%eax; div %%ecx"
                                       ::: "eax", "ecx", "edx"), SIGFPE, FPE_INTDIV);
     FAULTS("undefined", __asm__ volatile("ud2"), SIGILL, ILL_ILLOPN);
+    FAULTS("sysenter", __asm__ volatile("sysenter"), SIGILL, ILL_ILLOPN); /* AMD's have none in long mode */
     FAULTS("cli", __asm__ volatile("cli"), SIGSEGV, SI_KERNEL);
     FAULTS("in", __asm__ volatile("inb $0x70, %%al" ::: "eax"), SIGSEGV, SI_KERNEL);
     FAULTS("hlt", __asm__ volatile("hlt"), SIGSEGV, SI_KERNEL);

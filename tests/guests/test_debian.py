@@ -93,11 +93,11 @@ def probed(boot: Any, width: int, least: int, gates: list[str]) -> None:
 
 
 def probes64(boot: Any) -> None:
-    probed(boot, 64, 42, [])
+    probed(boot, 64, 43, [])
 
 
 def probes32(boot: Any) -> None:
-    probed(boot, 32, 39, ["vdso gate syscall"])  # by CALLBACKTYPE_syscall32
+    probed(boot, 32, 40, ["vdso gate syscall"])  # by CALLBACKTYPE_syscall32
 
 
 def hypervisor(boot: Any) -> None:

@@ -186,6 +186,22 @@ def test_tf_behind_syscall_traps_at_once_unless_it_is_deferred(rig: Rig, deferre
     assert rig.engine.take_debug_status() == 1 << 14
 
 
+def test_there_is_no_sysenter(rig: Rig) -> None:
+    rig.exits.clear()
+    seen = []
+
+    def on_interrupt(vector: int) -> None:
+        seen.append((vector, rig.engine.q[RIP], rig.engine.is_software_interrupt))
+        if vector != 0x82:
+            rig.engine.stop()
+
+    rig.on_interrupt = on_interrupt
+    rig.code(0, "cd82 0f34")  # int 0x82; sysenter
+    rig.engine.q[RIP] = 0
+    rig.engine.run()
+    assert seen == [(0x82, 2, True), (6, 2, False)]
+
+
 def test_pacing_stops_exactly_and_repeats(rig: Rig) -> None:
     def once() -> list[tuple[int, int, int]]:
         rig.engine.q[RAX] = 0
