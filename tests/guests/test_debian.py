@@ -173,17 +173,15 @@ def test_userland(
     release: str, guest_kernel: Callable[[str], Path], userland: Path, boot: Callable[..., Any]
 ) -> None:
     kernel = guest_kernel(f"vmlinuz-{release}-amd64")
-    again = launch_again(kernel, userland) if release == "bookworm" else None
-    result = boot(kernel, userland, USERLAND_CMDLINE)
+    again = launch_again(kernel, userland)
     try:
+        result = boot(kernel, userland, USERLAND_CMDLINE)
         assert problems(result, USERLAND) == []
         assert result.outcome.reason == "poweroff"
-        if again is not None:
-            same_as(again, result)
+        same_as(again, result)
     finally:
-        if again is not None:
-            again.kill()
-            again.wait()
+        again.kill()
+        again.wait()
 
 
 def launch_again(kernel: Path, ramdisk: Path) -> subprocess.Popen[bytes]:
