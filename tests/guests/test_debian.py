@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -303,16 +304,48 @@ def test_an_interactive_session(guest_kernel: Callable[[str], Path], ramdisk: Ca
         child.close(force=True)
 
 
+def is_raw(child: pexpect.spawn) -> bool:
+    return not termios.tcgetattr(child.child_fd)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+
+def leave(child: pexpect.spawn) -> None:
+    child.send("\x1d")
+    child.expect_exact("the console was closed")
+    child.expect(pexpect.EOF)
+    assert not is_raw(child)
+    child.close()
+    assert child.exitstatus == 0
+
+
 def test_the_console_is_closed_while_the_kernel_boots(
     guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path]
 ) -> None:
     child = spawn(guest_kernel("vmlinuz-trixie-amd64"), ramdisk("shell.sh"))
     try:
         child.expect_exact("Ctrl-] closes it")
-        child.send("\x1d")
-        child.expect_exact("the console was closed")
-        child.expect(pexpect.EOF)
-        child.close()
-        assert child.exitstatus == 0
+        leave(child)
+    finally:
+        child.close(force=True)
+
+
+@pytest.mark.parametrize(
+    ("release", "typed", "echoed"),
+    [
+        ("bookworm", "echo half a li", "echo half a li"),
+        ("trixie", "yes all day\r", "\nall day\r\nall day\r\n"),
+    ],
+    ids=["idle", "busy"],
+)
+def test_the_console_is_closed_at_the_prompt(
+    release: str, typed: str, echoed: str, guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path]
+) -> None:
+    """While the guest waits in the middle of a line, and while one of its programs prints without end."""
+    child = spawn(guest_kernel(f"vmlinuz-{release}-amd64"), ramdisk("shell.sh"))
+    try:
+        child.expect_exact(PROMPT)
+        child.send(typed)
+        child.expect_exact(echoed)
+        assert is_raw(child)
+        leave(child)
     finally:
         child.close(force=True)
