@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import unicorn.unicorn_py3.unicorn as _binding
@@ -27,6 +27,7 @@ _UC_HOOK_INTR, _UC_HOOK_INSN, _UC_HOOK_BLOCK, _UC_HOOK_INSN_INVALID = 1, 2, 8, 1
 _INS_CPUID, _INS_RDTSC, _INS_RDTSCP, _INS_SYSCALL, _INS_SYSENTER = 113, 608, 609, 699, 700
 _INS_IN, _INS_OUT = 218, 500
 _REG_EFLAGS, _REG_FPCW, _REG_FPTAG, _REG_MSR, _REG_MXCSR = 25, 246, 247, 248, 249
+_REG_FPSW, _REG_ST0, _REG_XMM0 = 31, 114, 122
 _IO_WRITE = 1 << 30
 _CTL_USE_EXITS = 4 | 1 << 26 | _IO_WRITE
 _CTL_TB_FLUSH = 10 | _IO_WRITE
@@ -448,6 +449,21 @@ class Engine:
         for register, value in ((_REG_FPCW, 0x37F), (_REG_FPTAG, 0xFFFF), (_REG_MXCSR, 0x1F80)):
             self._write_register(register, ctypes.c_uint32(value))
 
+    def load_fpu(self, control: tuple[int, int, int, int], st: Sequence[bytes], xmm: Sequence[bytes]) -> None:
+        """Load the FPU: FCW, FSW, `fxsave`'s FTW and MXCSR; ST(0) to ST(7), 10 bytes each; XMM0 to XMM15."""
+        fcw, fsw, ftw, mxcsr = control
+        tags = sum(3 << 2 * i for i in range(8) if not ftw >> i & 1)
+        for register, value in (
+            (_REG_FPCW, fcw),
+            (_REG_FPSW, fsw),
+            (_REG_FPTAG, tags),
+            (_REG_MXCSR, mxcsr),
+        ):
+            self._write_register(register, ctypes.c_uint32(value))
+        for first, values in ((_REG_ST0, st), (_REG_XMM0, xmm)):
+            for i, raw in enumerate(values):
+                self._write_register(first + i, ctypes.create_string_buffer(raw, len(raw)))
+
     def set_cr4_tsd(self, enabled: bool) -> None:
         """Set or clear CR4.TSD, which makes `rdtsc` #GP above ring 0."""
         cr4 = sw.CR // 8 + 4
@@ -486,7 +502,9 @@ class Engine:
         """Write a model specific register of the engine itself."""
         self._write_register(_REG_MSR, _Msr(msr, value))
 
-    def _write_register(self, register: int, cell: ctypes.c_uint32 | _Msr) -> None:
+    def _write_register(
+        self, register: int, cell: ctypes.c_uint32 | _Msr | ctypes.Array[ctypes.c_char]
+    ) -> None:
         """Write by the public API, whose effects a window that is a copy has to be told of."""
         if not self.window.live:
             self.window.store()

@@ -14,6 +14,7 @@ from hvcore.errors import GuestFault
 from hvcore.public.errno import EINVAL
 from hvcore.pv.callback import fixup_guest_selector, is_canonical
 from hvcore.pv.descriptor_tables import pv_set_gdt
+from hvcore.pv.i387 import FXSAVE_SIZE, fpu_fxrstor
 from hvcore.pv.misc_hypercalls import set_debugreg
 from hvcore.pv.segments import load_cs_ss, load_data
 
@@ -163,6 +164,8 @@ def _load_registers(v: Vcpu, field: dict[str, int], raw: bytes) -> None:
     before = engine.save_state()
     engine.load_state(d.mm.xen.initial_state)
     engine.init_fpu()
+    if field["flags"] & VGCF_i387_valid:
+        fpu_fxrstor(engine, raw[:FXSAVE_SIZE])
     d.mm.xen.load_descriptor_tables(v)
     for register, offset in enumerate(_GPRS[abi.word]):
         engine.q[register] = int.from_bytes(raw[offset : offset + abi.word], "little")

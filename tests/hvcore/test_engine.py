@@ -202,6 +202,19 @@ def test_there_is_no_sysenter(rig: Rig) -> None:
     assert seen == [(0x82, 2, True), (6, 2, False)]
 
 
+def test_the_fpu_is_loaded(rig: Rig) -> None:
+    st = [bytes([0x10 * i + 1] * 10) for i in range(8)]
+    xmm = [bytes([0xA0 + i] * 16) for i in range(16)]
+    rig.engine.load_fpu((0x27F, 5 << 11, 0x81, 0x3F80), st, xmm)
+    rig.code(0, "0fae0500100000 0f0b")  # fxsave [0x1000]; ud2
+    rig.run(0)
+    stored = bytes(rig.mem.frame(rig.mem.first_mfn + 17)[:512])
+    assert stored[:5] == bytes.fromhex("7f02 0028 81")
+    assert stored[24:28] == bytes.fromhex("803f0000")
+    assert [stored[at : at + 10] for at in range(32, 160, 16)] == st
+    assert [stored[at : at + 16] for at in range(160, 288, 16)] == xmm[:8]
+
+
 def test_pacing_stops_exactly_and_repeats(rig: Rig) -> None:
     def once() -> list[tuple[int, int, int]]:
         rig.engine.q[RAX] = 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 
 from hvcore.public.errno import EINVAL
 from hvcore.pv import vcpu_context
-from hvcore.pv.vcpu_context import arch_set_info_guest, compat_cr3_to_pfn
+from hvcore.pv.vcpu_context import VGCF_i387_valid, arch_set_info_guest, compat_cr3_to_pfn
 from tests.domainbuilder.c_headers import assert_c_agrees
 
-from .pv_cpu import PV32, PV64, PvCpu
+from .pv_cpu import DATA, PV32, PV64, PvCpu
 
 USER_REGS = ("eip", "cs", "eflags", "esp", "ss", "es", "ds", "fs", "gs")
 GPRS32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
@@ -72,6 +73,55 @@ def test_a_context_is_taken(cpu: PvCpu) -> None:
     assert cpu.v.is_initialised
     assert (cpu.v.cr3_mfn, cpu.v.kernel_sp, cpu.v.iopl) == (cpu.base, 0x13000, 0x3000)
     assert cpu.v.saved_state
+
+
+def fxsave(mxcsr: int) -> bytes:
+    """An image as the manuals have it: FCW FSW FTW at 0, MXCSR at 24, ST from 32 and XMM from 160."""
+    image = bytearray(512)
+    struct.pack_into("<HHB", image, 0, 0x27F, 3 << 11 | 0x4100, 0x09)
+    struct.pack_into("<I", image, 24, mxcsr)
+    for i in range(8):
+        image[32 + 16 * i : 42 + 16 * i] = bytes(range(0x10 * i, 0x10 * i + 10))
+    for i in range(16):
+        image[160 + 16 * i : 176 + 16 * i] = bytes([0xA0 + i]) * 16
+    return bytes(image)
+
+
+def fpu_of(cpu: PvCpu, image: bytes, flags: int) -> bytes:
+    """What `fxsave` stores as the first instruction of a vCPU with this image in its context."""
+    cpu.engine.load_fpu((0x37F, 0, 0xFF, 0x1F80), [b"\x77" * 10] * 8, [b"\x77" * 16] * 16)  # another's
+    raw = bytearray(context(cpu, flags=flags))
+    raw[:512] = image
+    assert arch_set_info_guest(cpu.v, bytes(raw)) == 0
+    assert cpu.v.saved_state
+    cpu.engine.load_state(cpu.v.saved_state)
+    cpu.run("0f ae 03", bx=DATA)  # fxsave [rbx]
+    return bytes(cpu.get(DATA, "512s")[0])  # type: ignore[call-overload]
+
+
+def test_the_fpu_image_is_loaded(cpu: PvCpu) -> None:
+    image = fxsave(0x3F80)
+    stored = fpu_of(cpu, image, VGCF_i387_valid | 4)
+    registers = 16 if cpu.abi.word == 8 else 8  # as many as the width can name
+    assert stored[:5] == image[:5]
+    assert stored[24:28] == image[24:28]
+    assert [stored[at : at + 10] for at in range(32, 160, 16)] == [
+        image[at : at + 10] for at in range(32, 160, 16)
+    ]
+    assert stored[160 : 160 + 16 * registers] == image[160 : 160 + 16 * registers]
+
+
+@pytest.mark.parametrize("image", [fxsave(0x3F80), bytes(512)])
+def test_an_fpu_image_that_is_not_valid_is_not_looked_at(cpu: PvCpu, image: bytes) -> None:
+    stored = fpu_of(cpu, image, 4)
+    assert struct.unpack_from("<HHB19xI", stored) == (0x37F, 0, 0, 0x1F80)
+    assert not any(stored[160:288])
+
+
+def test_an_image_that_fxrstor_faults_on_counts_as_zeroes(cpu: PvCpu) -> None:
+    stored = fpu_of(cpu, fxsave(0x3F80 | 1 << 16), VGCF_i387_valid | 4)
+    assert struct.unpack_from("<HHB19xI", stored) == (0x40, 0, 0, 0)  # bit 6 of FCW is always one
+    assert not any(stored[160:288])
 
 
 @pytest.mark.parametrize(
