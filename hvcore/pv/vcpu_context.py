@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.common.handles import array_access_ok
 from hvcore.engine import DS, ES, FS, GS, RIP, RSP
 from hvcore.errors import GuestFault
 from hvcore.public.errno import EINVAL
@@ -76,11 +77,12 @@ def arch_set_info_guest(v: Vcpu, raw: bytes) -> int:
     traps = list(_TRAP_INFO[abi.word].iter_unpack(raw[traps_at : traps_at + 256 * 2 * abi.word]))
     gdt_frames = _words(raw, abi, gdt_at, 16)
     ctrlreg = _words(raw, abi, ctrl_at, 8)
-    if not _acceptable(v, field, traps):
+    callbacks = _words(raw, abi, callback_at, 4 if abi.is_32bit else 3)
+    if not _acceptable(v, field, [*callbacks, *(row[-1] for row in traps)]):
         return -EINVAL
     if v.vcpu_id == 0:
         d.vm_assist = field["vm_assist"]
-    _take_callbacks(v, field["flags"], _words(raw, abi, callback_at, 4 if abi.is_32bit else 3))
+    _take_callbacks(v, field["flags"], callbacks)
     v.trap_ctxt = [(row[1], fixup_guest_selector(v, row[2]), row[-1]) for row in traps]
     v.iopl = field["eflags"] & X86_EFLAGS_IOPL
     v.ldt_ents, v.ldt_base = field["ldt_ents"], field["ldt_base"] if field["ldt_ents"] else 0
@@ -99,12 +101,13 @@ def arch_set_info_guest(v: Vcpu, raw: bytes) -> int:
     return 0
 
 
-def _acceptable(v: Vcpu, field: dict[str, int], traps: list[tuple[int, ...]]) -> bool:
+def _acceptable(v: Vcpu, field: dict[str, int], handlers: list[int]) -> bool:
+    """Whether addresses are the guest's to have, and the descriptor tables no larger than they can be."""
     addresses = [field[name] for name in ("eip", "esp", "kernel_sp")]
     addresses += [field.get(name, 0) for name in ("fs_base", "gs_base_kernel", "gs_base_user")]
-    addresses += [row[-1] for row in traps]
     return (
-        all(is_canonical(v, address) for address in addresses)
+        all(is_canonical(v, address) for address in addresses + handlers)
+        and (v.domain.abi.is_32bit or array_access_ok(v.domain, field["ldt_base"], 1, 1))
         and not field["ldt_base"] & 0xFFF
         and field["ldt_ents"] <= 8192
         and field["gdt_ents"] <= 16 * 512

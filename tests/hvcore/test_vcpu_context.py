@@ -141,9 +141,24 @@ def test_contexts_that_are_refused(cpu: PvCpu, fields: dict[str, int]) -> None:
     assert cpu.d.frames.count.tolist() == before
 
 
-@pytest.mark.parametrize("name", ["eip", "esp", "kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user"])
+ADDRESSES = ("eip", "esp", "kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user", "ldt_base")
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
 def test_addresses_are_canonical(name: str) -> None:
     assert arch_set_info_guest(PvCpu(PV64).v, context(PvCpu(PV64), **{name: 1 << 63})) == -EINVAL
+
+
+@pytest.mark.parametrize("callback", range(3))
+def test_callbacks_are_canonical(callback: int) -> None:
+    cpu = PvCpu(PV64)
+    raw = bytearray(context(cpu))
+    struct.pack_into("<Q", raw, vcpu_context._ARRAYS[8][4] + 8 * callback, 1 << 63)
+    assert arch_set_info_guest(cpu.v, bytes(raw)) == -EINVAL
+
+
+def test_the_ldt_is_none_of_xens_memory() -> None:
+    assert arch_set_info_guest(PvCpu(PV64).v, context(PvCpu(PV64), ldt_base=0xFFFF820000000000)) == -EINVAL
 
 
 def test_compat_cr3(tmp_path: Path) -> None:
