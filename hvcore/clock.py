@@ -56,6 +56,10 @@ class Clock:
         self.cell[0] = bytes_
         self.horizon = now + bytes_ * NS_PER_BYTE
 
+    def use_up_budget(self) -> None:
+        """Let the turn be over now; no time passes by that."""
+        self.set_budget(-1)
+
     def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
         """Arm (or move) the timer named `key` to fire `action` at `when`; ties fire in order of arming."""
         self._seq += 1

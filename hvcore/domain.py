@@ -60,6 +60,8 @@ class Domain:
     trace: Trace = field(init=False)
     # End this vCPU's turn: the engine stops at the next exit and the run loop looks again.
     reschedule: Callable[[], None] = field(init=False)
+    # Who may do port I/O may have changed: the next access is looked at again (engine.open_ports()).
+    close_ports: Callable[[], None] = lambda: None
 
     @property
     def current(self) -> Vcpu:

@@ -18,8 +18,19 @@ from typing import Protocol
 import unicorn.unicorn_py3.unicorn as _binding
 
 from hvcore import state_window as sw
-from hvcore.engine_internals import Internals, pacing_callback
+from hvcore.engine_internals import Internals
 from hvcore.errors import EngineError
+from hvcore.native import (
+    NO_RING,
+    PORTS_CELL,
+    PORTS_COST,
+    PORTS_ENV,
+    PORTS_HFLAGS,
+    PORTS_READS,
+    PORTS_RING,
+    PORTS_WORDS,
+    PORTS_WRITES,
+)
 
 _UC_ARCH_X86, _UC_MODE_64 = 4, 8
 _UC_PROT_ALL = 7
@@ -130,8 +141,12 @@ class Engine:
         self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
         self.q = self.window.q
         self.d = self.window.d
+        self.internals.answer_memory_mapping(phys_base, len(memory))
         self._cell = (ctypes.c_int64 * 2)()
         self.cell = memoryview(self._cell).cast("B").cast("q")
+        self._ports = (ctypes.c_uint64 * PORTS_WORDS)()
+        self.ports = memoryview(self._ports).cast("B").cast("Q")
+        self.close_ports()
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)
         self._pending: BaseException | None = None
@@ -142,6 +157,9 @@ class Engine:
         self._stop = self._lib.uc_emu_stop
         self.tlb_flushes = 0
         self.native_pacing = False
+        # Makes the budget negative; whoever reads time from it has another way to.
+        self.use_up_budget: Callable[[], None] = self._withhold_budget
+        self._withheld = 0  # of the budget, until the run has ended
 
     def _call(self, name: str, *args: object, handle: bool = True) -> None:
         err = getattr(self._lib, name)(*((self._uc,) if handle else ()), *args)
@@ -261,7 +279,7 @@ class Engine:
 
     def _fail(self, caught: BaseException) -> None:
         self._pending = caught
-        self._stop(self._uc)
+        self.stop()
 
     def _hook(self, kind: int, callback: object, *extra: int, data: object = None) -> None:
         self._keep.append(callback)
@@ -280,15 +298,18 @@ class Engine:
 
     def _install_io_faults(self) -> None:
         """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""
-        native = self.internals.io_fault_callbacks()
+        native = self.internals.io_callbacks()
         if native is None:
             self._install_io_refusal()
             return
-        page, on_in, on_out = native
-        self._keep.append(page)
-        env = ctypes.c_void_p(self.window.env_address)
-        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_in), _INS_IN, data=env)
-        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_out), _INS_OUT, data=env)
+        on_in, on_out = native
+        ports = self.ports
+        ports[PORTS_ENV] = self.window.env_address
+        ports[PORTS_HFLAGS] = self.window.env_address + sw.HFLAGS
+        ports[PORTS_CELL] = ctypes.addressof(self._cell)
+        data = ctypes.c_void_p(ctypes.addressof(self._ports))
+        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_in), _INS_IN, data=data)
+        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_out), _INS_OUT, data=data)
 
     def _install_io_refusal(self) -> None:
         """A build that cannot raise #GP from here: better to stop than to let the guest reach a port."""
@@ -301,13 +322,11 @@ class Engine:
         self._hook(_UC_HOOK_INSN, _OUT_CB(refuse), _INS_OUT)
 
     def _install_pacing(self) -> None:
-        native = pacing_callback(ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0)
+        native = self.internals.pacing_callback()
         if native is not None:
-            page, address = native
-            self._keep.append(page)
             self.native_pacing = True
             self._hook(
-                _UC_HOOK_BLOCK, ctypes.c_void_p(address), data=ctypes.c_void_p(ctypes.addressof(self._cell))
+                _UC_HOOK_BLOCK, ctypes.c_void_p(native), data=ctypes.c_void_p(ctypes.addressof(self._cell))
             )
             return
         cell, stop, uc = self.cell, self._stop, self._uc
@@ -337,6 +356,8 @@ class Engine:
             ctypes.c_size_t(0),
         )
         self._running = False
+        self.cell[0] += self._withheld
+        self._withheld = 0
         if not self.window.live:
             self.window.load()
         if self._pending is not None:
@@ -346,14 +367,26 @@ class Engine:
             reason = _REASONS.get(err, f"Unicorn error {err}")
             raise EngineError(f"the engine stopped at {self.q[_RIP]:#x}: {reason}")
 
+    @property
+    def port_accesses(self) -> tuple[int, int]:
+        """How many reads and writes of ports were no exits."""
+        return self.ports[PORTS_READS], self.ports[PORTS_WRITES]
+
     def stop(self) -> None:
         """End the run at the next instruction boundary (from a handler: when it returns)."""
+        if self.cell[0] >= 0:  # which may be all that a block looks at
+            self.use_up_budget()
         self._stop(self._uc)
+
+    def _withhold_budget(self) -> None:
+        self._withheld = self.cell[0] + 1
+        self.cell[0] = -1
 
     def close(self) -> None:
         """Free the engine."""
         if self._uc:
             self.window.close()
+            self.internals.close()
             self._lib.uc_close(self._uc)
             self._uc = ctypes.c_void_p()
             self._keep.clear()
@@ -463,6 +496,18 @@ class Engine:
         for first, values in ((_REG_ST0, st), (_REG_XMM0, xmm)):
             for i, raw in enumerate(values):
                 self._write_register(first + i, ctypes.create_string_buffer(raw, len(raw)))
+
+    def open_ports(self, cost: int) -> None:
+        """Let code in the present ring do port I/O with nothing behind it, for `cost` of the budget each.
+
+        Until `close_ports()`; without it, and for the ports that Xen keeps, port I/O is a #GP.
+        """
+        self.ports[PORTS_COST] = cost
+        self.ports[PORTS_RING] = self.cpl
+
+    def close_ports(self) -> None:
+        """Make all port I/O a #GP again."""
+        self.ports[PORTS_RING] = NO_RING
 
     def set_cr4_tsd(self, enabled: bool) -> None:
         """Set or clear CR4.TSD, which makes `rdtsc` #GP above ring 0."""

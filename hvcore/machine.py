@@ -35,7 +35,7 @@ from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
 from hvcore.pv.mm import PageTables
 from hvcore.pv.mmuext_op import pin_table
 from hvcore.pv.ro_page_fault import RoPageFault
-from hvcore.pv.traps import Traps
+from hvcore.pv.traps import TRAP_gp_fault, Traps
 from hvcore.pv.vcpu_context import arch_set_info_guest
 from hvcore.pv.xen_mappings import XenMappings
 from hvcore.trace import Trace
@@ -103,6 +103,7 @@ class Machine:
         self.engine = Engine(mem.buffer, mem.base_mfn << 12, live_window=live_window)
         self.engine.cell[0] = 0
         self.clock = Clock(self.engine.cell, BOOT_TIME_NS)
+        self.engine.use_up_budget = self.clock.use_up_budget
         self.crash: DomainCrash | None = None
         self._paused = False
         self._upper_ptwr = upper_ptwr
@@ -143,6 +144,7 @@ class Machine:
         d.engine = self.engine
         d.trace = Trace()
         d.reschedule = self.engine.stop
+        d.close_ports = self.engine.close_ports
         d.vcpus = [Vcpu(d, i) for i in range(vcpus)]
         self._create_memory_management(d)
         return d
@@ -290,6 +292,7 @@ class Machine:
             engine.load_state(v.saved_state)
         d.current_id = v.vcpu_id
         self._running = v
+        engine.close_ports()
         d.mm.xen.load_descriptor_tables(v)
         d.mm.xen.write_ptbase(v)
         schedule_in(v)
@@ -304,11 +307,17 @@ class Machine:
     def stats(self) -> Stats:
         """The counts so far."""
         trace = self.domain.trace
+        reads, writes = self.engine.port_accesses
+        exceptions, emulated = trace.exceptions.copy(), trace.emulated.copy()
+        exceptions[TRAP_gp_fault] += reads + writes  # which is what they are under Xen
+        for name, count in (("in", reads), ("out", writes)):
+            if count:
+                emulated[name] = emulated.get(name, 0) + count
         return Stats(
             hypercalls={i: n for i, n in enumerate(trace.hypercalls) if n},
             unknown_hypercalls=dict(sorted(trace.unknown_hypercalls.items())),
-            exceptions={i: n for i, n in enumerate(trace.exceptions) if n},
-            emulated=dict(sorted(trace.emulated.items())),
+            exceptions={i: n for i, n in enumerate(exceptions) if n},
+            emulated=dict(sorted(emulated.items())),
             page_table_stores=self.ro_page_fault.stores,
             events_delivered=trace.events_delivered,
             tlb_flushes=self.engine.tlb_flushes,

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from hvcore.errors import EngineError
+from hvcore.process_memory import ranges
 
 # Offsets in CPUX86State, in bytes from regs[0] (target/i386/cpu.h of QEMU 5.0.1 as Unicorn 2.1 carries it).
 RIP = 128
@@ -136,21 +136,6 @@ def _check(err: int, call: str) -> None:
         raise EngineError(f"{call} failed with Unicorn error {err}")
 
 
-def _readable_ranges() -> list[tuple[int, int]]:
-    """The readable address ranges of this process; none where the system does not tell."""
-    ranges = []
-    try:
-        text = Path("/proc/self/maps").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return []
-    for line in text.splitlines():
-        span, mode = line.split(" ", 2)[:2]
-        if mode.startswith("r"):
-            low, high = span.split("-")
-            ranges.append((int(low, 16), int(high, 16)))
-    return ranges
-
-
 def _candidates(handle: int, readable: Callable[[int, int], int]) -> Iterator[int]:
     """Addresses that may be the CPU object: the hinted pointer first, then every pointer in the handle."""
     words = memoryview(ctypes.string_at(handle, readable(handle, _HANDLE_SCAN))).cast("Q")
@@ -161,11 +146,11 @@ def _candidates(handle: int, readable: Callable[[int, int], int]) -> Iterator[in
 
 def _find_live(lib: ctypes.CDLL, uc: ctypes.c_void_p) -> tuple[int, int]:
     """The addresses of the CPU object and of the state in it; zeros where they are not found."""
-    ranges = _readable_ranges()
+    readable_ranges = ranges("r")
 
     def readable(address: int, want: int) -> int:
         """How many of `want` bytes can be read at `address`."""
-        return next((min(want, high - address) for low, high in ranges if low <= address < high), 0)
+        return next((min(want, high - address) for low, high in readable_ranges if low <= address < high), 0)
 
     markers = _marker_bytes()
     handle = uc.value or 0

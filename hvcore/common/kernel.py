@@ -158,6 +158,7 @@ def do_vm_assist(v: Vcpu, cmd: int, type_: int) -> int:
         d.vm_assist &= ~(1 << type_)
     else:
         return -ENOSYS
+    d.close_ports()
     return 0
 
 

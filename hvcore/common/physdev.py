@@ -135,6 +135,7 @@ def _set_iopl(v: Vcpu, arg: int) -> int:
     if iopl > 3:
         return -EINVAL
     v.iopl = iopl << _IOPL_SHIFT
+    v.domain.close_ports()
     return 0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvcore import state_window as sw
-from hvcore.clock import TSC_PER_NS
+from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, TSC_PER_NS
 from hvcore.engine import CS, DS, ES, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, SS
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
@@ -457,6 +457,8 @@ def _bare_port_access(v: Vcpu) -> bool:
         q[RAX] = value if size == 4 else q[RAX] & ~0xFF & M64 | value
     d.trace.emulate(_NAMES[opcode])
     engine.advance(1)
+    if iopl_ok(v):
+        engine.open_ports(NS_PER_EXIT // NS_PER_BYTE)
     return True
 
 

@@ -32,7 +32,10 @@ def saved_eflags(v: Vcpu, eflags: int, upcall_mask: int) -> int:
 def restore_flags(v: Vcpu, eflags: int) -> None:
     """What every kind of iret takes from the frame's EFLAGS: the event mask, IOPL, the end of an NMI."""
     if v.domain.vm_assist & VMASST_architectural_iopl:
-        v.iopl = eflags & X86_EFLAGS_IOPL
+        iopl = eflags & X86_EFLAGS_IOPL
+        if iopl != v.iopl:
+            v.iopl = iopl
+            v.domain.close_ports()
     v.info[1] = 0 if eflags & X86_EFLAGS_IF else 1
     v.async_exception_mask = False
     hardware = eflags & ~(X86_EFLAGS_IOPL | X86_EFLAGS_VM) & EFLAGS_SETTABLE | X86_EFLAGS_IF

@@ -84,6 +84,7 @@ class Frames64:
             v.gs_base_user = engine.segment_base(GS)
             engine.set_segment_base(GS, v.gs_base_kernel)
         v.kernel_mode = not v.kernel_mode
+        engine.close_ports()
         self.d.mm.xen.write_ptbase(v)
 
     def _set_flat(self) -> None:

@@ -108,6 +108,7 @@ def _set_dr7(v: Vcpu, value: int) -> int:
     v.debugreg[7] = value
     if v is v.domain.current:
         v.domain.engine.set_debug(7, value)
+        v.domain.close_ports()
     return 0
 
 

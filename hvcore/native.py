@@ -1,0 +1,162 @@
+"""Machine code of a few instructions that the engine's hot paths call instead of Python.
+
+Each routine is a list of instruction bytes in hexadecimal with the instruction beside them; an integer stands
+for itself in eight bytes, `:name` is a label and `>name` the one-byte distance to it. All follow the System V
+calling convention: arguments in RDI, RSI, RDX, RCX, R8, the result in RAX. Where executable memory cannot be
+had, or the host is no x86-64, there is none of this, and the engine does without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+
+# The words of what port_callback() is given.
+PORTS_ENV, PORTS_HFLAGS, PORTS_RING, PORTS_CELL, PORTS_COST, PORTS_READS, PORTS_WRITES, PORTS_WORDS = range(8)
+NO_RING = 0xFFFFFFFF
+
+
+class NativeCode:
+    """Executable memory with `routines` in it, at `addresses`. Raises OSError where it cannot be had."""
+
+    def __init__(self, *routines: bytes) -> None:
+        if platform.machine() not in ("x86_64", "AMD64"):
+            raise OSError("the routines are for x86-64")
+        try:
+            prot = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+            self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=prot)
+        except ValueError as error:
+            raise OSError(str(error)) from None
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        at = 0
+        self.addresses: list[int] = []
+        for routine in routines:
+            self._page[at : at + len(routine)] = routine
+            self.addresses.append(base + at)
+            at += len(routine) + 15 & ~15
+
+
+def assemble(*parts: str | int) -> bytes:
+    """The bytes of a routine, its labels resolved. Raises OverflowError for a label too far away."""
+    code = bytearray()
+    labels: dict[str, int] = {}
+    jumps: list[tuple[int, str]] = []
+    for part in parts:
+        if isinstance(part, int):
+            code += part.to_bytes(8, "little")
+            continue
+        for token in part.split():
+            if token[0] == ":":
+                labels[token[1:]] = len(code)
+            elif token[0] == ">":
+                jumps.append((len(code), token[1:]))
+                code.append(0)
+            else:
+                code += bytes.fromhex(token)
+    for at, label in jumps:
+        code[at : at + 1] = (labels[label] - at - 1).to_bytes(1, "little", signed=True)
+    return bytes(code)
+
+
+def pacing_callback(uc_emu_stop: int) -> bytes:
+    """UC_HOOK_BLOCK(uc, address, size, cell): `cell -= size; if (cell < 0) uc_emu_stop(uc)`."""
+    return assemble(
+        "89 d2",            # mov edx, edx
+        "48 29 11",         # sub [rcx], rdx
+        "78 >stop",         # js stop
+        "c3",               # ret
+        ":stop 48 b8", uc_emu_stop,  # mov rax, uc_emu_stop
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def leaving_pacing_callback(uc_emu_stop: int, check_exit_request: int) -> bytes:
+    """The same, but it leaves the block at once: check_exit_request(uc, 0) after uc_emu_stop(uc).
+
+    That helper leaves by the address that it would return to, so it is jumped to and not called.
+    """
+    return assemble(
+        "89 d2",            # mov edx, edx
+        "48 29 11",         # sub [rcx], rdx
+        "78 >leave",        # js leave
+        "c3",               # ret
+        ":leave 57",        # push rdi
+        "48 b8", uc_emu_stop,  # mov rax, uc_emu_stop
+        "ff d0",            # call rax
+        "5f",               # pop rdi
+        "31 f6",            # xor esi, esi
+        "48 b8", check_exit_request,  # mov rax, check_exit_request
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def call_filter(pacing: int, check_exit_request: int, cell: int, tcg_gen_call: int) -> bytes:
+    """tcg_gen_callN(context, function, ...), but no call of check_exit_request right after one of `pacing`.
+
+    The context that had `pacing` last is in `cell`; translators that do not pace keep their check.
+    """
+    return assemble(
+        "49 bb", cell,      # mov r11, cell
+        "49 ba", pacing,    # mov r10, pacing
+        "4c 39 d6",         # cmp rsi, r10
+        "74 >remember",     # je remember
+        "49 ba", check_exit_request,  # mov r10, check_exit_request
+        "4c 39 d6",         # cmp rsi, r10
+        "75 >generate",     # jne generate
+        "49 39 3b",         # cmp [r11], rdi
+        "75 >generate",     # jne generate
+        "c3",               # ret
+        ":remember 49 89 3b",  # mov [r11], rdi
+        ":generate 48 b8", tcg_gen_call,  # mov rax, tcg_gen_callN
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def port_callback(raise_exception_err: int, *, out: bool) -> bytes:
+    """in(uc, port, size, ports) and out(uc, port, size, value, ports), `ports` as `PORTS_*` say.
+
+    In the ring that is open there is nothing behind a port: a read gives ones, a write is lost, each is
+    counted and takes its time from the budget. Otherwise, and for the ports that Xen keeps (0x70 and 0xcf8,
+    and what is so near that a wider access reaches it), raise_exception_err(env, 13, 0): #GP.
+    """
+    return assemble(
+        "4c 89 c1" if out else "",  # mov rcx, r8
+        "48 8b 41 08",      # mov rax, [rcx + PORTS_HFLAGS]
+        "8b 00",            # mov eax, [rax]
+        "83 e0 03",         # and eax, 3
+        "3b 41 10",         # cmp eax, [rcx + PORTS_RING]
+        "75 >fault",        # jne fault
+        "8d 46 93",         # lea eax, [rsi - 0x6d]
+        "83 f8 03",         # cmp eax, 3
+        "76 >fault",        # jbe fault
+        "81 fe f8 0c 00 00",  # cmp esi, 0xcf8
+        "74 >fault",        # je fault
+        "48 ff 41 30" if out else "48 ff 41 28",  # inc qword [rcx + PORTS_WRITES or PORTS_READS]
+        "4c 8b 51 18",      # mov r10, [rcx + PORTS_CELL]
+        "48 8b 41 20",      # mov rax, [rcx + PORTS_COST]
+        "49 29 02",         # sub [r10], rax
+        "49 01 42 08",      # add [r10 + 8], rax
+        "b8 ff ff ff ff",   # mov eax, -1
+        "c3",               # ret
+        ":fault 48 8b 39",  # mov rdi, [rcx + PORTS_ENV]
+        "be 0d 00 00 00",   # mov esi, 13
+        "31 d2",            # xor edx, edx
+        "48 b8", raise_exception_err,  # mov rax, raise_exception_err
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def memory_mapping(base: int, size: int, region: int) -> bytes:
+    """`region` for a physical address in [base, base + size), else NULL; called with (uc, address)."""
+    return assemble(
+        "48 b8", base,      # mov rax, base
+        "48 29 c6",         # sub rsi, rax
+        "48 b8", size,      # mov rax, size
+        "48 39 c6",         # cmp rsi, rax
+        "73 >none",         # jae none
+        "48 b8", region,    # mov rax, region
+        "c3",               # ret
+        ":none 31 c0",      # xor eax, eax
+        "c3",               # ret
+    )  # fmt: skip
