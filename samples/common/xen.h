@@ -497,5 +497,6 @@ struct multicall_entry {
 #define GNTTABOP_set_version 8
 #define GNTTABOP_get_status_frames 9
 #define GNTTABOP_get_version 10
+#define GNTTABOP_swap_grant_ref 11
 
 #endif

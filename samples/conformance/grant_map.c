@@ -1,44 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "conform.h"
+#include "grants.h"
 
 const char test_title[] = "A guest may map what it grants to itself: rights, flags in the table, handles, both ways to name the place";
 
-struct setup_table { u16 dom; u32 nr_frames; short status; ulong *frame_list; };
-struct map { u64 host_addr; u32 flags, ref; u16 dom; short status; u32 handle; u64 dev_bus_addr; };
-struct unmap { u64 host_addr, dev_bus_addr; u32 handle; short status; };
-struct entry { u16 flags, domid; u32 frame; };
-
-#define OP(name, argument, count) HYPERCALL3(grant_table_op, GNTTABOP_##name, argument, count)
-#define GNTST_okay 0
-#define GNTST_general_error (-1)
-#define GNTST_bad_domain (-2)
-#define GNTST_bad_gntref (-3)
-#define GNTST_bad_handle (-4)
-#define GNTST_permission_denied (-8)
-#define GTF_permit_access 1
-#define GTF_readonly 4
-#define GTF_reading 8
-#define GTF_writing 16
-#define GNTMAP_host_map 2
-#define GNTMAP_readonly 4
-#define GNTMAP_contains_pte 16
-
 static volatile struct entry *table;
 static u16 own_domid;
-
-/* A channel to oneself knows one's own number, which nothing else tells. */
-static void learn_domid(void)
-{
-    struct { u16 dom, remote_dom; u32 port; } unbound = { DOMID_SELF, DOMID_SELF, 0 };
-    struct { u16 remote_dom; u32 remote_port, local_port; } bind = { DOMID_SELF, 0, 0 };
-    struct { u16 dom; u32 port, status, vcpu; u16 remote; u32 remote_port; } status = { .dom = DOMID_SELF };
-    EXPECT_OK(HYPERCALL2(event_channel_op, EVTCHNOP_alloc_unbound, &unbound));
-    bind.remote_port = unbound.port;
-    EXPECT_OK(HYPERCALL2(event_channel_op, EVTCHNOP_bind_interdomain, &bind));
-    status.port = bind.local_port;
-    EXPECT_OK(HYPERCALL2(event_channel_op, EVTCHNOP_status, &status));
-    own_domid = status.remote;
-}
 
 static struct map last;
 
@@ -69,7 +35,7 @@ void conform(void)
     struct setup_table setup = { DOMID_SELF, 1, 99, frames };
     u8 *page = alloc_page(), *window = alloc_page();
     u64 here = (ulong)window;
-    learn_domid();
+    own_domid = learn_domid();
     EXPECT_OK(OP(setup_table, &setup, 1));
     EXPECT_EQUAL(setup.status, GNTST_okay);
     table = alloc_page();

@@ -1,26 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "conform.h"
+#include "grants.h"
 
 const char test_title[] = "grant_table_op: sizes and versions, the table's frames, copying, and refusals";
-
-struct query_size { u16 dom; u32 nr_frames, max_nr_frames; short status; };
-struct setup_table { u16 dom; u32 nr_frames; short status; ulong *frame_list; };
-struct version { u32 version; };
-struct get_version { u16 dom, pad; u32 version; };
-struct map { u64 host_addr; u32 flags, ref; u16 dom; short status; u32 handle; u64 dev_bus_addr; };
-struct unmap { u64 host_addr, dev_bus_addr; u32 handle; short status; };
-struct copy { struct { union { u32 ref; ulong gmfn; } u; u16 domid, offset; } source, dest; u16 len, flags; short status; };
-struct entry { u16 flags, domid; u32 frame; };
-
-#define OP(name, argument, count) HYPERCALL3(grant_table_op, GNTTABOP_##name, argument, count)
-#define GNTST_okay 0
-#define GNTST_general_error (-1)
-#define GNTST_bad_domain (-2)
-#define GNTST_bad_gntref (-3)
-#define GNTST_bad_handle (-4)
-#define GTF_permit_access 1
-#define GNTMAP_host_map 2
-#define GNTCOPY_source_gref 1
 
 static struct entry *table;
 
@@ -80,7 +61,7 @@ void conform(void)
 {
     struct query_size size = { DOMID_SELF, 0, 0, 99 };
     struct get_version current = { DOMID_SELF, 0, 0 };
-    struct version one = { 1 }, three = { 3 };
+    struct set_version one = { 1 }, three = { 3 };
     EXPECT_OK(OP(query_size, &size, 1));
     EXPECT_EQUAL(size.status, GNTST_okay);
     EXPECT(size.nr_frames >= 1);
