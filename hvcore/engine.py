@@ -582,6 +582,16 @@ class Engine:
         return bool(self.d[_HFLAGS] & HF_CS64)
 
     @property
+    def is_flat(self) -> bool:
+        """Whether code, data and stack start at 0 and nothing traps the next instructions (TF, DR7)."""
+        q = self.q
+        if q[_EFLAGS] & _TF or q[sw.DR // 8 + 7] & 0xFF:
+            return False
+        if self.code_is_64bit:
+            return True
+        return self.code_is_32_or_64bit and not any(self.segment_base(index) for index in (CS, SS, DS))
+
+    @property
     def code_is_32_or_64bit(self) -> bool:
         """Whether the code segment's default operand size is 32 bits."""
         return bool(self.d[_HFLAGS] & (HF_CS32 | HF_CS64))

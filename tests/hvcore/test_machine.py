@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import domainbuilder
+from hvcore.loops import Loop, counting_loop
 from hvcore.machine import Machine, Stats, Stop
-from tests.domainbuilder.tiny_guest import CODE, IDLE, SPIN, UD2, hypercall, kernel
+from tests.domainbuilder.tiny_guest import CODE, IDLE, SPIN, UD2, hypercall, kernel, mov
 
 REASON = CODE + 0x1000  # .bss: zero, which is a poweroff
 SHUTDOWN = hypercall(29, 2, REASON)
@@ -96,3 +98,47 @@ def test_what_a_run_counts(tmp_path: Path) -> None:
     assert stats.exceptions == {}
     assert stats.page_table_stores == 0
     assert len(code) <= stats.code_bytes <= len(code) + 64
+
+
+COUNT = mov("ecx", 30_000_000) + b"\x49\x75\xfd"  # dec ecx; jne
+WAIT = b"\x80\x3d" + (CODE + 0x1800).to_bytes(4, "little") + b"\x00\x74\xf7"  # cmp byte [...], 0; je
+
+
+def test_a_loop_that_counts_is_left_out_and_nothing_else_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Loop] = []
+
+    def look(*arguments: Any) -> Loop | None:
+        loop = counting_loop(*arguments)
+        if loop is not None:
+            found.append(loop)
+        return loop
+
+    monkeypatch.setattr("hvcore.machine.counting_loop", look)
+    stats = []
+    for skip in (False, True):
+        with machine(tmp_path, COUNT + SHUTDOWN) as m:
+            m.skip_loops = skip
+            assert m.run() is Stop.SHUTDOWN
+            assert bool(found) == skip
+            stats.append(m.stats())
+    slow, fast = stats
+    assert max(loop.rounds for loop in found) > 25_000_000
+    assert fast.hypercalls == slow.hypercalls
+    assert abs(fast.code_bytes - slow.code_bytes) < 1000  # a block is counted again at each stop
+    assert abs(fast.system_time_ns - slow.system_time_ns) < 20_000
+
+
+def test_a_loop_that_waits_goes_on_when_its_time_has_come(tmp_path: Path) -> None:
+    with machine(tmp_path, WAIT + SHUTDOWN) as m:
+        ram = m.domain.mem.frame(m.image.p2m[((CODE + 0x1800) - 0xC0000000) >> 12])
+        due = m.clock.now() + 3600 * 10**9
+
+        def answer() -> None:
+            ram[0x800] = 1
+
+        m.clock.set_timer("test", due, answer)
+        assert m.run() is Stop.SHUTDOWN
+        assert 0 <= m.clock.now() - due < 1_000_000
+        assert m.stats().code_bytes > 3500 * 10**9
