@@ -18,6 +18,7 @@ from typing import Protocol
 import unicorn.unicorn_py3.unicorn as _binding
 
 from hvcore import state_window as sw
+from hvcore.code_pages import CodePages
 from hvcore.engine_internals import Internals
 from hvcore.errors import EngineError
 from hvcore.native import (
@@ -132,16 +133,20 @@ class Engine:
         self._call("uc_ctl", _CTL_TCG_BUFFER_SIZE, ctypes.c_uint32(_TCG_BUFFER_SIZE))
         self._call("uc_ctl", _CTL_TLB_TYPE, ctypes.c_int(_TLB_CPU))
         self._call("uc_ctl", _CTL_USE_EXITS, ctypes.c_int(1))
-        pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+        ram = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._call(
-            "uc_mem_map_ptr", ctypes.c_uint64(phys_base), ctypes.c_size_t(len(memory)), _UC_PROT_ALL, pointer
+            "uc_mem_map_ptr",
+            ctypes.c_uint64(phys_base),
+            ctypes.c_size_t(len(memory)),
+            _UC_PROT_ALL,
+            ctypes.c_void_p(ram),
         )
         self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
         self.has_no_random = self.window.hide_features(_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED)
         self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
         self.q = self.window.q
         self.d = self.window.d
-        self.internals.answer_memory_mapping(phys_base, len(memory))
+        self.code_pages = CodePages(self._lib, self._uc, self.window.cpu_address, phys_base, len(memory), ram)
         self._cell = (ctypes.c_int64 * 2)()
         self.cell = memoryview(self._cell).cast("B").cast("q")
         self._ports = (ctypes.c_uint64 * PORTS_WORDS)()

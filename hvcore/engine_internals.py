@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from hvcore import native
-from hvcore.process_memory import find_word, jump_slot
-
-_SUFFIX = "_x86_64"
-_HANDLE_SCAN = 0x1000
+from hvcore.process_memory import address_of, function, jump_slot
 
 
 class Internals:
@@ -30,10 +27,10 @@ class Internals:
         self._lean: _LeanTranslation | None = None
         self._cpu = ctypes.c_void_p(cpu)
         self._env = ctypes.c_void_p(env)
-        self._flush_page = _function(lib, "tlb_flush_page") if cpu else None
-        self._drop_code = _function(lib, "tb_invalidate_phys_range")
-        self._update_dr7 = _function(lib, "cpu_x86_update_dr7") if env else None
-        self._raise = _function(lib, "raise_exception_err") if env else None
+        self._flush_page = function(lib, "tlb_flush_page") if cpu else None
+        self._drop_code = function(lib, "tb_invalidate_phys_range")
+        self._update_dr7 = function(lib, "cpu_x86_update_dr7") if env else None
+        self._raise = function(lib, "raise_exception_err") if env else None
         self.has_flush_page = self._flush_page is not None
         self.has_update_dr7 = self._update_dr7 is not None
 
@@ -61,7 +58,7 @@ class Internals:
         """
         if self._raise is None:
             return None
-        target = _address(self._raise)
+        target = address_of(self._raise)
         code = self._native(*(native.port_callback(target, out=out) for out in (False, True)))
         return None if code is None else (code[0], code[1])
 
@@ -70,23 +67,8 @@ class Internals:
         self._lean = _lean_translation(self._lib)
         if self._lean is not None:
             return self._lean.pacing
-        code = self._native(native.pacing_callback(_address(self._lib.uc_emu_stop)))
+        code = self._native(native.pacing_callback(address_of(self._lib.uc_emu_stop)))
         return None if code is None else code[0]
-
-    def answer_memory_mapping(self, base: int, size: int) -> None:
-        """Tell the library natively which memory region an address is in: there is one, [base, base + size).
-
-        It asks at each store to a page that may hold code, and its own way to the answer is long.
-        """
-        find = _function(self._lib, "find_memory_mapping")
-        if find is None:
-            return
-        find.restype = ctypes.c_uint64
-        region = find(self._uc, ctypes.c_uint64(base))
-        slot = find_word(self._uc.value or 0, _HANDLE_SCAN, _address(find))
-        code = self._native(native.memory_mapping(base, size, region)) if slot and region else None
-        if code is not None:
-            ctypes.c_uint64.from_address(slot).value = code[0]
 
     def close(self) -> None:
         """Before the engine goes: its translator's address may become another's."""
@@ -101,13 +83,6 @@ class Internals:
             return None
         self._code.append(code)
         return code.addresses
-
-
-def _function(lib: ctypes.CDLL, name: str) -> ctypes._NamedFuncPointer | None:
-    function = getattr(lib, name + _SUFFIX, None)
-    if function is not None:
-        function.restype = None
-    return function
 
 
 @dataclass(frozen=True)
@@ -127,22 +102,20 @@ def _lean_translation(lib: ctypes.CDLL) -> _LeanTranslation | None:
     not stay in registers. The way from the translator to tcg_gen_callN is one jump slot; what is put there
     drops those calls. None where the library or the host does not allow it.
     """
-    check, generate = _function(lib, "helper_check_exit_request"), _function(lib, "tcg_gen_callN")
-    slot = jump_slot(lib, _address(generate)) if check and generate else 0
+    check, generate = function(lib, "helper_check_exit_request"), function(lib, "tcg_gen_callN")
+    slot = jump_slot(lib, address_of(generate)) if check and generate else 0
     if not check or not generate or not slot:
         return None
     context = ctypes.c_uint64()
     try:
-        leave = native.NativeCode(native.leaving_pacing_callback(_address(lib.uc_emu_stop), _address(check)))
+        leave = native.NativeCode(
+            native.leaving_pacing_callback(address_of(lib.uc_emu_stop), address_of(check))
+        )
         pacing = leave.addresses[0]
         drop = native.NativeCode(
-            native.call_filter(pacing, _address(check), ctypes.addressof(context), _address(generate))
+            native.call_filter(pacing, address_of(check), ctypes.addressof(context), address_of(generate))
         )
     except OSError:
         return None
     ctypes.c_uint64.from_address(slot).value = drop.addresses[0]
     return _LeanTranslation(pacing, context, (leave, drop))
-
-
-def _address(function: ctypes._NamedFuncPointer) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0

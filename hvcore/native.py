@@ -16,6 +16,11 @@ import platform
 PORTS_ENV, PORTS_HFLAGS, PORTS_RING, PORTS_CELL, PORTS_COST, PORTS_READS, PORTS_WRITES, PORTS_WORDS = range(8)
 NO_RING = 0xFFFFFFFF
 
+# The words of an engine's block, and how it is found.
+BLOCK_CPU, BLOCK_ACCESS, BLOCK_BASE, BLOCK_PAGES, BLOCK_CODE, BLOCK_WORDS = range(6)
+MAPPING_MAGIC, MAPPING_ENTRY = 8, 16
+MAGIC = 0x65726F637668  # "hvcore"
+
 
 class NativeCode:
     """Executable memory with `routines` in it, at `addresses`. Raises OSError where it cannot be had."""
@@ -147,9 +152,15 @@ def port_callback(raise_exception_err: int, *, out: bool) -> bytes:
     )  # fmt: skip
 
 
-def memory_mapping(base: int, size: int, region: int) -> bytes:
-    """`region` for a physical address in [base, base + size), else NULL; called with (uc, address)."""
+def memory_mapping(block: int, base: int, size: int, region: int) -> bytes:
+    """`region` for a physical address in [base, base + size), else NULL; called with (uc, address).
+
+    The routine begins at MAPPING_ENTRY. Before it lie the address of the block (BLOCK_*) and at MAPPING_MAGIC
+    a word that is to be MAGIC for an engine whose code pages are tracked: so other routines find its block.
+    """
     return assemble(
+        block,
+        0,
         "48 b8", base,      # mov rax, base
         "48 29 c6",         # sub rsi, rax
         "48 b8", size,      # mov rax, size
@@ -159,4 +170,101 @@ def memory_mapping(base: int, size: int, region: int) -> bytes:
         "c3",               # ret
         ":none 31 c0",      # xor eax, eax
         "c3",               # ret
+    )  # fmt: skip
+
+
+def _find_block(mapping: int, uc: int | None = None) -> tuple[str | int, ...]:
+    """RAX = the block of the engine whose handle RDI is, or whose CPU with the handle at `uc`; or `other`."""
+    return (
+        "48 89 f8" if uc is None else "48 8b 87 " + _disp32(uc),  # mov rax, rdi or [rdi + uc]
+        "48 8b 80 " + _disp32(mapping),  # mov rax, [rax + mapping]
+        "49 ba", MAGIC,     # mov r10, MAGIC
+        "4c 39 50 f8",      # cmp [rax - 8], r10
+        "75 >other",        # jne other
+        "48 8b 40 f0",      # mov rax, [rax - 16]
+    )  # fmt: skip
+
+
+def _disp32(offset: int) -> str:
+    return offset.to_bytes(4, "little").hex()
+
+
+def tlb_fill(block: int, original: int) -> bytes:
+    """Note the kind of access for set_page(); called with (cpu, address, size, access, ...)."""
+    return assemble(
+        "48 b8", block,     # mov rax, block
+        "89 48 08",         # mov [rax + BLOCK_ACCESS], ecx
+        "48 b8", original,  # mov rax, original
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def set_page(uc: int, mapping: int, original: int) -> bytes:
+    """Another `prot` for a data access; called with (cpu, address, physical, attrs, prot, ...).
+
+    A page that holds no translated code is not executable until it is executed. One that does, and is not
+    executable here, is looked up anew for each store (PAGE_WRITE_INV).
+    """
+    return assemble(
+        *_find_block(mapping, uc),
+        "83 78 08 02",      # cmp dword [rax + BLOCK_ACCESS], MMU_INST_FETCH
+        "74 >other",        # je other
+        "49 89 d2",         # mov r10, rdx
+        "4c 2b 50 10",      # sub r10, [rax + BLOCK_BASE]
+        "49 c1 ea 0c",      # shr r10, 12
+        "4c 3b 50 18",      # cmp r10, [rax + BLOCK_PAGES]
+        "73 >other",        # jae other
+        "4c 8b 58 20",      # mov r11, [rax + BLOCK_CODE]
+        "43 80 3c 13 00",   # cmp byte [r11 + r10], 0
+        "75 >code",         # jne code
+        "41 83 e0 fb",      # and r8d, ~PAGE_EXEC
+        "eb >other",        # jmp other
+        ":code 41 f6 c0 04",  # test r8b, PAGE_EXEC
+        "75 >other",        # jnz other
+        "41 83 c8 40",      # or r8d, PAGE_WRITE_INV
+        ":other 48 b8", original,  # mov rax, original
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def protect_code(mapping: int, original: int, tlb_flush: int) -> bytes:
+    """The page has its first code: drop the TLB, which may have it as clean; called with (uc, address)."""
+    return assemble(
+        *_find_block(mapping),
+        "48 c1 ee 0c",      # shr rsi, 12
+        "48 3b 70 18",      # cmp rsi, [rax + BLOCK_PAGES]
+        "73 >none",         # jae none
+        "4c 8b 58 20",      # mov r11, [rax + BLOCK_CODE]
+        "41 c6 04 33 01",   # mov byte [r11 + rsi], 1
+        "48 8b 38",         # mov rdi, [rax + BLOCK_CPU]
+        "48 b8", tlb_flush,  # mov rax, tlb_flush
+        "ff e0",            # jmp rax
+        ":none c3",         # ret
+        ":other 48 b8", original,  # mov rax, original
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def unprotect_code(mapping: int, original: int) -> bytes:
+    """The page has no code any more; called with (uc, address)."""
+    return assemble(
+        *_find_block(mapping),
+        "48 c1 ee 0c",      # shr rsi, 12
+        "48 3b 70 18",      # cmp rsi, [rax + BLOCK_PAGES]
+        "73 >none",         # jae none
+        "4c 8b 58 20",      # mov r11, [rax + BLOCK_CODE]
+        "41 c6 04 33 00",   # mov byte [r11 + rsi], 0
+        ":none c3",         # ret
+        ":other 48 b8", original,  # mov rax, original
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def nothing_to_reset(uc: int, mapping: int, original: int) -> bytes:
+    """What set_page() and protect_code() leave of tlb_reset_dirty_by_vaddr(); called with (cpu, ...)."""
+    return assemble(
+        *_find_block(mapping, uc),
+        "c3",               # ret
+        ":other 48 b8", original,  # mov rax, original
+        "ff e0",            # jmp rax
     )  # fmt: skip

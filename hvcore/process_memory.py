@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+_SUFFIX = "_x86_64"  # of the functions for this guest architecture
 _DT_PLTRELSZ, _DT_PLTGOT = 2, 3
 _RELA_SIZE = 24
 _GOT_RESERVED = 3  # words of .got.plt before the first jump slot
@@ -54,3 +55,16 @@ def jump_slot(lib: ctypes.CDLL, target: int) -> int:
         tags.setdefault(tag, value)
     slots = tags.get(_DT_PLTRELSZ, 0) // _RELA_SIZE
     return find_word(tags.get(_DT_PLTGOT, 0) + 8 * _GOT_RESERVED, 8 * slots, target) if slots else 0
+
+
+def function(lib: ctypes.CDLL, name: str) -> ctypes._NamedFuncPointer | None:
+    """A function of QEMU's for x86-64 guests, if this build of the library exports it."""
+    found = getattr(lib, name + _SUFFIX, None)
+    if found is not None:
+        found.restype = None
+    return found
+
+
+def address_of(found: ctypes._NamedFuncPointer) -> int:
+    """Where a function lies."""
+    return ctypes.cast(found, ctypes.c_void_p).value or 0

@@ -37,8 +37,9 @@ def test_a_label_out_of_reach_is_refused() -> None:
 
 
 def test_the_memory_region_is_told_for_its_addresses_alone() -> None:
-    code = native.NativeCode(native.memory_mapping(0x1000, 0x3000, 0x5678))
-    region = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64)(code.addresses[0])
+    code = native.NativeCode(native.memory_mapping(0, 0x1000, 0x3000, 0x5678))
+    entry = code.addresses[0] + native.MAPPING_ENTRY
+    region = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64)(entry)
     answers = [region(None, address) for address in (0xFFF, 0x1000, 0x3FFF, 0x4000, 0, (1 << 64) - 1)]
     assert answers == [0, 0x5678, 0x5678, 0, 0, 0]
 
