@@ -432,10 +432,13 @@ def code_segment(v: Vcpu, insn_fetch: bool) -> tuple[Segment, int] | None:
     return cs, 64 if cs[2] & SEGMENT_L else 32 if cs[2] & SEGMENT_DB else 16
 
 
-def _bare_port_access(v: Vcpu) -> bool:
-    """`in` or `out` by DX with nothing unusual about it, without decoding; False leaves it to the decoder.
+_BARE = (0xEC, 0xED, 0xEE, 0xEF, 0xFA, 0xFB)
 
-    Linux asks its 8042 a hundred thousand times whether it is there: 2 us each here, 10 us in full.
+
+def _bare_operation(v: Vcpu) -> bool:
+    """`cli`, `sti`, `in` or `out` by DX with nothing unusual about it; False leaves it to the decoder.
+
+    Linux executes thousands of each: 2 us each here, 10 us in full.
     """
     d = v.domain
     engine, q = d.engine, d.engine.q
@@ -445,8 +448,14 @@ def _bare_port_access(v: Vcpu) -> bool:
         opcode = d.guest.copy_from(q[RIP], 1)[0]
     except GuestError:
         return False
-    if opcode & 0xFC != 0xEC or q[sw.EFLAGS // 8] & _TF:
+    if opcode not in _BARE or q[sw.EFLAGS // 8] & _TF:
         return False
+    if opcode in (0xFA, 0xFB):  # which change nothing, and need the right to
+        if not iopl_ok(v):
+            return False
+        d.trace.emulate(_NAMES[opcode])
+        engine.advance(1)
+        return True
     size, port = 4 if opcode & 1 else 1, q[RDX] & 0xFFFF
     if not guest_io_okay(v, port, size):
         return False
@@ -468,7 +477,7 @@ def pv_emulate_privileged_op(v: Vcpu) -> bool:
     True when it was done and the guest goes on behind it, False when the #GP is the guest's. Raises
     GuestFault for what the instruction raises instead: #PF and #UD, another #GP, #DB after a single step.
     """
-    if _bare_port_access(v):
+    if _bare_operation(v):
         return True
     found = code_segment(v, insn_fetch=True)
     if found is None:

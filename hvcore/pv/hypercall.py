@@ -36,7 +36,7 @@ from hvcore.common.refused import (
 )
 from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
 from hvcore.common.vcpu_op import do_vcpu_op
-from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import ENOSYS
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 Handler = Callable[..., int]
 
 _M32 = 0xFFFFFFFF
+_M64 = 0xFFFFFFFFFFFFFFFF
 
 
 def _va_mapping32(v: Vcpu, va: int, lo: int, hi: int, flags: int) -> int:
@@ -136,6 +137,7 @@ _PV32: dict[int, tuple[Handler, int]] = _PV64 | {
 _ARGUMENTS32 = (RBX, RCX, RDX, RSI, RDI, RBP)
 _REGISTERS32 = struct.Struct("<I4xI4xI4xI4x8xI4xI4xI")  # EAX ECX EDX EBX (ESP) EBP ESI EDI of the window
 _ARGUMENTS64 = (RDI, RSI, RDX, 10, 8, 9)
+_REGISTERS64 = struct.Struct("<Q8xQ24x5Q")  # RAX (RCX) RDX (RBX RSP RBP) RSI RDI R8 R9 R10
 
 
 class HypercallTable:
@@ -148,6 +150,7 @@ class HypercallTable:
         self.handlers: list[Handler | None] = [None] * NR_HYPERCALLS
         self.arity = [0] * NR_HYPERCALLS
         self._window = domain.engine.window.bytes
+        self._q = domain.engine.q
         self._counts = domain.trace.hypercalls
         self._recent = domain.trace.recent
         self.registers = _ARGUMENTS32 if domain.abi.is_32bit else _ARGUMENTS64
@@ -189,19 +192,29 @@ class HypercallTable:
 
     def entry32(self) -> None:
         """`int 0x82` from ring 1: number in EAX, arguments in EBX ECX EDX ESI EDI EBP, result in EAX."""
+        number, ecx, edx, ebx, ebp, esi, edi = _REGISTERS32.unpack_from(self._window)
+        self._enter(number, (ebx, ecx, edx, esi, edi, ebp), _M32)
+
+    def entry64(self) -> None:
+        """`syscall` from the 64-bit kernel: number in RAX, arguments in RDI RSI RDX R10 R8 R9, result RAX."""
+        number, rdx, rsi, rdi, r8, r9, r10 = _REGISTERS64.unpack_from(self._window)
+        q = self._q
+        q[RIP] = q[RIP] + 2 & _M64
+        self._enter(number, (rdi, rsi, rdx, r10, r8, r9), _M64)
+
+    def _enter(self, number: int, registers: tuple[int, ...], mask: int) -> None:
         d = self.d
         v = d.vcpus[d.current_id]
-        number, ecx, edx, ebx, ebp, esi, edi = _REGISTERS32.unpack_from(self._window)
         handler = self.handlers[number] if number < NR_HYPERCALLS else None
         if handler is None:
             if number == _H.iret:
-                d.trace.hypercalls[number] += 1
+                self._counts[number] += 1
                 self.frames.do_iret(v)
                 return
-            result = self.dispatch(v, number, ())
-            d.trace.recent.append((number, (), result))
+            args: tuple[int, ...] = ()
+            result = self.dispatch(v, number, args)
         else:
-            args = (ebx, ecx, edx, esi, edi, ebp)[: self.arity[number]]
+            args = registers[: self.arity[number]]
             self._counts[number] += 1
             try:
                 result = handler(v, *args)
@@ -210,29 +223,8 @@ class HypercallTable:
             except HypercallPreempted as rest:
                 self._continue(rest.arguments)
                 return
-            self._recent.append((number, args, result))
-        d.engine.q[RAX] = result & _M32
-
-    def entry64(self) -> None:
-        """`syscall` from the 64-bit kernel: number in RAX, arguments in RDI RSI RDX R10 R8, result in RAX."""
-        d = self.d
-        q = d.engine.q
-        v = d.vcpus[d.current_id]
-        number = q[RAX]
-        d.engine.advance(2)
-        if number == _H.iret:
-            d.trace.hypercalls[number] += 1
-            self.frames.do_iret(v)
-            return
-        count = self.arity[number] if number < NR_HYPERCALLS else 0
-        args = tuple([q[register] for register in _ARGUMENTS64[:count]])
-        try:
-            result = self.dispatch(v, number, args)
-        except HypercallPreempted as rest:
-            self._continue(rest.arguments)
-            return
-        d.trace.recent.append((number, args, result))
-        q[RAX] = result & 0xFFFFFFFFFFFFFFFF
+        self._recent.append((number, args, result))
+        self._q[RAX] = result & mask
 
 
 def init_hypercall_page(page: memoryview, *, ring1: bool) -> None:

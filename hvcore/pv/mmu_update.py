@@ -70,10 +70,12 @@ def end_requests(v: Vcpu, rc: int, done: int, pdone: int, rest: tuple[int, int],
 def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
     """Apply `count` requests; `*pdone` is how many were done. Stops at the first error, as Xen does."""
     d = v.domain
-    begun = begin_requests(v, ureqs, count, pdone)
-    if begun is None:
-        return foreigndom
-    count, done_before = begun
+    done_before = 0
+    if count & MMU_UPDATE_PREEMPTED:
+        begun = begin_requests(v, ureqs, count, pdone)
+        if begun is None:
+            return foreigndom
+        count, done_before = begun
     size = _MMU_UPDATE.size
     if not d.guest.okay(ureqs, count * size):
         return -EFAULT
@@ -84,9 +86,24 @@ def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) 
     if pg_owner < 0:
         return pg_owner
     update = _one_update if pg_owner == PG_SELF else _one_io_update
-    done, rc = _run_batches(v, ureqs, count, update)
+    done, rc = _run_one(v, ureqs, update) if count == 1 else _run_batches(v, ureqs, count, update)
+    if not pdone and (rc or done == count):
+        return rc
     rest = (ureqs + done * size, count - done)
     return end_requests(v, rc, done_before + done, pdone, rest, foreigndom)
+
+
+def _run_one(v: Vcpu, ureqs: int, update: Callable[[PageTables, int, int], int]) -> tuple[int, int]:
+    """One request alone, as nearly all calls of Linux have it; 1 or 0, and the error if any."""
+    d = v.domain
+    try:
+        rc = update(d.mm, *d.guest.unpack(_MMU_UPDATE, ureqs))
+    except GuestError as error:
+        return 0, -error.errno
+    if rc:
+        return 0, rc
+    d.clock.spend(REQUEST_NS)
+    return 1, 0
 
 
 def _run_batches(

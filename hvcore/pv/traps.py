@@ -117,14 +117,19 @@ class Traps:
 
     def syscall(self) -> None:
         """The `syscall` instruction."""
-        self.d.clock.spend(NS_PER_EXIT)
-        v = self.d.current
+        cell = self._cell
+        cell[0] -= _EXIT_COST
+        cell[1] += _EXIT_COST
+        d = self.d
         try:
-            if self.frames.syscall_entry(v):
+            if self.frames.syscall_entry(d.vcpus[d.current_id]):
                 self.hypercall()
         except GuestFault as fault:
             self.inject_fault(fault)
-        self.test_all_events()
+        v = d.vcpus[d.current_id]
+        info = v.info
+        if (info[0] and not info[1]) or v.nmi_pending:
+            self.test_all_events()
 
     def cpuid(self) -> None:
         """The `cpuid` instruction, with Xen's masking."""
