@@ -54,7 +54,7 @@ BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction r
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
 _SLICE_BYTES = 10_000_000
 _PROBE_BYTES = 20_000  # where a loop has been left out, its next run is near
-_WORTH_BYTES = 50_000  # a shorter loop is faster executed
+_WORTH_BYTES = 500_000  # a shorter loop is faster executed
 _STEP_BYTES = 64
 _SCHEDULE_NS = 1000  # a pass through the scheduler takes time, or a guest could yield for ever in no time
 
