@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,3 +143,33 @@ def test_a_loop_that_waits_goes_on_when_its_time_has_come(tmp_path: Path) -> Non
         assert m.run() is Stop.SHUTDOWN
         assert 0 <= m.clock.now() - due < 1_000_000
         assert m.stats().code_bytes > 3500 * 10**9
+
+
+def test_machines_in_threads_are_as_they_are_alone(tmp_path: Path) -> None:
+    """What the engine tells the library is told for each engine apart."""
+    store = b"\xff\x05" + (CODE + 0x1800).to_bytes(4, "little")  # inc dword [...]
+    patch = b"\xc6\x05" + (CODE + 12).to_bytes(4, "little") + b"\x90\x90"  # mov byte [next], 0x90; nop
+    codes = [
+        mov("ecx", 300_000) + store + b"\x49\x75\xf7" + SHUTDOWN,  # dec ecx; jne
+        hypercall(17, 0, 0) * 50 + SHUTDOWN,
+        mov("ecx", 20_000) + patch + b"\x49\x75\xf5" + SHUTDOWN,
+    ]
+
+    def run(folder: Path, code: bytes, stats: dict[bytes, Stats]) -> None:
+        with machine(folder, code) as m:
+            assert m.run() is Stop.SHUTDOWN
+            stats[code] = m.stats()
+
+    alone: dict[bytes, Stats] = {}
+    together: dict[bytes, Stats] = {}
+    for code in codes:
+        run(tmp_path, code, alone)
+    threads = []
+    for i, code in enumerate(codes):
+        (tmp_path / str(i)).mkdir()
+        threads.append(threading.Thread(target=run, args=(tmp_path / str(i), code, together)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
