@@ -232,7 +232,7 @@ def _drain(
     size = _stated_size(packed)
     if not size:
         raise _wrong_size(packed, what, 0, "more than 0")
-    image, at = mmap.mmap(-1, size), 0
+    image, at = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
     data: bytes | memoryview = packed.data[:-4]
     failures: tuple[type[Exception], ...] = (*errors, EOFError, MemoryError)
     try:
