@@ -35,7 +35,8 @@ class MachineMemory:
         self.m2p_frames = m2p_frames
         self._heap_floor = self.base_mfn + m2p_frames
         self._heap_top = first_mfn
-        self.buffer = mmap.mmap(-1, (self.end_mfn - self.base_mfn) << PAGE_SHIFT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        size = (self.end_mfn - self.base_mfn) << PAGE_SHIFT
+        self.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.buffer)
         self.q = self.view.cast("Q")
         self.d = self.view.cast("I")
