@@ -83,9 +83,8 @@ class CodePages:
 
     def _native(self, routine: bytes) -> int:
         """The address of a routine that lives as long as this object; 0 where the host has none."""
-        try:
-            code = native.NativeCode(routine)
-        except OSError:
+        code = native.native_code(routine)
+        if code is None:
             return 0
         self._code.append(code)
         return code.addresses[0]
@@ -114,14 +113,13 @@ def _track(lib: ctypes.CDLL, uc: int, mapping: int) -> tuple[native.NativeCode, 
     slots = [jump_slot(lib, target) for target in (set_page, protect, unprotect, reset)]
     if not all(slots):
         return ()
-    try:
-        code = native.NativeCode(
-            native.set_page(uc, mapping, set_page),
-            native.protect_code(mapping, protect, flush),
-            native.unprotect_code(mapping, unprotect),
-            native.nothing_to_reset(uc, mapping, reset),
-        )
-    except OSError:
+    code = native.native_code(
+        native.set_page(uc, mapping, set_page),
+        native.protect_code(mapping, protect, flush),
+        native.unprotect_code(mapping, unprotect),
+        native.nothing_to_reset(uc, mapping, reset),
+    )
+    if code is None:
         return ()
     for slot, address in zip(slots, code.addresses, strict=True):
         ctypes.c_uint64.from_address(slot).value = address

@@ -77,9 +77,8 @@ class Internals:
 
     def _native(self, *routines: bytes) -> list[int] | None:
         """Addresses of routines that live as long as this object; None where the host has none."""
-        try:
-            code = native.NativeCode(*routines)
-        except OSError:
+        code = native.native_code(*routines)
+        if code is None:
             return None
         self._code.append(code)
         return code.addresses
@@ -107,15 +106,15 @@ def _lean_translation(lib: ctypes.CDLL) -> _LeanTranslation | None:
     if not check or not generate or not slot:
         return None
     context = ctypes.c_uint64()
-    try:
-        leave = native.NativeCode(
-            native.leaving_pacing_callback(address_of(lib.uc_emu_stop), address_of(check))
-        )
-        pacing = leave.addresses[0]
-        drop = native.NativeCode(
-            native.call_filter(pacing, address_of(check), ctypes.addressof(context), address_of(generate))
-        )
-    except OSError:
+    stop, ask = address_of(lib.uc_emu_stop), address_of(check)
+    leave = native.native_code(native.leaving_pacing_callback(stop, ask))
+    if leave is None:
+        return None
+    pacing = leave.addresses[0]
+    drop = native.native_code(
+        native.call_filter(pacing, ask, ctypes.addressof(context), address_of(generate))
+    )
+    if drop is None:
         return None
     ctypes.c_uint64.from_address(slot).value = drop.addresses[0]
     return _LeanTranslation(pacing, context, (leave, drop))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ADD, OR, ADC, SBB, AND, SUB, XOR, CMP = range(8)  # as the opcodes number them
-TEST, MOV, MOVZX, LEA, INC, DEC, NOP, JMP, JCC, LOOP = range(8, 18)
+TEST, MOV, LEA, INC, DEC, NOP, JMP, JCC, LOOP = range(8, 17)
 REG, IMM, MEM = range(3)
 
 # Kind, then: a register | a value | base, index (-1: none), scale, displacement.
@@ -203,7 +203,7 @@ def _with_modrm(d: _Decoder, b: int) -> Insn:
         case 0xC7 if not d.reg & 7:
             return d.insn(MOV, rm, d.immediate(4))
         case 0x0FB6 | 0x0FB7 if rm[0] == MEM:
-            return d.insn(MOVZX, reg, rm, source=8 if b == 0x0FB6 else 16)
+            return d.insn(MOV, reg, rm, source=8 if b == 0x0FB6 else 16)
         case 0x8D if rm[0] == MEM:
             return d.insn(LEA, reg, rm)
         case 0xFF if d.reg & 7 < 2:

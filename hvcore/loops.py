@@ -29,7 +29,6 @@ from hvcore.loop_decode import (
     LEA,
     LOOP,
     MOV,
-    MOVZX,
     NOP,
     OR,
     REG,
@@ -165,11 +164,8 @@ class _Interpreter:
         if op == LEA:
             self._put(r, dst, self._range(r, self._address(src), self.width), width)
             return flags
-        if op in (MOV, MOVZX):
-            value = self._get(r, src, insn.source_width)
-            if op == MOVZX:
-                r.fixed.append(value)
-            self._put(r, dst, value, width)
+        if op == MOV:
+            self._put(r, dst, self._get(r, src, insn.source_width), width)
             return flags
         if op == XOR and dst == src and dst[0] == REG:
             return _Flags(AND, self._put(r, dst, 0, width), 0, width)

@@ -42,6 +42,14 @@ class NativeCode:
             at += len(routine) + 15 & ~15
 
 
+def native_code(*routines: bytes) -> NativeCode | None:
+    """The routines in executable memory; None where the host has none."""
+    try:
+        return NativeCode(*routines)
+    except OSError:
+        return None
+
+
 def assemble(*parts: str | int) -> bytes:
     """The bytes of a routine, its labels resolved. Raises OverflowError for a label too far away."""
     code = bytearray()
@@ -227,37 +235,35 @@ def set_page(uc: int, mapping: int, original: int) -> bytes:
     )  # fmt: skip
 
 
-def protect_code(mapping: int, original: int, tlb_flush: int) -> bytes:
-    """The page has its first code: drop the TLB, which may have it as clean; called with (uc, address)."""
+def _mark_page(mapping: int, mark: int, original: int, *then: str | int) -> bytes:
+    """Set the mark of the page that RSI is in; `then` runs with the block in RAX."""
     return assemble(
         *_find_block(mapping),
         "48 c1 ee 0c",      # shr rsi, 12
         "48 3b 70 18",      # cmp rsi, [rax + BLOCK_PAGES]
         "73 >none",         # jae none
         "4c 8b 58 20",      # mov r11, [rax + BLOCK_CODE]
-        "41 c6 04 33 01",   # mov byte [r11 + rsi], 1
-        "48 8b 38",         # mov rdi, [rax + BLOCK_CPU]
-        "48 b8", tlb_flush,  # mov rax, tlb_flush
-        "ff e0",            # jmp rax
+        f"41 c6 04 33 {mark:02x}",  # mov byte [r11 + rsi], mark
+        *then,
         ":none c3",         # ret
         ":other 48 b8", original,  # mov rax, original
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
+def protect_code(mapping: int, original: int, tlb_flush: int) -> bytes:
+    """The page has its first code: drop the TLB, which may have it as clean; called with (uc, address)."""
+    return _mark_page(
+        mapping, 1, original,
+        "48 8b 38",         # mov rdi, [rax + BLOCK_CPU]
+        "48 b8", tlb_flush,  # mov rax, tlb_flush
         "ff e0",            # jmp rax
     )  # fmt: skip
 
 
 def unprotect_code(mapping: int, original: int) -> bytes:
     """The page has no code any more; called with (uc, address)."""
-    return assemble(
-        *_find_block(mapping),
-        "48 c1 ee 0c",      # shr rsi, 12
-        "48 3b 70 18",      # cmp rsi, [rax + BLOCK_PAGES]
-        "73 >none",         # jae none
-        "4c 8b 58 20",      # mov r11, [rax + BLOCK_CODE]
-        "41 c6 04 33 00",   # mov byte [r11 + rsi], 0
-        ":none c3",         # ret
-        ":other 48 b8", original,  # mov rax, original
-        "ff e0",            # jmp rax
-    )  # fmt: skip
+    return _mark_page(mapping, 0, original)
 
 
 def nothing_to_reset(uc: int, mapping: int, original: int) -> bytes:

@@ -36,8 +36,11 @@ def find_word(address: int, size: int, value: int) -> int:
     """Where in `size` bytes the 64-bit word `value` lies; 0 if it does not, or cannot be written."""
     if not is_writable(address, size):
         return 0
-    words = memoryview(ctypes.string_at(address, size)).cast("Q").tolist()
-    return address + 8 * words.index(value) if value in words else 0
+    raw, word = ctypes.string_at(address, size), value.to_bytes(8, "little")
+    at = raw.find(word)
+    while at % 8 and at >= 0:
+        at = raw.find(word, at + 1)
+    return address + at if at >= 0 else 0
 
 
 def jump_slot(lib: ctypes.CDLL, target: int) -> int:

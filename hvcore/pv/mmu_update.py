@@ -70,12 +70,10 @@ def end_requests(v: Vcpu, rc: int, done: int, pdone: int, rest: tuple[int, int],
 def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
     """Apply `count` requests; `*pdone` is how many were done. Stops at the first error, as Xen does."""
     d = v.domain
-    done_before = 0
-    if count & MMU_UPDATE_PREEMPTED:
-        begun = begin_requests(v, ureqs, count, pdone)
-        if begun is None:
-            return foreigndom
-        count, done_before = begun
+    begun = begin_requests(v, ureqs, count, pdone)
+    if begun is None:
+        return foreigndom
+    count, done_before = begun
     size = _MMU_UPDATE.size
     if not d.guest.okay(ureqs, count * size):
         return -EFAULT
@@ -87,8 +85,6 @@ def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) 
         return pg_owner
     update = _one_update if pg_owner == PG_SELF else _one_io_update
     done, rc = _run_one(v, ureqs, update) if count == 1 else _run_batches(v, ureqs, count, update)
-    if not pdone and (rc or done == count):
-        return rc
     rest = (ureqs + done * size, count - done)
     return end_requests(v, rc, done_before + done, pdone, rest, foreigndom)
 
