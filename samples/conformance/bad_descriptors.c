@@ -5,20 +5,6 @@ const char test_title[] = "Descriptors: every system type refused but call gates
 
 static u64 *gdt;
 
-static long write(u64 at, u64 value)
-{
-#ifdef __x86_64__
-    return HYPERCALL2(update_descriptor, at, value);
-#else
-    return HYPERCALL4(update_descriptor, at, at >> 32, value, value >> 32);
-#endif
-}
-
-static void load_gs(void *selector)
-{
-    __asm__ volatile("mov %w0, %%gs" : : "r"(selector));
-}
-
 void conform(void)
 {
     gdt = alloc_page();
@@ -31,19 +17,19 @@ void conform(void)
         if (type == 12)
             continue;
         for (u64 dpl = 0; dpl < 4; dpl++)
-            EXPECT_REFUSED(write(virt_to_machine(gdt + 5), (0x80 | dpl << 5 | type) << 40 | 0x67), EINVAL);
+            EXPECT_REFUSED(update_descriptor(virt_to_machine(gdt + 5), (0x80 | dpl << 5 | type) << 40 | 0x67), EINVAL);
     }
     EXPECT_EQUAL(gdt[5], 0);
 #ifndef __x86_64__
-    EXPECT_REFUSED(write(virt_to_machine(gdt + 5), 0x00af9a000000ffffull), EINVAL); /* long mode code */
+    EXPECT_REFUSED(update_descriptor(virt_to_machine(gdt + 5), 0x00af9a000000ffffull), EINVAL); /* long mode code */
 #endif
     /* Places: misaligned, in page tables, beyond memory (do_update_descriptor). */
     for (u64 offset = 1; offset < 8; offset++)
-        EXPECT_REFUSED(write(virt_to_machine(gdt) + offset, 0), EINVAL);
+        EXPECT_REFUSED(update_descriptor(virt_to_machine(gdt) + offset, 0), EINVAL);
     for (ulong i = 0; i < start_info->nr_pt_frames; i++)
-        EXPECT_REFUSED(write(virt_to_machine((void *)(start_info->pt_base + i * PAGE_SIZE)), 0), EINVAL);
-    EXPECT_REFUSED(write(0xfffffff000ull, 0), EINVAL);
-    EXPECT_OK(write(virt_to_machine(page), 0x00cff2000000ffffull)); /* plain memory is fine */
+        EXPECT_REFUSED(update_descriptor(virt_to_machine((void *)(start_info->pt_base + i * PAGE_SIZE)), 0), EINVAL);
+    EXPECT_REFUSED(update_descriptor(0xfffffff000ull, 0), EINVAL);
+    EXPECT_OK(update_descriptor(virt_to_machine(page), 0x00cff2000000ffffull)); /* plain memory is fine */
 
     /* As a whole page, with one bad descriptor in it, it cannot become a GDT (validate_segdesc_page). */
     u64 *second = alloc_page();

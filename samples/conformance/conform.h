@@ -38,4 +38,20 @@ void give_up(const char *why) __attribute__((noreturn));
 #define EXPECT_NO_TRAP(function, argument) \
     check_trap(__FILE_NAME__, __LINE__, #function "(" #argument ")", probe(function, (void *)(argument)), NO_TRAP, 0)
 
+/* Store a descriptor at a machine address, as the hypercall of either width wants it. */
+static inline long update_descriptor(u64 at, u64 value)
+{
+#ifdef __x86_64__
+    return HYPERCALL2(update_descriptor, at, value);
+#else
+    return HYPERCALL4(update_descriptor, at, at >> 32, value, value >> 32);
+#endif
+}
+
+/* For probe(). */
+static inline void load_gs(void *selector)
+{
+    __asm__ volatile("mov %w0, %%gs" : : "r"(selector));
+}
+
 #endif

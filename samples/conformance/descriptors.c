@@ -7,17 +7,7 @@ static u64 *gdt;
 
 static long descriptor(unsigned index, u64 value)
 {
-    u64 at = virt_to_machine(gdt + index);
-#ifdef __x86_64__
-    return HYPERCALL2(update_descriptor, at, value);
-#else
-    return HYPERCALL4(update_descriptor, at, at >> 32, value, value >> 32);
-#endif
-}
-
-static void load_gs(void *selector)
-{
-    __asm__ volatile("mov %w0, %%gs" : : "r"(selector));
+    return update_descriptor(virt_to_machine(gdt + index), value);
 }
 
 static void store(void *address)

@@ -21,12 +21,7 @@ static void second(void)
 
 static long descriptor(unsigned index, u64 value)
 {
-    u64 at = virt_to_machine(gdt + index);
-#ifdef __x86_64__
-    return HYPERCALL2(update_descriptor, at, value);
-#else
-    return HYPERCALL4(update_descriptor, at, at >> 32, value, value >> 32);
-#endif
+    return update_descriptor(virt_to_machine(gdt + index), value);
 }
 
 static u16 selector(void)

@@ -8,11 +8,6 @@ const char test_title[] = "set_ldt: pages are mapped on their first use, and bec
 
 static u64 *ldt;
 
-static void load_gs(void *selector)
-{
-    __asm__ volatile("mov %w0, %%gs" : : "r"(selector));
-}
-
 static void store(void *address)
 {
     *(volatile u64 *)address = 0;
@@ -25,12 +20,7 @@ static long set_ldt(const void *base, ulong entries)
 
 static long descriptor(u64 *at, u64 value)
 {
-    u64 where = virt_to_machine(at);
-#ifdef __x86_64__
-    return HYPERCALL2(update_descriptor, where, value);
-#else
-    return HYPERCALL4(update_descriptor, where, where >> 32, value, value >> 32);
-#endif
+    return update_descriptor(virt_to_machine(at), value);
 }
 
 void conform(void)
