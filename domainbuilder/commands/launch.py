@@ -17,55 +17,65 @@ class Format(StrEnum):
     json = "json"
 
 
+# The command line, option by option.
+File = Annotated[
+    Path, typer.Argument(metavar="FILE|IMAGE", help="A kernel, or what `build` wrote.", show_default=False)
+]
+Memory = Annotated[
+    int | None, typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64 if not given.")
+]
+Ramdisk = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False)
+]
+Cmdline = Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")]
+Vcpus = Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")]
+UpperPtwr = Annotated[
+    bool,
+    typer.Option(
+        "--upper-ptwr", help="Let it store to L2-L4 page tables, where Xen would not: for GNU Mach of 2022."
+    ),
+]
+Expect = Annotated[
+    list[str] | None,
+    typer.Option(metavar="REGEX", help="Run until the output matches. Again and again, in order."),
+]
+Send = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help=r"Type this (\n \r \t \\ \xHH), in order with --expect."),
+]
+UntilMatch = Annotated[
+    bool, typer.Option("--until-match", help="Stop at the last --expect; do not wait for the guest's end.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Give up (exit 4) after so much wall time.")
+]
+MaxGuestSeconds = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Give up after so much of the guest's time: always the same."),
+]
+ConsoleLog = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
+OutputFormat = Annotated[
+    Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")
+]
+
+
 def launch(
     ctx: typer.Context,
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE|IMAGE", help="A kernel, or what `build` wrote.", show_default=False),
-    ],
-    memory: Annotated[
-        int | None,
-        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64 if not given."),
-    ] = None,
-    ramdisk: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
-    ] = None,
-    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
-    vcpus: Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")] = 1,
-    upper_ptwr: Annotated[
-        bool,
-        typer.Option(
-            "--upper-ptwr",
-            help="Let it store to L2-L4 page tables, where Xen would not: for GNU Mach of 2022.",
-        ),
-    ] = False,
-    expect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REGEX", help="Run until the output matches. Again and again, in order."),
-    ] = None,
-    send: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help=r"Type this (\n \r \t \\ \xHH), in order with --expect."),
-    ] = None,
-    until_match: Annotated[
-        bool,
-        typer.Option("--until-match", help="Stop at the last --expect; do not wait for the guest's end."),
-    ] = False,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Give up (exit 4) after so much wall time.")
-    ] = None,
-    max_guest_seconds: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Give up after so much of the guest's time: always the same."),
-    ] = None,
-    console_log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")] = False,
-    output_format: Annotated[
-        Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")
-    ] = Format.text,
+    file: File,
+    memory: Memory = None,
+    ramdisk: Ramdisk = None,
+    cmdline: Cmdline = "",
+    vcpus: Vcpus = 1,
+    upper_ptwr: UpperPtwr = False,
+    expect: Expect = None,
+    send: Send = None,
+    until_match: UntilMatch = False,
+    timeout: Timeout = None,
+    max_guest_seconds: MaxGuestSeconds = None,
+    console_log: ConsoleLog = None,
+    stats: Stats = False,
+    output_format: OutputFormat = Format.text,
 ) -> None:
     """Run a kernel, or a built domain, with a console.
 
