@@ -33,11 +33,23 @@ class Place(NamedTuple):
     address: int | None = None
 
 
+class Edit(NamedTuple):
+    """A mechanical repair: the span of the script that `text` replaces, and in a few words what that does.
+
+    An empty span inserts. The spans of one finding do not overlap.
+    """
+
+    span: Span
+    text: str
+    title: str
+
+
 class Hit(NamedTuple):
-    """What the function of a rule yields: a message and where."""
+    """What the function of a rule yields: a message, where, and the edits that together repair it."""
 
     message: str
     place: Place
+    fix: tuple[Edit, ...] = ()
 
 
 class Finding(NamedTuple):
@@ -47,6 +59,7 @@ class Finding(NamedTuple):
     severity: str
     message: str
     place: Place
+    fix: tuple[Edit, ...] = ()
 
 
 class Context(NamedTuple):

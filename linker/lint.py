@@ -75,7 +75,7 @@ def _findings(rule: Rule, severity: str, hits: Iterable[Hit]) -> Iterable[Findin
     for hit in hits:
         if hit not in seen:
             seen.add(hit)
-            yield Finding(rule.id, severity, hit.message, hit.place)
+            yield Finding(rule.id, severity, hit.message, hit.place, hit.fix)
 
 
 def run(inputs: Inputs, settings: Settings = DEFAULTS) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker import ast
-from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, script_place
+from linker.findings import ERROR, NOTE, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import any_match, matches
 from linker.outline import Outline, is_dot, walk
 
@@ -151,7 +151,17 @@ def not_kept(context: Context) -> Iterator[Hit]:
                 yield Hit(
                     f"'{pattern.name}' is not in KEEP(): --gc-sections drops it, nothing refers to it",
                     script_place(pattern.span, pattern.name),
+                    keep_edits(spec),
                 )
+
+
+def keep_edits(spec: ast.InputSpec) -> tuple[Edit, ...]:
+    """Return the edits that put an input description into KEEP()."""
+    start, end = spec.span
+    return (
+        Edit(ast.Span(start, start), "KEEP(", f"put {spec.file.name}(...) into KEEP()"),
+        Edit(ast.Span(end, end), ")", ""),
+    )
 
 
 def _kept(outline: Outline, name: str) -> bool:

@@ -1,0 +1,50 @@
+"""What --fix changes: each fix that a rule brings ends its finding; edits are made whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from linker import rules
+from linker.ast import Span
+from linker.config import parse_config
+from linker.edits import apply, compatible
+from linker.findings import Context, Edit
+from linker.outline import Outline
+from linker.parser import parse
+from linker.settings import DEFAULTS
+
+
+def hits(rule, text):
+    settings = parse_config("layout.toml", rule.bad.config) if rule.bad.config else DEFAULTS
+    return list(rule.check(Context(settings, Outline(parse(text)))))
+
+
+FIXING = [
+    rule
+    for rule in rules.load("S")
+    if rule.bad.script
+    and not rule.bad.map
+    and not rule.bad.elf
+    and any(h.fix for h in hits(rule, rule.bad.script))
+]
+
+
+def test_some_rules_bring_fixes():
+    assert "not-kept" in {rule.id for rule in FIXING}
+
+
+@pytest.mark.parametrize("rule", FIXING, ids=lambda rule: rule.id)
+def test_fix_of_the_bad_example_ends_the_finding(rule):
+    found = hits(rule, rule.bad.script)
+    fixed = apply(rule.bad.script, compatible(hit.fix for hit in found if hit.fix))
+    assert parse(fixed).problems == ()
+    assert [hit for hit in hits(rule, fixed) if hit.fix] == []
+    assert all(hit.fix[0].title for hit in found if hit.fix)
+
+
+def test_edits_that_touch_are_left_for_the_next_run():
+    first = (Edit(Span(0, 2), "AA", "one"), Edit(Span(5, 5), "+", ""))
+    second = (Edit(Span(1, 3), "BB", "two"),)
+    third = (Edit(Span(3, 4), "C", "three"),)
+    same = (Edit(Span(3, 4), "C", "three"),)
+    assert apply("abcdefg", compatible([first, second, third, same])) == "AAcCe+fg"
