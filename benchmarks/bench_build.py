@@ -15,7 +15,7 @@ from pathlib import Path
 from domainbuilder.build import build, plan
 from domainbuilder.errors import LayoutError
 from domainbuilder.image import load_image, save_image
-from domainbuilder.kernel import load_kernel
+from domainbuilder.kernel.kernel_file import load_kernel
 
 _ROUNDS = 7
 

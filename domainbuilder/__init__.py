@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from domainbuilder.build import build
     from domainbuilder.domain_plan import plan
-    from domainbuilder.inspection import inspect
+    from domainbuilder.kernel.inspection import inspect
     from domainbuilder.launch import launch
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "build", "inspect", "launch", "plan"]
 
-_HOMES = {"inspect": "inspection", "plan": "domain_plan", "build": "build", "launch": "launch"}
+_HOMES = {"inspect": "kernel.inspection", "plan": "domain_plan", "build": "build", "launch": "launch"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from domainbuilder.elf import SHT_STRTAB, ElfImage, Section, elf_parse_bsdsyms, elf_round_up
+from domainbuilder.kernel.elf import SHT_STRTAB, ElfImage, Section, elf_parse_bsdsyms, elf_round_up
 from domainbuilder.errors import ElfError
 
 _SIZE_WORD = 4

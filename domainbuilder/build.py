@@ -18,11 +18,11 @@ from domainbuilder.domain_plan import (
     DomainPlan,
     plan,
 )
-from domainbuilder.elf import ElfImage
+from domainbuilder.kernel.elf import ElfImage
 from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
-from domainbuilder.kernel import KernelFile
-from domainbuilder.parms import ElfDomParms, XenPaeType
+from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.pgtables import setup_pgtables_pv
 from domainbuilder.segments import KERNEL, MODULE0, PHYS2MACH, Segment
 from domainbuilder.start_info import StartInfo, shared_info

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from domainbuilder.build import DomainImage
-from domainbuilder.elf import EM_386, EM_X86_64
+from domainbuilder.kernel.elf import EM_386, EM_X86_64
 from domainbuilder.errors import ImageError, Where
 from domainbuilder.guest_memory import GuestMemory
 from domainbuilder.output import atomic_output

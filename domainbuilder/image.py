@@ -31,10 +31,10 @@ from domainbuilder.dump_core import (
     nonzero_runs,
     save_image,
 )
-from domainbuilder.elf import ElfImage, Section, parse_elf
+from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.errors import BuildError, ImageError, Where
 from domainbuilder.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
-from domainbuilder.parms import ElfDomParms, XenPaeType
+from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.start_info import START_INFO_SIZE, StartInfo
 from domainbuilder.vcpu_context import VcpuContext, xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE

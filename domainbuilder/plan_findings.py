@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from domainbuilder.findings import Finding, Severity
-from domainbuilder.page_layout import PageLayout, page_layout
+from domainbuilder.kernel.findings import Finding, Severity
+from domainbuilder.kernel.page_layout import PageLayout, page_layout
 from domainbuilder.pgtables import Mapping, Paging
 from domainbuilder.plan_rules import found
 from domainbuilder.segments import KERNEL

@@ -6,7 +6,7 @@ are in plan_findings.py and page_layout.py.
 
 from __future__ import annotations
 
-from domainbuilder.findings import Finding, Rule, Severity
+from domainbuilder.kernel.findings import Finding, Rule, Severity
 
 _I, _W, _E = Severity
 

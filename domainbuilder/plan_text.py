@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from domainbuilder.domain_plan import DomainPlan
-from domainbuilder.findings import Finding, Severity
-from domainbuilder.notes_text import Pen
-from domainbuilder.page_layout import PageLayout
+from domainbuilder.kernel.findings import Finding, Severity
+from domainbuilder.kernel.notes_text import Pen
+from domainbuilder.kernel.page_layout import PageLayout
 from domainbuilder.plan_findings import Survey, virtual_range
 from domainbuilder.regions import FREE, human, printable, regions, registers, tables
 from domainbuilder.segments import PADDING

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from domainbuilder.errors import LayoutError
 from domainbuilder.guest_types import GuestType
-from domainbuilder.parms import UNSET_ADDR, ElfDomParms
+from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
 from domainbuilder.pgtables import Mapping, count_pgtables, virt_pgtab_end
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from domainbuilder.domain_plan import DomainPlan
-from domainbuilder.findings import Finding
+from domainbuilder.kernel.findings import Finding
 from domainbuilder.plan_findings import Survey, virtual_range
 from domainbuilder.regions import FREE, Region, human, regions, registers, tables
 from domainbuilder.segments import (

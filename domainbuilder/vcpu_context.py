@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
-from domainbuilder.parms import XenPaeType
+from domainbuilder.kernel.parms import XenPaeType
 from hvcore.public.xen import VMASST_TYPE_pae_extended_cr3
 
 VGCF_IN_KERNEL = 1 << 2

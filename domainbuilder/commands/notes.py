@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from domainbuilder.errors import BuildError
-    from domainbuilder.inspection import Inspection
+    from domainbuilder.kernel.inspection import Inspection
 
 
 class Format(StrEnum):
@@ -70,7 +70,7 @@ def fix(
     The owner of notes that are Xen's in all but name, sizes that run past the end, a missing PT_NOTE.
     What gets loaded stays as it is, and OUT appears whole or not at all.
     """
-    from domainbuilder.fix import fix as repair
+    from domainbuilder.kernel.fix import fix as repair
 
     result = repair(file, output)
     if output_format is Format.json:
@@ -86,7 +86,7 @@ def fix(
 
 def _inspect(path: Path) -> Inspection | BuildError:
     from domainbuilder.errors import BuildError
-    from domainbuilder.inspection import inspect
+    from domainbuilder.kernel.inspection import inspect
 
     try:
         return inspect(path)
@@ -95,7 +95,7 @@ def _inspect(path: Path) -> Inspection | BuildError:
 
 
 def _print_text(results: list[Inspection | BuildError]) -> None:
-    from domainbuilder.notes_text import render
+    from domainbuilder.kernel.notes_text import render
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     reports = [render(result, colour=colour) for result in results if not isinstance(result, Exception)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbuilder.parms import ElfDomParms, XenPaeType
+from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 
 REFERENCE = Path(__file__).parent / "data" / "libxenguest"
 BUILT = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from domainbuilder.build import DomainImage, build, plan
 from domainbuilder.errors import BuildError, ElfError, LayoutError
-from domainbuilder.kernel import load_kernel, load_kernel_bytes
+from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
 from domainbuilder.plan_findings import survey
 from domainbuilder.plan_report import plan_report
 from domainbuilder.plan_text import render

@@ -12,9 +12,9 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbuilder.elf import elf_parse_bsdsyms, parse_elf, symbols
+from domainbuilder.kernel.elf import elf_parse_bsdsyms, parse_elf, symbols
 from domainbuilder.errors import ElfError
-from domainbuilder.kernel import load_kernel
+from domainbuilder.kernel.kernel_file import load_kernel
 from tests.domainbuilder.elfwriter import SHT_NOBITS, SHT_PROGBITS, ElfWriter, xen_kernel
 
 SYMBOLS = [("start", 0xC0100000, 16, 2), ("_start", 0xC0100000, 0, 0), ("data", 0xC0100800, 8, 1)]

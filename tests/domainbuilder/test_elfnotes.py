@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from domainbuilder.elf import parse_elf
-from domainbuilder.elfnotes import (
+from domainbuilder.kernel.elf import parse_elf
+from domainbuilder.kernel.elfnotes import (
     decode,
     elf_xen_parse_features,
     feature_names,

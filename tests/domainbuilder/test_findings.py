@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.findings import RULES, Severity
-from domainbuilder.inspection import Inspection, inspect, inspect_kernel
-from domainbuilder.kernel import load_kernel_bytes
+from domainbuilder.kernel.findings import RULES, Severity
+from domainbuilder.kernel.inspection import Inspection, inspect, inspect_kernel
+from domainbuilder.kernel.kernel_file import load_kernel_bytes
 from tests.domainbuilder.elfwriter import RWX, SHT_NOTE, ElfWriter, legacy_kernel, note, xen_kernel, xen_notes
 
 LEGACY = "XEN_VER=xen-3.0,LOADER=generic,VIRT_BASE=0xC0000000,PAE=yes"

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domainbuilder.errors import BuildError, ElfError, KernelFormatError, NotesError
-from domainbuilder.fix import FixResult, fix
-from domainbuilder.inspection import inspect
-from domainbuilder.lief_edit import PT_GNU_STACK
+from domainbuilder.kernel.fix import FixResult, fix
+from domainbuilder.kernel.inspection import inspect
+from domainbuilder.kernel.lief_edit import PT_GNU_STACK
 from tests.domainbuilder.bzimage import PAYLOADS, bzimage
 from tests.domainbuilder.elfwriter import (
     SHT_NOTE,
@@ -202,7 +202,7 @@ def test_a_child_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scri
     child = tmp_path / "child"
     child.write_text(f"#!/bin/sh\ncat >/dev/null\n{script}\n")
     child.chmod(0o755)
-    monkeypatch.setattr("domainbuilder.lief_edit.sys.executable", str(child))
+    monkeypatch.setattr("domainbuilder.kernel.lief_edit.sys.executable", str(child))
     with pytest.raises(ElfError, match=match):
         repair(tmp_path, gnumach().build())
     assert not (tmp_path / "fixed").exists()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainbuilder.errors import BuildError, KernelFormatError
-from domainbuilder.kernel import load_kernel, load_kernel_bytes
+from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
 from tests.domainbuilder.bzimage import PAYLOADS, bzimage
 from tests.domainbuilder.elfwriter import xen_kernel
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from domainbuilder.inspection import inspect
+from domainbuilder.kernel.inspection import inspect
 from domainbuilder.models import NotesReport
 from tests.domainbuilder.elfwriter import ElfWriter, legacy_kernel, xen_kernel
 

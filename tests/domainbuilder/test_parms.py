@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbuilder.elf import parse_elf
+from domainbuilder.kernel.elf import parse_elf
 from domainbuilder.errors import ElfError, NotesError
-from domainbuilder.kernel import load_kernel
-from domainbuilder.parms import (
+from domainbuilder.kernel.kernel_file import load_kernel
+from domainbuilder.kernel.parms import (
     UNSET_ADDR,
     UNSET_ADDR32,
     ElfDomParms,

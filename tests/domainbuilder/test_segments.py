@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from domainbuilder.errors import LayoutError
 from domainbuilder.guest_types import GUEST_TYPES, guest_type
-from domainbuilder.parms import UNSET_ADDR, ElfDomParms
+from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
 from domainbuilder.segments import Layout, build_image
 
 from .libxenguest import Reference, read_reference

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.inspection import inspect, inspect_kernel
-from domainbuilder.kernel import load_kernel_bytes
-from domainbuilder.verdict import GuestKind, Verdict
+from domainbuilder.kernel.inspection import inspect, inspect_kernel
+from domainbuilder.kernel.kernel_file import load_kernel_bytes
+from domainbuilder.kernel.verdict import GuestKind, Verdict
 from tests.domainbuilder.elfwriter import ElfWriter, note, xen_kernel
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from domainbuilder.elfnotes import Note, Value, decode, feature_names, quoted
-from domainbuilder.findings import Finding, Severity
-from domainbuilder.inspection import Inspection
-from domainbuilder.parms import UNSET_ADDR, UNSET_ADDR32, ElfDomParms
-from domainbuilder.verdict import Verdict
+from domainbuilder.kernel.elfnotes import Note, Value, decode, feature_names, quoted
+from domainbuilder.kernel.findings import Finding, Severity
+from domainbuilder.kernel.inspection import Inspection
+from domainbuilder.kernel.parms import UNSET_ADDR, UNSET_ADDR32, ElfDomParms
+from domainbuilder.kernel.verdict import Verdict
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"
 _SEVERITIES = {Severity.ERROR: _RED, Severity.WARNING: _YELLOW, Severity.INFO: _CYAN}

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from domainbuilder.elf import ElfImage
-from domainbuilder.elfnotes import GuestInfo, Notes
-from domainbuilder.kernel import KernelFile
-from domainbuilder.parms import ElfDomParms, RefusedError
+from domainbuilder.kernel.elf import ElfImage
+from domainbuilder.kernel.elfnotes import GuestInfo, Notes
+from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.kernel.parms import ElfDomParms, RefusedError
 
 
 class Severity(IntEnum):
@@ -113,7 +113,7 @@ def found(slug: str, offset: int | None, message: str, severity: Severity | None
 
 def find(subject: Subject) -> tuple[Finding, ...]:
     """All findings: the worst first, then in the order of the file."""
-    from domainbuilder.note_checks import CHECKS
+    from domainbuilder.kernel.note_checks import CHECKS
 
     findings = [finding for check in CHECKS for finding in check(subject)]
     findings.sort(key=lambda one: (-one.severity, -1 if one.offset is None else one.offset, one.rule.id))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainbuilder.elf import PT_NOTE
+from domainbuilder.kernel.elf import PT_NOTE
 from domainbuilder.errors import ElfError, Where
 
 PT_NULL = 0
@@ -50,7 +50,7 @@ def edit(image: bytes, edits: Edits, name: str) -> tuple[bytes, dict[int, tuple[
         job = json.dumps({"before": str(before), "after": str(after), **asdict(edits)})
         try:
             done = subprocess.run(
-                [sys.executable, "-c", "from domainbuilder.lief_edit import child; child()"],
+                [sys.executable, "-c", "from domainbuilder.kernel.lief_edit import child; child()"],
                 input=job,
                 capture_output=True,
                 text=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from domainbuilder.elf import EM_386, EM_X86_64, PF_W, PF_X, PT_LOAD, ElfImage
-from domainbuilder.elfnotes import (
+from domainbuilder.kernel.elf import EM_386, EM_X86_64, PF_W, PF_X, PT_LOAD, ElfImage
+from domainbuilder.kernel.elfnotes import (
     NUMERIC_TYPES,
     OWNER,
     STRING_TYPES,
@@ -18,8 +18,8 @@ from domainbuilder.elfnotes import (
     note_string,
     quoted,
 )
-from domainbuilder.findings import Finding, Severity, Subject, found
-from domainbuilder.parms import LEGACY_KEYS, UNSET_ADDR, ElfDomParms, RefusedError, XenPaeType
+from domainbuilder.kernel.findings import Finding, Severity, Subject, found
+from domainbuilder.kernel.parms import LEGACY_KEYS, UNSET_ADDR, ElfDomParms, RefusedError, XenPaeType
 from hvcore.public.elfnote import ELFNOTE_MAX, ElfNote
 
 _MANY = 64  # findings of one rule; a hostile file could have 65,536

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from domainbuilder.elf import EM_386, EM_ARM, EM_X86_64, ElfImage, elf_parse_bsdsyms
-from domainbuilder.elfnotes import (
+from domainbuilder.kernel.elf import EM_386, EM_ARM, EM_X86_64, ElfImage, elf_parse_bsdsyms
+from domainbuilder.kernel.elfnotes import (
     GuestInfo,
     Note,
     Notes,

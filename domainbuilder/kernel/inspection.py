@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from domainbuilder.elf import ElfImage, parse_elf
-from domainbuilder.elfnotes import GuestInfo, Notes, find_guest_info, find_notes
-from domainbuilder.findings import Finding, Severity, Subject, find
-from domainbuilder.kernel import DEFAULT_LIMIT, KernelFile, load_kernel
-from domainbuilder.parms import ElfDomParms, RefusedError, elf_xen_parse
-from domainbuilder.verdict import Verdict, verdicts
+from domainbuilder.kernel.elf import ElfImage, parse_elf
+from domainbuilder.kernel.elfnotes import GuestInfo, Notes, find_guest_info, find_notes
+from domainbuilder.kernel.findings import Finding, Severity, Subject, find
+from domainbuilder.kernel.kernel_file import DEFAULT_LIMIT, KernelFile, load_kernel
+from domainbuilder.kernel.parms import ElfDomParms, RefusedError, elf_xen_parse
+from domainbuilder.kernel.verdict import Verdict, verdicts
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from domainbuilder.elf import EM_386, EM_X86_64, ElfImage
-from domainbuilder.elfnotes import Notes
-from domainbuilder.parms import ElfDomParms, RefusedError, XenPaeType
+from domainbuilder.kernel.elf import EM_386, EM_X86_64, ElfImage
+from domainbuilder.kernel.elfnotes import Notes
+from domainbuilder.kernel.parms import ElfDomParms, RefusedError, XenPaeType
 from hvcore.public.elfnote import ElfNote
 
 

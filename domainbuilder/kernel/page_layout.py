@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from domainbuilder.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section, Symbol, symbols
-from domainbuilder.findings import Finding, Severity
-from domainbuilder.parms import UNSET_ADDR, ElfDomParms
+from domainbuilder.kernel.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section, Symbol, symbols
+from domainbuilder.kernel.findings import Finding, Severity
+from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
 from domainbuilder.plan_rules import found
 from hvcore.public.xen import PAGE_SIZE
 

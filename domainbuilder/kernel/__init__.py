@@ -1,0 +1,1 @@
+"""A kernel file becomes an ELF image with notes: what it asks of Xen, a verdict, findings, repairs."""
