@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from domainbuilder.build import build
-from domainbuilder.domain_plan import plan
+from domainbuilder.plan.domain_plan import plan
 from hvcore.abi import ABIS
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory

@@ -11,7 +11,7 @@ from array import array
 from dataclasses import dataclass, replace
 
 from domainbuilder.bsd_symtab import load_bsdsyms
-from domainbuilder.domain_plan import (
+from domainbuilder.plan.domain_plan import (
     DEFAULT_CONSOLE_EVTCHN,
     DEFAULT_MEMORY_MIB,
     DEFAULT_STORE_EVTCHN,
@@ -23,10 +23,10 @@ from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
-from domainbuilder.pgtables import setup_pgtables_pv
-from domainbuilder.segments import KERNEL, MODULE0, PHYS2MACH, Segment
-from domainbuilder.start_info import StartInfo, shared_info
-from domainbuilder.vcpu_context import VcpuContext, xen_pfn_to_cr3
+from domainbuilder.plan.pgtables import setup_pgtables_pv
+from domainbuilder.plan.segments import KERNEL, MODULE0, PHYS2MACH, Segment
+from domainbuilder.plan.start_info import StartInfo, shared_info
+from domainbuilder.plan.vcpu_context import VcpuContext, xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT
 
 __all__ = ["DomainImage", "DomainPlan", "build", "plan"]

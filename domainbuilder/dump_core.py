@@ -20,7 +20,7 @@ from domainbuilder.kernel.elf import EM_386, EM_X86_64
 from domainbuilder.errors import ImageError, Where
 from domainbuilder.guest_memory import GuestMemory
 from domainbuilder.output import atomic_output
-from domainbuilder.vcpu_context import VCPU_CONTEXT_SIZE
+from domainbuilder.plan.vcpu_context import VCPU_CONTEXT_SIZE
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 ET_CORE = 4

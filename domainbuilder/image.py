@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbuilder.build import DomainImage
-from domainbuilder.domain_plan import DomainPlan, lay_out
+from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.dump_core import (
     EHDR,
     ET_CORE,
@@ -35,8 +35,8 @@ from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.errors import BuildError, ImageError, Where
 from domainbuilder.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
-from domainbuilder.start_info import START_INFO_SIZE, StartInfo
-from domainbuilder.vcpu_context import VcpuContext, xen_pfn_to_cr3
+from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
+from domainbuilder.plan.vcpu_context import VcpuContext, xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ["is_image", "load_image", "save_image"]

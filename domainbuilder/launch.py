@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from domainbuilder.build import DomainImage, build
-from domainbuilder.domain_plan import DEFAULT_MEMORY_MIB, plan
+from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, plan
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
 from domainbuilder.hypercall_names import hypercall_name
 from domainbuilder.image import is_image, load_image

@@ -13,10 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from domainbuilder.domain_plan import DomainPlan
+from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.models import Address, FindingReport
-from domainbuilder.plan_findings import Survey, virtual_range
-from domainbuilder.regions import regions, registers, tables
+from domainbuilder.plan.findings import Survey, virtual_range
+from domainbuilder.plan.regions import regions, registers, tables
 from hvcore.public.xen import PAGE_SHIFT
 
 

@@ -29,7 +29,7 @@ def build(
     """
     from domainbuilder.build import build as build_domain
     from domainbuilder.image import save_image
-    from domainbuilder.regions import human, printable
+    from domainbuilder.plan.regions import human, printable
 
     image = build_domain(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)
     written = save_image(image, output)

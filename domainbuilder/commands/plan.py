@@ -39,9 +39,9 @@ def plan(
     Where everything goes and how it is mapped, the page tables, what start_info says, the registers, and
     whether what must own whole pages in the kernel does.
     """
-    from domainbuilder.domain_plan import plan as make_plan
+    from domainbuilder.plan.domain_plan import plan as make_plan
     from domainbuilder.errors import ExitCode
-    from domainbuilder.plan_findings import survey
+    from domainbuilder.plan.findings import survey
 
     planned = make_plan(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)
     surveyed = survey(planned)
@@ -50,11 +50,11 @@ def plan(
 
         typer.echo(plan_report(planned, surveyed).model_dump_json(indent=2))
     elif output_format is Format.svg:
-        from domainbuilder.svg import svg
+        from domainbuilder.plan.svg import svg
 
         typer.echo(svg(planned, surveyed), nl=False)
     else:
-        from domainbuilder.plan_text import render
+        from domainbuilder.plan.text import render
 
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         sys.stdout.write(render(planned, surveyed, colour=colour))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from domainbuilder.kernel.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section, Symbol, symbols
 from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
-from domainbuilder.plan_rules import found
+from domainbuilder.plan.rules import found
 from hvcore.public.xen import PAGE_SIZE
 
 PAGE_TABLE = "page table"

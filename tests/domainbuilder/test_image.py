@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from domainbuilder.build import DomainImage, build
 from domainbuilder.errors import ImageError
 from domainbuilder.image import is_image, load_image, save_image
-from domainbuilder.vcpu_context import VcpuContext
+from domainbuilder.plan.vcpu_context import VcpuContext
 
 from .elfwriter import xen_kernel
 

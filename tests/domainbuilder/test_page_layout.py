@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.domain_plan import plan
+from domainbuilder.plan.domain_plan import plan
 from domainbuilder.kernel.elf import parse_elf
 from domainbuilder.kernel.page_layout import PAGE_OWNERS, PageLayout, page_layout
 from domainbuilder.kernel.parms import xc_dom_parse_elf_kernel
-from domainbuilder.plan_findings import survey
+from domainbuilder.plan.findings import survey
 
 from .elfwriter import SHT_NOBITS, SHT_PROGBITS, xen_kernel
 

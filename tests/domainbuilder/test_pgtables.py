@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from domainbuilder.domain_plan import DomainPlan, lay_out
+from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.errors import LayoutError
 from domainbuilder.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
-from domainbuilder.pgtables import setup_pgtables_pv
+from domainbuilder.plan.pgtables import setup_pgtables_pv
 
 from .libxenguest import FIRST_MFN, Reference, read_reference
 from .pagewalk import Walk, walk_page_tables

@@ -12,12 +12,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from domainbuilder.domain_plan import plan
+from domainbuilder.plan.domain_plan import plan
 from domainbuilder.image import is_image, load_image
-from domainbuilder.plan_findings import survey
+from domainbuilder.plan.findings import survey
 from domainbuilder.plan_report import PlanReport, plan_report
-from domainbuilder.plan_rules import RULES
-from domainbuilder.regions import human, regions, tables
+from domainbuilder.plan.rules import RULES
+from domainbuilder.plan.regions import human, regions, tables
 
 from .elfwriter import RX, xen_kernel
 from .libxenguest import Reference
@@ -81,7 +81,7 @@ def test_json_keeps_its_schema(tmp_path: Path) -> None:
 
 def test_json_has_libxenguests_figures(tmp_path: Path, reference: Reference) -> None:
     """The report on a plan made of the reference's own parms shows the reference's figures."""
-    from domainbuilder.domain_plan import lay_out
+    from domainbuilder.plan.domain_plan import lay_out
 
     planned = lay_out(
         reference.parms,

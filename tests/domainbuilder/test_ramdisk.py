@@ -11,7 +11,7 @@ import pytest
 
 from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.guest_memory import GuestMemory, allocate_ram, xen_frames
-from domainbuilder.ramdisk import XC_DOM_DECOMPRESS_MAX, check_gzip, open_ramdisk
+from domainbuilder.plan.ramdisk import XC_DOM_DECOMPRESS_MAX, check_gzip, open_ramdisk
 
 CONTENT = random.Random(1).randbytes(3_000_000) + bytes(500_000)
 ZIPPED = gzip.compress(CONTENT, 1)

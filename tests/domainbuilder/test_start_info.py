@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.domain_plan import lay_out
-from domainbuilder.start_info import (
+from domainbuilder.plan.domain_plan import lay_out
+from domainbuilder.plan.start_info import (
     MAX_GUEST_CMDLINE,
     SHARED_INFO_UPCALL_MASK,
     SHARED_INFO_VCPU_SIZE,

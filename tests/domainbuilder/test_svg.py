@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.domain_plan import plan
-from domainbuilder.plan_findings import survey
-from domainbuilder.svg import svg
+from domainbuilder.plan.domain_plan import plan
+from domainbuilder.plan.findings import survey
+from domainbuilder.plan.svg import svg
 
 from .elfwriter import xen_kernel
 from .test_image import KINDS

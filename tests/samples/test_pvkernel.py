@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import domainbuilder
-from domainbuilder.segments import PAGE_TABLES
+from domainbuilder.plan.segments import PAGE_TABLES
 from hvcore.machine import Stats
 from hvcore.pv.audit import audit
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbuilder.build import build
-from domainbuilder.domain_plan import DomainPlan, plan
+from domainbuilder.plan.domain_plan import DomainPlan, plan
 from hvcore.abi import ABIS, Abi
 from hvcore.errors import DomainCrash, GuestError, GuestFault, HypercallPreempted
 from hvcore.machine import Machine

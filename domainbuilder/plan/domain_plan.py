@@ -13,13 +13,13 @@ from domainbuilder.kernel.elf import ElfImage, ProgramHeader, parse_elf
 from domainbuilder.errors import ElfError, LayoutError
 from domainbuilder.kernel.findings import Finding
 from domainbuilder.guest_memory import MAX_PAGES
-from domainbuilder.guest_types import GuestType
-from domainbuilder.guest_types import guest_type as guest_type_named
+from domainbuilder.plan.guest_types import GuestType
+from domainbuilder.plan.guest_types import guest_type as guest_type_named
 from domainbuilder.kernel.kernel_file import KernelFile, load_kernel
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms, XenPaeType, xc_dom_parse_elf_kernel
-from domainbuilder.pgtables import Mapping
-from domainbuilder.ramdisk import Ramdisk, open_ramdisk
-from domainbuilder.segments import (
+from domainbuilder.plan.pgtables import Mapping
+from domainbuilder.plan.ramdisk import Ramdisk, open_ramdisk
+from domainbuilder.plan.segments import (
     BOOT_STACK,
     CONSOLE,
     MODULE0,
@@ -32,8 +32,8 @@ from domainbuilder.segments import (
     build_image,
     p2m_base,
 )
-from domainbuilder.start_info import StartInfo, guest_cmdline
-from domainbuilder.vcpu_context import VcpuContext, vcpu_x86_32, vcpu_x86_64
+from domainbuilder.plan.start_info import StartInfo, guest_cmdline
+from domainbuilder.plan.vcpu_context import VcpuContext, vcpu_x86_32, vcpu_x86_64
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE, SIF_MOD_START_PFN
 
 DEFAULT_MEMORY_MIB = 64
@@ -73,7 +73,7 @@ class DomainPlan:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is worth telling: about the plan, and about the kernel's pages. Worked out at each call."""
-        from domainbuilder.plan_findings import survey
+        from domainbuilder.plan.findings import survey
 
         return survey(self).findings
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.page_layout import PageLayout, page_layout
-from domainbuilder.pgtables import Mapping, Paging
-from domainbuilder.plan_rules import found
-from domainbuilder.segments import KERNEL
-from domainbuilder.start_info import MAX_GUEST_CMDLINE
+from domainbuilder.plan.pgtables import Mapping, Paging
+from domainbuilder.plan.rules import found
+from domainbuilder.plan.segments import KERNEL
+from domainbuilder.plan.start_info import MAX_GUEST_CMDLINE
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from domainbuilder.domain_plan import DomainPlan
+    from domainbuilder.plan.domain_plan import DomainPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from domainbuilder.errors import LayoutError
-from domainbuilder.guest_types import GuestType
+from domainbuilder.plan.guest_types import GuestType
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
-from domainbuilder.pgtables import Mapping, count_pgtables, virt_pgtab_end
+from domainbuilder.plan.pgtables import Mapping, count_pgtables, virt_pgtab_end
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 # xc_dom_alloc_segment's and xc_dom_alloc_page's names, as Xen logs them.

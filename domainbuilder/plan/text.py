@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from domainbuilder.domain_plan import DomainPlan
+from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.notes_text import Pen
 from domainbuilder.kernel.page_layout import PageLayout
-from domainbuilder.plan_findings import Survey, virtual_range
-from domainbuilder.regions import FREE, human, printable, regions, registers, tables
-from domainbuilder.segments import PADDING
+from domainbuilder.plan.findings import Survey, virtual_range
+from domainbuilder.plan.regions import FREE, human, printable, regions, registers, tables
+from domainbuilder.plan.segments import PADDING
 from hvcore.public.xen import PAGE_SHIFT
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"

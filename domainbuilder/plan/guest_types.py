@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from domainbuilder.errors import LayoutError
-from domainbuilder.pgtables import FOUR_LEVEL, PAE, TWO_LEVEL, Paging
+from domainbuilder.plan.pgtables import FOUR_LEVEL, PAE, TWO_LEVEL, Paging
 from hvcore.public.xen import MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from domainbuilder.domain_plan import DomainPlan
-from domainbuilder.plan_findings import canonical, virtual_range
-from domainbuilder.segments import PADDING, PAGE_TABLES, PHYS2MACH
-from domainbuilder.vcpu_context import VCPU_CONTEXT_FIELDS
+from domainbuilder.plan.domain_plan import DomainPlan
+from domainbuilder.plan.findings import canonical, virtual_range
+from domainbuilder.plan.segments import PADDING, PAGE_TABLES, PHYS2MACH
+from domainbuilder.plan.vcpu_context import VCPU_CONTEXT_FIELDS
 from hvcore.public.xen import PAGE_SHIFT
 
 FREE = "free"

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from domainbuilder.domain_plan import DomainPlan
+from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.kernel.findings import Finding
-from domainbuilder.plan_findings import Survey, virtual_range
-from domainbuilder.regions import FREE, Region, human, regions, registers, tables
-from domainbuilder.segments import (
+from domainbuilder.plan.findings import Survey, virtual_range
+from domainbuilder.plan.regions import FREE, Region, human, regions, registers, tables
+from domainbuilder.plan.segments import (
     BOOT_STACK,
     CONSOLE,
     KERNEL,
