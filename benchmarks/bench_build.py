@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from domainbuilder.build import build, plan
+from domainbuilder.build.domain_image import build, plan
 from domainbuilder.errors import LayoutError
-from domainbuilder.image import load_image, save_image
+from domainbuilder.build.image import load_image, save_image
 from domainbuilder.kernel.kernel_file import load_kernel
 
 _ROUNDS = 7

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from domainbuilder.build import build
+from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import plan
 from hvcore.abi import ABIS
 from hvcore.machine import Machine, Stop

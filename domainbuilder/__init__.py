@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from domainbuilder.build import build
+    from domainbuilder.build.domain_image import build
     from domainbuilder.plan.domain_plan import plan
     from domainbuilder.kernel.inspection import inspect
     from domainbuilder.launch import launch
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = ["__version__", "build", "inspect", "launch", "plan"]
 
-_HOMES = {"inspect": "kernel.inspection", "plan": "plan.domain_plan", "build": "build", "launch": "launch"}
+_HOMES = {"inspect": "kernel.inspection", "plan": "plan.domain_plan", "build": "build.domain_image", "launch": "launch"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,11 +26,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from domainbuilder.build import DomainImage, build
+from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, plan
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
 from domainbuilder.hypercall_names import hypercall_name
-from domainbuilder.image import is_image, load_image
+from domainbuilder.build.image import is_image, load_image
 from domainbuilder.run_stats import HostUse, Statistics
 from domainbuilder.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
 from domainbuilder.transcript import Transcript

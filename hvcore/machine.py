@@ -43,7 +43,7 @@ from hvcore.trace import Trace
 from hvcore.vcpu import Vcpu
 
 if TYPE_CHECKING:
-    from domainbuilder.build import DomainImage
+    from domainbuilder.build.domain_image import DomainImage
     from hvcore.pv.frames import Frames
 
 CR0 = 0x80050033  # PE MP ET NE WP AM PG

@@ -27,8 +27,8 @@ def build(
     OUT is what Xen's dump-core would write at the guest's first instruction; `domainbuilder launch` runs it,
     readelf reads it. Pages of zeros are holes in it.
     """
-    from domainbuilder.build import build as build_domain
-    from domainbuilder.image import save_image
+    from domainbuilder.build.domain_image import build as build_domain
+    from domainbuilder.build.image import save_image
     from domainbuilder.plan.regions import human, printable
 
     image = build_domain(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)

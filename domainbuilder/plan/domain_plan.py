@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from domainbuilder.kernel.elf import ElfImage, ProgramHeader, parse_elf
 from domainbuilder.errors import ElfError, LayoutError
 from domainbuilder.kernel.findings import Finding
-from domainbuilder.guest_memory import MAX_PAGES
+from domainbuilder.build.guest_memory import MAX_PAGES
 from domainbuilder.plan.guest_types import GuestType
 from domainbuilder.plan.guest_types import guest_type as guest_type_named
 from domainbuilder.kernel.kernel_file import KernelFile, load_kernel

@@ -16,7 +16,7 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbuilder.build import DomainImage, build, plan
+from domainbuilder.build.domain_image import DomainImage, build, plan
 from domainbuilder.errors import BuildError, ElfError, LayoutError
 from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
 from domainbuilder.plan.findings import survey

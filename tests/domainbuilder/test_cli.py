@@ -90,7 +90,7 @@ def test_the_version_is_the_distributions() -> None:
 
 
 def test_submodules_do_not_hide_the_functions() -> None:
-    import domainbuilder.build
+    import domainbuilder.build.domain_image
 
     assert callable(domainbuilder.build)
     with pytest.raises(AttributeError, match="frobnicate"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainbuilder.errors import LayoutError
-from domainbuilder.guest_memory import GuestMemory, allocate_ram, linear_frames, machine_frames, xen_frames
+from domainbuilder.build.guest_memory import GuestMemory, allocate_ram, linear_frames, machine_frames, xen_frames
 
 
 @given(nr_pages=st.integers(1, 5000), first_mfn=st.integers(0, 1 << 40))

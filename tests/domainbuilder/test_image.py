@@ -19,9 +19,9 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbuilder.build import DomainImage, build
+from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.errors import ImageError
-from domainbuilder.image import is_image, load_image, save_image
+from domainbuilder.build.image import is_image, load_image, save_image
 from domainbuilder.plan.vcpu_context import VcpuContext
 
 from .elfwriter import xen_kernel

@@ -220,7 +220,7 @@ def test_counts_are_what_the_guest_did(tiny: Callable[[bytes], Path]) -> None:
 
 
 def test_a_built_domain_runs_like_its_kernel(hello: Path, tmp_path: Path) -> None:
-    from domainbuilder.image import save_image
+    from domainbuilder.build.image import save_image
 
     def run(what: object, **options: object) -> tuple[object, str]:
         with launch(what, timeout=60, **options) as dom:  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import pytest
 
 import domainbuilder
 from domainbuilder.errors import BuildError
-from domainbuilder.image import save_image
+from domainbuilder.build.image import save_image
 from domainbuilder.launch_report import LaunchReport
 from domainbuilder.launch_run import LaunchOptions, run_launch
 from domainbuilder.launch_script import Step

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.build import build, plan
+from domainbuilder.build.domain_image import build, plan
 from domainbuilder.errors import BuildError
 
 from .elfwriter import xen_kernel

@@ -8,7 +8,7 @@ import pytest
 
 from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.errors import LayoutError
-from domainbuilder.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
+from domainbuilder.build.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
 from domainbuilder.plan.pgtables import setup_pgtables_pv
 
 from .libxenguest import FIRST_MFN, Reference, read_reference

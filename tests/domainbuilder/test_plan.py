@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from domainbuilder.plan.domain_plan import plan
-from domainbuilder.image import is_image, load_image
+from domainbuilder.build.image import is_image, load_image
 from domainbuilder.plan.findings import survey
 from domainbuilder.plan_report import PlanReport, plan_report
 from domainbuilder.plan.rules import RULES

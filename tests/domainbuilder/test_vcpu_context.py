@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from domainbuilder.plan.domain_plan import lay_out
-from domainbuilder.guest_memory import linear_frames
+from domainbuilder.build.guest_memory import linear_frames
 from domainbuilder.plan.vcpu_context import VCPU_CONTEXT_FIELDS, VCPU_CONTEXT_SIZE, VcpuContext, xen_pfn_to_cr3
 
 from .c_headers import assert_c_agrees

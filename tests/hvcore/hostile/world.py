@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from domainbuilder.build import build
+from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import DomainPlan, plan
 from hvcore.abi import ABIS, Abi
 from hvcore.errors import DomainCrash, GuestError, GuestFault, HypercallPreempted

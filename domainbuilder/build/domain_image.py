@@ -10,7 +10,7 @@ import os
 from array import array
 from dataclasses import dataclass, replace
 
-from domainbuilder.bsd_symtab import load_bsdsyms
+from domainbuilder.build.bsd_symtab import load_bsdsyms
 from domainbuilder.plan.domain_plan import (
     DEFAULT_CONSOLE_EVTCHN,
     DEFAULT_MEMORY_MIB,
@@ -20,7 +20,7 @@ from domainbuilder.plan.domain_plan import (
 )
 from domainbuilder.kernel.elf import ElfImage
 from domainbuilder.errors import BuildError, LayoutError
-from domainbuilder.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
+from domainbuilder.build.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.pgtables import setup_pgtables_pv

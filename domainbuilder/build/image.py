@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from domainbuilder.build import DomainImage
+from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.plan.domain_plan import DomainPlan, lay_out
-from domainbuilder.dump_core import (
+from domainbuilder.build.dump_core import (
     EHDR,
     ET_CORE,
     FORMAT_VERSION,
@@ -33,7 +33,7 @@ from domainbuilder.dump_core import (
 )
 from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.errors import BuildError, ImageError, Where
-from domainbuilder.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
+from domainbuilder.build.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
 from domainbuilder.plan.vcpu_context import VcpuContext, xen_pfn_to_cr3
