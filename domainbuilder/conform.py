@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from domainbuilder.errors import BuildError, ExitCode, Where
 from domainbuilder.guests import FOLDER
-from domainbuilder.launch import Outcome, launch
+from domainbuilder.launch.domain import Outcome, launch
 
 ARCHIVE = FOLDER / "conformance.tar.xz"
 TITLES = "titles.json"  # in the archive: {name: what it covers}

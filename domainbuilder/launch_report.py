@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
-from domainbuilder.crash_report import CrashReport
-from domainbuilder.launch_script import Step
-from domainbuilder.run_stats import Statistics
-from domainbuilder.session import Outcome
+from domainbuilder.launch.crash_report import CrashReport
+from domainbuilder.launch.script import Step
+from domainbuilder.launch.run_stats import Statistics
+from domainbuilder.launch.session import Outcome
 
 Address = Annotated[
     int,

@@ -86,8 +86,8 @@ def launch(
     Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
-    from domainbuilder.launch_run import LaunchOptions, run_launch
-    from domainbuilder.launch_script import script
+    from domainbuilder.launch.run import LaunchOptions, run_launch
+    from domainbuilder.launch.script import script
 
     arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     valued = [

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from domainbuilder import guests, launch
-from domainbuilder.launch import ExpectEOF, RunningDomain
+from domainbuilder.launch.domain import ExpectEOF, RunningDomain
 
 KERNEL = guests.path("hello")
 PROMPT = r"^hello> "

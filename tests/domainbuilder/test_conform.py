@@ -21,7 +21,7 @@ import domainbuilder
 from domainbuilder import conform, conform_report
 from domainbuilder.conform import ConformanceGuest, Result, Verdict
 from domainbuilder.errors import BuildError, ExitCode
-from domainbuilder.session import Outcome
+from domainbuilder.launch.session import Outcome
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel
 
 ROOT = Path(domainbuilder.__file__).parent.parent

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.crash_report import CrashReport
-from domainbuilder.crash_text import render_crash
-from domainbuilder.launch import RunningDomain, launch
+from domainbuilder.launch.crash_report import CrashReport
+from domainbuilder.launch.crash_text import render_crash
+from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch_report import launch_report
-from domainbuilder.session import Outcome
+from domainbuilder.launch.session import Outcome
 from tests.domainbuilder.pagewalk import walk_page_tables
 from tests.domainbuilder.tiny_guest import CODE, STACK_TOP, UD2, hypercall, kernel, mov
 
@@ -119,7 +119,7 @@ def test_a_walk_is_that_of_the_page_tables(crash: Crash) -> None:
     assert report.registers.cr3 == image.p2m[image.plan.pgtables_pfn] << 12
     walk = walk_page_tables(mem.ram, mem.first_mfn, report.registers.cr3 >> 12, 3)
     leaves = dict(walk.leaves)
-    from domainbuilder.guest_view import GuestView
+    from domainbuilder.launch.guest_view import GuestView
 
     view = GuestView(dom.machine)
     for va in (CODE, table_va, *list(leaves)[::37]):
@@ -178,7 +178,7 @@ def test_garbage_is_reported_and_not_followed(crash: Crash, name: str, code: byt
 
 
 def test_a_report_survives_page_tables_of_garbage(crash: Crash) -> None:
-    from domainbuilder.crash_report import capture
+    from domainbuilder.launch.crash_report import capture
 
     _, dom = crash(UD2)
     mem = dom.machine.mem

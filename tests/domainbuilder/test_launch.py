@@ -16,7 +16,7 @@ import pytest
 
 import domainbuilder
 from domainbuilder.errors import BuildError, ExitCode
-from domainbuilder.launch import ExpectEOF, ExpectError, ExpectTimeout, launch
+from domainbuilder.launch.domain import ExpectEOF, ExpectError, ExpectTimeout, launch
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, hypercall, kernel
 
 PROMPT = r"^hello> "
@@ -296,7 +296,7 @@ def test_wall_time_holds_for_guests_that_make_ticks_last(
 
     What the watchdog takes from the guest is time in which it executed nothing.
     """
-    module = import_module("domainbuilder.launch")
+    module = import_module("domainbuilder.launch.domain")
     monkeypatch.setattr(module, "_TICK_NS", 50_000_000)
     monkeypatch.setattr(module, "_GRACE", 0.05)
     many = hypercall(17, 0, 0)
@@ -325,7 +325,7 @@ def pytester_run() -> Callable[[Path], str]:
 
 INTERRUPTED = """
 import os, signal, sys, threading
-from domainbuilder.launch import launch
+from domainbuilder.launch.domain import launch
 
 with launch(sys.argv[1], timeout=60) as dom:
     for _ in range(20):

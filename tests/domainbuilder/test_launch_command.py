@@ -15,8 +15,8 @@ import domainbuilder
 from domainbuilder.errors import BuildError
 from domainbuilder.build.image import save_image
 from domainbuilder.launch_report import LaunchReport
-from domainbuilder.launch_run import LaunchOptions, run_launch
-from domainbuilder.launch_script import Step
+from domainbuilder.launch.run import LaunchOptions, run_launch
+from domainbuilder.launch.script import Step
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel
 
 PROMPT = ("expect", "hello> ")
@@ -267,7 +267,7 @@ def test_a_reader_that_goes_away(hello: Path) -> None:
 def test_start_up_imports_nothing_that_is_not_needed(hello: Path) -> None:
     code = (
         "import sys\n"
-        "from domainbuilder.launch import launch\n"
+        "from domainbuilder.launch.domain import launch\n"
         f"with launch({str(hello)!r}) as dom:\n"
         "    dom.console.expect('hello> ')\n"
         "print(*sys.modules)\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.launch import RunningDomain, launch
+from domainbuilder.launch.domain import RunningDomain, launch
 
 pytestmark = pytest.mark.guest
 

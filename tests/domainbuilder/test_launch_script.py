@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domainbuilder.errors import BuildError
-from domainbuilder.launch_script import Step, script, unescape
+from domainbuilder.launch.script import Step, script, unescape
 
 VALUED = ["--expect", "--send", "--cmdline", "-m", "--memory"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from domainbuilder.terminal import ESCAPE, FileInput, TerminalInput, write_all
+from domainbuilder.launch.terminal import ESCAPE, FileInput, TerminalInput, write_all
 
 LAUNCH = f"'{sys.executable}' -m domainbuilder launch"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbuilder.transcript import WINDOW, Search, Transcript, compile_pattern
+from domainbuilder.launch.transcript import WINDOW, Search, Transcript, compile_pattern
 
 
 def search(pattern: str, *pieces: bytes) -> tuple[Search, Transcript, int]:

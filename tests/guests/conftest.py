@@ -14,8 +14,8 @@ from types import ModuleType
 import pytest
 
 import domainbuilder
-from domainbuilder.launch import Outcome
-from domainbuilder.run_stats import Statistics
+from domainbuilder.launch.domain import Outcome
+from domainbuilder.launch.run_stats import Statistics
 from hvcore.pv.audit import audit
 
 HERE = Path(__file__).resolve().parent

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from domainbuilder.launch import launch
+from domainbuilder.launch.domain import launch
 from hvcore.pv.audit import audit
 
 pytest.importorskip("ziglang")

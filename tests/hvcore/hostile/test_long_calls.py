@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_hypervisor import CODE, Bench, page_table_store
-from domainbuilder.launch import launch
+from domainbuilder.launch.domain import launch
 from hvcore.errors import HypercallPreempted
 from hvcore.public.xen import Hypercall
 from tests.domainbuilder import tiny_guest

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbuilder.errors import BuildError, ExitCode
-from domainbuilder.launch import RunningDomain, launch
-from domainbuilder.launch_script import Step
+from domainbuilder.launch.domain import RunningDomain, launch
+from domainbuilder.launch.script import Step
 from domainbuilder.progress import Progress
-from domainbuilder.session import ExpectError, Outcome
-from domainbuilder.terminal import FileInput, TerminalInput, raw_terminal, write_all
+from domainbuilder.launch.session import ExpectError, Outcome
+from domainbuilder.launch.terminal import FileInput, TerminalInput, raw_terminal, write_all
 
 _STDIN, _STDOUT = 0, 1
 
@@ -167,7 +167,7 @@ def _report(
         sys.stderr.write(report.model_dump_json(indent=2) + "\n")
         return
     if result.outcome.report is not None:
-        from domainbuilder.crash_text import render_crash
+        from domainbuilder.launch.crash_text import render_crash
 
         sys.stderr.write(render_crash(result.outcome.report))
     sys.stderr.write(f"domainbuilder: {message}\n")
@@ -176,6 +176,6 @@ def _report(
             "domainbuilder: it stored to an L2-L4 page table, which Xen refuses; --upper-ptwr lets it\n"
         )
     if stats is not None:
-        from domainbuilder.run_stats import render_stats
+        from domainbuilder.launch.run_stats import render_stats
 
         sys.stderr.write(render_stats(stats))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from domainbuilder.errors import BuildError
-from domainbuilder.transcript import compile_pattern
+from domainbuilder.launch.transcript import compile_pattern
 
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|.?)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}

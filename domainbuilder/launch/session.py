@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import ExitCode
-from domainbuilder.transcript import Search, Transcript, compile_pattern
+from domainbuilder.launch.transcript import Search, Transcript, compile_pattern
 
 if TYPE_CHECKING:
-    from domainbuilder.crash_report import CrashReport
+    from domainbuilder.launch.crash_report import CrashReport
 
 _EXIT_CODES: dict[str, ExitCode] = {
     **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset", "detached", "matched"), ExitCode.FINE),

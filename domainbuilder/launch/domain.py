@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Protocol, Self
 from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, plan
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
-from domainbuilder.hypercall_names import hypercall_name
+from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.build.image import is_image, load_image
-from domainbuilder.run_stats import HostUse, Statistics
-from domainbuilder.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
-from domainbuilder.transcript import Transcript
+from domainbuilder.launch.run_stats import HostUse, Statistics
+from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
+from domainbuilder.launch.transcript import Transcript
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
@@ -42,7 +42,7 @@ from hvcore.machine_memory import MachineMemory
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
-    from domainbuilder.crash_report import CrashReport
+    from domainbuilder.launch.crash_report import CrashReport
 
 __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "RunningDomain", "launch"]
 
@@ -291,7 +291,7 @@ class RunningDomain:
         return Outcome("crashed", reason, self._report(reason, address, "faulting address"))
 
     def _report(self, reason: str, address: int | None, role: str) -> CrashReport:
-        from domainbuilder.crash_report import capture
+        from domainbuilder.launch.crash_report import capture
 
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
         return capture(self.machine, reason, address=address, role=role, guest_ns=guest_ns)

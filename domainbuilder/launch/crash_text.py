@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from domainbuilder.crash_report import AddressReport, CrashReport, Registers
+from domainbuilder.launch.crash_report import AddressReport, CrashReport, Registers
 
 _ROWS = (
     ("rax", "rbx", "rcx"),
