@@ -19,7 +19,7 @@ import pytest
 
 import domainbuilder
 from domainbuilder import conform, conform_report
-from domainbuilder.conform import ConformanceGuest, Result, Verdict
+from domainbuilder.conform.run import ConformanceGuest, Result, Verdict
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.session import Outcome
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import domainbuilder
-from domainbuilder.conform import KNOWN_GAPS, Verdict, judge
+from domainbuilder.conform.run import KNOWN_GAPS, Verdict, judge
 
 pytest.importorskip("ziglang")
 

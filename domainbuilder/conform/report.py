@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from domainbuilder.conform import ConformanceGuest, Result, Verdict, exit_code
+from domainbuilder.conform.run import ConformanceGuest, Result, Verdict, exit_code
 
 _COLORS = {
     Verdict.SUCCESS: "\x1b[32m",
@@ -141,7 +141,7 @@ def _case(suite: ET.Element, result: Result) -> None:
     case = ET.SubElement(
         suite,
         "testcase",
-        classname="domainbuilder.conform",
+        classname="domainbuilder.conform.run",
         name=result.name,
         time=f"{result.wall_seconds:.6f}",
     )

@@ -1,0 +1,1 @@
+"""The conformance guests are run, and reported on."""
