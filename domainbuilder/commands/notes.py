@@ -42,7 +42,7 @@ def notes(
 
     results = [(str(path), _inspect(path)) for path in files]
     if output_format is Format.json:
-        from domainbuilder.models import notes_report
+        from domainbuilder.reports.notes_report import notes_report
 
         typer.echo(notes_report(results).model_dump_json(indent=2))
     else:
@@ -74,7 +74,7 @@ def fix(
 
     result = repair(file, output)
     if output_format is Format.json:
-        from domainbuilder.models import fix_report
+        from domainbuilder.reports.notes_report import fix_report
 
         typer.echo(fix_report(result).model_dump_json(indent=2))
         return

@@ -46,7 +46,7 @@ def plan(
     planned = make_plan(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)
     surveyed = survey(planned)
     if output_format is Format.json:
-        from domainbuilder.plan_report import plan_report
+        from domainbuilder.reports.plan_report import plan_report
 
         typer.echo(plan_report(planned, surveyed).model_dump_json(indent=2))
     elif output_format is Format.svg:

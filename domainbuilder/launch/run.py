@@ -160,7 +160,7 @@ def _report(
     stats = dom.stats() if options.stats else None
     message = _message(result, len(expects))
     if options.json:
-        from domainbuilder.launch_report import launch_report
+        from domainbuilder.reports.launch_report import launch_report
 
         met = [(step, i < result.met) for i, step in enumerate(expects)]
         report = launch_report(str(options.file), result.outcome, message, code, met, stats)

@@ -20,7 +20,7 @@ from domainbuilder.build.domain_image import DomainImage, build, plan
 from domainbuilder.errors import BuildError, ElfError, LayoutError
 from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
 from domainbuilder.plan.findings import survey
-from domainbuilder.plan_report import plan_report
+from domainbuilder.reports.plan_report import plan_report
 from domainbuilder.plan.text import render
 from domainbuilder.plan.start_info import StartInfo
 from domainbuilder.plan.svg import svg

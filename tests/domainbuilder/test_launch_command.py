@@ -14,7 +14,7 @@ import pytest
 import domainbuilder
 from domainbuilder.errors import BuildError
 from domainbuilder.build.image import save_image
-from domainbuilder.launch_report import LaunchReport
+from domainbuilder.reports.launch_report import LaunchReport
 from domainbuilder.launch.run import LaunchOptions, run_launch
 from domainbuilder.launch.script import Step
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from domainbuilder.kernel.inspection import inspect
-from domainbuilder.models import NotesReport
+from domainbuilder.reports.notes_report import NotesReport
 from tests.domainbuilder.elfwriter import ElfWriter, legacy_kernel, xen_kernel
 
 ROOT = Path(__file__).parents[2]

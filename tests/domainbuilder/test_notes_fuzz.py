@@ -9,7 +9,7 @@ from domainbuilder.kernel.elf import symbols
 from domainbuilder.errors import BuildError
 from domainbuilder.kernel.inspection import inspect_kernel
 from domainbuilder.kernel.kernel_file import load_kernel_bytes
-from domainbuilder.models import notes_report
+from domainbuilder.reports.notes_report import notes_report
 from domainbuilder.kernel.notes_text import render
 from tests.domainbuilder.elfwriter import SHT_NOTE, legacy_kernel, note, xen_kernel, xen_notes
 

@@ -15,7 +15,7 @@ import pytest
 from domainbuilder.plan.domain_plan import plan
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.plan.findings import survey
-from domainbuilder.plan_report import PlanReport, plan_report
+from domainbuilder.reports.plan_report import PlanReport, plan_report
 from domainbuilder.plan.rules import RULES
 from domainbuilder.plan.regions import human, regions, tables
 
