@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hvcore.clock import Clock
     from hvcore.common.event_channel import EvtchnTable
     from hvcore.common.grant_table import GrantTable
-    from hvcore.engine import Engine
+    from hvcore.cpu.engine import Engine
     from hvcore.guest_access import GuestAccess
     from hvcore.machine_memory import MachineMemory
     from hvcore.page_info import FrameTable

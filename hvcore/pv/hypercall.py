@@ -36,7 +36,7 @@ from hvcore.common.refused import (
 )
 from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
 from hvcore.common.vcpu_op import do_vcpu_op
-from hvcore.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
+from hvcore.cpu.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import ENOSYS
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall

@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hvcore.engine import Engine
+    from hvcore.cpu.engine import Engine
 
 FXSAVE_SIZE = 512
 MXCSR_MASK = 0xFFFF

@@ -49,7 +49,7 @@ from hvcore.pv import grant_mappings
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
-    from hvcore.engine import Engine
+    from hvcore.cpu.engine import Engine
     from hvcore.guest_access import GuestAccess
     from hvcore.machine_memory import MachineMemory
     from hvcore.page_info import FrameTable

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.engine import CS, RIP
+from hvcore.cpu.engine import CS, RIP
 from hvcore.errors import GuestError
 from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table
 from hvcore.pv.mm import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW

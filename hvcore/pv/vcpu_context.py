@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.common.handles import array_access_ok
-from hvcore.engine import DS, ES, FS, GS, RIP, RSP
+from hvcore.cpu.engine import DS, ES, FS, GS, RIP, RSP
 from hvcore.errors import GuestFault
 from hvcore.public.errno import EINVAL
 from hvcore.pv.callback import fixup_guest_selector, is_canonical

@@ -18,7 +18,7 @@ from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE
 if TYPE_CHECKING:
     from hvcore.abi import Abi
     from hvcore.domain import Domain
-    from hvcore.engine import Engine
+    from hvcore.cpu.engine import Engine
     from hvcore.machine_memory import MachineMemory
     from hvcore.vcpu import Vcpu
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvcore import state_window as sw
-from hvcore.engine import (
+from hvcore.cpu.engine import (
     CS,
     DS,
     EFER_LMA,

@@ -15,7 +15,7 @@ from pv_cpu import CODE, INT3, NR_PAGES, PvCpu
 
 from hvcore import abi as abi_module
 from hvcore import native
-from hvcore.engine import RBX
+from hvcore.cpu.engine import RBX
 
 TARGET, ALIAS, DATA = 0x20000, 0x21000, 0x23000
 PAGE_NX = 1 << 63
@@ -124,7 +124,7 @@ def test_another_unicorn_in_the_process_sees_its_code_change(cpu: PvCpu) -> None
 
 
 def test_without_it_code_still_changes_where_it_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvcore.code_pages._track", lambda *_: ())
+    monkeypatch.setattr("hvcore.cpu.code_pages._track", lambda *_: ())
     plain = PvCpu(abi_module.PV64)
     assert not plain.engine.code_pages.known
     assert patched_calls(plain, TARGET) == [sum(VALUES)]

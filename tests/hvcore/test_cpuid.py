@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.engine import RBX, RCX, RDX
+from hvcore.cpu.engine import RBX, RCX, RDX
 from hvcore.pv import cpuid
 from hvcore.pv.cpuid import pv_cpuid
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.engine import GS, RAX, RCX, RDI, RDX, RSI
+from hvcore.cpu.engine import GS, RAX, RCX, RDI, RDX, RSI
 from hvcore.pv.emul_priv_op import _OPS, pv_emulate_privileged_op
 
 from .pv_cpu import CODE, DATA, HOLE, INT3, PV32, PV64, PvCpu

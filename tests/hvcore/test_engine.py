@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from rig import RING1_CS, RING1_DS, RING3_CS, RING3_DS, Rig
 
-from hvcore.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP, SS
+from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP, SS
 from hvcore.errors import EngineError
 
 INT_82_LOOP = "cd82 49 75fb f4"  # int 0x82; dec ecx; jne; hlt

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.engine import CS, RSP, SS
+from hvcore.cpu.engine import CS, RSP, SS
 
 from .pv_cpu import CODE, HOLE, INT3, PV32, STACK, PvCpu
 

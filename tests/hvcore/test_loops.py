@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pv_cpu import CODE, DATA, PvCpu
 
 from hvcore import abi as abi_module
-from hvcore.engine import DS, ES, RIP
+from hvcore.cpu.engine import DS, ES, RIP
 from hvcore.errors import GuestError
-from hvcore.loop_decode import Insn, UnknownInstruction, decode
-from hvcore.loops import ENDLESS, Loop, counting_loop
+from hvcore.cpu.loop_decode import Insn, UnknownInstruction, decode
+from hvcore.cpu.loops import ENDLESS, Loop, counting_loop
 from hvcore.pv.segments import load_cs_ss, load_data
 
 RCX, RDX, RSI, RDI = 1, 2, 6, 7

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import domainbuilder
-from hvcore.loops import Loop, counting_loop
+from hvcore.cpu.loops import Loop, counting_loop
 from hvcore.machine import Machine, Stats, Stop
 from tests.domainbuilder.tiny_guest import CODE, IDLE, SPIN, UD2, hypercall, kernel, mov
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from hvcore.engine import FS, GS
+from hvcore.cpu.engine import FS, GS
 from hvcore.public.errno import EINVAL, ENODEV, ENOSYS, EPERM
 from hvcore.pv.misc_hypercalls import (
     do_fpu_taskswitch,

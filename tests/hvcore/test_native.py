@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rig import RING3_CS, RING3_DS, Rig
 
 from hvcore import engine_internals, native
-from hvcore.engine import RAX, RCX, RDX, RIP
+from hvcore.cpu.engine import RAX, RCX, RDX, RIP
 
 GP = 13
 READ, WRITE = "ec", "ee"  # in al, dx; out dx, al

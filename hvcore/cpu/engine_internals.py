@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from hvcore import native
-from hvcore.process_memory import address_of, function, jump_slot
+from hvcore.cpu.process_memory import address_of, function, jump_slot
 
 
 class Internals:

@@ -18,10 +18,10 @@ from typing import Protocol
 import unicorn.unicorn_py3.unicorn as _binding
 
 from hvcore import state_window as sw
-from hvcore.code_pages import CodePages
-from hvcore.engine_internals import Internals
+from hvcore.cpu.code_pages import CodePages
+from hvcore.cpu.engine_internals import Internals
 from hvcore.errors import EngineError
-from hvcore.native import (
+from hvcore.cpu.native import (
     NO_RING,
     PORTS_CELL,
     PORTS_COST,

@@ -1,4 +1,4 @@
-"""Decoding what hvcore/loops.py understands of x86: moves, additions, comparisons, logic and branches.
+"""Decoding what hvcore/cpu/loops.py understands of x86: moves, additions, comparisons, logic and branches.
 
 32-bit and 64-bit code, default address size, no segment override, no store. Everything else is unknown.
 Source: Intel SDM volume 2, appendix A (opcode map) and chapter 2 (ModRM and SIB forms).

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hvcore.errors import GuestError
-from hvcore.loop_decode import (
+from hvcore.cpu.loop_decode import (
     ADD,
     AND,
     CMP,

@@ -17,7 +17,7 @@ import ctypes
 from functools import cache
 
 from hvcore import native
-from hvcore.process_memory import address_of, find_word, function, jump_slot
+from hvcore.cpu.process_memory import address_of, find_word, function, jump_slot
 
 _HANDLE_SCAN = 0x1000
 _CPU_SCAN = 0x10000

@@ -1,0 +1,1 @@
+"""The processor, which has never heard of Xen: engine, its state, native code, loops."""
