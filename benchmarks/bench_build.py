@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from domainbuilder.build.domain_image import build, plan
-from domainbuilder.errors import LayoutError
 from domainbuilder.build.image import load_image, save_image
+from domainbuilder.errors import LayoutError
 from domainbuilder.kernel.kernel_file import load_kernel
 
 _ROUNDS = 7

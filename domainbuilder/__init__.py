@@ -21,15 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import build
-    from domainbuilder.plan.domain_plan import plan
     from domainbuilder.kernel.inspection import inspect
     from domainbuilder.launch.domain import launch
+    from domainbuilder.plan.domain_plan import plan
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "build", "inspect", "launch", "plan"]
 
-_HOMES = {"inspect": "kernel.inspection", "plan": "plan.domain_plan", "build": "build.domain_image", "launch": "launch.domain"}
+_HOMES = {
+    "inspect": "kernel.inspection",
+    "plan": "plan.domain_plan",
+    "build": "build.domain_image",
+    "launch": "launch.domain",
+}
 
 
 def __getattr__(name: str) -> Any:

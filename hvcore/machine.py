@@ -21,11 +21,11 @@ from hvcore.common.event_channel import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
 from hvcore.common.time import update_domain_wallclock_time, update_vcpu_system_time
-from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.cpu.engine import RIP, Engine
+from hvcore.cpu.loops import ENDLESS, counting_loop
+from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestFault
 from hvcore.guest_access import GuestAccess
-from hvcore.cpu.loops import ENDLESS, counting_loop
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import FrameTable
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE

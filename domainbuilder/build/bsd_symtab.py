@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from domainbuilder.kernel.elf import SHT_STRTAB, ElfImage, Section, elf_parse_bsdsyms, elf_round_up
 from domainbuilder.errors import ElfError
+from domainbuilder.kernel.elf import SHT_STRTAB, ElfImage, Section, elf_parse_bsdsyms, elf_round_up
 
 _SIZE_WORD = 4
 _EHDR_UNION = 64  # struct elf_sym_header keeps room for the larger class in either class

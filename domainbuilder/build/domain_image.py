@@ -11,6 +11,11 @@ from array import array
 from dataclasses import dataclass, replace
 
 from domainbuilder.build.bsd_symtab import load_bsdsyms
+from domainbuilder.build.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
+from domainbuilder.errors import BuildError, LayoutError
+from domainbuilder.kernel.elf import ElfImage
+from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.domain_plan import (
     DEFAULT_CONSOLE_EVTCHN,
     DEFAULT_MEMORY_MIB,
@@ -18,11 +23,6 @@ from domainbuilder.plan.domain_plan import (
     DomainPlan,
     plan,
 )
-from domainbuilder.kernel.elf import ElfImage
-from domainbuilder.errors import BuildError, LayoutError
-from domainbuilder.build.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
-from domainbuilder.kernel.kernel_file import KernelFile
-from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.pgtables import setup_pgtables_pv
 from domainbuilder.plan.segments import KERNEL, MODULE0, PHYS2MACH, Segment
 from domainbuilder.plan.start_info import StartInfo, shared_info

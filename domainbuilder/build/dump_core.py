@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from domainbuilder.build.domain_image import DomainImage
-from domainbuilder.kernel.elf import EM_386, EM_X86_64
-from domainbuilder.errors import ImageError, Where
 from domainbuilder.build.guest_memory import GuestMemory
+from domainbuilder.errors import ImageError, Where
+from domainbuilder.kernel.elf import EM_386, EM_X86_64
 from domainbuilder.output import atomic_output
 from domainbuilder.plan.vcpu_context import VCPU_CONTEXT_SIZE
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE

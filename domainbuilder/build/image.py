@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbuilder.build.domain_image import DomainImage
-from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.build.dump_core import (
     EHDR,
     ET_CORE,
@@ -31,10 +30,11 @@ from domainbuilder.build.dump_core import (
     nonzero_runs,
     save_image,
 )
-from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
-from domainbuilder.errors import BuildError, ImageError, Where
 from domainbuilder.build.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
+from domainbuilder.errors import BuildError, ImageError, Where
+from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
+from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
 from domainbuilder.plan.vcpu_context import VcpuContext, xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE

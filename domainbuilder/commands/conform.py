@@ -46,8 +46,8 @@ def conform(
     Exit codes: 0 every guest ended with SUCCESS or SKIP, or with a FAILURE that is known; 1 one ended with
     FAILURE or ERROR; 2 usage; 3 one crashed; 4 one did not end in time.
     """
-    from domainbuilder import conform as runner
-    from domainbuilder import conform_report as report
+    from domainbuilder.conform import report
+    from domainbuilder.conform import run as runner
 
     with runner.bundled() if from_ is None else nullcontext(runner.in_folder(from_)) as every:
         tests = runner.select(every, names or [])

@@ -39,8 +39,8 @@ def plan(
     Where everything goes and how it is mapped, the page tables, what start_info says, the registers, and
     whether what must own whole pages in the kernel does.
     """
-    from domainbuilder.plan.domain_plan import plan as make_plan
     from domainbuilder.errors import ExitCode
+    from domainbuilder.plan.domain_plan import plan as make_plan
     from domainbuilder.plan.findings import survey
 
     planned = make_plan(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)

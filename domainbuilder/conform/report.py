@@ -141,7 +141,7 @@ def _case(suite: ET.Element, result: Result) -> None:
     case = ET.SubElement(
         suite,
         "testcase",
-        classname="domainbuilder.conform.run",
+        classname="domainbuilder.conform",
         name=result.name,
         time=f"{result.wall_seconds:.6f}",
     )

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from domainbuilder.kernel.elf import PT_NOTE, SHT_NOTE, ElfImage, ProgramHeader, Section
 from domainbuilder.errors import NotesError
+from domainbuilder.kernel.elf import PT_NOTE, SHT_NOTE, ElfImage, ProgramHeader, Section
 from hvcore.public.elfnote import ELFNOTE_NAME, ElfNote
 from hvcore.public.features import XenFeat
 

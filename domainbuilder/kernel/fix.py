@@ -13,15 +13,15 @@ import struct
 from collections.abc import Container
 from dataclasses import dataclass
 
+from domainbuilder.errors import ElfError, KernelFormatError, NotesError, Where
 from domainbuilder.kernel.elf import PT_NOTE, ElfImage, ProgramHeader, parse_elf
 from domainbuilder.kernel.elfnotes import OWNER, STRING_TYPES, Note, note_string, notes_in, quoted
-from domainbuilder.errors import ElfError, KernelFormatError, NotesError, Where
 from domainbuilder.kernel.inspection import Inspection, inspect, inspect_kernel
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.kernel.lief_edit import PT_GNU_STACK, Edits, edit
 from domainbuilder.kernel.note_checks import disguised
-from domainbuilder.output import atomic_output
 from domainbuilder.kernel.parms import ElfDomParms
+from domainbuilder.output import atomic_output
 from hvcore.public.elfnote import ElfNote
 
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainbuilder.kernel.elf import PT_NOTE
 from domainbuilder.errors import ElfError, Where
+from domainbuilder.kernel.elf import PT_NOTE
 
 PT_NULL = 0
 PT_GNU_STACK = 0x6474E551

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from domainbuilder.errors import NotesError, Where
 from domainbuilder.kernel.elf import EM_386, EM_ARM, EM_X86_64, ElfImage, elf_parse_bsdsyms
 from domainbuilder.kernel.elfnotes import (
     GuestInfo,
@@ -24,7 +25,6 @@ from domainbuilder.kernel.elfnotes import (
     note_string,
     quoted,
 )
-from domainbuilder.errors import NotesError, Where
 from hvcore.public.elfnote import ElfNote
 from hvcore.public.features import XenFeat
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from domainbuilder.launch.disassembly import Instruction, disassemble
-from domainbuilder.kernel.elf import PF_X, ElfImage, Symbols, parse_elf, symbols
 from domainbuilder.errors import BuildError
+from domainbuilder.kernel.elf import PF_X, ElfImage, Symbols, parse_elf, symbols
+from domainbuilder.kernel.kernel_file import load_kernel
+from domainbuilder.launch.disassembly import Instruction, disassemble
 from domainbuilder.launch.guest_view import GuestView, Walk
 from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
-from domainbuilder.kernel.kernel_file import load_kernel
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine

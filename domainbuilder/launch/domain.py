@@ -27,13 +27,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from domainbuilder.build.domain_image import DomainImage, build
-from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, plan
+from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
 from domainbuilder.launch.hypercall_names import hypercall_name
-from domainbuilder.build.image import is_image, load_image
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
 from domainbuilder.launch.transcript import Transcript
+from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, plan
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError

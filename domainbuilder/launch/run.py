@@ -11,9 +11,9 @@ from pathlib import Path
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.script import Step
-from domainbuilder.progress import Progress
 from domainbuilder.launch.session import ExpectError, Outcome
 from domainbuilder.launch.terminal import FileInput, TerminalInput, raw_terminal, write_all
+from domainbuilder.progress import Progress
 
 _STDIN, _STDOUT = 0, 1
 

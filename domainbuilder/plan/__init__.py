@@ -1,1 +1,1 @@
-"""An ELF image becomes a layout: segments, page tables, start_info, the first vCPU's context; as text and as a picture."""
+"""An ELF image becomes a layout: segments, page tables, start_info, the first vCPU's context."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 
-from domainbuilder.kernel.elf import ElfImage, ProgramHeader, parse_elf
-from domainbuilder.errors import ElfError, LayoutError
-from domainbuilder.kernel.findings import Finding
 from domainbuilder.build.guest_memory import MAX_PAGES
-from domainbuilder.plan.guest_types import GuestType
-from domainbuilder.plan.guest_types import guest_type as guest_type_named
+from domainbuilder.errors import ElfError, LayoutError
+from domainbuilder.kernel.elf import ElfImage, ProgramHeader, parse_elf
+from domainbuilder.kernel.findings import Finding
 from domainbuilder.kernel.kernel_file import KernelFile, load_kernel
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms, XenPaeType, xc_dom_parse_elf_kernel
+from domainbuilder.plan.guest_types import GuestType
+from domainbuilder.plan.guest_types import guest_type as guest_type_named
 from domainbuilder.plan.pgtables import Mapping
 from domainbuilder.plan.ramdisk import Ramdisk, open_ramdisk
 from domainbuilder.plan.segments import (

@@ -13,8 +13,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbuilder.errors import BuildError, LayoutError, Where
 from domainbuilder.build.guest_memory import GuestMemory
+from domainbuilder.errors import BuildError, LayoutError, Where
 
 XC_DOM_DECOMPRESS_MAX = 1 << 30  # xenguest.h; also the default limit on a module
 _GUNZIP_SLACK = 16  # xc_dom_check_gzip adds this to the size that gzip states

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from domainbuilder.errors import LayoutError
-from domainbuilder.plan.guest_types import GuestType
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
+from domainbuilder.plan.guest_types import GuestType
 from domainbuilder.plan.pgtables import Mapping, count_pgtables, virt_pgtab_end
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 

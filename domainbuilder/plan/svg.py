@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.kernel.findings import Finding
+from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.findings import Survey, virtual_range
 from domainbuilder.plan.regions import FREE, Region, human, regions, registers, tables
 from domainbuilder.plan.segments import (

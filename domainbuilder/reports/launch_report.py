@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
 from domainbuilder.launch.crash_report import CrashReport
-from domainbuilder.launch.script import Step
 from domainbuilder.launch.run_stats import Statistics
+from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
 
 Address = Annotated[

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
-from domainbuilder.kernel.elfnotes import Note, Value, decode, feature_names
 from domainbuilder.errors import BuildError
+from domainbuilder.kernel.elfnotes import Note, Value, decode, feature_names
 from domainbuilder.kernel.fix import FixResult
 from domainbuilder.kernel.inspection import Inspection
 from domainbuilder.kernel.parms import UNSET_ADDR, UNSET_ADDR32, ElfDomParms

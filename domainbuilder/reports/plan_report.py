@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from domainbuilder.plan.domain_plan import DomainPlan
-from domainbuilder.reports.notes_report import Address, FindingReport
 from domainbuilder.plan.findings import Survey, virtual_range
 from domainbuilder.plan.regions import regions, registers, tables
+from domainbuilder.reports.notes_report import Address, FindingReport
 from hvcore.public.xen import PAGE_SHIFT
 
 

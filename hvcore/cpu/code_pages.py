@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-from hvcore import native
+from hvcore.cpu import native
 from hvcore.cpu.process_memory import address_of, find_word, function, jump_slot
 
 _HANDLE_SCAN = 0x1000

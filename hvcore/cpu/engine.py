@@ -17,10 +17,9 @@ from typing import Protocol
 
 import unicorn.unicorn_py3.unicorn as _binding
 
-from hvcore import state_window as sw
+from hvcore.cpu import state_window as sw
 from hvcore.cpu.code_pages import CodePages
 from hvcore.cpu.engine_internals import Internals
-from hvcore.errors import EngineError
 from hvcore.cpu.native import (
     NO_RING,
     PORTS_CELL,
@@ -32,6 +31,7 @@ from hvcore.cpu.native import (
     PORTS_WORDS,
     PORTS_WRITES,
 )
+from hvcore.errors import EngineError
 
 _UC_ARCH_X86, _UC_MODE_64 = 4, 8
 _UC_PROT_ALL = 7

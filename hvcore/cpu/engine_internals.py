@@ -13,7 +13,7 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 
-from hvcore import native
+from hvcore.cpu import native
 from hvcore.cpu.process_memory import address_of, function, jump_slot
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hvcore.errors import GuestError
 from hvcore.cpu.loop_decode import (
     ADD,
     AND,
@@ -40,6 +39,7 @@ from hvcore.cpu.loop_decode import (
     UnknownInstruction,
     decode,
 )
+from hvcore.errors import GuestError
 
 ENDLESS = 1 << 62
 _MOST_INSTRUCTIONS = 24

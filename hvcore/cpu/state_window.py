@@ -12,8 +12,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 
-from hvcore.errors import EngineError
 from hvcore.cpu.process_memory import ranges
+from hvcore.errors import EngineError
 
 # Offsets in CPUX86State, in bytes from regs[0] (target/i386/cpu.h of QEMU 5.0.1 as Unicorn 2.1 carries it).
 RIP = 128

@@ -15,7 +15,7 @@ import struct
 from functools import cache
 from typing import TYPE_CHECKING
 
-from hvcore import state_window as sw
+from hvcore.cpu import state_window as sw
 from hvcore.page_info import PGT_seg_desc_page, PGT_writable_page
 from hvcore.public.errno import EINVAL
 

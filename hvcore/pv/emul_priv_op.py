@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore import state_window as sw
 from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, TSC_PER_NS
+from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import CS, DS, ES, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, SS
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.cpuid import pv_cpuid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore import state_window as sw
+from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import RIP
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.descriptor_tables import (

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore import state_window as sw
 from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
+from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RSP
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore import state_window as sw
+from hvcore.cpu import state_window as sw
 from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
-    from hvcore.domain import Domain
     from hvcore.cpu.engine import Engine
+    from hvcore.domain import Domain
     from hvcore.machine_memory import MachineMemory
     from hvcore.vcpu import Vcpu
 

@@ -20,10 +20,10 @@ from domainbuilder.build.domain_image import DomainImage, build, plan
 from domainbuilder.errors import BuildError, ElfError, LayoutError
 from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
 from domainbuilder.plan.findings import survey
-from domainbuilder.reports.plan_report import plan_report
-from domainbuilder.plan.text import render
 from domainbuilder.plan.start_info import StartInfo
 from domainbuilder.plan.svg import svg
+from domainbuilder.plan.text import render
+from domainbuilder.reports.plan_report import plan_report
 
 from .elfwriter import RX, ElfWriter, xen_kernel
 from .libxenguest import FIRST_MFN, GUESTS, SHARED_INFO_MFN, read_reference

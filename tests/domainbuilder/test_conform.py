@@ -18,7 +18,8 @@ import junitparser
 import pytest
 
 import domainbuilder
-from domainbuilder import conform, conform_report
+from domainbuilder.conform import report as conform_report
+from domainbuilder.conform import run as conform
 from domainbuilder.conform.run import ConformanceGuest, Result, Verdict
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.session import Outcome

@@ -11,8 +11,8 @@ import pytest
 from domainbuilder.launch.crash_report import CrashReport
 from domainbuilder.launch.crash_text import render_crash
 from domainbuilder.launch.domain import RunningDomain, launch
-from domainbuilder.reports.launch_report import launch_report
 from domainbuilder.launch.session import Outcome
+from domainbuilder.reports.launch_report import launch_report
 from tests.domainbuilder.pagewalk import walk_page_tables
 from tests.domainbuilder.tiny_guest import CODE, STACK_TOP, UD2, hypercall, kernel, mov
 

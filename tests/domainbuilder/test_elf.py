@@ -12,8 +12,8 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbuilder.kernel.elf import elf_parse_bsdsyms, parse_elf, symbols
 from domainbuilder.errors import ElfError
+from domainbuilder.kernel.elf import elf_parse_bsdsyms, parse_elf, symbols
 from domainbuilder.kernel.kernel_file import load_kernel
 from tests.domainbuilder.elfwriter import SHT_NOBITS, SHT_PROGBITS, ElfWriter, xen_kernel
 

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from domainbuilder.errors import NotesError
 from domainbuilder.kernel.elf import parse_elf
 from domainbuilder.kernel.elfnotes import (
     decode,
@@ -17,7 +18,6 @@ from domainbuilder.kernel.elfnotes import (
     notes_in,
     quoted,
 )
-from domainbuilder.errors import NotesError
 from hvcore.public.elfnote import ELFNOTE_MAX, ElfNote
 from hvcore.public.features import XenFeat
 from tests.domainbuilder.elfwriter import SHT_NOTE, ElfWriter, legacy_kernel, note, xen_kernel

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domainbuilder.build.guest_memory import (
+    GuestMemory,
+    allocate_ram,
+    linear_frames,
+    machine_frames,
+    xen_frames,
+)
 from domainbuilder.errors import LayoutError
-from domainbuilder.build.guest_memory import GuestMemory, allocate_ram, linear_frames, machine_frames, xen_frames
 
 
 @given(nr_pages=st.integers(1, 5000), first_mfn=st.integers(0, 1 << 40))

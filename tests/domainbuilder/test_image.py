@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domainbuilder.build.domain_image import DomainImage, build
-from domainbuilder.errors import ImageError
 from domainbuilder.build.image import is_image, load_image, save_image
+from domainbuilder.errors import ImageError
 from domainbuilder.plan.vcpu_context import VcpuContext
 
 from .elfwriter import xen_kernel

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import domainbuilder
-from domainbuilder.errors import BuildError
 from domainbuilder.build.image import save_image
-from domainbuilder.reports.launch_report import LaunchReport
+from domainbuilder.errors import BuildError
 from domainbuilder.launch.run import LaunchOptions, run_launch
 from domainbuilder.launch.script import Step
+from domainbuilder.reports.launch_report import LaunchReport
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel
 
 PROMPT = ("expect", "hello> ")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from domainbuilder.kernel.elf import symbols
 from domainbuilder.errors import BuildError
+from domainbuilder.kernel.elf import symbols
 from domainbuilder.kernel.inspection import inspect_kernel
 from domainbuilder.kernel.kernel_file import load_kernel_bytes
-from domainbuilder.reports.notes_report import notes_report
 from domainbuilder.kernel.notes_text import render
+from domainbuilder.reports.notes_report import notes_report
 from tests.domainbuilder.elfwriter import SHT_NOTE, legacy_kernel, note, xen_kernel, xen_notes
 
 FULL = {

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbuilder.kernel.elf import parse_elf
 from domainbuilder.errors import ElfError, NotesError
+from domainbuilder.kernel.elf import parse_elf
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.parms import (
     UNSET_ADDR,

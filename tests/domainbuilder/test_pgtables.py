@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from domainbuilder.plan.domain_plan import DomainPlan, lay_out
-from domainbuilder.errors import LayoutError
 from domainbuilder.build.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
+from domainbuilder.errors import LayoutError
+from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.plan.pgtables import setup_pgtables_pv
 
 from .libxenguest import FIRST_MFN, Reference, read_reference

@@ -12,12 +12,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from domainbuilder.plan.domain_plan import plan
 from domainbuilder.build.image import is_image, load_image
+from domainbuilder.plan.domain_plan import plan
 from domainbuilder.plan.findings import survey
-from domainbuilder.reports.plan_report import PlanReport, plan_report
-from domainbuilder.plan.rules import RULES
 from domainbuilder.plan.regions import human, regions, tables
+from domainbuilder.plan.rules import RULES
+from domainbuilder.reports.plan_report import PlanReport, plan_report
 
 from .elfwriter import RX, xen_kernel
 from .libxenguest import Reference

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.build.guest_memory import GuestMemory, allocate_ram, xen_frames
+from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.plan.ramdisk import XC_DOM_DECOMPRESS_MAX, check_gzip, open_ramdisk
 
 CONTENT = random.Random(1).randbytes(3_000_000) + bytes(500_000)

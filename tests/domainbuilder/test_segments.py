@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainbuilder.errors import LayoutError
-from domainbuilder.plan.guest_types import GUEST_TYPES, guest_type
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
+from domainbuilder.plan.guest_types import GUEST_TYPES, guest_type
 from domainbuilder.plan.segments import Layout, build_image
 
 from .libxenguest import Reference, read_reference

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder.plan.domain_plan import lay_out
 from domainbuilder.build.guest_memory import linear_frames
-from domainbuilder.plan.vcpu_context import VCPU_CONTEXT_FIELDS, VCPU_CONTEXT_SIZE, VcpuContext, xen_pfn_to_cr3
+from domainbuilder.plan.domain_plan import lay_out
+from domainbuilder.plan.vcpu_context import (
+    VCPU_CONTEXT_FIELDS,
+    VCPU_CONTEXT_SIZE,
+    VcpuContext,
+    xen_pfn_to_cr3,
+)
 
 from .c_headers import assert_c_agrees
 from .libxenguest import FIRST_MFN, Reference

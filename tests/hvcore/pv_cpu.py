@@ -12,8 +12,8 @@ import struct
 from hvcore import abi as abi_module
 from hvcore.abi import Abi
 from hvcore.clock import Clock
-from hvcore.domain import Domain
 from hvcore.cpu.engine import DS, ES, FS, GS, RAX, RBX, RCX, RDX, RIP, RSP, Engine
+from hvcore.domain import Domain
 from hvcore.errors import GuestError, GuestFault
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory

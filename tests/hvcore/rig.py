@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hvcore import state_window as sw
+from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import (
     CS,
     DS,

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pv_cpu import CODE, INT3, NR_PAGES, PvCpu
 
 from hvcore import abi as abi_module
-from hvcore import native
+from hvcore.cpu import native
 from hvcore.cpu.engine import RBX
 
 TARGET, ALIAS, DATA = 0x20000, 0x21000, 0x23000

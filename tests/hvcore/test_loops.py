@@ -16,9 +16,9 @@ from pv_cpu import CODE, DATA, PvCpu
 
 from hvcore import abi as abi_module
 from hvcore.cpu.engine import DS, ES, RIP
-from hvcore.errors import GuestError
 from hvcore.cpu.loop_decode import Insn, UnknownInstruction, decode
 from hvcore.cpu.loops import ENDLESS, Loop, counting_loop
+from hvcore.errors import GuestError
 from hvcore.pv.segments import load_cs_ss, load_data
 
 RCX, RDX, RSI, RDI = 1, 2, 6, 7

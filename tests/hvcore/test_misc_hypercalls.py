@@ -116,7 +116,7 @@ def test_io_breakpoints_are_xens_to_emulate(cpu: PvCpu) -> None:
 
 
 def test_another_vcpus_registers_do_not_reach_the_engine(cpu: PvCpu) -> None:
-    from hvcore import state_window as sw
+    from hvcore.cpu import state_window as sw
     from hvcore.vcpu import Vcpu
 
     other = Vcpu(cpu.d, 1)

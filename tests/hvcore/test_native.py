@@ -12,7 +12,7 @@ from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RCX
 sys.path.insert(0, str(Path(__file__).parent))
 from rig import RING3_CS, RING3_DS, Rig
 
-from hvcore import engine_internals, native
+from hvcore.cpu import engine_internals, native
 from hvcore.cpu.engine import RAX, RCX, RDX, RIP
 
 GP = 13
