@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .libxenguest import BUILT, Reference, read_reference
-from .xenguest import Xenguest
+from tests.domainbuilder.libxenguest import BUILT, Reference, read_reference
+from tests.domainbuilder.xenguest import Xenguest
 
 
 @pytest.fixture(params=BUILT)

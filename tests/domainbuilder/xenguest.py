@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import missing
-
-from .libxenguest import FIRST_MFN, SHARED_INFO_MFN
+from tests.domainbuilder.libxenguest import FIRST_MFN, SHARED_INFO_MFN
 
 SOURCE = Path(__file__).parent / "xenguest.c"
 LIBRARIES = ("-lxenguest", "-lxenctrl", "-lxencall", "-lxentoollog")

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from hvcore.errors import GuestError
 from hvcore.public.errno import EFAULT
-
-from .pv_cpu import HOLE, PV32, PV64, PvCpu
+from tests.hvcore.pv_cpu import HOLE, PV32, PV64, PvCpu
 
 PAGE = 36
 

@@ -22,8 +22,7 @@ from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer
 from hvcore.common.vcpu_op import do_vcpu_op
 from hvcore.errors import GuestError
 from hvcore.public.errno import NAMES
-
-from .conftest import NR_PAGES, Guest
+from tests.hvcore.conftest import NR_PAGES, Guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .public_layouts import DATA, LAYOUTS, compiled, offsets
+from tests.hvcore.public_layouts import DATA, LAYOUTS, compiled, offsets
 
 FACTS = json.loads(DATA.read_text())
 CASES = [(module, name, word) for module, names in LAYOUTS.items() for name in names for word in (4, 8)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import HealthCheck, settings
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # elftext and fetch_corpus are imported by these tests and by nothing else.
-sys.path.insert(0, str(HERE))
+
 
 settings.register_profile(
     "linker-ci", max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow]

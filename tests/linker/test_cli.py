@@ -6,9 +6,9 @@ import json
 import os
 
 import pytest
-from elftext import build
 
 from domainbuilder import cli
+from tests.linker.elftext import build
 
 BAD = "SECTIONS\n{\n  .data : { *(.data) *(.data.page_aligned) }\n}\n"
 GOOD = "SECTIONS\n{\n  .data : ALIGN(4096) { *(.data.page_aligned) . = ALIGN(4096); *(.data) }\n}\n"

@@ -12,9 +12,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import fetch_corpus
 import pytest
-from linking import run as run_tool
 
 from linker.ast import shape
 from linker.lint import Inputs
@@ -23,6 +21,8 @@ from linker.parser import parse
 from linker.printer import print_script
 from linker.session import load_script
 from linker.source import Source
+from tests.linker import fetch_corpus
+from tests.linker.linking import run as run_tool
 
 # Every warning and error on the corpus, each a true defect; docs/linker.md says why. Notes are left out.
 KNOWN = {

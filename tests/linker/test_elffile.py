@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
-from linking import MAIN, assemble, link
 
 from linker.elffile import Elf, read_elf
 from linker.errors import LayoutInputError
+from tests.linker.linking import MAIN, assemble, link
 
 
 @pytest.fixture(params=["gnu32", "gnu64", "lld64", "bash"])

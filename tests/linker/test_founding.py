@@ -7,7 +7,6 @@ where the script shows it, from the map, and from the ELF.
 from __future__ import annotations
 
 import pytest
-from linking import MAIN, assemble, link, run
 
 from linker.elffile import read_elf
 from linker.lint import Inputs
@@ -15,6 +14,7 @@ from linker.lint import run as lint
 from linker.mapfile import read_map
 from linker.settings import DEFAULTS
 from linker.source import read_script
+from tests.linker.linking import MAIN, assemble, link, run
 
 HEAD = "ENTRY(_start)\nSECTIONS\n{\n  . = 0x100000;\n  .text : { *(.text .text.*) *(.rodata*) *(.table) }\n"
 TAIL = "\n  .bss : { *(.bss) *(COMMON) }\n  _end = .;\n}\n"

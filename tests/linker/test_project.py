@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from linking import run as run_tool
 
 from linker.discover import settings_for
 from linker.elffile import read_elf
@@ -18,6 +17,7 @@ from linker.parser import parse
 from linker.printer import print_script
 from linker.session import Request, lint_files
 from linker.source import Source
+from tests.linker.linking import run as run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = ROOT / "samples" / "layout"

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from elftext import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +30,7 @@ from linker.outline import Outline
 from linker.parser import parse
 from linker.printer import print_script
 from linker.source import Source
+from tests.linker.elftext import build
 
 PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "linker-ci"))
 

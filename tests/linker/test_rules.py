@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from elftext import build
 
 from linker import rules
 from linker.config import parse_config
@@ -13,6 +12,7 @@ from linker.lint import Inputs, run
 from linker.mapfile import parse_map
 from linker.settings import DEFAULTS
 from linker.source import Source
+from tests.linker.elftext import build
 
 ALL = rules.load()
 

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from hvcore import abi as abi_module
+from hvcore.backends.xenstore import XenstoreBackend
+from hvcore.public import xs_wire as xs
+from tests.hvcore.conftest import Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD, ERROR = 2048, 2052, 2056, 2060, 2072
+
+
+class Client:
+    """The guest's end of the ring."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.ring = guest.memory(6)
+        self.store = XenstoreBackend(self.ring, guest.d)
+        self.port = self.store.connect(guest.d.evtchn)
+        self.received = b""
+
+    def index(self, at: int) -> int:
+        return struct.unpack_from("<I", self.ring, at)[0]
+
+    def post(self, data: bytes) -> None:
+        """Put bytes into the ring, notifying whenever it is full."""
+        while data:
+            cons, prod = self.index(REQ_CONS), self.index(REQ_PROD)
+            room = 1024 - (prod - cons & 0xFFFFFFFF)
+            for i, byte in enumerate(data[:room]):
+                self.ring[(prod + i) % 1024] = byte
+            struct.pack_into("<I", self.ring, REQ_PROD, prod + min(room, len(data)) & 0xFFFFFFFF)
+            data = data[room:]
+            self.guest.d.evtchn.send(self.port)
+            self.take()
+
+    def take(self) -> None:
+        while (prod := self.index(RSP_PROD)) != (cons := self.index(RSP_CONS)):
+            size = prod - cons & 0xFFFFFFFF
+            assert size <= 1024
+            self.received += bytes(self.ring[1024 + (cons + i) % 1024] for i in range(size))
+            struct.pack_into("<I", self.ring, RSP_CONS, prod)
+            self.guest.d.evtchn.send(self.port)
+
+    def messages(self) -> Iterator[tuple[int, int, int, bytes]]:
+        while len(self.received) >= 16:
+            kind, req, tx, length = struct.unpack_from("<4I", self.received)
+            yield kind, req, tx, self.received[16 : 16 + length]
+            self.received = self.received[16 + length :]
+
+    def ask(self, kind: int, payload: bytes, tx: int = 0) -> tuple[bytes | str, list[tuple[bytes, bytes]]]:
+        """The answer (the name of the error as str) and the events that came with it."""
+        self.post(struct.pack("<4I", kind, 5, tx, len(payload)) + payload)
+        answers, events = [], []
+        for got, req, tx_id, data in self.messages():
+            if got == xs.XS_WATCH_EVENT:
+                path, token, end = data.split(b"\0")
+                assert end == b""
+                events.append((path, token))
+            else:
+                assert (req, tx_id) == (5, tx)
+                assert got in (kind, xs.XS_ERROR)
+                answers.append(data[:-1].decode() if got == xs.XS_ERROR else data)
+        assert len(answers) == 1
+        return answers[0], events
+
+
+@pytest.fixture
+def client(guest32: Guest) -> Client:
+    return Client(guest32)
+
+
+def ask(client: Client, kind: int, payload: bytes, tx: int = 0) -> bytes | str:
+    return client.ask(kind, payload, tx)[0]
+
+
+def test_a_domus_own_nodes(client: Client) -> None:
+    assert ask(client, xs.XS_READ, b"domid\0") == b"1"
+    assert ask(client, xs.XS_READ, b"/local/domain/1/memory/target\0") == b"256"
+    assert ask(client, xs.XS_READ, b"name\0") == b"guest"
+    vm = ask(client, xs.XS_READ, b"vm\0")
+    assert isinstance(vm, bytes)
+    assert ask(client, xs.XS_READ, vm + b"/uuid\0") == vm[4:]
+    assert ask(client, xs.XS_READ, b"cpu/1/availability\0") == b"online"
+    assert ask(client, xs.XS_DIRECTORY, b"memory\0") == b"static-max\0target\0videoram\0"
+    assert ask(client, xs.XS_GET_PERMS, b"name\0") == b"n0\0r1\0"
+    assert ask(client, xs.XS_GET_DOMAIN_PATH, b"1\0") == b"/local/domain/1\0"
+
+
+def test_who_may_write_what(client: Client) -> None:
+    assert ask(client, xs.XS_WRITE, b"name\0x") == "EACCES"
+    assert ask(client, xs.XS_WRITE, b"new\0x") == "EACCES"
+    assert ask(client, xs.XS_WRITE, b"/new\0x") == "EACCES"
+    assert ask(client, xs.XS_WRITE, b"data/new/deep\0some\0value") == b"OK\0"
+    assert ask(client, xs.XS_READ, b"data/new/deep\0") == b"some\0value"
+    assert ask(client, xs.XS_READ, b"data/new\0") == b""
+    assert ask(client, xs.XS_GET_PERMS, b"data/new/deep\0") == b"n1\0"
+    assert ask(client, xs.XS_RM, b"name\0") == "EACCES"
+
+
+def test_names_that_are_none(client: Client) -> None:
+    long = b"data/" + b"a" * 2050
+    for path in (b"data//x", b"data/", b"data/x y", b"data/\xff", b"", long):
+        assert ask(client, xs.XS_READ, path + b"\0") == "EINVAL", path
+    assert ask(client, xs.XS_READ, b"domid") == "EINVAL"
+    assert ask(client, xs.XS_READ, b"domid\0more\0") == "EINVAL"
+    assert ask(client, xs.XS_READ, b"memory/none\0") == "ENOENT"
+    assert ask(client, xs.XS_READ, b"/local/domain/7/name\0") == "EACCES"  # it may not even know
+    assert ask(client, xs.XS_WRITE, b"data") == "EINVAL"
+
+
+def test_mkdir_and_rm(client: Client) -> None:
+    assert ask(client, xs.XS_MKDIR, b"data/a/b\0") == b"OK\0"
+    assert ask(client, xs.XS_MKDIR, b"data/a/b\0") == b"OK\0"
+    assert ask(client, xs.XS_DIRECTORY, b"data/a\0") == b"b\0"
+    assert ask(client, xs.XS_RM, b"data/a\0") == b"OK\0"
+    assert ask(client, xs.XS_RM, b"data/a\0") == b"OK\0"
+    assert ask(client, xs.XS_RM, b"data/a/b\0") == "ENOENT"
+    assert ask(client, xs.XS_READ, b"data/a/b\0") == "ENOENT"
+    assert ask(client, xs.XS_DIRECTORY, b"data\0") == b""
+
+
+def test_permissions(client: Client) -> None:
+    ask(client, xs.XS_WRITE, b"data/mine\0x")
+    assert ask(client, xs.XS_SET_PERMS, b"data/mine\0n1\0r0\0b5\0") == b"OK\0"
+    assert ask(client, xs.XS_GET_PERMS, b"data/mine\0") == b"n1\0r0\0b5\0"
+    assert ask(client, xs.XS_SET_PERMS, b"data/mine\0n0\0") == "EPERM"
+    assert ask(client, xs.XS_SET_PERMS, b"data/mine\0x1\0") == "EINVAL"
+    assert ask(client, xs.XS_SET_PERMS, b"data/mine\0") == "EINVAL"
+    assert ask(client, xs.XS_SET_PERMS, b"data/mine\0" + b"n1\0" * 6) == "ENOSPC"
+    assert ask(client, xs.XS_SET_PERMS, b"name\0n1\0") == "EACCES"
+
+
+def test_watches_fire_at_once_and_below(client: Client) -> None:
+    assert client.ask(xs.XS_WATCH, b"data\0tok\0") == (b"OK\0", [(b"data", b"tok")])
+    assert client.ask(xs.XS_WATCH, b"data\0tok\0") == ("EEXIST", [])
+    assert client.ask(xs.XS_WRITE, b"data/x/y\x001") == (b"OK\0", [(b"data/x/y", b"tok")])
+    assert client.ask(xs.XS_WATCH, b"/local/domain/1/data/x/y\0abs\0")[0] == b"OK\0"
+    answer, events = client.ask(xs.XS_RM, b"data/x\0")
+    assert (answer, sorted(events)) == (
+        b"OK\0",
+        [(b"/local/domain/1/data/x/y", b"abs"), (b"data/x", b"tok")],
+    )
+    assert client.ask(xs.XS_UNWATCH, b"data\0tok\0") == (b"OK\0", [])
+    assert client.ask(xs.XS_UNWATCH, b"data\0tok\0") == ("ENOENT", [])
+    assert client.ask(xs.XS_WRITE, b"data/x\x001") == (b"OK\0", [])
+    assert client.ask(xs.XS_WATCH, b"@releaseDomain\0t\0") == (b"OK\0", [(b"@releaseDomain", b"t")])
+    assert client.ask(xs.XS_RESET_WATCHES, b"\0") == (b"OK\0", [])
+
+
+def test_domain_zero_asks_for_a_shutdown(client: Client) -> None:
+    client.ask(xs.XS_WATCH, b"control/shutdown\0sd\0")
+    client.store.write("control/shutdown", "poweroff")
+    client.take()
+    assert [data for _, _, _, data in client.messages()] == [b"control/shutdown\0sd\0"]
+    assert ask(client, xs.XS_READ, b"control/shutdown\0") == b"poweroff"
+    ask(client, xs.XS_WRITE, b"control/shutdown\0")
+    assert client.store.read("control/shutdown") == ""
+    assert client.store.read("control/none") is None
+
+
+def test_transactions(client: Client) -> None:
+    client.ask(xs.XS_WATCH, b"data\0w\0")
+    tx = ask(client, xs.XS_TRANSACTION_START, b"\0")
+    assert tx == b"1\0"
+    assert client.ask(xs.XS_WRITE, b"data/t\x001", 1) == (b"OK\0", [])
+    assert ask(client, xs.XS_READ, b"data/t\0", 1) == b"1"
+    assert ask(client, xs.XS_READ, b"data/t\0") == "ENOENT"
+    assert ask(client, xs.XS_TRANSACTION_START, b"\0", 1) == "EBUSY"
+    answer, events = client.ask(xs.XS_TRANSACTION_END, b"T\0", 1)
+    assert answer == b"OK\0"
+    assert (b"data/t", b"w") in events
+    assert ask(client, xs.XS_READ, b"data/t\0") == b"1"
+    assert ask(client, xs.XS_READ, b"data/t\0", 1) == "ENOENT"
+    assert ask(client, xs.XS_TRANSACTION_END, b"X\0", 1) == "ENOENT"
+    assert ask(client, xs.XS_TRANSACTION_END, b"X\0") == "EINVAL"
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0") == "ENOENT"
+
+
+def test_a_conflict_is_told_and_an_abort_leaves_nothing(client: Client) -> None:
+    ask(client, xs.XS_TRANSACTION_START, b"\0")
+    ask(client, xs.XS_READ, b"control/shutdown\0", 1)
+    ask(client, xs.XS_WRITE, b"data/t\x001", 1)
+    client.store.write("control/shutdown", "halt")
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 1) == "EAGAIN"
+    ask(client, xs.XS_TRANSACTION_START, b"\0")
+    ask(client, xs.XS_WRITE, b"data/t\x001", 2)
+    client.store.write("control/sysrq", "h")  # not looked at: no conflict
+    assert ask(client, xs.XS_TRANSACTION_END, b"F\0", 2) == b"OK\0"
+    assert ask(client, xs.XS_READ, b"data/t\0") == "ENOENT"
+    ask(client, xs.XS_TRANSACTION_START, b"\0")
+    ask(client, xs.XS_WRITE, b"data/t\x001", 3)
+    client.store.write("control/sysrq", "h")
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 3) == b"OK\0"
+
+
+def test_quotas(client: Client) -> None:
+    for i in range(127):
+        assert ask(client, xs.XS_WATCH, b"data\0%d\0" % i) == b"OK\0"
+    assert ask(client, xs.XS_WATCH, b"data\0a\0") == b"OK\0"
+    assert ask(client, xs.XS_WATCH, b"data\0b\0") == "E2BIG"
+    ask(client, xs.XS_RESET_WATCHES, b"\0")
+    started = [ask(client, xs.XS_TRANSACTION_START, b"\0") for _ in range(12)]
+    assert started[-1] == "ENOSPC"
+    assert started.count("ENOSPC") == 1
+    assert ask(client, xs.XS_WRITE, b"data/big\0" + bytes(2048)) == "ENOSPC"
+    ask(client, xs.XS_RESET_WATCHES, b"\0")
+    made = [ask(client, xs.XS_MKDIR, b"data/%d/%d\0" % (i // 30, i)) for i in range(1001)]
+    assert made[-1] == "ENOSPC"
+    assert 900 < made.count(b"OK\0") < 1000
+    assert client.store.tree.owned <= 1000
+    for i in range(34):
+        assert ask(client, xs.XS_RM, b"data/%d\0" % i) in (b"OK\0", "ENOENT")
+    assert ask(client, xs.XS_MKDIR, b"data/again\0") == b"OK\0"
+
+
+def test_a_long_directory_comes_in_parts(client: Client) -> None:
+    names = [b"node-%03d" % i for i in range(100)]
+    for name in names:
+        assert ask(client, xs.XS_MKDIR, b"data/" + name + b"\0") == b"OK\0"
+    generation, _, rest = ask(client, xs.XS_DIRECTORY_PART, b"data\x000\0").partition(b"\0")  # type: ignore[union-attr]
+    assert int(generation) > 0
+    assert rest == b"".join(name + b"\0" for name in names) + b"\0"
+    assert ask(client, xs.XS_DIRECTORY_PART, b"data\x009\0") == generation + b"\0" + rest[9:]
+    assert ask(client, xs.XS_DIRECTORY_PART, b"data\x0099999\0") == generation + b"\0\0"
+
+
+def test_what_only_domain_zero_may(client: Client) -> None:
+    for kind in (xs.XS_CONTROL, xs.XS_INTRODUCE, xs.XS_RELEASE, xs.XS_RESUME, xs.XS_SET_TARGET):
+        assert ask(client, kind, b"1\0") == "EACCES"
+    for kind in (xs.XS_WATCH_EVENT, xs.XS_ERROR, 20, 23, 0xFFFFFFFF):
+        assert ask(client, kind, b"\0") == "ENOSYS"
+    assert ask(client, xs.XS_READ, b"domid\0", 99) == "ENOENT"
+
+
+def test_requests_in_small_pieces(client: Client) -> None:
+    for i in range(300):
+        payload = b"data/piece\0" + b"v" * i
+        for byte in struct.pack("<4I", xs.XS_WRITE, i, 0, len(payload)) + payload:
+            client.post(bytes((byte,)))
+    assert [m[:2] for m in client.messages()] == [(xs.XS_WRITE, i) for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error"), [(REQ_PROD, 5000, 2), (RSP_PROD, 5000, 2), (REQ_CONS, 7, 2)]
+)
+def test_bad_indices_end_the_connection(client: Client, at: int, value: int, error: int) -> None:
+    struct.pack_into("<I", client.ring, at, value)
+    client.store.write("control/shutdown", "x")
+    message = struct.pack("<4I", xs.XS_READ, 1, 0, 6) + b"domid\0"
+    client.ring[: len(message)] = message
+    if at != REQ_PROD:
+        struct.pack_into("<I", client.ring, REQ_PROD, len(message) if at != REQ_CONS else 0)
+    client.guest.d.evtchn.send(client.port)
+    assert client.index(ERROR) == error
+    client.guest.d.evtchn.send(client.port)
+    client.store.write("control/shutdown", "y")
+
+
+def test_a_payload_too_long_ends_the_connection(client: Client) -> None:
+    client.post(struct.pack("<4I", xs.XS_WRITE, 1, 0, 4097))
+    assert client.index(ERROR) == xs.XENSTORE_ERROR_PROTO
+    client.post(struct.pack("<4I", xs.XS_READ, 1, 0, 6) + b"domid\0") if client.index(REQ_CONS) < 16 else None
+    assert client.received == b""
+
+
+def test_answers_that_nobody_takes_hold_back_the_requests(client: Client) -> None:
+    ask(client, xs.XS_WRITE, b"data/big\0" + bytes(2000))
+    request = struct.pack("<4I", xs.XS_READ, 1, 0, 9) + b"data/big\0"
+    for _ in range(5000):
+        cons, prod = client.index(REQ_CONS), client.index(REQ_PROD)
+        if 1024 - (prod - cons) < len(request):
+            break
+        for i, byte in enumerate(request):
+            client.ring[(prod + i) % 1024] = byte
+        struct.pack_into("<I", client.ring, REQ_PROD, prod + len(request))
+        client.guest.d.evtchn.send(client.port)
+    assert client.index(REQ_PROD) > client.index(REQ_CONS)
+    assert len(client.store._out) < 1 << 17
+    client.take()
+    assert client.index(REQ_PROD) == client.index(REQ_CONS)
+
+
+PATHS = st.sampled_from(
+    [b"data", b"data/a", b"data/a/b", b"name", b"control/shutdown", b"/", b"@x", b"", b"//"]
+)
+INDICES = st.tuples(st.integers(0, 8), st.integers(0, 2**32 - 1))
+PAYLOADS = st.one_of(
+    st.binary(max_size=60),
+    st.builds(lambda p, s: p + b"\0" + s, PATHS, st.one_of(st.binary(max_size=40), st.just(b"t\0"))),
+    st.sampled_from([b"T\0", b"F\0", b"\0", b"1\0"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 3), PAYLOADS), max_size=25))
+def test_hostile_requests_get_answers(requests: list[tuple[int, int, bytes]]) -> None:
+    client = Client(Guest(abi_module.PV32_PAE, 1))
+    for kind, tx, payload in requests:
+        client.ask(kind, payload, tx)
+    assert client.store.tree.owned >= 0
+    owned = sum(node.perms[0].domid == 1 for node in client.store.tree.nodes.values())
+    assert owned == client.store.tree.owned
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.binary(min_size=1, max_size=3000), INDICES)))
+def test_a_hostile_ring_is_bounded(acts: list[bytes | tuple[int, int]]) -> None:
+    client = Client(Guest(abi_module.PV32_PAE, 1))
+    for act in acts:
+        if isinstance(act, bytes):
+            prod = client.index(REQ_PROD)
+            for i, byte in enumerate(act[:1024]):
+                client.ring[(prod + i) % 1024] = byte
+            struct.pack_into("<I", client.ring, REQ_PROD, prod + len(act[:1024]) & 0xFFFFFFFF)
+        else:
+            struct.pack_into("<I", client.ring, REQ_CONS + 4 * act[0], act[1])
+        client.guest.d.evtchn.send(client.port)
+        assert len(client.store._in) < 1 << 16
+        assert len(client.store._out) < 1 << 17

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+
+import pytest
+import unicorn
+from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RCX
+
+from hvcore.cpu import engine_internals, native
+from hvcore.cpu.engine import RAX, RCX, RDX, RIP
+from tests.hvcore.rig import RING3_CS, RING3_DS, Rig
+
+GP = 13
+READ, WRITE = "ec", "ee"  # in al, dx; out dx, al
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.engine.close()
+
+
+def test_a_label_is_the_distance_from_behind_its_byte() -> None:
+    code = native.assemble("eb >end", 0x1122334455667788, ":back 90 :end eb >back")
+    assert code.hex() == "eb09" + "8877665544332211" + "90" + "ebfd"
+
+
+def test_a_label_out_of_reach_is_refused() -> None:
+    with pytest.raises(OverflowError):
+        native.assemble("eb >end", *[0] * 16, ":end")
+
+
+def test_the_memory_region_is_told_for_its_addresses_alone() -> None:
+    code = native.NativeCode(native.memory_mapping(0, 0x1000, 0x3000, 0x5678))
+    entry = code.addresses[0] + native.MAPPING_ENTRY
+    region = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64)(entry)
+    answers = [region(None, address) for address in (0xFFF, 0x1000, 0x3FFF, 0x4000, 0, (1 << 64) - 1)]
+    assert answers == [0, 0x5678, 0x5678, 0, 0, 0]
+
+
+def port(rig: Rig, code: str, number: int, *, ring3: bool = False) -> int | None:
+    """RAX after the access, or None if it was a #GP."""
+    if ring3:
+        rig.enter(RING3_CS, RING3_DS)
+    start = 0x2000 if ring3 else 0
+    rig.code(start, code + "cc")
+    rig.engine.flush_code()
+    rig.engine.q[RDX], rig.engine.q[RAX], rig.engine.q[RIP] = number, 0, start
+    rig.exits.clear()
+    rig.engine.run()
+    return None if rig.exits[0][0] == GP else rig.engine.q[RAX]  # else it was the int3
+
+
+@pytest.mark.parametrize("code", [READ, WRITE, "ed", "ef", "66ed", "6c", "6e"])
+def test_ports_are_closed_until_they_are_opened_and_then_again(rig: Rig, code: str) -> None:
+    assert port(rig, code, 0x61) is None
+    rig.engine.open_ports(1)
+    assert port(rig, code, 0x61) is not None
+    rig.engine.close_ports()
+    assert port(rig, code, 0x61) is None
+
+
+def test_an_open_port_reads_ones_of_its_width_and_is_counted_and_paid_for(rig: Rig) -> None:
+    rig.engine.open_ports(1000)
+    spent = rig.engine.cell[1]
+    assert [port(rig, code, 0x3F8) for code in ("ec", "66ed", "ed")] == [0xFF, 0xFFFF, 0xFFFFFFFF]
+    assert port(rig, WRITE, 0x3F8) == 0
+    assert rig.engine.port_accesses == (3, 1)
+    assert rig.engine.cell[1] - spent == 4000
+
+
+@pytest.mark.parametrize("number", [0x6D, 0x6E, 0x6F, 0x70, 0xCF8])
+def test_ports_that_xen_keeps_are_never_opened(rig: Rig, number: int) -> None:
+    rig.engine.open_ports(1)
+    assert port(rig, READ, number) is None
+    assert port(rig, READ, number ^ 0x100) is not None
+
+
+def test_another_ring_is_not_meant(rig: Rig) -> None:
+    rig.engine.open_ports(1)
+    assert port(rig, READ, 0x61) is not None
+    assert port(rig, READ, 0x61, ring3=True) is None
+
+
+def test_time_that_ports_take_ends_the_turn(rig: Rig) -> None:
+    rig.code(0, "ec ebfd")  # in al, dx; jmp to it
+    rig.engine.open_ports(100)
+    rig.engine.cell[0] = 10_000
+    rig.engine.run()
+    assert rig.engine.cell[0] < 0
+    assert 90 <= rig.engine.port_accesses[0] <= 100
+
+
+# -- other users of the library
+
+
+def plain_loop() -> tuple[unicorn.Uc, list[int]]:
+    """A Unicorn of somebody else's, stopped by its memory hook at the first store of an endless block."""
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.mem_map(0x1000, 0x3000)
+    uc.mem_write(0x1000, bytes.fromhex("488908 48ffc1 ebf8"))  # mov [rax], rcx; inc rcx; jmp to it
+    uc.reg_write(UC_X86_REG_RAX, 0x2000)
+    stores: list[int] = []
+
+    def store(uc: unicorn.Uc, _access: int, _at: int, _size: int, value: int, _data: object) -> None:
+        stores.append(value)
+        uc.emu_stop()
+
+    uc.hook_add(unicorn.UC_HOOK_MEM_WRITE, store)
+    return uc, stores
+
+
+def test_another_unicorn_in_the_process_stops_as_it_always_did(rig: Rig) -> None:
+    rig.code(0, "890500100000 cc")
+    rig.engine.run()
+    uc, stores = plain_loop()
+    uc.emu_start(0x1000, 0x1FFF)
+    assert (stores, uc.reg_read(UC_X86_REG_RCX)) == ([0], 0)
+
+
+def test_a_translator_at_the_address_of_one_that_is_gone_has_its_checks() -> None:
+    lean = engine_internals._lean_translation(unicorn.unicorn_py3.unicorn.uclib)
+    assert lean is not None
+    rig = Rig()
+    rig.code(0, "cc")
+    rig.engine.run()
+    assert lean.context.value
+    rig.engine.close()
+    assert not lean.context.value
+
+
+# -- without
+
+
+def stored(rig: Rig) -> int:
+    return int.from_bytes(rig.mem.frame(rig.mem.first_mfn + 17)[:4], "little")
+
+
+def counted(rig: Rig) -> list[tuple[int, int, int, int]]:
+    """Stops of a loop with stores, by budget and by a handler."""
+    rig.on_interrupt = lambda _vector: rig.engine.stop()
+    rig.code(0, "ff0500100000 cd82 ff0500100000 e2f0 cc")  # inc [m]; int 0x82; inc [m]; loop; int3
+    rig.engine.q[RCX], rig.engine.q[RIP] = 50, 0
+    seen = []
+    for _ in range(50):
+        rig.engine.cell[0] = 23
+        rig.engine.run()
+        seen.append((rig.engine.q[RIP], rig.engine.q[RCX], rig.engine.cell[0], stored(rig)))
+    return seen
+
+
+def no_native_code(*_routines: bytes) -> native.NativeCode:
+    raise OSError("no executable memory")
+
+
+def without_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_internals, "_lean_translation", lambda _lib: None)
+    monkeypatch.setattr(native, "NativeCode", no_native_code)
+
+
+WITHOUT: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a plain translator": lambda m: m.setattr(engine_internals, "_lean_translation", lambda _lib: None),
+    "native code": without_native_code,
+}
+
+
+@pytest.mark.parametrize("way", WITHOUT)
+def test_runs_are_the_same_without(rig: Rig, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    WITHOUT[way](monkeypatch)
+    slow = Rig()
+    assert slow.engine.native_pacing == (way != "native code")
+    assert counted(slow) == counted(rig)
+    slow.engine.close()
