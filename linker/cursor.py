@@ -6,6 +6,8 @@ that no input can exhaust the stack of this process or of whoever walks the tree
 
 from __future__ import annotations
 
+import re
+
 from . import ast
 from .ast import Span
 from .lexer import BAD, END, EXPRESSION, NAME, NUMBER, PUNCT, SCRIPT, STRING, Lexer, Token, number_value
@@ -61,6 +63,13 @@ FUNCTIONS = {
 FUNCTION_FORMS = {name: tuple(forms.split("|")) for name, forms in FUNCTIONS.items()}
 
 
+# A name or a plain number with the end of the expression behind it.
+_SIMPLE = re.compile(
+    rf"\s*+(?:(?P<{NAME}>[A-Za-z_.][\w.]*+)|(?P<{NUMBER}>0x[0-9a-fA-F]++|[1-9][0-9]*+|0))(?=\s*+[;)])",
+    re.ASCII,
+)
+
+
 class SyntaxFailure(Exception):
     """One statement could not be parsed; recovery happens where it is caught."""
 
@@ -77,29 +86,18 @@ def describe(token: Token) -> str:
     return f'string "{token.text[:40]}"' if token.kind == STRING else f"'{token.text[:40]}'"
 
 
-class Cursor:
+class Cursor(Lexer):
     """Reads tokens and expressions."""
 
     def __init__(self, text: str) -> None:
-        self.lexer = Lexer(text)
+        super().__init__(text)
         self.problems: list[ast.SyntaxProblem] = []
-        self.last_end = 0
         self._nesting = 0
         self._operators = 0
 
-    def peek(self, mode: int = SCRIPT) -> Token:
-        """Return the next token."""
-        return self.lexer.peek(mode)
-
-    def next(self, mode: int = SCRIPT) -> Token:
-        """Return the next token and step past it."""
-        token = self.lexer.next(mode)
-        self.last_end = token.end
-        return token
-
     def accept(self, text: str, mode: int = SCRIPT) -> bool:
         """Step past the punctuation or keyword when it is next."""
-        token = self.lexer.peek(mode)
+        token = self.peek(mode)
         if token.text == text and (token.kind in {PUNCT, NAME}):
             self.next(mode)
             return True
@@ -113,14 +111,14 @@ class Cursor:
 
     def expect(self, text: str, mode: int = SCRIPT) -> Token:
         """Step past the punctuation or raise."""
-        token = self.lexer.peek(mode)
+        token = self.peek(mode)
         if token.kind != PUNCT or token.text != text:
             raise self.fail(f"'{text}'", token)
         return self.next(mode)
 
     def expect_name(self, what: str, mode: int = SCRIPT) -> Token:
         """Step past a name, bare or quoted, or raise."""
-        token = self.lexer.peek(mode)
+        token = self.peek(mode)
         if token.kind not in {NAME, STRING}:
             raise self.fail(what, token)
         return self.next(mode)
@@ -138,7 +136,20 @@ class Cursor:
             self._operators = 0
         return self._conditional()
 
+    def _simple(self) -> ast.Expr | None:
+        """Read an expression that is one name or number, as most are."""
+        match = self.step(_SIMPLE)
+        if match is None:
+            return None
+        if match.lastgroup == NAME:
+            return ast.Symbol(match[NAME], Span(*match.span(NAME)))
+        text = match[NUMBER]
+        return ast.Number(int(text, 0), text, Span(*match.span(NUMBER)))
+
     def _conditional(self) -> ast.Expr:
+        simple = self._simple()
+        if simple is not None:
+            return simple
         self._nesting += 1
         token = self.peek(EXPRESSION)
         if self._nesting > MAX_NESTING:
@@ -238,7 +249,7 @@ class Cursor:
         if kind == "n" and name.kind == NAME and "," in text:
             text = text.split(",", 1)[0]
             end = name.start + len(text)
-            self.lexer.seek(end)
+            self.seek(end)
             self.last_end = end
         span = Span(name.start, end)
         return ast.Text(text, span) if kind == "t" else ast.Symbol(text, span)

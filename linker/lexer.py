@@ -37,6 +37,10 @@ class Token(NamedTuple):
     end: int
 
 
+# A named tuple's own __new__ is a Python function; a token is made for every word of the text.
+_new = tuple.__new__
+_NONE = Token(END, "", 0, 0)
+
 ASSIGN_OPS = frozenset({"=", "+=", "-=", "*=", "/=", "<<=", ">>=", "&=", "|=", "^="})
 
 _OPERATORS = r"<<=|>>=|\|\||&&|==|!=|>=|<=|<<|>>|\+=|-=|\*=|/=|&=|\|=|\^=|[\]\[><,&|~!?*+\-/%=}{)(:;^]"
@@ -52,7 +56,8 @@ _TABLE = {
     INPUTLIST: rf"{_STRING}|(?P<name>[\w/.\\$~\-+:\[\]=*?]+)|(?P<punct>[(),;])",
     VERSION: rf"{_STRING}|(?P<name>(?:[^\s{{}};:\"#,]|::)+)|(?P<punct>[{{}};:,])",
 }
-_PATTERNS = {mode: re.compile(pattern, re.ASCII) for mode, pattern in _TABLE.items()}
+# Blanks, and a token that begins no comment: what is left to _skip() is comments and bad characters.
+_PATTERNS = {mode: re.compile(rf"\s*+(?!/\*|\#)(?:{pattern})", re.ASCII) for mode, pattern in _TABLE.items()}
 _SPACE = re.compile(r"\s*", re.ASCII)
 
 # In the mode of patterns these runs of characters are punctuation although they could be names.
@@ -79,34 +84,53 @@ def number_value(text: str) -> int | None:
 
 
 class Lexer:
-    """A cursor over the text of a script. `position` is where the next token is looked for."""
+    """A place in the text of a script: `position` is where the next token is looked for, `last_end` where the
+    last one that was stepped past ends.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 0
         self.comments: list[Comment] = []
         self.unterminated: Span | None = None
+        self.last_end = 0
         self._seen_comments = 0
-        self._cache: dict[int, Token] = {}
+        self._mode = -1
+        self._token = _NONE
 
-    def peek(self, mode: int) -> Token:
-        """Return the next token in `mode` without consuming it."""
-        token = self._cache.get(mode)
-        if token is None:
-            token = self._cache[mode] = self._scan(mode)
-        return token
+    def peek(self, mode: int = SCRIPT) -> Token:
+        """Return the next token in `mode` without stepping past it."""
+        if mode != self._mode:
+            self._token = self._scan(mode)
+            self._mode = mode
+        return self._token
 
-    def next(self, mode: int) -> Token:
+    def next(self, mode: int = SCRIPT) -> Token:
         """Return the next token in `mode` and step past it."""
-        token = self._cache.get(mode) or self._scan(mode)
-        self.position = token.end
-        self._cache.clear()
+        token = self._token if mode == self._mode else self._scan(mode)
+        self.position = self.last_end = token[3]
+        self._mode = -1
         return token
 
     def seek(self, position: int) -> None:
         """Go on at `position`."""
         self.position = position
-        self._cache.clear()
+        self._mode = -1
+
+    def step(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Step past the last group of the pattern when the pattern matches here.
+
+        Such patterns read in one go what is read token by token otherwise; they must agree with that.
+        """
+        match = pattern.match(self.text, self.position)
+        if match is not None:
+            self.position = self.last_end = match.end(match.lastindex or 0)
+            self._mode = -1
+        return match
+
+    def looks_at(self, pattern: re.Pattern[str], position: int) -> bool:
+        """Tell whether the pattern matches at a position."""
+        return pattern.match(self.text, position) is not None
 
     def _skip(self) -> int:
         text, position = self.text, self.position
@@ -136,19 +160,23 @@ class Lexer:
             self._seen_comments = span.end
 
     def _scan(self, mode: int) -> Token:
-        position = self._skip()
-        # What was skipped stays skipped: a later token in another mode starts here as well.
-        self.position = position
-        match = _PATTERNS[mode].match(self.text, position)
+        match = _PATTERNS[mode].match(self.text, self.position)
         if match is None:
-            if position >= len(self.text):
-                return Token(END, "end of file", position, position)
-            return Token(BAD, self.text[position], position, position + 1)
+            # What is skipped stays skipped: a later token in another mode starts behind it as well.
+            position = self.position = self._skip()
+            match = _PATTERNS[mode].match(self.text, position)
+            if match is None:
+                if position >= len(self.text):
+                    return Token(END, "end of file", position, position)
+                return Token(BAD, self.text[position], position, position + 1)
         kind = match.lastgroup or PUNCT
-        token = Token(kind, match.group(kind), position, match.end())
-        if mode == WILD and kind == NAME and token.text in _WILD_PUNCT:
-            return token._replace(kind=PUNCT)
-        return token
+        start, end = match.span(kind)
+        text = match[kind]
+        if kind == STRING:
+            start, end = start - 1, end + 1
+        elif mode == WILD and text in _WILD_PUNCT:
+            kind = PUNCT
+        return _new(Token, (kind, text, start, end))
 
 
 _LINE_MARKER = re.compile(r"#(?:line)?[ \t]+[0-9]+")

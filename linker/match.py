@@ -8,9 +8,13 @@ from functools import lru_cache
 MAX_STARS = 16
 
 
+_SPECIAL = re.compile(r"[*?\[]")
+_BEYOND_A_STAR = re.compile(r"[?\[\\]")
+
+
 def is_glob(pattern: str) -> bool:
     """Tell whether the pattern has a character that is special to fnmatch."""
-    return any(char in pattern for char in "*?[")
+    return _SPECIAL.search(pattern) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -67,11 +71,25 @@ def _character_class(body: str, *, negated: bool) -> str:
 
 def matches(pattern: str, name: str) -> bool:
     """Tell whether ld's pattern matches the whole name."""
-    if not is_glob(pattern) and "\\" not in pattern:
+    if _BEYOND_A_STAR.search(pattern):
+        return compile_glob(pattern).match(name) is not None
+    head, star, tail = pattern.partition("*")
+    if not star:
         return pattern == name
-    return compile_glob(pattern).match(name) is not None
+    if "*" in tail:
+        return compile_glob(pattern).match(name) is not None
+    # Nearly every pattern has one star: no regular expression is compiled for it.
+    return len(name) >= len(head) + len(tail) and name.startswith(head) and name.endswith(tail)
 
 
 def any_match(patterns: tuple[str, ...], name: str) -> bool:
     """Tell whether one of the patterns matches."""
-    return any(matches(pattern, name) for pattern in patterns)
+    return _any_of(patterns).match(name) is not None
+
+
+@lru_cache(maxsize=256)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return the patterns as one regular expression, one that matches nothing when there are none."""
+    return re.compile(
+        "|".join(f"(?>{compile_glob(pattern).pattern})" for pattern in patterns) or r"(?!)", re.DOTALL
+    )

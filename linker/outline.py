@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from . import ast
 from .evaluate import Constants, Known, SectionFacts, Unknown, Value, evaluate
-from .match import compile_glob, is_glob
+from .match import is_glob, matches
 
 
 class Placed(NamedTuple):
@@ -78,7 +78,7 @@ class Outline:
         """Tell whether some pattern of the script matches a section of this name."""
         if name in self._literal_patterns:
             return True
-        return any(compile_glob(pattern).match(name) for pattern in self._globs)
+        return any(matches(pattern, name) for pattern in self._globs)
 
     @cached_property
     def _globs(self) -> tuple[str, ...]:

@@ -55,9 +55,9 @@ class ScriptParser(SectionParser):
                 commands.append(self._command())
             except SyntaxFailure as failure:
                 self.recover(failure, start)
-        if self.lexer.unterminated is not None:
-            self.problems.append(ast.SyntaxProblem("the comment has no end", self.lexer.unterminated))
-        return ast.Script(tuple(commands), tuple(self.lexer.comments), tuple(self.problems))
+        if self.unterminated is not None:
+            self.problems.append(ast.SyntaxProblem("the comment has no end", self.unterminated))
+        return ast.Script(tuple(commands), tuple(self.comments), tuple(self.problems))
 
     def _command(self) -> ast.TopLevel:
         token = self.peek()
@@ -169,7 +169,7 @@ class ScriptParser(SectionParser):
         if word not in keywords:
             raise self.fail(keywords[0], token)
         if word != token.text:
-            self.lexer.seek(token.start + len(word))
+            self.seek(token.start + len(word))
         self.expect("=")
         return self.expression()
 

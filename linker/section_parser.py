@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from . import ast
 from .ast import Span
 from .cursor import Cursor, SyntaxFailure
@@ -24,6 +26,15 @@ WRAPPERS = frozenset({"PROVIDE", "PROVIDE_HIDDEN", "HIDDEN"})
 MAX_GROUPS = 20
 
 
+# What stands behind the name that an assignment begins with: an operator, or a comment before it.
+_MAY_BE_ASSIGNED = re.compile(r"\s*+(?:[-+*/&|^<>]*+=|/\*|\#)")
+
+# A section pattern that is a plain word; one with a bracket or a comment behind it may be a sort.
+_PLAIN_PATTERN = re.compile(r"\s*+([\w.$*?-]++)(?![/\\~+:\[\],=^!])(?!\s*+[(/\#])", re.ASCII)
+
+_ALL_FILES = re.compile(r"\s*+(\*)\s*+(\()")
+
+
 class SectionParser(Cursor):
     """Parses what stands inside SECTIONS."""
 
@@ -38,8 +49,8 @@ class SectionParser(Cursor):
         """
         self.problems.append(ast.SyntaxProblem(failure.message, failure.span))
         self._nesting = 0
-        if self.lexer.position < failure.span.start or self.lexer.position <= start:
-            self.lexer.seek(max(failure.span.start, self.lexer.position))
+        if self.position < failure.span.start or self.position <= start:
+            self.seek(max(failure.span.start, self.position))
         depth = 0
         while True:
             token = self.peek(WILD)
@@ -70,17 +81,21 @@ class SectionParser(Cursor):
             name = self.expect_name("a symbol")
             self.expect(")")
             return ast.Command("ENTRY", (name.text,), self.span_from(keyword.start))
-        position = self.lexer.position
-        self.next(mode)
+        if not self.looks_at(_MAY_BE_ASSIGNED, token.end):
+            return None
+        position = self.position
+        name = self.next(mode)
         operator = self.peek(mode)
-        self.lexer.seek(position)
         if operator.kind == PUNCT and operator.text in ASSIGN_OPS:
-            return self.assignment(mode)
+            return self._assigned(name, mode)
+        self.seek(position)
         return None
 
     def assignment(self, mode: int) -> ast.Assign:
         """Parse `name op expression ;`."""
-        name = self.expect_name("a symbol", mode)
+        return self._assigned(self.expect_name("a symbol", mode), mode)
+
+    def _assigned(self, name: Token, mode: int) -> ast.Assign:
         operator = self.peek(mode)
         if operator.kind != PUNCT or operator.text not in ASSIGN_OPS:
             raise self.fail("an assignment operator", operator)
@@ -144,7 +159,7 @@ class SectionParser(Cursor):
             if self.accept(";"):
                 continue
             if len(self.problems) >= 20:
-                self.lexer.seek(len(self.lexer.text))
+                self.seek(len(self.text))
                 return tuple(commands)
             try:
                 commands.append(self._section_command())
@@ -214,13 +229,13 @@ class SectionParser(Cursor):
         """Parse `(NOLOAD)`, `(TYPE = value)`, `()`; leaves anything else in parentheses alone."""
         if not self._at("("):
             return "", None
-        position = self.lexer.position
+        position = self.position
         self.next(EXPRESSION)
         token = self.next(EXPRESSION)
         if token.kind == PUNCT and token.text == ")":
             return "", None
         if token.kind != NAME or token.text not in SECTION_TYPES:
-            self.lexer.seek(position)
+            self.seek(position)
             return "", None
         kind, value = token.text, None
         if kind == "READONLY" and self.accept("(", EXPRESSION):
@@ -273,12 +288,12 @@ class SectionParser(Cursor):
         region = lma_region = ""
         if self.accept(">"):
             region = self.expect_name("a memory region").text
-        position = self.lexer.position
+        position = self.position
         if self.accept("AT"):
             if self.accept(">"):
                 lma_region = self.expect_name("a memory region").text
             else:
-                self.lexer.seek(position)
+                self.seek(position)
         return region, lma_region
 
     def _phdrs_and_fill(self) -> tuple[tuple[str, ...], ast.Expr | None]:
@@ -377,53 +392,61 @@ class SectionParser(Cursor):
         keep = self._keyword("KEEP")
         if keep:
             self.expect("(", WILD)
-        spec = self._input_spec(keep)
+        flags = self._flags()
+        file, sections = self._file_and_sections()
         if keep:
             self.expect(")", WILD)
-        if isinstance(spec, ast.Command):
-            return spec
-        return spec._replace(span=self.span_from(start))
+        if file.name == "CONSTRUCTORS" and file.sorts:
+            return ast.Command("SORT(CONSTRUCTORS)", (), file.span)
+        return ast.InputSpec(file, sections, keep, flags, self.span_from(start))
 
     def _keyword(self, word: str) -> bool:
         """Accept the keyword, which is one only when a parenthesis follows."""
         token = self.peek(WILD)
         if token.kind != NAME or token.text != word:
             return False
-        position = self.lexer.position
+        position = self.position
         self.next(WILD)
         if self.peek(WILD).text == "(":
             return True
-        self.lexer.seek(position)
+        self.seek(position)
         return False
 
-    def _input_spec(self, keep: bool) -> ast.InputSpec | ast.Command:
-        flags: list[str] = []
-        if self._keyword("INPUT_SECTION_FLAGS"):
-            self.expect("(", WILD)
+    def _flags(self) -> tuple[str, ...]:
+        if not self._keyword("INPUT_SECTION_FLAGS"):
+            return ()
+        self.expect("(", WILD)
+        flags = [self.expect_name("a section flag", WILD).text]
+        while self.accept("&", WILD):
             flags.append(self.expect_name("a section flag", WILD).text)
-            while self.accept("&", WILD):
-                flags.append(self.expect_name("a section flag", WILD).text)
-            self.expect(")", WILD)
+        self.expect(")", WILD)
+        return tuple(flags)
+
+    def _file_and_sections(self) -> tuple[ast.Pattern, tuple[ast.Pattern, ...] | None]:
+        all_files = self.step(_ALL_FILES)
+        if all_files is not None:
+            return ast.Pattern("*", (), (), Span(*all_files.span(1))), self._patterns(")")
         token = self.peek(WILD)
         if token.kind == PUNCT and token.text == "[":
             self.next(WILD)
-            sections = self._patterns("]")
-            return ast.InputSpec(ast.Pattern("*"), sections, keep, tuple(flags))
+            return ast.Pattern("*"), self._patterns("]")
         file = self._pattern(())
-        if file.name == "CONSTRUCTORS" and file.sorts:
-            return ast.Command("SORT(CONSTRUCTORS)", (), file.span)
-        if not self.accept("(", WILD):
-            return ast.InputSpec(file, None, keep, tuple(flags))
-        return ast.InputSpec(file, self._patterns(")"), keep, tuple(flags))
+        constructors = file.name == "CONSTRUCTORS" and file.sorts
+        if constructors or not self.accept("(", WILD):
+            return file, None
+        return file, self._patterns(")")
 
     def _patterns(self, closing: str) -> tuple[ast.Pattern, ...]:
         """Parse section patterns; an EXCLUDE_FILE before a list holds for the one pattern after it."""
         patterns: list[ast.Pattern] = []
-        while not self.accept(closing, WILD):
-            if self.accept(",", WILD):
-                continue
-            patterns.append(self._pattern(()))
-        return tuple(patterns)
+        while True:
+            match = self.step(_PLAIN_PATTERN)
+            if match is not None:
+                patterns.append(ast.Pattern(match[1], (), (), Span(*match.span(1))))
+            elif self.accept(closing, WILD):
+                return tuple(patterns)
+            elif not self.accept(",", WILD):
+                patterns.append(self._pattern(()))
 
     def _pattern(self, sorts: tuple[str, ...]) -> ast.Pattern:
         start = self.peek(WILD).start
