@@ -29,7 +29,7 @@ SHUTDOWN_NAMES = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_re
 
 @dataclass(eq=False)
 class Domain:
-    """The one guest of the machine. `domain_id` is what the guest would see as its own number."""
+    """One guest. `domain_id` is its number: the owner of its frames, and what others call it by."""
 
     abi: Abi
     mem: MachineMemory
@@ -44,7 +44,6 @@ class Domain:
     handle: bytes = bytes(16)
     vcpus: list[Vcpu] = field(default_factory=list)
     vm_assist: int = 0
-    tot_pages: int = 0
     wallclock_ns: int = 0  # Unix time at system time 0
     pci_cf8: int = 0  # the last 32-bit value written to port 0xcf8
     cmos_idx: int = 0  # the last byte written to port 0x70
@@ -75,6 +74,7 @@ class Domain:
         v = self.vcpus[self.current_id]
         return v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
 
-    def adjust_tot_pages(self, by: int) -> None:
-        """domain_adjust_tot_pages(): the domain has gained or lost frames."""
-        self.tot_pages += by
+    @property
+    def tot_pages(self) -> int:
+        """How many frames the domain has."""
+        return self.frames.tot_pages[self.domain_id]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 CR0 = 0x80050033  # PE MP ET NE WP AM PG
 CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
 CR4_2LEVEL = 0x640
+DOMAIN_ID = 1
 MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts with
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
@@ -127,7 +128,7 @@ class Machine:
     def _create_domain(self, abi: Abi, vcpus: int) -> Domain:
         image, mem = self.image, self.mem
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-        frames.assign(mem.first_mfn, mem.nr_pages)
+        frames.assign(mem.first_mfn, mem.nr_pages, DOMAIN_ID)
         shared_info_mfn = mem.alloc_xenheap_page()
         if shared_info_mfn != image.shared_info_mfn:
             raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
@@ -140,10 +141,10 @@ class Machine:
             clock=self.clock,
             shared_info_mfn=shared_info_mfn,
             shared_info=shared_info,
+            domain_id=DOMAIN_ID,
             nr_pages=mem.nr_pages,
             max_pages=mem.nr_pages + MAX_PAGES_SLACK,
             max_vcpus=vcpus,
-            tot_pages=mem.nr_pages,
             wallclock_ns=WALLCLOCK_NS,
         )
         d.engine = self.engine
@@ -159,9 +160,8 @@ class Machine:
         xen = XenMappings(d, engine)
         d.guest = GuestAccess(d.abi, mem, lambda va, write: d.mm.walk(d.current_root(), va, write))
         d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
-        d.mm.adjust_tot_pages = d.adjust_tot_pages
         d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, d.abi)
-        d.mm.share_xen_page_with_guest(d.shared_info_mfn, writable=True)
+        d.frames.share_xen_page_with_guest(d.shared_info_mfn, d.domain_id, writable=True)
         _fill_m2p(d, image.p2m)
         init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), d.abi)
         if image.plan.hypercall_page_pfn is not None:

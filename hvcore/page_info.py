@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from array import array
 
+from hvcore.public.xen import DOMID_INVALID
+
 # PGT_*: the mutually exclusive types of a frame.
 PGT_none = 0
 PGT_l1_page_table = 1
@@ -28,30 +30,79 @@ PGT_pinned = 4
 PGT_pae_xen_l2 = 8  # the PAE L2 that carries Xen's slots
 PGC_xen_heap = 16
 
-# Owners.
-OWNER_NONE = 0
-OWNER_GUEST = 1
-OWNER_XEN = 2  # DOMID_XEN: mappable read-only at best
+NO_OWNER = DOMID_INVALID  # where Xen's page_get_owner() is NULL
 
 
 class FrameTable:
-    """The frame table of `nr` frames from `base_mfn` on."""
+    """The frame table of `nr` frames from `base_mfn` on. `owner` holds domids.
 
-    __slots__ = ("base_mfn", "count", "flags", "nr", "owner", "ptype", "tcount", "tlbflush_timestamp")
+    `free_frames` is the heap of frames that were given back, by index, the next to be handed out last;
+    `tot_pages` says how many frames each domain has (domain_adjust_tot_pages()), Xen's own not counted.
+    """
+
+    __slots__ = (
+        "base_mfn",
+        "count",
+        "flags",
+        "free_frames",
+        "nr",
+        "owner",
+        "ptype",
+        "tcount",
+        "tlbflush_timestamp",
+        "tot_pages",
+    )
 
     def __init__(self, base_mfn: int, nr: int) -> None:
         self.base_mfn = base_mfn
         self.nr = nr
-        self.owner = bytearray(nr)
+        self.owner = array("H", [NO_OWNER]) * nr
         self.flags = bytearray(nr)
         self.ptype = bytearray(nr)
         self.count = array("I", bytes(4 * nr))
         self.tcount = array("I", bytes(4 * nr))
         self.tlbflush_timestamp = array("I", bytes(4 * nr))
+        self.free_frames: list[int] = []
+        self.tot_pages: dict[int, int] = {}
 
-    def assign(self, start_mfn: int, nr: int, owner: int = OWNER_GUEST) -> None:
-        """Give `nr` frames to `owner` with the allocation reference held (assign_pages())."""
+    def assign(self, start_mfn: int, nr: int, owner: int) -> None:
+        """assign_pages(): give `nr` frames to the domain `owner`, with the allocation's reference held."""
         i = start_mfn - self.base_mfn
-        self.owner[i : i + nr] = bytes([owner]) * nr
+        self.owner[i : i + nr] = array("H", [owner]) * nr
         self.flags[i : i + nr] = bytes([PGC_allocated]) * nr
         self.count[i : i + nr] = array("I", [1]) * nr
+        self.tot_pages[owner] = self.tot_pages.get(owner, 0) + nr
+
+    def alloc_domheap_page(self, owner: int) -> int:
+        """A frame of the heap for `owner`, by its index; -1 when there is none. Its contents are old ones."""
+        if not self.free_frames:
+            return -1
+        pg = self.free_frames.pop()
+        self.assign(pg + self.base_mfn, 1, owner)
+        self.tcount[pg] = 0
+        return pg
+
+    def free_domheap_page(self, pg: int) -> None:
+        """Nobody holds the frame any more: it goes to the heap, unless Xen keeps it."""
+        if not self.flags[pg] & PGC_xen_heap:
+            self.free_frames.append(pg)
+            self.tot_pages[self.owner[pg]] -= 1
+        self.owner[pg] = NO_OWNER
+        self.ptype[pg] = PGT_none
+        self.flags[pg] = 0
+
+    def share_xen_page_with_guest(self, mfn: int, owner: int, writable: bool) -> None:
+        """Let `owner` map one of Xen's frames; its type can never change."""
+        pg = mfn - self.base_mfn
+        self.owner[pg] = owner
+        self.ptype[pg] = PGT_writable_page if writable else PGT_none
+        self.tcount[pg] = 1
+        self.count[pg] = 1
+        self.flags[pg] = PGT_validated | PGC_allocated | PGC_xen_heap
+
+    def unshare_xen_page(self, mfn: int) -> None:
+        """Take back what share_xen_page_with_guest() gave and nobody maps."""
+        pg = mfn - self.base_mfn
+        self.owner[pg] = NO_OWNER
+        self.ptype[pg] = PGT_none
+        self.flags[pg] = self.count[pg] = self.tcount[pg] = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from hvcore.page_info import OWNER_NONE, PGT_none
 from hvcore.public.errno import EBUSY, ENOMEM, ERANGE
 from hvcore.public.grant_table import (
     GNTTAB_NR_RESERVED_ENTRIES,
@@ -120,7 +119,7 @@ class GrantTable:
         d = self.domain
         mfn = self._spare.pop() if self._spare else d.mem.alloc_xenheap_page()
         d.mem.frame(mfn)[:] = bytes(PAGE_SIZE)
-        d.mm.share_xen_page_with_guest(mfn, writable=True)
+        d.frames.share_xen_page_with_guest(mfn, d.domain_id, writable=True)
         return mfn
 
     def grow(self, nr_frames: int) -> int:
@@ -144,13 +143,10 @@ class GrantTable:
     def _unpopulate_status_frames(self) -> int:
         """Take the status frames back: 0, or -EBUSY while the guest maps one."""
         frames = self.domain.frames
-        slots = [mfn - frames.base_mfn for mfn in self.status]
-        if any(frames.count[i] != 1 for i in slots):
+        if any(frames.count[mfn - frames.base_mfn] != 1 for mfn in self.status):
             return -EBUSY
-        for i in slots:
-            frames.owner[i] = OWNER_NONE
-            frames.ptype[i] = PGT_none
-            frames.flags[i] = frames.count[i] = frames.tcount[i] = 0
+        for mfn in self.status:
+            frames.unshare_xen_page(mfn)
         self._spare += self.status
         self.status.clear()
         return 0

@@ -24,7 +24,7 @@ from hvcore.common.grant_entries import (
 )
 from hvcore.common.handles import array_access_ok
 from hvcore.errors import GuestError, HypercallPreempted
-from hvcore.page_info import OWNER_GUEST, PGT_writable_page
+from hvcore.page_info import PGT_writable_page
 from hvcore.public.errno import EFAULT, EILSEQ, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from hvcore.public.grant_table import (
     GNTTAB_CACHE_CLEAN,
@@ -543,7 +543,7 @@ def _cache_flush_one(d: Domain, op: tuple[int, ...], resumed: int) -> int:
     i = (bus_addr >> PAGE_SHIFT) - d.frames.base_mfn
     if not 0 <= i < d.frames.nr:
         return -EINVAL
-    if d.frames.owner[i] != OWNER_GUEST:
+    if d.frames.owner[i] != d.domain_id:
         return -EPERM
     return -EOPNOTSUPP if what == GNTTAB_CACHE_INVAL else 0  # x86 cannot throw dirty lines away
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hvcore.common.event_channel import DOM0, domain_by_any_id
 from hvcore.common.handles import array_access_ok
 from hvcore.errors import GuestError, HypercallPreempted
-from hvcore.page_info import OWNER_GUEST, PGC_allocated, PGC_xen_heap
+from hvcore.page_info import PGC_allocated, PGC_xen_heap
 from hvcore.public.errno import (
     E2BIG,
     EACCES,
@@ -210,7 +210,7 @@ def _stealable(d: Domain, mfn: int) -> bool:
     i = mfn - frames.base_mfn
     return (
         0 <= i < frames.nr
-        and frames.owner[i] == OWNER_GUEST
+        and frames.owner[i] == d.domain_id
         and frames.count[i] == 1
         and frames.flags[i] & (PGC_allocated | PGC_xen_heap) == PGC_allocated
     )

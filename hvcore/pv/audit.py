@@ -10,7 +10,6 @@ from array import array
 from typing import TYPE_CHECKING
 
 from hvcore.page_info import (
-    OWNER_GUEST,
     PGT_NAMES,
     PGC_allocated,
     PGC_xen_heap,
@@ -122,11 +121,11 @@ def _differences(seen: _Recount) -> list[str]:
     out = []
     for pg in range(mm.nr):
         mfn = pg + mm.base
-        if mm.count[pg] != seen.count[pg] and mm.owner[pg] == OWNER_GUEST:
+        if mm.count[pg] != seen.count[pg] and mm.owner[pg] == mm.domid:
             out.append(f"frame {mfn:#x}: count {mm.count[pg]}, recounted {seen.count[pg]}")
-        if mm.tcount[pg] != seen.tcount[pg] and mm.owner[pg] == OWNER_GUEST:
+        if mm.tcount[pg] != seen.tcount[pg] and mm.owner[pg] == mm.domid:
             kind = PGT_NAMES[mm.ptype[pg]]
             out.append(f"frame {mfn:#x} ({kind}): type count {mm.tcount[pg]}, recounted {seen.tcount[pg]}")
-        if mm.owner[pg] != OWNER_GUEST and seen.count[pg]:
+        if mm.owner[pg] != mm.domid and seen.count[pg]:
             out.append(f"frame {mfn:#x} is not the guest's but is referenced {seen.count[pg]} times")
     return out

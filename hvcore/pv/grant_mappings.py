@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table
+from hvcore.page_info import PGT_l1_page_table
 
 if TYPE_CHECKING:
     from hvcore.pv.mm import PageTables
@@ -47,7 +47,7 @@ def _l1_entry(mm: PageTables, addr: int, flags: int) -> int:
         pg = at >> mm.shift
     if not 0 <= pg < mm.nr or at < 0:
         return -1
-    usable = mm.owner[pg] == OWNER_GUEST and mm.tcount[pg] and mm.ptype[pg] == PGT_l1_page_table
+    usable = mm.owner[pg] == mm.domid and mm.tcount[pg] and mm.ptype[pg] == PGT_l1_page_table
     return at if usable else -1
 
 

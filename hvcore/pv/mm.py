@@ -30,14 +30,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hvcore import page_info as pi
 from hvcore.page_info import (
-    OWNER_GUEST,
     PGC_allocated,
     PGT_l1_page_table,
     PGT_l2_page_table,
     PGT_l3_page_table,
     PGT_l4_page_table,
+    PGT_none,
     PGT_pae_xen_l2,
     PGT_pinned,
     PGT_seg_desc_page,
@@ -111,11 +110,10 @@ class PageTables:
         self.tcount = frames.tcount
         self.count = frames.count
         self.owner = frames.owner
+        self.domid = xen.domain.domain_id
         self.stamp = frames.tlbflush_timestamp
         self.l3_disallow = L3_DISALLOW_MASK_PV32 if self.pv32 else L2_DISALLOW_MASK
-        self.free_frames: list[int] = []
         self.validate_segdesc_page: Callable[[int], int] = lambda _mfn: -EINVAL
-        self.adjust_tot_pages: Callable[[int], None] = lambda _by: None  # domain_adjust_tot_pages()
         self._promote = (
             None,
             self._promote_l1_table,
@@ -141,7 +139,7 @@ class PageTables:
     def get_page(self, mfn: int) -> bool:
         """get_page_from_mfn(): hold a frame of the guest's. False when it is not the guest's."""
         pg = mfn - self.base
-        if 0 <= pg < self.nr and self.owner[pg] == OWNER_GUEST and self.count[pg]:
+        if 0 <= pg < self.nr and self.owner[pg] == self.domid and self.count[pg]:
             self.count[pg] += 1
             return True
         return False
@@ -152,16 +150,7 @@ class PageTables:
         left = self.count[pg] - 1
         self.count[pg] = left
         if not left:
-            self._free(pg)
-
-    def _free(self, pg: int) -> None:
-        """free_domheap_page(): nobody holds the frame any more."""
-        self.owner[pg] = pi.OWNER_NONE
-        self.ptype[pg] = pi.PGT_none
-        if not self.pflags[pg] & pi.PGC_xen_heap:
-            self.free_frames.append(pg)
-        self.pflags[pg] = 0
-        self.adjust_tot_pages(-1)
+            self.frames.free_domheap_page(pg)
 
     # -- types
 
@@ -186,7 +175,7 @@ class PageTables:
         rc = self._validate(pg, ptype)
         if rc:
             self.tcount[pg] = 0
-            self.ptype[pg] = pi.PGT_none
+            self.ptype[pg] = PGT_none
             self.pflags[pg] &= ~(PGT_validated | PGT_pae_xen_l2)
             return rc
         self.pflags[pg] |= PGT_validated
@@ -245,7 +234,7 @@ class PageTables:
         if not 0 <= pg < self.nr:  # not RAM: the guest may map no device
             return -EINVAL if mfn == INVALID_MFN else -EPERM
         held = self.count[pg]
-        if self.owner[pg] != OWNER_GUEST or not held:
+        if self.owner[pg] != self.domid or not held:
             return -EBUSY
         if l1e & PAGE_RW:
             uses = self.tcount[pg]
@@ -275,7 +264,7 @@ class PageTables:
         held = self.count[pg] - 1
         self.count[pg] = held
         if not held:
-            self._free(pg)
+            self.frames.free_domheap_page(pg)
 
     def adjust_guest_l1e(self, l1e: int) -> int:
         """What Xen adds to a present entry: USER for 64-bit guests, whose kernel runs at CPL 3."""
@@ -551,14 +540,11 @@ class PageTables:
 
     def alloc_domheap_page(self) -> int:
         """A frame for the guest, zeroed, held by its allocation; -1 when the machine has no more."""
-        if not self.free_frames:
+        pg = self.frames.alloc_domheap_page(self.domid)
+        if pg < 0:
             return -1
-        pg = self.free_frames.pop()
         at = pg << 12
         self.mem.view[at : at + 4096] = bytes(4096)
-        self.frames.assign(pg + self.base, 1)
-        self.tcount[pg] = 0
-        self.adjust_tot_pages(1)
         return pg + self.base
 
     def guest_remove_page(self, mfn: int) -> int:
@@ -574,15 +560,6 @@ class PageTables:
             self.put_page(mfn)
         self.put_page(mfn)
         return 0
-
-    def share_xen_page_with_guest(self, mfn: int, writable: bool) -> None:
-        """Let the guest map one of Xen's frames; its type can never change."""
-        pg = mfn - self.base
-        self.owner[pg] = OWNER_GUEST
-        self.ptype[pg] = PGT_writable_page if writable else pi.PGT_none
-        self.tcount[pg] = 1
-        self.count[pg] = 1
-        self.pflags[pg] = PGT_validated | PGC_allocated | pi.PGC_xen_heap
 
     def get_page_writable(self, mfn: int) -> bool:
         """Hold a frame of the guest's and use it as writable (register_vcpu_info and the like)."""

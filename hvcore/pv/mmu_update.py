@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.errors import GuestError, HypercallPreempted
-from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
+from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from hvcore.public import xen
 from hvcore.public.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH
 from hvcore.public.xen import (
@@ -138,7 +138,7 @@ def _one_update(mm: PageTables, ptr: int, val: int) -> int:
         return -ENOSYS
     mfn = ptr >> 12
     pg = mfn - mm.base
-    if not (0 <= pg < mm.nr and mm.owner[pg] == OWNER_GUEST and mm.count[pg]):
+    if not (0 <= pg < mm.nr and mm.owner[pg] == mm.domid and mm.count[pg]):
         return -EINVAL
     at = (pg << mm.shift) + ((ptr & 4095) >> (12 - mm.shift))
     if mm.shift == 10:
@@ -188,7 +188,7 @@ def do_update_va_mapping(v: Vcpu, va: int, val: int, flags: int) -> int:
     at = mm.l1_entry_of(v.cr3_mfn, va)
     shift = mm.shift
     pg = at >> shift
-    if at < 0 or mm.owner[pg] != OWNER_GUEST or mm.ptype[pg] != PGT_l1_page_table:
+    if at < 0 or mm.owner[pg] != mm.domid or mm.ptype[pg] != PGT_l1_page_table:
         return -EINVAL
     rc = mm.mod_l1_entry(at, val if shift == 9 else val & 0xFFFFFFFF)
     if rc:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.engine import CS, RIP
 from hvcore.errors import GuestError
-from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_l4_page_table
+from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table
 from hvcore.pv.mm import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class RoPageFault:
             return False
         mfn = (pte >> 12) & mm.mfn_mask
         pg = mfn - mm.base
-        if not 0 <= pg < mm.nr or mm.owner[pg] != OWNER_GUEST:
+        if not 0 <= pg < mm.nr or mm.owner[pg] != mm.domid:
             return False
         highest = PGT_l4_page_table if self.upper_tables else PGT_l1_page_table
         if mm.tcount[pg] and highest < mm.ptype[pg] <= PGT_l4_page_table:

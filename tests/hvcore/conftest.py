@@ -18,7 +18,7 @@ from hvcore.common.grant_table import GrantTable
 from hvcore.domain import Domain
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
-from hvcore.page_info import OWNER_GUEST, FrameTable, PGC_allocated, PGC_xen_heap, PGT_writable_page
+from hvcore.page_info import FrameTable, PGC_allocated, PGT_writable_page
 from hvcore.trace import Trace
 from hvcore.vcpu import Vcpu, VPF_down
 
@@ -37,7 +37,6 @@ class FakeMm:
     def __init__(self, d: Domain) -> None:
         self.d = d
         self.m2p: dict[int, int] = {d.mem.first_mfn + i: i for i in range(d.nr_pages)}
-        self.free: list[int] = []
         self.busy: set[int] = set()
         self.host_maps: list[tuple[int, int, int]] = []
         self.refuse_host_map = 0
@@ -46,7 +45,7 @@ class FakeMm:
     def _index(self, mfn: int) -> int:
         i = mfn - self.d.mem.base_mfn
         frames = self.d.frames
-        return i if 0 <= i < frames.nr and frames.owner[i] == OWNER_GUEST and frames.count[i] else -1
+        return i if 0 <= i < frames.nr and frames.owner[i] == self.d.domain_id and frames.count[i] else -1
 
     def get_page(self, mfn: int) -> bool:
         i = self._index(mfn)
@@ -62,10 +61,8 @@ class FakeMm:
         frames.count[i] -= 1
         if not frames.count[i]:
             assert not frames.tcount[i]
-            frames.owner[i] = 0
-            self.d.tot_pages -= 1
+            frames.free_domheap_page(i)
             self.m2p.pop(mfn, None)
-            self.free.append(mfn)
 
     def get_page_type(self, mfn: int, ptype: int) -> int:
         assert ptype == PGT_writable_page
@@ -100,24 +97,15 @@ class FakeMm:
         return 0
 
     def alloc_domheap_page(self) -> int:
-        if not self.free:
+        i = self.d.frames.alloc_domheap_page(self.d.domain_id)
+        if i < 0:
             return -1
-        mfn = self.free.pop(0)
-        self.d.frames.assign(mfn, 1)
-        self.d.tot_pages += 1
+        mfn = i + self.d.frames.base_mfn
         self.d.mem.frame(mfn)[:] = bytes(4096)
         return mfn
 
     def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:
         self.m2p[mfn] = pfn
-
-    def share_xen_page_with_guest(self, mfn: int, writable: bool) -> None:
-        i = mfn - self.d.mem.base_mfn
-        self.d.frames.owner[i] = OWNER_GUEST
-        self.d.frames.count[i] = 1
-        self.d.frames.tcount[i] = 1
-        self.d.frames.flags[i] = PGC_allocated | PGC_xen_heap
-        assert writable
 
     def flush_tlb(self) -> None:
         self.tlb_flushes += 1
@@ -147,7 +135,7 @@ class Guest:
     def __init__(self, abi: abi_module.Abi, max_vcpus: int) -> None:
         mem = MachineMemory(NR_PAGES, m2p_entry=abi.m2p_entry)
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-        frames.assign(mem.first_mfn, NR_PAGES)
+        frames.assign(mem.first_mfn, NR_PAGES, 1)
         self.cell = memoryview(bytearray(16)).cast("q")
         self.cell[0] = 1 << 40
         shared_info_mfn = mem.alloc_xenheap_page()
@@ -162,7 +150,6 @@ class Guest:
             max_pages=NR_PAGES + 256,
             max_vcpus=max_vcpus,
         )
-        d.tot_pages = NR_PAGES
         self.d = d
         self.read_only: set[int] = set()
         self.reschedules = 0

@@ -51,7 +51,7 @@ class PvCpu:
     def __init__(self, abi: Abi) -> None:
         mem = MachineMemory(NR_PAGES, m2p_entry=abi.m2p_entry)
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-        frames.assign(mem.first_mfn, NR_PAGES)
+        frames.assign(mem.first_mfn, NR_PAGES, 1)
         self.abi, self.mem, self.base = abi, mem, mem.first_mfn
         self.engine = engine = Engine(mem.buffer, mem.base_mfn << 12)
         engine.cell[0] = 1 << 40

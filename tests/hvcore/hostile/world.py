@@ -17,7 +17,7 @@ from hvcore.abi import ABIS, Abi
 from hvcore.errors import DomainCrash, GuestError, GuestFault, HypercallPreempted
 from hvcore.machine import Machine
 from hvcore.machine_memory import MachineMemory
-from hvcore.page_info import OWNER_GUEST, PGT_l1_page_table, PGT_seg_desc_page
+from hvcore.page_info import PGT_l1_page_table, PGT_seg_desc_page
 from hvcore.public.errno import NAMES
 from hvcore.public.xen import Hypercall
 from hvcore.pv.audit import audit
@@ -234,7 +234,7 @@ class World:
                 if entry & (PRESENT | RW) == PRESENT | RW:
                     if mfn in protected:
                         found.append(f"L1 {pg + mm.base:#x} slot {slot:#x} maps table {mfn:#x} writable")
-                    elif not (0 <= mfn - mm.base < mm.nr and mm.owner[mfn - mm.base] == OWNER_GUEST):
+                    elif not (0 <= mfn - mm.base < mm.nr and mm.owner[mfn - mm.base] == mm.domid):
                         found.append(f"L1 {pg + mm.base:#x} slot {slot:#x} maps {mfn:#x}, not the guest's")
         return found + self._stale_translations(protected)
 
@@ -255,7 +255,7 @@ class World:
             "unknown hypercalls": (len(d.trace.unknown_hypercalls), 256),
             "grant handles": (len(d.grant_table.maptrack), 4096),
             "active grants": (len(d.grant_table.active), 32768),
-            "free frames": (len(self.mm.free_frames), self.mm.nr),
+            "free frames": (len(d.frames.free_frames), self.mm.nr),
             "total pages": (d.tot_pages, d.max_pages),
         }
         return [f"{name}: {size}, more than {most}" for name, (size, most) in sizes.items() if size > most]

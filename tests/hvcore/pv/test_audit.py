@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from hvcore.page_info import PGC_allocated, PGT_pinned, PGT_validated, PGT_writable_page
+from hvcore.page_info import NO_OWNER, PGC_allocated, PGT_pinned, PGT_validated, PGT_writable_page
 from hvcore.pv.audit import audit
 from tests.hvcore.pv_cpu import PV32, PV64, PvCpu
 
@@ -67,7 +67,7 @@ def _type(cpu: PvCpu) -> None:
 
 
 def _owner(cpu: PvCpu) -> None:
-    cpu.d.frames.owner[pg(cpu, 20)] = 0
+    cpu.d.frames.owner[pg(cpu, 20)] = NO_OWNER
 
 
 def _base(cpu: PvCpu) -> None:
