@@ -45,6 +45,7 @@ class FrameTable:
         "count",
         "flags",
         "free_frames",
+        "linear_pt_count",
         "nr",
         "owner",
         "ptype",
@@ -62,6 +63,9 @@ class FrameTable:
         self.count = array("I", bytes(4 * nr))
         self.tcount = array("I", bytes(4 * nr))
         self.tlbflush_timestamp = array("I", bytes(4 * nr))
+        # Of a page table: how many of its entries name tables of its own level, or, negative, how many
+        # entries of such tables name it (pv/linear_pt.py). Sixteen bits, as in Xen: they are a limit.
+        self.linear_pt_count = array("h", bytes(2 * nr))
         self.free_frames: list[int] = []
         self.tot_pages: dict[int, int] = {}
 

@@ -111,7 +111,7 @@ def conformance() -> tuple[Sample, ...]:
 
 # Conformance guests that know nothing of the size of an entry.
 _ANY_PAGING = (
-    *("bad_commands", "bad_pointers", "call_gates", "callbacks", "cpuid", "debug_registers"),
+    *("linear_pt", "bad_commands", "bad_pointers", "call_gates", "callbacks", "cpuid", "debug_registers"),
     *("event_channel", "event_mask", "fifo", "fpu", "fpu_image", "grant_map", "grant_table", "grant_v2"),
     *("int80", "io_ports", "iret", "iret_forms", "ldt", "memory_exchange", "memory_op", "mmuext_op", "msr"),
     *("multicall", "multicall_stops", "nested_faults", "nmi", "physdev", "privileged", "refused", "runstate"),

@@ -33,6 +33,8 @@ class _Recount:
         self.mm = mm
         self.count = array("I", bytes(4 * mm.nr))
         self.tcount = array("I", bytes(4 * mm.nr))
+        self.entries = array("I", bytes(4 * mm.nr))  # of a table, that name others of its level
+        self.uses = array("I", bytes(4 * mm.nr))  # of a table, by such entries
         self.problems: list[str] = []
 
     def hold(self, mfn: int, why: str) -> int:
@@ -54,6 +56,14 @@ class _Recount:
             self.problems.append(
                 f"{why}: frame {mfn:#x} is {PGT_NAMES[self.mm.ptype[pg]]}, used as {PGT_NAMES[ptype]}"
             )
+
+    def link(self, mfn: int, ptype: int, target: int, why: str) -> None:
+        """An entry of the table `mfn` that names the table `target` of its own level."""
+        if target == mfn:
+            return
+        self.use(target, ptype, why)
+        self.entries[mfn - self.mm.base] += 1
+        self.uses[target - self.mm.base] += 1
 
 
 def audit(d: Domain) -> list[str]:
@@ -109,7 +119,12 @@ def _count_table(seen: _Recount, pg: int, ptype: int) -> None:
         target = (entry >> 12) & mm.mfn_mask
         why = f"{PGT_NAMES[ptype]} table {mfn:#x} slot {slot:#x}"
         if ptype > 1:
-            seen.use(target, ptype - 1, why)
+            if 0 <= target - mm.base < mm.nr and mm.ptype[target - mm.base] == ptype:
+                seen.link(mfn, ptype, target, why)
+                if entry & PAGE_RW:
+                    seen.problems.append(f"{why}: a linear page table with write permission")
+            else:
+                seen.use(target, ptype - 1, why)
         elif entry & PAGE_RW:
             seen.use(target, PGT_writable_page, why)
         else:
@@ -126,6 +141,12 @@ def _differences(seen: _Recount) -> list[str]:
         if mm.tcount[pg] != seen.tcount[pg] and mm.owner[pg] == mm.domid:
             kind = PGT_NAMES[mm.ptype[pg]]
             out.append(f"frame {mfn:#x} ({kind}): type count {mm.tcount[pg]}, recounted {seen.tcount[pg]}")
+        entries, uses = seen.entries[pg], seen.uses[pg]
+        if entries and uses:
+            out.append(f"frame {mfn:#x}: {entries} linear entries and {uses} linear uses, XSA-240")
+        counted = mm.linear_pt_count[pg]
+        if 0 < mm.ptype[pg] <= PGT_l4_page_table and mm.tcount[pg] and counted != entries - uses:
+            out.append(f"frame {mfn:#x}: linear_pt_count {counted}, recounted {entries - uses}")
         if mm.owner[pg] != mm.domid and seen.count[pg]:
             out.append(f"frame {mfn:#x} is not the guest's but is referenced {seen.count[pg]} times")
     return out

@@ -22,6 +22,7 @@ from hvcore.public.xen import (
     UVMF_TLB_FLUSH,
 )
 from hvcore.pv.mm import L1_DISALLOW_MASK, PAGE_PRESENT
+from hvcore.pv.refusal import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,9 @@ def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) 
         return pg_owner
     update = _one_update if pg_owner == PG_SELF else _one_io_update
     done, rc = _run_one(v, ureqs, update) if count == 1 else _run_batches(v, ureqs, count, update)
+    if d.mm.flush_linear_pt:
+        d.mm.flush_linear_pt = False
+        d.mm.flush_tlb()
     rest = (ureqs + done * size, count - done)
     return end_requests(v, rc, done_before + done, pdone, rest, foreigndom)
 
@@ -139,7 +143,7 @@ def _one_update(mm: PageTables, ptr: int, val: int) -> int:
     mfn = ptr >> 12
     pg = mfn - mm.base
     if not (0 <= pg < mm.nr and mm.owner[pg] == mm.domid and mm.count[pg]):
-        return -EINVAL
+        return mm.refuse(Reason.NO_PAGE)
     at = (pg << mm.shift) + ((ptr & 4095) >> (12 - mm.shift))
     if mm.shift == 10:
         val &= 0xFFFFFFFF
@@ -176,7 +180,7 @@ def _one_io_update(mm: PageTables, ptr: int, val: int) -> int:
 
 def _machphys_update(mm: PageTables, mfn: int, pfn: int) -> int:
     if not mm.get_page(mfn):
-        return -EINVAL
+        return mm.refuse(Reason.NO_M2P_PAGE)
     mm.set_gpfn_from_mfn(mfn, pfn)
     mm.put_page(mfn)
     return 0
@@ -189,7 +193,7 @@ def do_update_va_mapping(v: Vcpu, va: int, val: int, flags: int) -> int:
     shift = mm.shift
     pg = at >> shift
     if at < 0 or mm.owner[pg] != mm.domid or mm.ptype[pg] != PGT_l1_page_table:
-        return -EINVAL
+        return mm.refuse(Reason.NO_TABLE, va)
     rc = mm.mod_l1_entry(at, val if shift == 9 else val & 0xFFFFFFFF)
     if rc:
         return rc

@@ -21,6 +21,7 @@ from hvcore.pv.mmu_update import (
     get_pg_owner,
     vcpumask_readable,
 )
+from hvcore.pv.refusal import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,16 +37,14 @@ def _pin(v: Vcpu, cmd: int, mfn: int) -> int:
     level = cmd - xen.MMUEXT_PIN_L1_TABLE + 1
     if level > mm.levels:
         return 0  # pinning a level that the guest does not have is ignored
-    if not mm.get_page(mfn):
-        return -EINVAL
-    rc = mm.get_page_type(mfn, level)
+    rc = mm.get_page_and_type(mfn, level)
     if rc:
-        mm.put_page(mfn)
+        mm.refuse(Reason.PIN, rc, mfn)
         return rc
     pg = mfn - mm.base
     if mm.pflags[pg] & PGT_pinned:
         mm.put_page_and_type(mfn)
-        return -EINVAL
+        return mm.refuse(Reason.ALREADY_PINNED, mfn)
     mm.pflags[pg] |= PGT_pinned
     return 0
 
@@ -58,13 +57,14 @@ def pin_table(v: Vcpu, mfn: int) -> int:
 def _unpin(v: Vcpu, mfn: int, _arg2: int) -> int:
     mm = v.domain.mm
     if not mm.get_page(mfn):
-        return -EINVAL
+        return mm.refuse(Reason.NOT_OWNED, mfn)
     pg = mfn - mm.base
-    rc = -EINVAL
+    rc = 0
     if mm.pflags[pg] & PGT_pinned:
         mm.pflags[pg] &= ~PGT_pinned
         mm.put_page_and_type(mfn)
-        rc = 0
+    else:
+        rc = mm.refuse(Reason.NOT_PINNED, mfn)
     mm.put_page(mfn)
     return rc
 
@@ -82,6 +82,7 @@ def _new_user_baseptr(v: Vcpu, mfn: int, _arg2: int) -> int:
         # A PAE guest has no use for a user base pointer, and no table of the root type to name.
         rc = mm.get_page_and_type(mfn, 4) if not mm.pv32 else -EINVAL
         if rc:
+            mm.refuse(Reason.USER_BASEPTR, rc, mfn)
             return rc
     v.user_cr3_mfn = mfn
     if old:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "conform.h"
 
-const char test_title[] = "Tables above the leaf: hooking in, linear maps and large pages refused, a second base";
+const char test_title[] = "Tables above the leaf: hooking in, writable linear maps and large pages refused, a second base";
 
 static u8 *const fresh = (u8 *)(VIRT_BASE + 0x10000000ul);
 

@@ -63,7 +63,7 @@ static void refused_in_an_l2(void)
     u64 page = virt_to_machine(alloc_page());
     EXPECT_REFUSED(mmu_update_one(above, page | PTE_PRESENT | PTE_RW | PTE_PSE, 0), EINVAL); /* 4 MiB */
     EXPECT_REFUSED(mmu_update_one(above, page | PTE_PRESENT | PTE_GLOBAL, 0), EINVAL);
-    EXPECT_REFUSED(mmu_update_one(above, virt_to_machine(base) | PTE_PRESENT, 0), EINVAL); /* a linear map */
+    EXPECT_REFUSED(mmu_update_one(above, virt_to_machine(base) | PTE_PRESENT | PTE_RW, 0), EINVAL); /* a writable linear map */
     EXPECT_REFUSED(mmu_update_one(above, 0xfffff000u | PTE_PRESENT, 0), EINVAL);
     for (ulong slot = FIRST_XEN_SLOT; slot < L2_ENTRIES; slot++)
         if (mmu_update_one(base + slot, 0, 0) != -EPERM)

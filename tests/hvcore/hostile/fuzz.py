@@ -209,6 +209,24 @@ class Fuzzer:
             self.map(m.va, m.mfn << 12 | 0x21)
             self.pin(self.pick((0, 0, 1, 2, 3)), m.mfn)
 
+    def linear(self) -> None:
+        """Empty tables of one level, joined this way and that, the live ones among them."""
+        level = 2 + int(self.random() * (self.w.mm.levels - 1))
+        some = [self.hot[int(self.random() * len(self.hot))] for _ in range(3)]
+        for m in some:
+            if self.random() < 0.5:
+                self.pin(4, m.mfn)
+                self.map(m.va, m.mfn << 12 | 0x67)
+                self.w.store(m.va, bytes(4096))
+                self.map(m.va, m.mfn << 12 | 0x25)
+                self.pin(level - 1, m.mfn)
+        tables = [m.mfn for m in some] + self.w.tables[-2:]
+        for _ in range(6):
+            at = self.pick(tuple(tables)) << 12 | self.slot() * self.pte_size
+            value = self.pick(tuple(tables)) << 12 | self.pick((0x25, 0x25, 0x25, 0x5, 0x27, 0))
+            self.call(H.mmu_update, self.pass_args(words(at, at >> 32, value, value >> 32)), 1, 0, 0x7FF0)
+        self.counts["linear"] += sum(count < 0 for count in self.w.mm.linear_pt_count)
+
     def whole_tree(self) -> None:
         """A second address space: the tables of the first one under a new L3, pinned or loaded."""
         w, mm = self.w, self.w.mm
@@ -417,7 +435,8 @@ class Fuzzer:
 # How often each act is chosen.
 _WEIGHTS = {
     "mmu_update": 18, "update_va_mapping": 12, "update_va_mapping_otherdomain": 1, "mmuext_op": 10,
-    "new_tables": 4, "whole_tree": 2, "store": 8, "table_store": 6, "remap": 8, "unpin": 5, "write_cr3": 1,
+    "new_tables": 4, "linear": 2, "whole_tree": 2, "store": 8, "table_store": 6, "remap": 8, "unpin": 5,
+    "write_cr3": 1,
     "set_gdt": 3, "update_descriptor": 3, "ldt": 2, "reservation": 4, "exchange": 2, "memory_op": 2,
     "grant_frames": 1, "grant_map": 3, "grant_unmap": 3, "grant_table_op": 2, "event_channel_op": 3,
     "sched_op": 2, "vcpu_op": 2, "switch": 1, "timers": 2, "multicall": 3, "anything": 4, "processor": 2,

@@ -34,6 +34,7 @@ def test_nothing_breaks(shard: int) -> None:
     # Not all of it is refused, or nothing would be tried.
     assert counts["done"] > 0.15 * (counts["done"] + counts["refused"])
     assert sum(counts.values()) >= 1_000_000 // SHARDS
+    assert counts["linear"] > 1000 // SHARDS
 
 
 def test_a_round_is_the_same_every_time(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import ClassVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -115,6 +115,40 @@ class PageTables(RuleBasedStateMachine):
         if not self.w.store(self.args, pointer.to_bytes(8, "little") + value.to_bytes(8, "little")):
             return
         self.w.call(H.mmu_update, (self.args, 1, 0, 0x7FF0, 0, 0))
+
+    def links(self) -> set[tuple[int, int]]:
+        """Which table names which other of its level, read from the tables."""
+        mm, found = self.w.mm, set()
+        for m in self.pages:
+            ptype, uses = self.uses(m.mfn)
+            if 2 <= ptype <= 4 and uses:
+                for _slot, entry in mm.guest_entries(m.mfn - mm.base, ptype):
+                    target = (entry >> 12) & mm.mfn_mask
+                    if entry & 1 and target != m.mfn and self.uses(target)[0] == ptype:
+                        found.add((m.mfn, target))
+        return found
+
+    @rule(pages=st.tuples(PAGES, PAGES), level=st.integers(1, 3), flags=st.sampled_from([0x21, 0x63]))
+    def link(self, pages: tuple[int, int], level: int, flags: int) -> None:
+        """A linear page table: one table names another, both made for it where they can be."""
+        a, b = (self.pages[page] for page in pages)
+        for m in (a, b):
+            if m.mfn not in self.pinned:
+                self.w.store(m.va, bytes(4096))
+                self.pin(self.pages.index(m), level)
+        (ptype, uses), links = self.uses(a.mfn), self.links()
+        if not (2 <= ptype <= 4 and uses and self.uses(b.mfn)[0] == ptype and self.uses(b.mfn)[1]):
+            return
+        forbidden = flags & 2 or (self.w.abi.pt_levels == 3 and ptype == 3)
+        if a != b:
+            forbidden = forbidden or any(t == a.mfn for _, t in links) or any(f == b.mfn for f, _ in links)
+        size = self.w.mm.e.itemsize
+        pointer, value = a.mfn << 12 | 2 * size, b.mfn << 12 | flags
+        if not self.w.store(self.args, pointer.to_bytes(8, "little") + value.to_bytes(8, "little")):
+            return
+        event(f"linear, {'refused' if forbidden else 'allowed'}")
+        rc = self.w.call(H.mmu_update, (self.args, 1, 0, 0x7FF0, 0, 0))
+        assert rc == (-EINVAL if forbidden else 0)
 
     @rule(page=PAGES, slot=st.sampled_from([0, 1, 511]), other=PAGES, flags=st.sampled_from([0, 0x21, 0x63]))
     def store_to_table(self, page: int, slot: int, other: int, flags: int) -> None:

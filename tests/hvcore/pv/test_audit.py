@@ -90,11 +90,28 @@ def _grant(cpu: PvCpu) -> None:
     cast("list[tuple[int, bool]]", cpu.d.grant_table.held_frames()).append((cpu.base + 20, True))
 
 
+def _linear_count(cpu: PvCpu) -> None:
+    cpu.d.frames.linear_pt_count[pg(cpu, 1)] += 1
+
+
+def _linear_entry(cpu: PvCpu) -> None:
+    level = 2 if cpu.abi.is_32bit else 3
+    cpu.map(30, 0x25)
+    assert cpu.d.mm.get_page_and_type(cpu.base + 30, level) == 0
+    cpu.d.frames.flags[pg(cpu, 30)] |= PGT_pinned
+    assert audit(cpu.d) == []
+    cpu.set_entry(1, 77, (cpu.base + 30) << 12 | 0x25)
+
+
+def _linear_and_writable(cpu: PvCpu) -> None:
+    cpu.set_entry(1, 77, (cpu.base + 1) << 12 | 0x27)  # itself, which nothing counts
+
+
 @pytest.mark.parametrize(
     "plant",
     [
         _count, _type_count, _entry, _writable_table, _pin, _not_validated, _lost_allocation, _type, _owner,
-        _base, _nowhere, _gdt, _info, _grant,
+        _base, _nowhere, _gdt, _info, _grant, _linear_count, _linear_entry, _linear_and_writable,
     ],
 )  # fmt: skip
 def test_a_planted_error_is_found(cpu: PvCpu, plant: Callable[[PvCpu], None]) -> None:

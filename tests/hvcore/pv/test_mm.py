@@ -167,15 +167,6 @@ def test_user_bits_are_xens_on_64_bits_alone(cpu: PvCpu) -> None:
     assert added == (0 if cpu.abi.is_32bit else PAGE_USER | PAGE_GUEST_KERNEL)
 
 
-def test_linear_page_tables_are_refused(cpu: PvCpu) -> None:
-    l2 = 1 if cpu.abi.is_32bit else 2
-    mm = cpu.d.mm
-    before = counts(cpu)
-    assert mm.mod_l2_entry(entry_at(cpu, l2, 5), pte(cpu, l2, 0x67)) == -EINVAL
-    assert mm.mod_l3_entry(entry_at(cpu, l2 - 1, 1), pte(cpu, l2 - 1, 1)) == -EINVAL
-    assert counts(cpu) == before
-
-
 def test_xens_slots_are_not_the_guests() -> None:
     pv32, pv64 = PvCpu(PV32), PvCpu(PV64)
     first = pv32.d.mm.xen.first_xen_l2_slot
