@@ -37,6 +37,11 @@ class Token(NamedTuple):
     end: int
 
 
+# What a C preprocessor writes; a comment such as `# 64 KiB for the loader` is none.
+LINE_MARKER = re.compile(
+    r'^#(?:line)?[ \t]+([0-9]{1,9})(?:[ \t]+"((?:[^"\\\n]|\\.)*)"[ \t0-9]*)?[ \t]*$', re.MULTILINE
+)
+
 # A named tuple's own __new__ is a Python function; a token is made for every word of the text.
 _new = tuple.__new__
 _NONE = Token(END, "", 0, 0)
@@ -147,7 +152,7 @@ class Lexer:
             elif text.startswith("#", position):
                 end = text.find("\n", position)
                 end = len(text) if end < 0 else end
-                if not _LINE_MARKER.match(text, position):
+                if not LINE_MARKER.match(text, position):
                     self._comment(text[position + 1 : end], Span(position, end))
                 position = end
             else:
@@ -177,6 +182,3 @@ class Lexer:
         elif mode == WILD and text in _WILD_PUNCT:
             kind = PUNCT
         return _new(Token, (kind, text, start, end))
-
-
-_LINE_MARKER = re.compile(r"#(?:line)?[ \t]+[0-9]+")

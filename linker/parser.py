@@ -13,8 +13,6 @@ from .cursor import SyntaxFailure
 from .lexer import END, INPUTLIST, NAME, PUNCT, SCRIPT, STRING, VERSION, Token
 from .section_parser import SectionParser
 
-MAX_PROBLEMS = 20
-
 # Commands whose arguments are names: (least, most) of them; no parentheses when (0, 0).
 COMMANDS = {
     "CREATE_OBJECT_SYMBOLS": (0, 0),
@@ -47,7 +45,7 @@ class ScriptParser(SectionParser):
     def script(self) -> ast.Script:
         """Parse everything up to the end of the text."""
         commands: list[ast.TopLevel] = []
-        while self.peek().kind != END and len(self.problems) < MAX_PROBLEMS:
+        while self.peek().kind != END and len(self.problems) < self._most:
             if self.accept(";"):
                 continue
             start = self.peek().start
@@ -55,9 +53,23 @@ class ScriptParser(SectionParser):
                 commands.append(self._command())
             except SyntaxFailure as failure:
                 self.recover(failure, start)
+        return self._finished(tuple(commands))
+
+    def part(self, reading: Callable[[ScriptParser], tuple[ast.TopLevel, ...]]) -> ast.Script:
+        """Parse everything up to the end of the text as the part of a script that `reading` reads."""
+        commands: tuple[ast.TopLevel, ...] = ()
+        try:
+            commands = reading(self)
+            if self.peek().kind != END and not self.problems:
+                raise self.fail("the end of the file", self.peek())
+        except SyntaxFailure as failure:
+            self.problems.append(ast.SyntaxProblem(failure.message, failure.span))
+        return self._finished(commands)
+
+    def _finished(self, commands: tuple[ast.TopLevel, ...]) -> ast.Script:
         if self.unterminated is not None:
             self.problems.append(ast.SyntaxProblem("the comment has no end", self.unterminated))
-        return ast.Script(tuple(commands), tuple(self.comments), tuple(self.problems))
+        return ast.Script(commands, tuple(self.comments), tuple(self.problems))
 
     def _command(self) -> ast.TopLevel:
         token = self.peek()
@@ -132,9 +144,16 @@ class ScriptParser(SectionParser):
         return ast.Insert(where.text, section.text, self.span_from(keyword.start))
 
     def _memory(self, keyword: Token) -> ast.Memory:
-        regions: list[ast.Region | ast.Include] = []
         self.expect("{")
-        while not self.accept("}"):
+        return self._regions_until("}", keyword.start)
+
+    def memory_fragment(self) -> ast.Memory:
+        """Parse a text that stands inside MEMORY where it is included."""
+        return self._regions_until("", 0)
+
+    def _regions_until(self, closing: str, start: int) -> ast.Memory:
+        regions: list[ast.Region | ast.Include] = []
+        while not (self.accept(closing) if closing else self.peek().kind == END):
             if self.accept(",") or self.accept(";"):
                 continue
             token = self.expect_name("the name of a memory region or '}'")
@@ -142,7 +161,7 @@ class ScriptParser(SectionParser):
                 regions.append(self.include(token))
                 continue
             regions.append(self._region(token))
-        return ast.Memory(tuple(regions), self.span_from(keyword.start))
+        return ast.Memory(tuple(regions), self.span_from(start))
 
     def _region(self, name: Token) -> ast.Region:
         text = name.text
@@ -206,19 +225,27 @@ class ScriptParser(SectionParser):
         return ast.Sections(keyword.text, commands, self.span_from(keyword.start))
 
     def _version(self, keyword: Token) -> ast.Version:
-        nodes: list[ast.VersionNode] = []
         self.expect("{", VERSION)
+        nodes: list[ast.VersionNode] = []
         while not self.accept("}", VERSION):
-            tag = ""
-            if self.peek(VERSION).kind == NAME:
-                tag = self.next(VERSION).text
-            self.expect("{", VERSION)
-            items = self._version_items()
-            depends: list[str] = []
-            while not self.accept(";", VERSION):
-                depends.append(self.expect_name("a version or ';'", VERSION).text)
-            nodes.append(ast.VersionNode(tag, items, tuple(depends)))
+            nodes.append(self._version_node())
         return ast.Version(tuple(nodes), self.span_from(keyword.start))
+
+    def version_nodes(self) -> ast.Version:
+        """Parse a version script, which is what VERSION has in braces."""
+        nodes: list[ast.VersionNode] = []
+        while self.peek(VERSION).kind != END:
+            nodes.append(self._version_node())
+        return ast.Version(tuple(nodes), self.span_from(0))
+
+    def _version_node(self) -> ast.VersionNode:
+        tag = self.next(VERSION).text if self.peek(VERSION).kind == NAME else ""
+        self.expect("{", VERSION)
+        items = self._version_items()
+        depends: list[str] = []
+        while not self.accept(";", VERSION):
+            depends.append(self.expect_name("a version or ';'", VERSION).text)
+        return ast.VersionNode(tag, items, tuple(depends))
 
     def _version_items(self) -> tuple[str, ...]:
         items: list[str] = []

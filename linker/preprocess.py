@@ -51,20 +51,27 @@ def command(cpp: str = "") -> list[str]:
 
 
 def preprocess(
-    path: str, *, cpp: str = "", include: Sequence[str] = (), define: Sequence[str] = ()
-) -> Source:
+    path: str, *, cpp: str = "", include: Sequence[str] = (), define: Sequence[str] = (),
+    text: str | None = None,
+) -> Source:  # fmt: skip
     """Return the preprocessed script; its line markers lead back to `path` and its includes.
 
-    `include` and `define` are what follows -I and -D. Raises LayoutInputError.
+    `include` and `define` are what follows -I and -D. `text` is what `path` holds, when that is not on the
+    disk. Raises LayoutInputError.
     """
     words = command(cpp)
     words += ["-x", "assembler-with-cpp", *_DEFAULTS]
     words += [f"-I{directory}" for directory in include] + [f"-D{name}" for name in define]
-    words += ["--", path] if path.startswith("-") else [path]
+    given = b""
+    if text is not None:
+        # Files beside the script are found as if it had been read from its place.
+        words += ["-iquote", os.path.dirname(path) or ".", "-"]  # noqa: PTH120
+        quoted = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "?")
+        given = f'# 1 "{quoted}"\n{text}'.encode("utf-8", errors="surrogateescape")
+    else:
+        words += ["--", path] if path.startswith("-") else [path]
     try:
-        done = subprocess.run(
-            words, capture_output=True, timeout=TIMEOUT, check=False, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, check=False, input=given)
     except subprocess.TimeoutExpired as error:
         raise LayoutInputError(f"the C preprocessor did not end in {TIMEOUT:.0f} s", file=path) from error
     except OSError as error:
@@ -77,4 +84,5 @@ def preprocess(
         raise LayoutInputError(f"the C preprocessor refused it: {first}", file=path)
     if len(done.stdout) > MAX_SCRIPT:
         raise LayoutInputError("the preprocessed script is too large", file=path)
-    return decode_script(path, done.stdout)
+    source = decode_script(path, done.stdout)
+    return source if text is None else Source(path, source.text, {path: text.split("\n")})

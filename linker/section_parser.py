@@ -24,6 +24,7 @@ CONSTRAINTS = frozenset({"ONLY_IF_RO", "ONLY_IF_RW", "SPECIAL"})
 DATA = frozenset({"BYTE", "SHORT", "LONG", "QUAD", "SQUAD", "FILL"})
 WRAPPERS = frozenset({"PROVIDE", "PROVIDE_HIDDEN", "HIDDEN"})
 MAX_GROUPS = 20
+MAX_PROBLEMS = 20
 
 
 # What stands behind the name that an assignment begins with: an operator, or a comment before it.
@@ -38,9 +39,11 @@ _ALL_FILES = re.compile(r"\s*+(\*)\s*+(\()")
 class SectionParser(Cursor):
     """Parses what stands inside SECTIONS."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, most: int = MAX_PROBLEMS) -> None:
+        """`most` is after how many problems the rest is left unread."""
         super().__init__(text)
         self._groups = 0
+        self._most = most
 
     def recover(self, failure: SyntaxFailure, start: int) -> None:
         """Record the failure and skip to a place where a statement can begin.
@@ -146,19 +149,21 @@ class SectionParser(Cursor):
 
     # Inside SECTIONS
 
-    def section_commands(self) -> tuple[ast.SectionCommand, ...]:
-        """Parse up to and with the closing brace of SECTIONS."""
+    def section_commands(self, *, fragment: bool = False) -> tuple[ast.SectionCommand, ...]:
+        """Parse up to and with the closing brace of SECTIONS, a fragment up to the end of the text."""
         commands: list[ast.SectionCommand] = []
         while True:
             token = self.peek()
             if token.kind == END:
+                if fragment:
+                    return tuple(commands)
                 self.problems.append(ast.SyntaxProblem("SECTIONS has no end", Span(token.start, token.end)))
                 return tuple(commands)
-            if self.accept("}"):
+            if not fragment and self.accept("}"):
                 return tuple(commands)
             if self.accept(";"):
                 continue
-            if len(self.problems) >= 20:
+            if len(self.problems) >= self._most:
                 self.seek(len(self.text))
                 return tuple(commands)
             try:
@@ -183,6 +188,20 @@ class SectionParser(Cursor):
         if token.kind in {NAME, STRING}:
             return self._output_section()
         raise self.fail("an output section, an assignment or '}'", token)
+
+    def sections_fragment(self) -> ast.Sections:
+        """Parse a text that stands inside SECTIONS where it is included."""
+        commands = self.section_commands(fragment=True)
+        return ast.Sections("SECTIONS", commands, self.span_from(0))
+
+    def body_fragment(self) -> ast.Sections:
+        """Parse a text that stands inside an output section where it is included."""
+        body = self._body(fragment=True)
+        span = self.span_from(0)
+        section = ast.OutputSection(
+            "", None, "", None, None, None, False, None, "", body, "", "", (), None, span
+        )
+        return ast.Sections("SECTIONS", (section,), span)
 
     def _group(self) -> ast.Group:
         keyword = self.next()
@@ -332,14 +351,16 @@ class SectionParser(Cursor):
 
     # Inside an output section
 
-    def _body(self) -> tuple[ast.Statement, ...]:
+    def _body(self, *, fragment: bool = False) -> tuple[ast.Statement, ...]:
         statements: list[ast.Statement] = []
         while True:
             token = self.peek(WILD)
             if token.kind == END:
+                if fragment:
+                    return tuple(statements)
                 raise self.fail("'}' after the contents of an output section", token)
             if token.kind == PUNCT:
-                if token.text == "}":
+                if token.text == "}" and not fragment:
                     self.next(WILD)
                     return tuple(statements)
                 if token.text in {";", ","}:
@@ -348,7 +369,7 @@ class SectionParser(Cursor):
             try:
                 statements.append(self._statement(token))
             except SyntaxFailure as failure:
-                if len(self.problems) >= 20:
+                if len(self.problems) >= self._most:
                     raise
                 self.recover(failure, token.start)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from .ast import SyntaxProblem
 from .errors import LayoutInputError
+from .lexer import LINE_MARKER
 
 MAX_SCRIPT = 32 << 20
 
-_MARKER = re.compile(r'^#(?:line)?[ \t]+([0-9]{1,9})(?:[ \t]+"((?:[^"\\\n]|\\.)*)")?[^\n]*$', re.MULTILINE)
 _WORD = re.compile(r"[\w.$]+")
 
 
@@ -36,15 +38,35 @@ class _Marker(NamedTuple):
     file: str
 
 
-class Source:
-    """The text that is parsed, and the files that it was made from."""
+class FilePlace(NamedTuple):
+    """A span of a file as it was written: lines and columns from 1, the end behind the last character."""
 
-    def __init__(self, path: str, text: str) -> None:
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+class Source:
+    """The text that is parsed, and the files that it was made from.
+
+    `originals` are the lines of files that are not read from the disk, such as an editor's buffers.
+    """
+
+    problems: tuple[SyntaxProblem, ...] = ()
+
+    def __init__(self, path: str, text: str, originals: Mapping[str, list[str]] | None = None) -> None:
         self.path = path
         self.text = text
         self._starts: list[int] | None = None
         self._markers: list[_Marker] | None = None
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, list[str]] = dict(originals or {})
+        self._by_line: dict[tuple[str, int], int] | None = None
+
+    def files(self) -> tuple[str, ...]:
+        """The files whose text this is: the script alone, the preprocessor's includes are not among them."""
+        return (self.path,)
 
     def _lines(self) -> list[int]:
         if self._starts is None:
@@ -55,7 +77,7 @@ class Source:
         if self._markers is None:
             markers = []
             file = self.path
-            for match in _MARKER.finditer(self.text):
+            for match in LINE_MARKER.finditer(self.text):
                 if match[2] is not None:
                     file = re.sub(r"\\(.)", r"\1", match[2])
                 markers.append(_Marker(match.end() + 1, int(match[1]), file))
@@ -68,22 +90,63 @@ class Source:
         end = starts[index + 1] - 1 if index + 1 < len(starts) else len(self.text)
         return self.text[starts[index] : end].rstrip("\r\n")
 
+    def _written(self, index: int) -> tuple[str, int]:
+        """Return file and line that line `index` (from 0) of the parsed text was made from."""
+        markers = self._line_markers()
+        if not markers:
+            return self.path, index + 1
+        starts = self._lines()
+        position = bisect_right(markers, starts[index], key=lambda marker: marker.offset) - 1
+        if position < 0:
+            return self.path, index + 1
+        marker = markers[position]
+        return marker.file, marker.line + index - (bisect_right(starts, marker.offset) - 1)
+
+    def _index(self, offset: int) -> int:
+        return max(0, bisect_right(self._lines(), min(offset, len(self.text))) - 1)
+
     def locate(self, start: int, end: int) -> Location:
         """Return where the characters from `start` to `end` were written."""
-        starts = self._lines()
         start = min(start, len(self.text))
-        index = max(0, bisect_right(starts, start) - 1)
-        column = start - starts[index]
+        index = self._index(start)
+        column = start - self._lines()[index]
         text = self.line_text(index)
         width = max(1, min(end - start, len(text) - column))
-        markers = self._line_markers()
-        position = bisect_right(markers, start, key=lambda marker: marker.offset) - 1
-        if position < 0:
-            return Location(self.path, index + 1, column + 1, text, width)
-        marker = markers[position]
-        first = bisect_right(starts, marker.offset) - 1
-        line = marker.line + index - first
-        return self._original(marker.file, line, text, column, width)
+        file, line = self._written(index)
+        if not self._line_markers():
+            return Location(file, line, column + 1, text, width)
+        return self._original(file, line, text, column, width)
+
+    def verbatim(self, start: int, end: int) -> FilePlace | None:
+        """Return the place of the characters in the file they are from; None when a macro made them."""
+        first, last = self._index(start), self._index(end)
+        file, line = self._written(first)
+        for index in (first, last):
+            lines = self.original_lines(file)
+            where = self._written(index)
+            if where != (file, line + index - first) or not 0 < where[1] <= len(lines):
+                return None
+            if lines[where[1] - 1] != self.line_text(index):
+                return None
+        starts = self._lines()
+        return FilePlace(file, line, start - starts[first] + 1, line + last - first, end - starts[last] + 1)
+
+    def offset(self, file: str, line: int, column: int) -> int | None:
+        """Return where in the parsed text the character of a file stands; None when it is not there."""
+        starts = self._lines()
+        if not self._line_markers():
+            index = line - 1 if file == self.path and 0 < line <= len(starts) else None
+        else:
+            if self._by_line is None:
+                self._by_line = {}
+                for number in range(len(starts)):
+                    self._by_line.setdefault(self._written(number), number)
+            index = self._by_line.get((file, line))
+        if index is None or column - 1 > len(self.line_text(index)):
+            return None
+        lines = self.original_lines(file)
+        same = 0 < line <= len(lines) and lines[line - 1] == self.line_text(index)
+        return starts[index] + column - 1 if same else None
 
     def original_lines(self, file: str) -> list[str]:
         """Return the lines of a file as written, before preprocessing; none when it cannot be read."""
@@ -113,11 +176,12 @@ class Source:
 
 
 def _read_lines(file: str) -> list[str]:
+    """Return the lines of a regular file; none of anything else, a line marker can name what it likes."""
     try:
-        if os.path.getsize(file) > MAX_SCRIPT:  # noqa: PTH202
+        if not os.path.isfile(file):  # noqa: PTH113
             return []
-        return Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-    except (OSError, ValueError):
+        return decode_script(file, read_bytes(file, MAX_SCRIPT)).text.split("\n")
+    except (LayoutInputError, ValueError):
         return []
 
 
