@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import LayoutInputError
-from .lint import SYNTAX
 from .rules import load
 from .settings import DEFAULTS, ArrayRule, Budget, RegionRule, Settings, SymbolRule
 from .source import read_bytes
-from .suppressions import UNUSED
+from .special import SPECIAL
 
 FILES = ("layout.toml", "pyproject.toml")
 MAX_CONFIG = 4 << 20
@@ -120,7 +119,7 @@ def parse_config(path: str, text: str, *, pyproject: bool = False) -> Settings |
         key = ".".join(str(part) for part in first["loc"]) or "the table"
         found = first["input"] if isinstance(first["input"], str | int | float | bool) else None
         raise LayoutInputError(f"{key}: {first['msg']}", file=path, found=found) from error
-    known = {rule.id for rule in load()} | {UNUSED, SYNTAX}
+    known = {rule.id for rule in load()} | set(SPECIAL)
     for name in model.rules:
         if name not in known:
             raise LayoutInputError("unknown rule in the configuration", file=path, found=name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from .findings import Example, Rule
-from .lint import SYNTAX
-from .suppressions import UNUSED
 
 _NEEDS = {"S": "the script", "M": "the link map", "E": "the linked ELF"}
 
@@ -41,11 +39,3 @@ def explain(rule: Rule) -> str:
         *_example(rule.good),
     ]
     return "\n".join(lines) + "\n"
-
-
-SPECIAL = {
-    SYNTAX: "syntax (error): the script cannot be read\n\nThe rules are not run over a script that is not "
-    "understood in full; the exit code is 2.\n",
-    UNUSED: "unused-suppression (warning): a `lint: disable` comment suppresses nothing any more\n\nRemove "
-    "it, so that the next defect of its kind is seen.\n",
-}

@@ -7,7 +7,6 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
-from pathlib import Path
 
 from .errors import LayoutInputError
 from .lint import Diagnostic, Report
@@ -42,19 +41,15 @@ def fingerprints(diagnostics: Iterable[Diagnostic]) -> list[str]:
     return out
 
 
-def write_baseline(path: str, reports: Iterable[Report]) -> int:
-    """Write every finding of the reports to a baseline file; return how many. Raises LayoutInputError."""
+def baseline(reports: Iterable[Report]) -> tuple[str, int]:
+    """Return the text of a baseline file that lists every finding of the reports, and how many they are."""
     found = {
         fingerprint: f"{diagnostic.rule}: {diagnostic.message}"
         for report in reports
         for diagnostic, fingerprint in zip(report.diagnostics, fingerprints(report.diagnostics), strict=True)
     }
     text = json.dumps({"version": VERSION, "findings": dict(sorted(found.items()))}, indent=1) + "\n"
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise LayoutInputError(f"cannot be written: {error.strerror}", file=path) from error
-    return len(found)
+    return text, len(found)
 
 
 def read_baseline(path: str) -> frozenset[str]:
@@ -77,4 +72,6 @@ def apply_baseline(report: Report, known: frozenset[str]) -> Report:
     """Return the report without what the baseline knows; those count as suppressed."""
     pairs = zip(report.diagnostics, fingerprints(report.diagnostics), strict=True)
     kept = tuple(diagnostic for diagnostic, fingerprint in pairs if fingerprint not in known)
-    return Report(kept, report.suppressed + len(report.diagnostics) - len(kept), report.usable)
+    return report._replace(
+        diagnostics=kept, suppressed=report.suppressed + len(report.diagnostics) - len(kept)
+    )

@@ -1,7 +1,8 @@
 """Follows INCLUDE as ld does: the text of the named file takes the place of the command.
 
-ld looks in the directory it runs in and then in those of -L (binutils 2.40, ld/ldfile.c, ldfile_find_command_file);
-the directory of the script is tried last, for those who lint from another place than they link from.
+ld looks in the directory it runs in and then in those of -L (binutils 2.40, ld/ldfile.c,
+ldfile_find_command_file); the directory of the script is tried last, for those who lint from another place
+than they link from.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ class _Piece(NamedTuple):
 class Included(Source):
     """A script with the files it includes in their places."""
 
-    def __init__(self, main: Source, text: str, pieces: Sequence[_Piece], problems: Sequence[SyntaxProblem]) -> None:
+    def __init__(
+        self, main: Source, text: str, pieces: Sequence[_Piece], problems: Sequence[SyntaxProblem]
+    ) -> None:
         super().__init__(main.path, text)
         self.problems = tuple(problems)
         self._pieces = pieces
-        self._starts = [piece.start for piece in pieces]
+        self._begins = [piece.start for piece in pieces]
         self._sources = {piece.source.path: piece.source for piece in pieces}
 
     def files(self) -> tuple[str, ...]:
@@ -50,9 +53,9 @@ class Included(Source):
         return tuple(self._sources)
 
     def _piece(self, start: int, end: int) -> tuple[Source, int, int]:
-        index = bisect_right(self._starts, min(start, len(self.text) - 1)) - 1
+        index = bisect_right(self._begins, min(start, len(self.text) - 1)) - 1
         piece = self._pieces[max(index, 0)]
-        last = self._starts[index + 1] if index + 1 < len(self._starts) else len(self.text)
+        last = self._begins[index + 1] if index + 1 < len(self._begins) else len(self.text)
         shift = piece.offset - piece.start
         return piece.source, start + shift, max(min(end, last), start) + shift
 
@@ -73,7 +76,7 @@ class Included(Source):
             if place is None:
                 continue
             start = place - piece.offset + piece.start
-            end = self._starts[index + 1] if index + 1 < len(self._starts) else len(self.text) + 1
+            end = self._begins[index + 1] if index + 1 < len(self._begins) else len(self.text) + 1
             if piece.start <= start < end:
                 return start
         return None
@@ -117,7 +120,9 @@ class _Follower:
             found = self._open(name.strip('"'))
             if found is None or depth == MAX_DEPTH or self.files >= MAX_FILES:
                 if found is not None:
-                    span = Span(self._length + match.start() - position, self._length + match.end() - position)
+                    span = Span(
+                        self._length + match.start() - position, self._length + match.end() - position
+                    )
                     limit = f"{MAX_DEPTH} deep" if depth == MAX_DEPTH else f"{MAX_FILES} files"
                     self.problems.append(SyntaxProblem(f"INCLUDE goes no further than {limit}", span))
                     if len(self.problems) > 20:

@@ -52,6 +52,20 @@ def read(text: str) -> Text:
     for kind, reading in _PARTS:
         parser = ScriptParser(text, most=1)
         script = parser.part(reading)
-        if not script.problems and script.commands:
+        if not script.problems and _says_something(script):
             return Text(kind, script)
     return Text(WHOLE, whole)
+
+
+def _says_something(script: ast.Script) -> bool:
+    """Tell whether there is more than names: any words are file names to an output section."""
+    for command in script.commands:
+        if not isinstance(command, ast.Sections):
+            return not isinstance(command, ast.Memory) or bool(command.regions)
+        for section in command.commands:
+            if not isinstance(section, ast.OutputSection) or section.name:
+                return True
+            for statement in section.body:
+                if not isinstance(statement, ast.InputSpec) or statement.sections is not None:
+                    return True
+    return False

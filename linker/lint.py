@@ -3,57 +3,38 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import ast, rules
-from .findings import ERROR, OFF, WARNING, Context, Finding, Hit, Rule
+from .findings import ERROR, OFF, WARNING, Context, Finding, Hit, Rule, script_place
+from .locate import Diagnostic, Inputs, Locator
 from .settings import DEFAULTS, Settings
-from .suppressions import UNUSED, Suppressions
+from .special import FRAGMENT, INCLUDE, SPECIAL, SYNTAX, UNUSED, VERSION_SCRIPT
+from .suppressions import Suppressions
 
 if TYPE_CHECKING:
-    from .elffile import Elf
-    from .mapfile import LinkMap
+    from .kinds import Text
+    from .outline import Outline
     from .source import Source
 
-SYNTAX = "syntax"
-
-
-class Diagnostic(NamedTuple):
-    """A finding as it is reported. `line` and `column` count from 1, 0 means there is none.
-
-    `text` is the source line and `width` how many of its characters the caret marks; `expanded` is the
-    preprocessed line when the one shown is not what was parsed; `address` is in bytes.
-    """
-
-    rule: str
-    severity: str
-    message: str
-    file: str
-    line: int = 0
-    column: int = 0
-    text: str = ""
-    width: int = 0
-    expanded: str = ""
-    name: str = ""
-    address: int | None = None
-
-
-class Inputs(NamedTuple):
-    """What one run looks at."""
-
-    source: Source | None = None
-    map: LinkMap | None = None
-    elf: Elf | None = None
+__all__ = ["Diagnostic", "Inputs", "Report", "check", "run"]
 
 
 class Report(NamedTuple):
-    """The outcome: diagnostics in order, how many were suppressed, and whether the script could be read."""
+    """The outcome: diagnostics in order, how many were suppressed, and whether every input could be used.
+
+    `files` are the script and what it includes, `part` what a text is that is no whole script. `errors` are
+    the inputs that could not be read at all, a line each.
+    """
 
     diagnostics: tuple[Diagnostic, ...]
     suppressed: int
     usable: bool
+    files: tuple[str, ...] = ()
+    part: str = ""
+    errors: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -61,14 +42,12 @@ class Report(NamedTuple):
         return any(diagnostic.severity in {WARNING, ERROR} for diagnostic in self.diagnostics)
 
 
-def check(context: Context, given: Iterable[str]) -> list[Finding]:
-    """Run every rule that `given` allows and the settings do not switch off."""
+def check(context: Context, chosen: Iterable[Rule]) -> list[Finding]:
+    """Run rules, each with the severity that the settings give it."""
     findings: list[Finding] = []
-    severities = context.settings.severities
-    for rule in rules.load(given):
-        severity = severities.get(rule.id, rule.severity)
-        if severity != OFF:
-            findings.extend(_findings(rule, severity, rule.check(context)))
+    for rule in chosen:
+        severity = context.settings.severities.get(rule.id, rule.severity)
+        findings.extend(_findings(rule, severity, rule.check(context)))
     return findings
 
 
@@ -92,84 +71,129 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def run(inputs: Inputs, settings: Settings = DEFAULTS) -> Report:
-    """Lint the inputs."""
+def run(
+    inputs: Inputs, settings: Settings = DEFAULTS, progress: Callable[[str], None] | None = None
+) -> Report:
+    """Lint the inputs. `progress` is told what is being done."""
     with _no_collections():
-        return _run(inputs, settings)
+        return _Run(inputs, settings, progress or (lambda _: None)).report()
 
 
-def _run(inputs: Inputs, settings: Settings) -> Report:
-    outline = None
-    syntax: list[Finding] = []
-    if inputs.source is not None:
-        from .findings import script_place
+class _Run:
+    """One run over one script."""
+
+    def __init__(self, inputs: Inputs, settings: Settings, progress: Callable[[str], None]) -> None:
+        self._inputs = inputs
+        self._settings = settings
+        self._progress = progress
+        self._outline: Outline | None = None
+        self._ran: frozenset[str] = frozenset()
+        self._part = ""
+
+    def report(self) -> Report:
+        findings = self._script() if self._inputs.source is not None else []
+        usable = not any(finding.rule == SYNTAX for finding in findings)
+        # A script that cannot be read in full would make the rules report what is only not understood.
+        if usable:
+            findings += self._rules()
+        return self._diagnose(findings, usable=usable)
+
+    def _script(self) -> list[Finding]:
+        """Parse the script; return what is to be said of the text itself."""
+        from . import kinds
         from .outline import Outline
-        from .parser import parse
 
-        script = parse(inputs.source.text)
-        syntax = [
-            Finding(SYNTAX, ERROR, problem.message, script_place(problem.span)) for problem in script.problems
+        source = self._inputs.source
+        assert source is not None
+        self._progress(f"reading {source.path}")
+        text = kinds.read(source.text)
+        problems = (*source.problems, *text.script.problems)
+        if problems:
+            return [
+                Finding(SYNTAX, ERROR, problem.message, script_place(problem.span)) for problem in problems
+            ]
+        self._outline = Outline(text.script)
+        self._part = "" if text.kind == kinds.WHOLE else text.kind
+        return list(self._about(source, text))
+
+    def _about(self, source: Source, text: Text) -> Iterator[Finding]:
+        from . import include, kinds
+
+        first = text.script.commands[0].span if text.script.commands else None
+        if text.kind == kinds.VERSION_SCRIPT:
+            message = "this is a version script: it lays out nothing"
+            yield from self._special(VERSION_SCRIPT, message, first)
+        elif text.kind != kinds.WHOLE:
+            message = f"this is a part of {text.kind}, judged alone: lint the script that INCLUDEs it"
+            yield from self._special(FRAGMENT, message, first)
+        for name, span in include.missing(source):
+            yield from self._special(INCLUDE, f"'{name}' was not found: what it holds is not judged", span)
+
+    def _special(self, name: str, message: str, span: ast.Span | None) -> Iterator[Finding]:
+        severity = self._settings.severities.get(name, SPECIAL[name].severity)
+        if severity != OFF:
+            start = span.start if span is not None else 0
+            end = span.end if span is not None and name == INCLUDE else start + 1
+            yield Finding(name, severity, message, script_place(ast.Span(start, end)))
+
+    def _rules(self) -> list[Finding]:
+        from . import kinds
+
+        inputs, severities = self._inputs, self._settings.severities
+        present = (("S", self._outline), ("M", inputs.map), ("E", inputs.elf))
+        given = [letter for letter, one in present if one is not None]
+        chosen = [
+            rule
+            for rule in rules.load(given)
+            if severities.get(rule.id, rule.severity) != OFF
+            and (not self._part or set(given) != {"S"} or rule.id in kinds.FRAGMENT_RULES)
         ]
-        outline = Outline(script)
-    given = [
-        letter
-        for letter, present in (("S", outline), ("M", inputs.map), ("E", inputs.elf))
-        if present is not None
-    ]
-    context = Context(settings, outline, inputs.map, inputs.elf)
-    # A script that cannot be read in full would make the rules report what is only not understood.
-    findings = syntax if syntax else check(context, given)
-    return _report(inputs, findings, settings, usable=not syntax)
+        self._ran = frozenset(rule.id for rule in chosen)
+        self._progress("judging the layout")
+        return check(Context(self._settings, self._outline, inputs.map, inputs.elf), chosen)
 
+    def _diagnose(self, findings: list[Finding], *, usable: bool) -> Report:
+        source = self._inputs.source
+        suppressions = Suppressions()
+        for file in source.files() if source is not None else ():
+            assert source is not None
+            suppressions.add(file, source.original_lines(file))
+        locator = Locator(self._inputs, self._outline)
+        diagnostics: list[Diagnostic] = []
+        suppressed = 0
+        for finding in findings:
+            diagnostic = locator.diagnostic(finding)
+            if source is not None and (finding.place.artifact == "script" or diagnostic.origin):
+                suppressions.add(diagnostic.file, source.original_lines(diagnostic.file))
+            hidden = finding.rule != SYNTAX and suppressions.suppressed(
+                diagnostic.file, diagnostic.line, diagnostic.rule
+            )
+            suppressed += hidden
+            if not hidden:
+                diagnostics.append(diagnostic)
+        if usable and suppressions:
+            diagnostics.extend(self._idle(suppressions))
+        files = source.files() if source is not None else ()
+        return Report(tuple(sorted(diagnostics, key=sort_key)), suppressed, usable, files, self._part)
 
-def _report(inputs: Inputs, findings: list[Finding], settings: Settings, *, usable: bool) -> Report:
-    suppressions = Suppressions()
-    diagnostics: list[Diagnostic] = []
-    suppressed = 0
-    if inputs.source is not None:
-        suppressions.add(inputs.source.path, inputs.source.original_lines(inputs.source.path))
-    for finding in findings:
-        diagnostic = _locate(inputs, finding)
-        if finding.place.artifact == "script" and inputs.source is not None:
-            suppressions.add(diagnostic.file, inputs.source.original_lines(diagnostic.file))
-        if finding.rule != SYNTAX and suppressions.suppressed(
-            diagnostic.file, diagnostic.line, diagnostic.rule
-        ):
-            suppressed += 1
-        else:
-            diagnostics.append(diagnostic)
-    severity = settings.severities.get(UNUSED, WARNING)
-    if usable and severity != OFF:
-        for file, comment in suppressions.unused():
-            message = f"'{', '.join(comment.rules)}' suppresses nothing any more"
-            lines = inputs.source.original_lines(file) if inputs.source is not None else []
+    def _idle(self, suppressions: Suppressions) -> Iterator[Diagnostic]:
+        source = self._inputs.source
+        severity = self._settings.severities.get(UNUSED, SPECIAL[UNUSED].severity)
+        if severity == OFF or source is None:
+            return
+        known: Collection[str] = [*(rule.id for rule in rules.load()), *SPECIAL]
+        for file, comment, message in suppressions.idle(self._ran, known):
+            lines = source.original_lines(file)
             text = lines[comment.written - 1] if comment.written <= len(lines) else ""
             column = len(text) - len(text.lstrip()) + 1
-            diagnostics.append(
-                Diagnostic(UNUSED, severity, message, file, comment.written, column, text, len(text.strip()))
+            yield Diagnostic(
+                UNUSED, severity, message, file, comment.written, column, text, len(text.strip())
             )
-    return Report(tuple(sorted(diagnostics, key=_sort_key)), suppressed, usable)
 
 
-def _sort_key(diagnostic: Diagnostic) -> tuple[str, int, int, int, str, str]:
+def sort_key(diagnostic: Diagnostic) -> tuple[str, int, int, int, str, str]:
+    """Return what diagnostics are ordered by."""
     return (
         diagnostic.file, diagnostic.line, diagnostic.column, diagnostic.address or 0, diagnostic.rule,
         diagnostic.message,
     )  # fmt: skip
-
-
-def _locate(inputs: Inputs, finding: Finding) -> Diagnostic:
-    place = finding.place
-    head = (finding.rule, finding.severity, finding.message)
-    if place.artifact == "script" and inputs.source is not None:
-        span = place.span or ast.NOWHERE
-        where = inputs.source.locate(span.start, span.end)
-        return Diagnostic(
-            *head, where.file, where.line, where.column, where.text, where.width, where.expanded, place.name
-        )
-    if place.artifact == "map" and inputs.map is not None:
-        return Diagnostic(
-            *head, inputs.map.path, place.line, 1 if place.line else 0, name=place.name, address=place.address
-        )
-    path = inputs.elf.path if inputs.elf is not None else ""
-    return Diagnostic(*head, path, name=place.name, address=place.address)

@@ -7,7 +7,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .ast import SyntaxProblem
 from .errors import LayoutInputError
@@ -186,15 +186,24 @@ def _read_lines(file: str) -> list[str]:
 
 
 def read_bytes(path: str, limit: int) -> bytes:
-    """Return the contents of a regular file of at most `limit` bytes; raises LayoutInputError."""
+    """Return the contents of a file of at most `limit` bytes; raises LayoutInputError."""
     try:
         with Path(path).open("rb") as stream:
-            data = stream.read(limit + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise LayoutInputError(f"cannot be read: {reason}", file=path) from error
+            return read_stream(stream, path, limit)
+    except ValueError as error:
+        raise LayoutInputError(f"cannot be read: {error}", file=path) from error
+    except OSError as error:
+        raise LayoutInputError(f"cannot be read: {error.strerror}", file=path) from error
+
+
+def read_stream(stream: BinaryIO, name: str, limit: int = MAX_SCRIPT) -> bytes:
+    """Return what is left in a stream, at most `limit` bytes; raises LayoutInputError."""
+    try:
+        data = stream.read(limit + 1)
+    except OSError as error:
+        raise LayoutInputError(f"cannot be read: {error.strerror}", file=name) from error
     if len(data) > limit:
-        raise LayoutInputError("the file is too large", file=path, expected=f"at most {limit} bytes")
+        raise LayoutInputError("the file is too large", file=name, expected=f"at most {limit} bytes")
     return data
 
 

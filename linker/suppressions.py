@@ -5,15 +5,15 @@
     /* lint: disable-file=align-to-symbol */
 
 They are read from the file as it was written, so they work in a `.lds.S` although the preprocessor drops
-comments. One that suppresses nothing is itself reported.
+comments. One that suppresses nothing is itself reported, unless its rule did not run.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
 from typing import NamedTuple
-
-UNUSED = "unused-suppression"
 
 _COMMENT = re.compile(
     r"(?P<open>/\*|//|\#)\s*lint:\s*(?P<verb>disable-file|disable)\s*=\s*(?P<rules>[a-z0-9, *-]+?)\s*"
@@ -69,11 +69,14 @@ def _next_code_lines(lines: list[str]) -> list[int]:
 
 
 class Suppressions:
-    """Those of several files, and which of them were used."""
+    """Those of several files, and which of their rules were used."""
 
     def __init__(self) -> None:
         self._files: dict[str, dict[int, list[Suppression]]] = {}
-        self._used: set[tuple[str, Suppression]] = set()
+        self._used: set[tuple[str, Suppression, str]] = set()
+
+    def __bool__(self) -> bool:
+        return any(self._files.values())
 
     def add(self, file: str, lines: list[str]) -> None:
         """Read the file's comments, once."""
@@ -87,17 +90,28 @@ class Suppressions:
         hit = False
         by_line = self._files.get(file, {})
         for suppression in (*by_line.get(0, ()), *by_line.get(line, ())):
-            if rule in suppression.rules or "*" in suppression.rules:
-                self._used.add((file, suppression))
-                hit = True
+            for name in (rule, "*"):
+                if name in suppression.rules:
+                    self._used.add((file, suppression, name))
+                    hit = True
         return hit
 
-    def unused(self) -> list[tuple[str, Suppression]]:
-        """Return the comments that suppressed nothing."""
-        return [
-            (file, suppression)
-            for file, by_line in self._files.items()
-            for suppressions in by_line.values()
-            for suppression in suppressions
-            if (file, suppression) not in self._used
-        ]
+    def idle(self, ran: Collection[str], known: Collection[str]) -> Iterator[tuple[str, Suppression, str]]:
+        """Yield file, comment and message for comments that suppress nothing or name no rule.
+
+        `ran` are the rules that ran; what is said of other `known` rules may be right another time.
+        """
+        for file, by_line in self._files.items():
+            for suppression in (one for several in by_line.values() for one in several):
+                names = [name for name in suppression.rules if (file, suppression, name) not in self._used]
+                useless = [name for name in names if name in ran or (name == "*" and ran)]
+                if useless:
+                    yield file, suppression, f"'{', '.join(useless)}' suppresses nothing any more"
+                for name in names:
+                    if name not in known and name != "*":
+                        yield file, suppression, f"there is no rule '{name}'{_meant(name, known)}"
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f"; is it '{near[0]}'?" if near else ""

@@ -1,10 +1,10 @@
-"""`domainbuilder lint`, `lint diff` and `lint format`: the layout of kernels, judged before they run."""
+"""`domainbuilder lint` and its verbs: the layout of kernels, judged before they run."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from linker.lint import Report
     from linker.session import Request
 
 
@@ -33,6 +34,21 @@ class DiffFormat(StrEnum):
     json = "json"
 
 
+Scripts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SCRIPT]...", help="Linker scripts, .lds or .lds.S; - is standard input.", show_default=False
+    ),
+]
+Map = Annotated[str | None, typer.Option("--map", metavar="MAP", help="The link map of GNU ld or lld.")]
+Elf = Annotated[str | None, typer.Option("--elf", metavar="ELF", help="The linked kernel.")]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="layout.toml or pyproject.toml; else the nearest."),
+]
+Library = Annotated[
+    list[str] | None, typer.Option("-L", metavar="DIR", help="Where INCLUDE is looked for, as ld has it.")
+]
 Include = Annotated[
     list[str] | None, typer.Option("-I", metavar="DIR", help="Where the preprocessor finds includes.")
 ]
@@ -41,6 +57,12 @@ Define = Annotated[
 ]
 Cpp = Annotated[
     str, typer.Option("--cpp", metavar="COMMAND", help="The C preprocessor; forces preprocessing.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write findings to a file.", show_default=False)
+]
+StdinName = Annotated[
+    str, typer.Option("--stdin-filename", metavar="FILE", help="What standard input is called.")
 ]
 
 
@@ -56,31 +78,68 @@ def _input_errors() -> Iterator[None]:
         raise BuildError(str(error)) from error
 
 
+def _refuse_to_overwrite(outputs: Iterable[Path | str | None], inputs: Iterable[str | None]) -> None:
+    """Raise BuildError when an output is one of the inputs, by whatever name, or two outputs are one file."""
+    from domainbuilder.errors import BuildError, Where
+
+    given = [name for name in inputs if name]
+    seen: list[str] = []
+    for output in outputs:
+        if output is None:
+            continue
+        if any(_same_file(str(output), name) for name in given):
+            raise BuildError("this is an input and would be overwritten", where=Where(str(output)))
+        if any(_same_file(str(output), name) for name in seen):
+            raise BuildError("two outputs are the same file", where=Where(str(output)))
+        seen.append(str(output))
+
+
+def _same_file(one: str, other: str) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
+        # /dev/null and a terminal may be both.
+        return not Path(one).exists() or Path(one).is_file()
+    try:
+        return Path(one).is_file() and Path(one).samefile(other)
+    except OSError:
+        return False
+
+
 def _write(text: str, output: Path | None) -> None:
+    """Write a result, a file whole or not at all and with the mode it had; devices and pipes as they are."""
     if output is None:
         sys.stdout.write(text)
         return
     from domainbuilder.errors import BuildError, Where
+    from domainbuilder.output import atomic_output
 
+    data = text.encode("utf-8", errors="surrogateescape")
     try:
-        output.write_text(text, encoding="utf-8")
+        if output.exists() and not output.is_file() and not output.is_dir():
+            output.write_bytes(data)
+            return
+        with atomic_output(output) as fd, os.fdopen(os.dup(fd), "wb") as stream:
+            if output.exists():
+                os.fchmod(fd, output.stat().st_mode & 0o7777)
+            stream.write(data)
     except OSError as error:
         raise BuildError(f"cannot be written: {error.strerror}", where=Where(str(output))) from error
 
 
 def _explain(name: str) -> None:
     from domainbuilder.errors import BuildError
-    from linker import rules
-    from linker.explain import SPECIAL, explain
+    from linker import rules, special
+    from linker.explain import explain
 
     if name == "all":
         for rule in rules.load():
             typer.echo(f"{rule.id:28} {rule.severity:8} {rule.summary}")
+        for key, one in special.SPECIAL.items():
+            typer.echo(f"{key:28} {one.severity:8} {one.summary}")
         return
     found = rules.find(name)
-    if found is None and name not in SPECIAL:
+    if found is None and name not in special.SPECIAL:
         raise BuildError("there is no such rule", found=name, expected="one of `lint --explain all`")
-    typer.echo(explain(found) if found is not None else SPECIAL[name], nl=False)
+    typer.echo(explain(found) if found is not None else special.explain(name), nl=False)
 
 
 def _draw(request: Request, output: Path) -> None:
@@ -97,23 +156,60 @@ def _draw(request: Request, output: Path) -> None:
         raise LayoutInputError("a drawing needs addresses", expected="--elf or --map")
 
 
+def _judge(request: Request, *, fix: bool, show: bool) -> tuple[Report, bool]:
+    """Lint, and fix what can be fixed; return the report, and whether --diff has something to show."""
+    from domainbuilder.progress import Progress
+    from linker.session import lint_files
+
+    with Progress("linting") as shown:
+        request = request._replace(progress=lambda phase: setattr(shown, "phase", phase))
+        if not fix and not show:
+            return lint_files(request), False
+        from linker.fixing import diff
+        from linker.fixing import fix as fix_scripts
+        from linker.session import read_stdin
+
+        on_stdin = "-" in request.scripts
+        request = read_stdin(request)
+        changed, report = fix_scripts(lambda texts: lint_files(request._replace(texts=texts)), request.texts)
+    if fix and on_stdin:
+        # What came by standard input goes back by standard output.
+        texts = {one.file: one.after for one in changed}
+        sys.stdout.write(texts.get(request.stdin_name, request.texts[request.stdin_name]))
+        changed = [one for one in changed if one.file != request.stdin_name]
+    else:
+        sys.stdout.write(diff(changed))
+        sys.stdout.flush()
+    if not fix or not changed:
+        return report, bool(changed)
+    asked = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    if asked and not typer.confirm(f"Change {len(changed)} files?" if len(changed) > 1 else "Change it?"):
+        return lint_files(request), False
+    for one in changed:
+        _write(one.after, Path(one.file))
+    typer.echo(f"fixed {', '.join(one.file for one in changed)}", err=True)
+    return report, False
+
+
 def lint(
-    scripts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SCRIPT]...", help="Linker scripts, .lds or .lds.S.", show_default=False),
+    scripts: Scripts = None,
+    link_map: Map = None,
+    elf: Elf = None,
+    select: Annotated[
+        list[str] | None, typer.Option("--select", metavar="RULE", help="Run these rules alone; also xen-*.")
     ] = None,
-    link_map: Annotated[
-        str | None, typer.Option("--map", metavar="MAP", help="The link map of GNU ld or lld.")
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", metavar="RULE", help="Leave these rules out.")
     ] = None,
-    elf: Annotated[str | None, typer.Option("--elf", metavar="ELF", help="The linked kernel.")] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Show a diff of what can be mended, and mend it.")
+    ] = False,
+    show_diff: Annotated[
+        bool, typer.Option("--diff", help="Show that diff and change nothing; exit with 1 if there is one.")
+    ] = False,
     output_format: Annotated[Format, typer.Option("--format", help="How to print findings.")] = Format.text,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write findings to a file.", show_default=False)
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", metavar="FILE", help="layout.toml or pyproject.toml; else the nearest."),
-    ] = None,
+    output: Output = None,
+    config: Config = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="FILE", help="Leave out what this file lists.")
     ] = None,
@@ -126,9 +222,11 @@ def lint(
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="RULE", help="Explain a rule; `all` lists them.")
     ] = None,
+    library: Library = None,
     cpp: Cpp = "",
     include: Include = None,
     define: Define = None,
+    stdin_filename: StdinName = "<stdin>",
 ) -> None:
     """Find layout defects in a linker script, its link map and the linked kernel.
 
@@ -140,27 +238,41 @@ def lint(
     from domainbuilder.errors import ExitCode
 
     with _input_errors():
-        from linker.session import Preprocessing, Request, lint_files, render
+        from linker.session import Preprocessing, Request, render
 
-        how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()))
-        request = Request(tuple(scripts or ()), link_map, elf, config, how)
-        report = lint_files(request)
+        how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()), tuple(library or ()))
+        request = Request(
+            tuple(scripts or ()), link_map, elf, config, how, tuple(select or ()), tuple(ignore or ()),
+            stdin_filename,
+        )  # fmt: skip
+        outputs = (output, svg, write_baseline)
+        _refuse_to_overwrite(outputs, (*request.scripts, link_map, elf, config, baseline))
+        report, to_mend = _judge(request, fix=fix, show=show_diff)
+        _refuse_to_overwrite(outputs, report.files)
         if svg is not None:
             _draw(request, svg)
         if write_baseline is not None and report.usable:
-            from linker.fingerprint import write_baseline as write
+            from linker.fingerprint import baseline as baseline_of
 
-            typer.echo(f"{write(write_baseline, [report])} findings written to {write_baseline}", err=True)
+            text, count = baseline_of([report])
+            _write(text, Path(write_baseline))
+            typer.echo(f"{count} findings written to {write_baseline}", err=True)
             return
         if baseline is not None:
             from linker.fingerprint import apply_baseline, read_baseline
 
             report = apply_baseline(report, read_baseline(baseline))
         color = output is None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        _write(render(report, output_format.value, request, color=color), output)
+        text = render(report, output_format.value, request, color=color)
+        if fix and "-" in request.scripts and output is None:
+            sys.stderr.write(text)
+        elif not show_diff:
+            _write(text, output)
+    for error in report.errors:
+        print(f"domainbuilder: error: {' '.join(error.split())}", file=sys.stderr)
     if not report.usable:
         raise typer.Exit(ExitCode.UNUSABLE_INPUT)
-    if report.failed:
+    if to_mend or (report.failed and not show_diff):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
@@ -186,34 +298,39 @@ def diff(
 
 
 def format_script(
-    scripts: Annotated[list[Path], typer.Argument(metavar="SCRIPT...", help="Linker scripts, not .lds.S.")],
+    scripts: Annotated[
+        list[str],
+        typer.Argument(metavar="SCRIPT...", help="Linker scripts, not .lds.S; - is standard input."),
+    ],
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if needed.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", "-i", help="Write the files back.")] = False,
 ) -> None:
-    """Print linker scripts in one style, comments kept."""
-    from domainbuilder.errors import BuildError, ExitCode, Where
+    """Print linker scripts in one style, comments kept.
 
-    changed = False
-    with _input_errors():
-        from linker.parser import parse
-        from linker.printer import print_script
-        from linker.source import read_script
+    Version scripts, parts that other scripts INCLUDE, and scripts for the C preprocessor are left alone.
+    """
+    from domainbuilder.errors import BuildError, ExitCode
 
-        for path in scripts:
-            source = read_script(str(path))
-            tree = parse(source.text)
-            if tree.problems:
-                problem = tree.problems[0]
-                place = source.locate(*problem.span)
-                raise BuildError(problem.message, where=Where(f"{place.file}:{place.line}:{place.column}"))
-            text = print_script(tree, source.text)
-            if text != source.text:
-                changed = True
-                if check:
-                    typer.echo(f"would reformat {path}", err=True)
-                elif in_place:
-                    _write(text, path)
-            if not check and not in_place:
-                sys.stdout.write(text)
+    changed = unusable = False
+    for name in scripts:
+        try:
+            with _input_errors():
+                from linker.session import format_text
+
+                before, after = format_text(name)
+        except BuildError as error:
+            print(f"domainbuilder: error: {' '.join(str(error).split())}", file=sys.stderr)
+            unusable = True
+            continue
+        changed |= after != before
+        if check:
+            if after != before:
+                typer.echo(f"would reformat {name}", err=True)
+        elif not in_place or name == "-":
+            sys.stdout.write(after)
+        elif after != before:
+            _write(after, Path(name))
+    if unusable:
+        raise typer.Exit(ExitCode.UNUSABLE_INPUT)
     if check and changed:
         raise typer.Exit(ExitCode.CHECK_FAILED)

@@ -22,5 +22,6 @@ def render(report: Report) -> str:
             where += f",line={diagnostic.line},col={diagnostic.column},endColumn={end}"
         title = f"title={diagnostic.rule.translate(_PROPERTY)}"
         lines.append(f"::{kind} {where},{title}::{diagnostic.message.translate(_DATA)}")
+    lines += [f"::error::{error.translate(_DATA)}" for error in report.errors]
     lines.append(summary(report).translate(_DATA))
     return "\n".join(lines) + "\n"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from xml.sax.saxutils import escape, quoteattr
 
 from linker.findings import ERROR, WARNING
-from linker.lint import SYNTAX, Diagnostic, Report
-from linker.suppressions import UNUSED
+from linker.lint import Diagnostic, Report
+from linker.special import SPECIAL
 
 
 def _clean(text: str) -> str:
@@ -27,7 +27,7 @@ def _place(diagnostic: Diagnostic) -> str:
 
 def render(report: Report, ran: Iterable[str]) -> str:
     """Return the report; `ran` are the ids of the rules that ran."""
-    by_rule: dict[str, list[Diagnostic]] = {name: [] for name in (SYNTAX, UNUSED, *ran)}
+    by_rule: dict[str, list[Diagnostic]] = {name: [] for name in (*SPECIAL, *ran)}
     for diagnostic in report.diagnostics:
         by_rule.setdefault(diagnostic.rule, []).append(diagnostic)
     cases: list[str] = []

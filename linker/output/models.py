@@ -10,8 +10,26 @@ from linker.fingerprint import fingerprints
 from linker.lint import Diagnostic, Report
 
 
+class EditModel(BaseModel):
+    """A span of a file, lines and columns from 1 with the end behind it, and the text that replaces it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str
+    title: str
+
+
 class FindingModel(BaseModel):
-    """One finding. `line` and `column` count from 1 and are null when it is in no text."""
+    """One finding. `line` and `column` count from 1 and are null when it is in no text.
+
+    `origin` is the map with its line, or the ELF file, of a finding that is placed in the script; `edits`
+    together repair it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,6 +44,8 @@ class FindingModel(BaseModel):
     name: str | None
     address: int | None
     fingerprint: str
+    origin: str | None
+    edits: list[EditModel]
 
 
 class ReportModel(BaseModel):
@@ -37,6 +57,7 @@ class ReportModel(BaseModel):
     usable: bool
     failed: bool
     suppressed: int
+    errors: list[str]
     findings: list[FindingModel]
 
 
@@ -53,6 +74,10 @@ def _finding(diagnostic: Diagnostic, fingerprint: str) -> FindingModel:
         name=diagnostic.name or None,
         address=diagnostic.address,
         fingerprint=fingerprint,
+        origin=diagnostic.origin or None,
+        edits=[
+            EditModel(**edit.place._asdict(), text=edit.text, title=edit.title) for edit in diagnostic.fix
+        ],
     )
 
 
@@ -63,6 +88,7 @@ def render(report: Report) -> str:
         usable=report.usable,
         failed=report.failed,
         suppressed=report.suppressed,
+        errors=list(report.errors),
         findings=[_finding(d, f) for d, f in zip(report.diagnostics, identities, strict=True)],
     )
     return model.model_dump_json(indent=2) + "\n"

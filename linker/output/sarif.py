@@ -7,16 +7,12 @@ from typing import Any
 from urllib.parse import quote
 
 from linker import rules
-from linker.findings import ERROR, Rule
+from linker.findings import Rule
 from linker.fingerprint import fingerprints
-from linker.lint import SYNTAX, Diagnostic, Report
-from linker.suppressions import UNUSED
+from linker.lint import Diagnostic, Report
+from linker.special import SPECIAL
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-_OTHER = {
-    SYNTAX: "the script cannot be read",
-    UNUSED: "a comment suppresses nothing any more",
-}
 
 
 def _descriptor(rule: Rule) -> dict[str, Any]:
@@ -31,9 +27,15 @@ def _descriptor(rule: Rule) -> dict[str, Any]:
 
 def _descriptors() -> list[dict[str, Any]]:
     out = [_descriptor(rule) for rule in rules.load()]
-    for name, text in _OTHER.items():
-        level = ERROR if name == SYNTAX else "warning"
-        out.append({"id": name, "shortDescription": {"text": text}, "defaultConfiguration": {"level": level}})
+    for name, special in SPECIAL.items():
+        out.append(
+            {
+                "id": name,
+                "shortDescription": {"text": special.summary},
+                "fullDescription": {"text": special.text},
+                "defaultConfiguration": {"level": special.severity},
+            }
+        )
     return out
 
 
@@ -60,6 +62,33 @@ def _location(diagnostic: Diagnostic) -> dict[str, Any]:
     return location
 
 
+def _fixes(diagnostic: Diagnostic) -> dict[str, Any]:
+    if not diagnostic.fix:
+        return {}
+    by_file: dict[str, list[dict[str, Any]]] = {}
+    for place, text, _ in diagnostic.fix:
+        region = {
+            "startLine": place.line, "startColumn": place.column,
+            "endLine": place.end_line, "endColumn": place.end_column,
+        }  # fmt: skip
+        replacement = {"deletedRegion": region, "insertedContent": {"text": text}}
+        by_file.setdefault(place.file, []).append(replacement)
+    changes = [
+        {"artifactLocation": {"uri": _uri(file)}, "replacements": replacements}
+        for file, replacements in by_file.items()
+    ]
+    return {"fixes": [{"description": {"text": diagnostic.fix[0].title}, "artifactChanges": changes}]}
+
+
+def _invocation(report: Report) -> dict[str, Any]:
+    out: dict[str, Any] = {"executionSuccessful": report.usable}
+    if report.errors:
+        out["toolExecutionNotifications"] = [
+            {"level": "error", "message": {"text": error}} for error in report.errors
+        ]
+    return out
+
+
 def render(report: Report) -> str:
     """Return the report as a SARIF log with one run."""
     descriptors = _descriptors()
@@ -72,6 +101,7 @@ def render(report: Report) -> str:
             "message": {"text": diagnostic.message},
             "locations": [_location(diagnostic)],
             "partialFingerprints": {"domainbuilderLayout/v1": fingerprint},
+            **_fixes(diagnostic),
         }
         for diagnostic, fingerprint in zip(report.diagnostics, fingerprints(report.diagnostics), strict=True)
     ]
@@ -83,7 +113,7 @@ def render(report: Report) -> str:
                 "tool": {"driver": {"name": "domainbuilder lint", "rules": descriptors}},
                 "columnKind": "unicodeCodePoints",
                 "results": results,
-                "invocations": [{"executionSuccessful": report.usable}],
+                "invocations": [_invocation(report)],
             }
         ],
     }

@@ -35,6 +35,9 @@ def summary(report: Report) -> str:
     parts = [f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items() if count]
     if report.suppressed:
         parts.append(f"{report.suppressed} suppressed")
+    mended = sum(bool(diagnostic.fix) for diagnostic in report.diagnostics)
+    if mended:
+        parts.append(f"{mended} that --fix mends")
     return ", ".join(parts) if parts else "no findings"
 
 
@@ -52,6 +55,9 @@ def _diagnostic(diagnostic: Diagnostic, *, color: bool) -> Iterator[str]:
     yield f"{place}: {severity}: {message} [{diagnostic.rule}]"
     if diagnostic.text:
         yield from _caret(diagnostic, color=color)
+    if diagnostic.origin:
+        at = f" at {diagnostic.address:#x}" if diagnostic.address is not None else ""
+        yield f"  {' ' * len(str(diagnostic.line))} = seen in {printable(diagnostic.origin)}{at}"
 
 
 def _caret(diagnostic: Diagnostic, *, color: bool) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -228,3 +231,173 @@ def test_format_keeps_comments_and_meaning(command, put):
     assert command("lint", "format", put("bad.lds", "SECTIONS {"))[0] == 2
     code, _, err = command("lint", put("worse.lds.S", BAD), "--cpp", "'unfinished")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_select_and_ignore(command, put):
+    put("k.lds", BAD.replace("*(.data) ", "*(.data) . = ALIGN(6); *(.bss) "))
+    both = {"align-not-power-of-two", "page-aligned-order"}
+
+    def found(*words):
+        code, out, _ = command("lint", "k.lds", "--format", "json", *words)
+        return code, {finding["rule"] for finding in json.loads(out)["findings"]}
+
+    assert found()[1] >= both
+    assert found("--select", "align-*", "--select", "common-missing")[1] == {
+        "align-not-power-of-two",
+        "common-missing",
+    }
+    assert found("--ignore", "align-*", "--ignore", "page-aligned-order") == (0, found()[1] - both)
+    put("layout.toml", '[rules]\nalign-not-power-of-two = "off"\n')
+    assert found("--select", "align-not-power-of-two") == (1, {"align-not-power-of-two"})
+    code, _, err = command("lint", "k.lds", "--select", "align-not-power-of-tow")
+    assert code == 2
+    assert "align-not-power-of-two, perhaps" in err
+
+
+VECTORS = "SECTIONS\n{\n  .text : {\n    *(.vectors) /* first */\n    *(.text)\n  }\n}\n"
+
+
+def test_fix_is_shown_as_a_diff_and_made(command, put, tmp_path):
+    put("k.lds", VECTORS)
+    (tmp_path / "k.lds").chmod(0o640)
+    code, out, _ = command("lint", "k.lds", "--diff")
+    assert code == 1
+    assert "-    *(.vectors) /* first */\n+    KEEP(*(.vectors)) /* first */\n" in out
+    assert (tmp_path / "k.lds").read_text() == VECTORS
+    shutil.copy(tmp_path / "k.lds", tmp_path / "other.lds")
+    subprocess.run(["patch", "-p1"], input=out, text=True, check=True, capture_output=True)
+    by_patch = (tmp_path / "k.lds").read_text()
+    put("k.lds", VECTORS)
+    code, out, err = command("lint", "k.lds", "--fix")
+    assert (code, err) == (0, "fixed k.lds\n")
+    assert out.endswith("no findings\n")
+    assert (tmp_path / "k.lds").read_text() == by_patch == VECTORS.replace("*(.vectors)", "KEEP(*(.vectors))")
+    assert (tmp_path / "k.lds").stat().st_mode & 0o777 == 0o640
+    assert command("lint", "k.lds", "--fix") == (0, "no findings\n", "")
+
+
+def test_fix_keeps_line_ends_and_leaves_what_is_suppressed_or_not_selected(command, put, tmp_path):
+    put("k.lds", VECTORS.replace("\n", "\r\n"))
+    assert command("lint", "k.lds", "--fix", "--ignore", "not-kept")[0] == 0
+    assert b"KEEP" not in (tmp_path / "k.lds").read_bytes()
+    assert command("lint", "k.lds", "--fix")[0] == 0
+    assert (tmp_path / "k.lds").read_bytes().count(b"\r\n") == 7
+    put("k.lds", VECTORS.replace("/* first */", "/* lint: disable=not-kept */"))
+    assert command("lint", "k.lds", "--fix")[0] == 0
+    assert b"KEEP" not in (tmp_path / "k.lds").read_bytes()
+
+
+def test_fix_reaches_what_is_included_and_not_what_macros_made(command, put, tmp_path, tool):
+    tool("cpp", "cc", "gcc", "clang")
+    put("part.ld", "*(.vectors)\n")
+    put("k.lds.S", "#define V *(.isr_vector)\nSECTIONS\n{\n .a : { V }\n .b : { INCLUDE part.ld }\n}\n")
+    assert command("lint", "k.lds.S", "--fix")[0] == 1
+    assert (tmp_path / "part.ld").read_text() == "KEEP(*(.vectors))\n"
+    assert "KEEP" not in (tmp_path / "k.lds.S").read_text()
+
+
+def test_standard_input(command, put, monkeypatch):
+    def given(text):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    given(BAD)
+    code, out, _ = command("lint", "-")
+    assert code == 1
+    assert out.startswith("<stdin>:3:24: error:")
+    put("sub/layout.toml", '[rules]\npage-aligned-order = "off"\n')
+    given(BAD)
+    assert command("lint", "-", "--stdin-filename", "sub/k.lds")[0] == 0
+    given(VECTORS)
+    code, out, err = command("lint", "-", "--fix")
+    assert (code, out) == (0, VECTORS.replace("*(.vectors)", "KEEP(*(.vectors))"))
+    assert err == "no findings\n"
+    given("x = 1 ;")
+    assert command("lint", "format", "-") == (0, "x = 1;\n", "")
+
+
+def test_no_output_destroys_an_input(command, put, tmp_path):
+    put("k.lds", BAD)
+    put("k.elf", build(ELF))
+    (tmp_path / "link.lds").symlink_to("k.lds")
+    (tmp_path / "hard.lds").hardlink_to(tmp_path / "k.lds")
+    for words in (
+        ["k.lds", "-o", "k.lds"], ["k.lds", "-o", "./link.lds"], ["link.lds", "-o", "hard.lds"],
+        ["k.lds", "--write-baseline", "k.lds"], ["--elf", "k.elf", "--svg", "k.elf"],
+        ["--elf", "k.elf", "-o", "k.elf"], ["--elf", "k.elf", "--svg", "one", "-o", "one"],
+    ):  # fmt: skip
+        code, out, err = command("lint", *words)
+        assert (code, out) == (2, ""), words
+        assert "would be overwritten" in err or "same file" in err
+    put("part.ld", "a = 1;")
+    put("main.lds", "INCLUDE part.ld\n")
+    assert command("lint", "main.lds", "-o", "part.ld")[0] == 2
+    assert (tmp_path / "k.lds").read_text() == BAD
+    assert (tmp_path / "k.elf").read_bytes() == build(ELF)
+    assert (tmp_path / "part.ld").read_text() == "a = 1;"
+    assert command("lint", "k.lds", "-o", "/dev/null")[0] == 1
+
+
+def test_one_unusable_script_of_several(command, put):
+    put("a.lds", BAD)
+    code, out, err = command("lint", "a.lds", "nowhere.lds")
+    assert code == 2
+    assert "a.lds:3:24: error:" in out
+    assert err == "domainbuilder: error: nowhere.lds: cannot be read: No such file or directory\n"
+    assert json.loads(command("lint", "a.lds", "nowhere.lds", "--format", "json")[1])["errors"]
+
+
+def test_suppressions_of_rules_that_did_not_run_or_do_not_exist(command, put):
+    text = GOOD.replace("  .data", "  /* lint: disable=NAME */\n  .data")
+    put("off/layout.toml", '[rules]\npage-aligned-order = "off"\n')
+    assert command("lint", put("off/k.lds", text.replace("NAME", "page-aligned-order"))) == (
+        0,
+        "no findings\n",
+        "",
+    )
+    assert command("lint", put("k.lds", text.replace("NAME", "lma-overlap")))[0] == 0
+    assert (
+        command("lint", put("k.lds", text.replace("NAME", "page-aligned-order")), "--ignore", "page-*")[0]
+        == 0
+    )
+    code, out, _ = command("lint", put("k.lds", text.replace("NAME", "page-aligned-oder")))
+    assert code == 1
+    assert "there is no rule 'page-aligned-oder'; is it 'page-aligned-order'? [unused-suppression]" in out
+
+
+def test_findings_of_the_elf_are_placed_in_the_script(command, put):
+    put("layout.toml", '[[section]]\nname = ".bss"\nmax-size = 4\n')
+    put("k.lds", "SECTIONS\n{\n  .text : { *(.text) }\n  .bss : { *(.bss) *(COMMON) }\n}\n")
+    put("k.elf", build(ELF + "section .bss 0x2000 0x100 aw nobits\n"))
+    code, out, _ = command("lint", "k.lds", "--elf", "k.elf")
+    assert code == 1
+    assert "k.lds:4:3: error: .bss is 256 bytes, 252 over its budget of 4 [size-budget]" in out
+    assert "    = seen in k.elf at 0x2000\n" in out
+    put(
+        "k.lds",
+        "SECTIONS { .text : { *(.text) } .bss : { *(.bss) *(COMMON) } } /* lint: disable=size-budget */\n",
+    )
+    assert "1 suppressed" in command("lint", "k.lds", "--elf", "k.elf")[1]
+
+
+def test_format_leaves_alone_what_is_no_whole_script(command, put, tmp_path):
+    texts = {
+        "version.lds": "V1 {  global: a;  };\n",
+        "part.ld": ".text :  { *(.text) }\n",
+        "cpp.ld": "#ifdef A\nSECTIONS {  }\n#endif\n",
+        "slashes.ld": "// SPDX\nSECTIONS {  }\n",
+        "k.lds.S": "SECTIONS {  }\n",
+    }
+    for name, text in texts.items():
+        put(name, text)
+    assert command("lint", "format", "--in-place", *texts)[0] == 0
+    assert {name: (tmp_path / name).read_text() for name in texts} == texts
+    assert command("lint", "format", "--check", *texts)[0] == 0
+
+
+def test_format_goes_on_behind_a_script_it_cannot_read(command, put, tmp_path):
+    put("bad.lds", "SECTIONS {")
+    put("good.lds", "x  = 1;\n")
+    code, _, err = command("lint", "format", "-i", "bad.lds", "good.lds")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert (tmp_path / "good.lds").read_text() == "x = 1;\n"
