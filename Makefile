@@ -10,15 +10,18 @@ PYTEST_ARGS ?= -n auto --dist worksteal
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+# Made whole or not at all: what an earlier try left, or a Python that has gone since, is begun anew.
+$(VENV)/.made $(VENV)/bin/python &:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) comes without venv and ensurepip here; on Debian: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) -m venv $(VENV)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@touch $(VENV)/.made
 
-$(VENV)/.run: $(VENV)/bin/python pyproject.toml
+$(VENV)/.run: $(VENV)/.made pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev]'
 	@touch $@ $(VENV)/.run
 
@@ -33,7 +36,7 @@ test: $(VENV)/.dev ## Set up, fetch the real kernels where there is a network, r
 	@$(BIN)/python scripts/guests.py || [ "$$CI" != true ]
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-guests: $(VENV)/bin/python ## Fetch the real kernels out of Debian's packages into .cache (no root)
+guests: $(VENV)/.made ## Fetch the real kernels out of Debian's packages into .cache (no root)
 	$(BIN)/python scripts/guests.py
 
 lint: $(VENV)/.dev ## ruff, mypy --strict and the import contracts

@@ -72,8 +72,9 @@ def _occupied(output: MapOutput) -> tuple[MapInput, ...]:
     starts = [(item.line, item.address) for item in output.inputs]
     starts = sorted(starts + [(fill.line, fill.address) for fill in output.fills])
     upcoming = {line: after for (line, _), (_, after) in pairwise(starts)}
+    end = output.address + output.size
     return tuple(
-        item._replace(size=max(0, min(item.size, upcoming.get(item.line, 1 << 64) - item.address)))
+        item._replace(size=max(0, min(item.size, upcoming.get(item.line, end) - item.address)))
         for item in output.inputs
     )
 

@@ -347,6 +347,16 @@ def simulate(
     return Layout(sections, walk.symbols)
 
 
+def _before_every_section(commands: Sequence[ast.SectionCommand]) -> int:
+    """Return the index at which insert_os_after puts orphans that come first: behind what is assigned before
+    the first section, but before the second assignment of `.`.
+    """
+    sections = (i for i, command in enumerate(commands) if not isinstance(command, ast.Assign))
+    first = next(sections, len(commands))
+    moves = [i for i, command in enumerate(commands[:first]) if getattr(command, "target", "") == "."]
+    return moves[1] if len(moves) > 1 and first < len(commands) else first
+
+
 def _with_orphans(outline: Outline, orphans: Sequence[tuple[str, str]]) -> Outline:
     """Return the script with an output section for each orphan, where the linker put it."""
     if not orphans:
@@ -360,8 +370,10 @@ def _with_orphans(outline: Outline, orphans: Sequence[tuple[str, str]]) -> Outli
         # As insert_os_after does: behind the assignments that follow the section, but before the first
         # one of `.` when another output section comes after them.
         nonlocal waiting
-        yield from chain("")
+        first = _before_every_section(commands)
         for index, command in enumerate(commands):
+            if index == first:
+                yield from chain("")
             if isinstance(command, ast.OutputSection):
                 waiting = [command.name]
             yield command
@@ -375,6 +387,8 @@ def _with_orphans(outline: Outline, orphans: Sequence[tuple[str, str]]) -> Outli
                 for name in waiting:
                     yield from chain(name)
                 waiting = []
+        if first == len(commands):
+            yield from chain("")
 
     def chain(name: str) -> Iterable[ast.SectionCommand]:
         for orphan in following.pop(name, []):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import missing
 from tests.domainbuilder.libxenguest import FIRST_MFN, SHARED_INFO_MFN
+from tests.needs import missing
 
 SOURCE = Path(__file__).parent / "xenguest.c"
 LIBRARIES = ("-lxenguest", "-lxenctrl", "-lxencall", "-lxentoollog")

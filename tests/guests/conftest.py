@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import domainbuilder
 from domainbuilder.launch.domain import Outcome
 from domainbuilder.launch.run_stats import Statistics
 from hvcore.pv.audit import audit
+from tests.needs import find_tool, missing
 
 HERE = Path(__file__).resolve().parent
 MEMORY_MIB = 256
@@ -50,18 +49,14 @@ def _compile(width: int, folder: Path) -> bytes:
         ["gcc", *options, HERE / "probe.c", "-o", program], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        message = f"probe.c does not compile for {width} bits (gcc-multilib?): {done.stderr[-300:]}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"probe.c does not compile for {width} bits (gcc-multilib?): {done.stderr[-300:]}")
     return program.read_bytes()
 
 
 @pytest.fixture(scope="session")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """probe.c as 64-bit and 32-bit programs for an initramfs."""
-    if not shutil.which("gcc") and os.environ.get("CI") != "true":
-        pytest.skip("probe.c needs gcc")
+    find_tool("gcc")
     folder = tmp_path_factory.mktemp("probes")
     return {f"probe{width}": _compile(width, folder) for width in (64, 32)}
 

@@ -165,11 +165,11 @@ def test_patterns_take_what_the_map_says(linked):
 
 def test_hosted_program_with_the_default_script(tool, tmp_path):
     """libc's objects by ld's own script: equal up to where ld chooses for itself, unknown from there."""
-    compiler, linker = tool("gcc", "cc"), tool("ld.bfd", "ld")
+    compiler = tool("gcc", "cc")
     (tmp_path / "m.c").write_text("int main(void) { return 0; }\n")
     elf_path, map_path = tmp_path / "m.elf", tmp_path / "m.map"
-    run(compiler, "-static", "-no-pie", "-o", elf_path, tmp_path / "m.c", f"-Wl,-Map,{map_path}")
-    script = run(linker, "-m", "elf_x86_64", "-z", "relro", "-z", "separate-code", "--verbose")
+    linked = ("-static", "-no-pie", "-o", elf_path, tmp_path / "m.c", f"-Wl,-Map,{map_path}")
+    script = run(compiler, *linked, "-Wl,--verbose")
     outline = Outline(parse(script.split("=" * 50)[1]))
     elf = read_elf(str(elf_path))
     contents, orphans = contents_of(read_map(str(map_path)), outline, elf)

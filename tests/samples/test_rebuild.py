@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from domainbuilder import guests
+from tests.needs import find_tool
 
 pytest.importorskip("ziglang")
 SAMPLES = Path(__file__).resolve().parent.parent.parent / "samples"
@@ -46,7 +47,8 @@ def test_a_changed_guest_is_noticed(elsewhere: ModuleType, tmp_path: Path) -> No
 def test_bundled_guests_are_small_and_stripped(name: str) -> None:
     path = guests.path(name)
     assert path.stat().st_size < 64 * 1024
-    sections = subprocess.run(["readelf", "-SW", path], capture_output=True, text=True, check=True).stdout
+    readelf = [find_tool("readelf"), "-SW", path]
+    sections = subprocess.run(readelf, capture_output=True, text=True, check=True).stdout
     assert ".symtab" not in sections
     assert ".debug" not in sections
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import random
-import shutil
 import struct
 import subprocess
 import tracemalloc
@@ -24,6 +23,7 @@ from domainbuilder.build.image import is_image, load_image, save_image
 from domainbuilder.errors import ImageError
 from domainbuilder.plan.vcpu_context import VcpuContext
 from tests.domainbuilder.elfwriter import xen_kernel
+from tests.needs import find_tool
 
 WIDE = {"elf_class": 64, "VIRT_BASE": 0xFFFFFFFF80000000, "ENTRY": 0xFFFFFFFF80100000, "PADDR_OFFSET": 0}
 KINDS: dict[str, dict[str, object]] = {
@@ -70,11 +70,9 @@ def test_it_loads_into_memory_that_is_given(tmp_path: Path) -> None:
 
 
 def test_readelf_reads_it_without_complaint(tmp_path: Path) -> None:
-    path = tmp_path / "domain"
+    readelf, path = find_tool("readelf"), tmp_path / "domain"
     for kind in KINDS:
         save_image(built(tmp_path, kind), path)
-        readelf = shutil.which("readelf")
-        assert readelf, "binutils is in tests/apt-packages.txt"
         for options in ("-aW", "-nW", "-SW"):
             done = subprocess.run([readelf, options, path], capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == (0, ""), kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from domainbuilder.kernel.parms import xc_dom_parse_elf_kernel
 from domainbuilder.plan.domain_plan import plan
 from domainbuilder.plan.findings import survey
 from tests.domainbuilder.elfwriter import SHT_NOBITS, SHT_PROGBITS, xen_kernel
+from tests.needs import find_tool
 
 NOTES = """
     .section .note.Xen,"a",@note
@@ -72,13 +72,12 @@ SECTIONS {
 
 
 def linked(tmp_path: Path, *, source: str = SOURCE, data: str = "*(.data)", page_aligned: str = "") -> Path:
-    assert shutil.which("gcc"), "gcc and binutils are in tests/apt-packages.txt"
     (tmp_path / "kernel.S").write_text(source)
     (tmp_path / "kernel.lds").write_text(SCRIPT % {"data": data, "page_aligned": page_aligned})
     script, kernel = tmp_path / "kernel.lds", tmp_path / "kernel"
     for command in (
-        ["gcc", "-m32", "-c", "kernel.S", "-o", "kernel.o"],
-        ["ld", "-m", "elf_i386", "-T", script, "kernel.o", "-o", kernel],
+        [find_tool("gcc"), "-m32", "-c", "kernel.S", "-o", "kernel.o"],
+        [find_tool("ld"), "-m", "elf_i386", "-T", script, "kernel.o", "-o", kernel],
     ):
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     return kernel
