@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hvcore.abi import Abi
     from hvcore.clock import Clock
-    from hvcore.common.event_channel import EvtchnTable
+    from hvcore.common.event import EvtchnTable
     from hvcore.common.grant_table import GrantTable
     from hvcore.cpu.engine import Engine
     from hvcore.guest_access import GuestAccess

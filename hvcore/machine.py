@@ -17,7 +17,7 @@ from hvcore.abi import ABIS, Abi
 from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import NEVER, NS_PER_BYTE, Clock
-from hvcore.common.event_channel import EvtchnTable
+from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
 from hvcore.common.time import update_domain_wallclock_time, update_vcpu_system_time

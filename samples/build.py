@@ -112,7 +112,8 @@ def conformance() -> tuple[Sample, ...]:
 # Conformance guests that know nothing of the size of an entry.
 _ANY_PAGING = (
     *("linear_pt", "bad_commands", "bad_pointers", "call_gates", "callbacks", "cpuid", "debug_registers"),
-    *("event_channel", "event_mask", "fifo", "fpu", "fpu_image", "grant_map", "grant_table", "grant_v2"),
+    *("event_channel", "event_mask", "fifo", "fifo_reset", "fifo_vcpus", "fpu", "fpu_image"),
+    *("grant_map", "grant_table", "grant_v2"),
     *("int80", "io_ports", "iret", "iret_forms", "ldt", "memory_exchange", "memory_op", "mmuext_op", "msr"),
     *("multicall", "multicall_stops", "nested_faults", "nmi", "physdev", "privileged", "refused", "runstate"),
     *("sched_op", "stack_switch", "timers", "tlb_flush", "tls", "trap_table", "traps", "unknown"),

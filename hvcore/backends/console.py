@@ -23,7 +23,7 @@ from hvcore.public.xen import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hvcore.common.event_channel import EvtchnTable
+    from hvcore.common.event import EvtchnTable
 
 _U32 = struct.Struct("<I")
 _WORD = 0xFFFFFFFF

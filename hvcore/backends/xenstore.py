@@ -66,7 +66,7 @@ from hvcore.public.xs_wire import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hvcore.common.event_channel import EvtchnTable
+    from hvcore.common.event import EvtchnTable
     from hvcore.domain import Domain
 
 QUOTA_WATCHES = 128

@@ -1,30 +1,37 @@
-"""Event channels of the 2-level ABI: xen/common/event_channel.c and event_2l.c.
+"""event_channel_op: the guest binds, closes, sends, asks: xen/common/event_channel.c.
 
-A port is an index in parallel arrays. Its pending and mask bits live in shared_info, where the guest may
-write anything at any time: they are only ever tested and set, never trusted as state. The domain's peers are
-itself (loopback) and domain 0, in which the backends stand: a port bound to a backend calls its function when
-the guest notifies. FIFO event channels are switched off.
+What a port is, and what the two ABIs do to one, is in event.py, event_2l.py and event_fifo.py.
 """
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING
 
-from hvcore.common.schedule import vcpu_mark_events_pending, vcpu_unblock
+from hvcore.common.event import (
+    ECS_FREE,
+    ECS_INTERDOMAIN,
+    ECS_IPI,
+    ECS_PIRQ,
+    ECS_RESERVED,
+    ECS_UNBOUND,
+    ECS_VIRQ,
+    EVTCHNS_PER_BUCKET,
+    domain_by_any_id,
+    virq_is_global,
+)
+from hvcore.common.event_2l import Evtchn2l
+from hvcore.common.event_fifo import evtchn_fifo_expand_array, evtchn_fifo_init_control
 from hvcore.public.errno import (
     EBUSY,
     EEXIST,
     EINVAL,
     ENOENT,
-    ENOSPC,
     ENOSYS,
-    EOPNOTSUPP,
     EPERM,
     ESRCH,
 )
 from hvcore.public.event_channel import (
-    EVTCHN_FIFO_CONTROL_BLOCK_SIZE,
+    EVTCHN_FIFO_LINK_BITS,
     EVTCHN_OP_U,
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
@@ -56,42 +63,22 @@ from hvcore.public.event_channel import (
     evtchn_expand_array,
     evtchn_init_control,
     evtchn_op,
-    evtchn_reset,
     evtchn_set_priority,
     evtchn_status,
 )
-from hvcore.public.xen import (
-    DOMID_SELF,
-    NR_VIRQS,
-    PAGE_SIZE,
-    VIRQ_DEBUG,
-    VIRQ_TIMER,
-    VIRQ_XENOPROF,
-    VIRQ_XENPMU,
-)
+from hvcore.public.event_channel import evtchn_reset as evtchn_reset_t
+from hvcore.public.xen import DOMID_SELF, NR_VIRQS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hvcore.domain import Domain
+    from hvcore.common.event import EvtchnTable
     from hvcore.vcpu import Vcpu
 
-ECS_FREE = 0
-ECS_RESERVED = 1
-ECS_UNBOUND = 2
-ECS_INTERDOMAIN = 3
-ECS_PIRQ = 4
-ECS_VIRQ = 5
-ECS_IPI = 6
-
-EVTCHNS_PER_BUCKET = 64  # a page of 64-byte struct evtchn
-MAX_EVTCHN_PORT = 1023  # libxl's `event_channels` default
 NR_IRQS_GSI = 24  # the pins of one I/O APIC
 NR_PIRQS = NR_IRQS_GSI + 32  # of a domU: DEFAULT_EXTRA_DOMU_IRQS more
-DOM0 = 0
 DOM0_VALID_EVTCHNS = EVTCHNS_PER_BUCKET
 
-_PER_VCPU_VIRQS = frozenset((VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU))
 _STATUS = {
     ECS_FREE: EVTCHNSTAT_closed,
     ECS_RESERVED: EVTCHNSTAT_closed,
@@ -103,247 +90,56 @@ _STATUS = {
 }
 
 
-def virq_is_global(virq: int) -> bool:
-    """The virq belongs to the domain (and vCPU 0 binds it) rather than to each vCPU."""
-    return virq not in _PER_VCPU_VIRQS
+# --- what others do with ports, too -----------------------------------------------------------------------
 
 
-class EvtchnTable:
-    """All ports of one domain. `valid_evtchns` ports exist so far; they come in buckets of 64."""
-
-    __slots__ = (
-        "_mask_off",
-        "_pending_off",
-        "_sel_off",
-        "_sel_shift",
-        "_shared",
-        "active_evtchns",
-        "backend",
-        "domain",
-        "max_evtchn_port",
-        "notify_vcpu_id",
-        "pirq_eoi_map_mfn",
-        "pirqs",
-        "pollers",
-        "remote_dom",
-        "remote_port",
-        "state",
-        "valid_evtchns",
-        "virq",
-        "virq_to_evtchn",
-    )
-
-    def __init__(self, domain: Domain, max_evtchn_port: int = MAX_EVTCHN_PORT) -> None:
-        abi = domain.abi
-        limit = min(max_evtchn_port + 1, abi.nr_evtchns)
-        size = -(-limit // EVTCHNS_PER_BUCKET) * EVTCHNS_PER_BUCKET
-        self.domain = domain
-        self.max_evtchn_port = limit - 1
-        self.valid_evtchns = EVTCHNS_PER_BUCKET
-        self.active_evtchns = 0
-        self.pollers = 0  # vCPUs in SCHEDOP_poll: the weight of Xen's poll_mask
-        self.state = bytearray(size)
-        self.notify_vcpu_id = array("H", bytes(2 * size))
-        self.remote_dom = array("H", bytes(2 * size))
-        self.remote_port = array("I", bytes(4 * size))
-        self.virq = bytearray(size)
-        self.virq_to_evtchn = array("I", bytes(4 * NR_VIRQS * domain.max_vcpus))
-        self.backend: dict[int, Callable[[], None]] = {}
-        self.pirqs: set[int] = set()  # interrupt numbers that PHYSDEVOP_get_free_pirq gave out
-        self.pirq_eoi_map_mfn: int | None = None  # held as a writable frame
-        self.state[0] = ECS_RESERVED
-        self._shared = domain.shared_info
-        self._pending_off = abi.evtchn_pending
-        self._mask_off = abi.evtchn_mask
-        self._sel_off = abi.vcpu_pending_sel
-        self._sel_shift = abi.word_bits.bit_length() - 1
-
-    # --- the 2-level port operations ----------------------------------------------------------------------
-
-    def set_pending(self, vcpu_id: int, port: int) -> None:
-        """Mark `port` pending for a vCPU, and say so in its selector and upcall flag unless it is masked."""
-        if self.state[port] <= ECS_RESERVED:
-            return
-        shared = self._shared
-        at = self._pending_off + (port >> 3)
-        bit = 1 << (port & 7)
-        pending = shared[at]
-        if pending & bit:
-            return
-        shared[at] = pending | bit
-        if not shared[self._mask_off + (port >> 3)] & bit:
-            self._select(self.domain.vcpus[vcpu_id], port)
-        if self.pollers:
-            self.check_pollers(port)
-
-    def _select(self, v: Vcpu, port: int) -> None:
-        word = port >> self._sel_shift
-        at = self._sel_off + (word >> 3)
-        bit = 1 << (word & 7)
-        selector = v.info[at]
-        if not selector & bit:
-            v.info[at] = selector | bit
-            vcpu_mark_events_pending(v)
-
-    def unmask(self, port: int) -> None:
-        """Clear the mask bit of `port`; an event that was held back by it is raised."""
-        if self.state[port] <= ECS_RESERVED:
-            return
-        shared = self._shared
-        at = self._mask_off + (port >> 3)
-        bit = 1 << (port & 7)
-        mask = shared[at]
-        if mask & bit:
-            shared[at] = mask & ~bit
-            if shared[self._pending_off + (port >> 3)] & bit:
-                self._select(self.domain.vcpus[self.notify_vcpu_id[port]], port)
-
-    def clear_pending(self, port: int) -> None:
-        """Forget a pending event of `port`."""
-        if self.state[port] > ECS_RESERVED:
-            self._shared[self._pending_off + (port >> 3)] &= ~(1 << (port & 7)) & 0xFF
-
-    def port_poll(self, port: int) -> int:
-        """1 when pending, 0 when not, -EINVAL for a port that is not in use."""
-        if port >= self.valid_evtchns or self.state[port] <= ECS_RESERVED:
-            return -EINVAL
-        return self._shared[self._pending_off + (port >> 3)] >> (port & 7) & 1
-
-    def check_pollers(self, port: int) -> None:
-        """Wake the vCPUs that may be polling for `port`."""
-        for v in self.domain.vcpus:
-            waits_for = v.poll_evtchn
-            if waits_for is not None and waits_for in (-1, port):
-                vcpu_unblock(v)
-
-    # --- ports --------------------------------------------------------------------------------------------
-
-    def allocate_port(self, port: int) -> int:
-        """Take `port` out of the free ones: 0, -ENOSPC or -EBUSY."""
-        if port > self.max_evtchn_port:
-            return -ENOSPC
-        if port < self.valid_evtchns:
-            if self.state[port] != ECS_FREE:
-                return -EBUSY
+def evtchn_close(t: EvtchnTable, port: int) -> int:
+    """Close `port` on the guest's behalf: 0 or -EINVAL. A peer that it has waits for the guest again."""
+    if not t.is_usable(port):
+        return -EINVAL
+    state = t.state[port]
+    if state == ECS_VIRQ:
+        virq = t.virq[port]
+        owner = 0 if virq_is_global(virq) else t.notify_vcpu_id[port]
+        t.virq_to_evtchn[owner * NR_VIRQS + virq] = 0
+    t.free(port)
+    if state == ECS_INTERDOMAIN:
+        peer = t.remote_port[port]
+        if t.remote_dom[port] == t.domain.domain_id:
+            t.state[peer] = ECS_UNBOUND
+            t.remote_dom[peer] = t.domain.domain_id
         else:
-            self.valid_evtchns = (port // EVTCHNS_PER_BUCKET + 1) * EVTCHNS_PER_BUCKET
-        self.active_evtchns += 1
+            t.backend_peer[peer] = 0
+    return 0
+
+
+def evtchn_send(t: EvtchnTable, port: int) -> int:
+    """Notify the other end of `port`: 0 or -EINVAL."""
+    if port >= t.valid_evtchns:
+        return -EINVAL
+    state = t.state[port]
+    if state == ECS_INTERDOMAIN:
+        peer = t.remote_port[port]
+        if t.remote_dom[port] == t.domain.domain_id:
+            t.set_pending(t.notify_vcpu_id[peer], peer)
+        else:
+            t.backend[peer]()
         return 0
-
-    def get_free_port(self) -> int:
-        """The lowest free port, taken; or -ENOSPC."""
-        port = self.state.find(ECS_FREE, 0, self.max_evtchn_port + 1)
-        if port < 0:
-            return -ENOSPC
-        return self.allocate_port(port) or port
-
-    def free(self, port: int) -> None:
-        """Give `port` back."""
-        self.clear_pending(port)
-        self.active_evtchns -= 1
-        self.state[port] = ECS_FREE
-        self.notify_vcpu_id[port] = 0
-        self.backend.pop(port, None)
-
-    def bind(self, state: int, vcpu_id: int = 0) -> int:
-        """A new port in `state`, or -ENOSPC."""
-        port = self.get_free_port()
-        if port > 0:
-            self.state[port] = state
-            self.notify_vcpu_id[port] = vcpu_id
-        return port
-
-    def close(self, port: int) -> int:
-        """evtchn_close() on the guest's behalf: 0 or -EINVAL."""
-        if port >= self.valid_evtchns:
-            return -EINVAL
-        state = self.state[port]
-        if state <= ECS_RESERVED:
-            return -EINVAL
-        if state == ECS_VIRQ:
-            virq = self.virq[port]
-            owner = 0 if virq_is_global(virq) else self.notify_vcpu_id[port]
-            self.virq_to_evtchn[owner * NR_VIRQS + virq] = 0
-        elif state == ECS_INTERDOMAIN and self.remote_dom[port] == self.domain.domain_id:
-            peer = self.remote_port[port]
-            self.free(port)
-            self.state[peer] = ECS_UNBOUND
-            self.remote_dom[peer] = self.domain.domain_id
-            return 0
-        self.free(port)
+    if state == ECS_IPI:
+        t.set_pending(t.notify_vcpu_id[port], port)
         return 0
-
-    def send(self, port: int) -> int:
-        """evtchn_send(): notify the other end of `port`."""
-        if port >= self.valid_evtchns:
-            return -EINVAL
-        state = self.state[port]
-        if state == ECS_INTERDOMAIN:
-            notify = self.backend.get(port)
-            if notify is not None:
-                notify()
-            else:
-                peer = self.remote_port[port]
-                self.set_pending(self.notify_vcpu_id[peer], peer)
-            return 0
-        if state == ECS_IPI:
-            self.set_pending(self.notify_vcpu_id[port], port)
-            return 0
-        return 0 if state == ECS_UNBOUND else -EINVAL
-
-    # --- what the hypervisor and its backends raise -------------------------------------------------------
-
-    def send_guest_vcpu_virq(self, v: Vcpu, virq: int) -> None:
-        """Raise a per-vCPU virq, if the guest has bound it."""
-        port = self.virq_to_evtchn[v.vcpu_id * NR_VIRQS + virq]
-        if port:
-            self.set_pending(v.vcpu_id, port)
-
-    def send_guest_global_virq(self, virq: int) -> None:
-        """Raise a virq of the whole domain, if the guest has bound it."""
-        port = self.virq_to_evtchn[virq]
-        if port:
-            self.set_pending(self.notify_vcpu_id[port], port)
-
-    def alloc_backend(self, remote_domid: int, notify: Callable[[], None]) -> int:
-        """The next free port, bound to a backend in `remote_domid`: the guest's sends call `notify`.
-
-        Raises RuntimeError when no port is left, which is a mistake of the machine's.
-        """
-        port = self.bind(ECS_INTERDOMAIN)
-        if port < 0:
-            raise RuntimeError("no event channel left for a backend")
-        self.remote_dom[port] = remote_domid
-        self.remote_port[port] = port
-        self.backend[port] = notify
-        return port
-
-    def notify_from_backend(self, port: int) -> None:
-        """notify_via_xen_event_channel(): a backend's event; lost when the guest closed the port since."""
-        if port in self.backend:
-            self.set_pending(self.notify_vcpu_id[port], port)
+    return 0 if state == ECS_UNBOUND else -EINVAL
 
 
-def alloc_backend(d: Domain, remote_domid: int, notify: Callable[[], None]) -> int:
-    """`d.evtchn.alloc_backend(...)`."""
-    return d.evtchn.alloc_backend(remote_domid, notify)
-
-
-def send_guest_vcpu_virq(v: Vcpu, virq: int) -> None:
-    """`d.evtchn.send_guest_vcpu_virq(...)`."""
-    v.domain.evtchn.send_guest_vcpu_virq(v, virq)
-
-
-def send_guest_global_virq(d: Domain, virq: int) -> None:
-    """`d.evtchn.send_guest_global_virq(...)`."""
-    d.evtchn.send_guest_global_virq(virq)
-
-
-def domain_by_any_id(d: Domain, domid: int) -> int | None:
-    """The number of a living domain: the caller's own for DOMID_SELF, None where there is no such domain."""
-    if domid == DOMID_SELF:
-        return d.domain_id
-    return domid if domid in (DOM0, d.domain_id) else None
+def evtchn_reset(t: EvtchnTable) -> int:
+    """Close every port and go back to two levels: 0. Nothing preempts it."""
+    for port in range(1, t.valid_evtchns):
+        if not t.active_evtchns:
+            break
+        evtchn_close(t, port)
+    t.port_ops.destroy()
+    t.port_ops = Evtchn2l(t)
+    return 0
 
 
 # --- event_channel_op -------------------------------------------------------------------------------------
@@ -366,6 +162,15 @@ def _alloc_unbound(v: Vcpu, arg: int) -> int:
     return 0
 
 
+def _waits_for(t: EvtchnTable, domid: int, port: int) -> bool:
+    """`port` of domain `domid` is unbound, and for this domain to bind."""
+    if domid != t.domain.domain_id:
+        return t.backend_peer.get(port) == 0
+    return (
+        port < t.valid_evtchns and t.state[port] == ECS_UNBOUND and t.remote_dom[port] == t.domain.domain_id
+    )
+
+
 def _bind_interdomain(v: Vcpu, arg: int) -> int:
     d = v.domain
     remote_dom, rport, _ = d.guest.unpack(evtchn_bind_interdomain, arg)
@@ -376,19 +181,19 @@ def _bind_interdomain(v: Vcpu, arg: int) -> int:
     lport = t.get_free_port()
     if lport < 0:
         return lport
-    # A port of domain 0 would have to wait for us there: the backends' do not, they were bound by it.
-    if (
-        target != d.domain_id
-        or rport >= t.valid_evtchns
-        or t.state[rport] != ECS_UNBOUND
-        or t.remote_dom[rport] != d.domain_id
-    ):
+    if not _waits_for(t, target, rport):
         t.active_evtchns -= 1
         return -EINVAL
-    for port, peer in ((lport, rport), (rport, lport)):
-        t.remote_dom[port] = d.domain_id
-        t.remote_port[port] = peer
-        t.state[port] = ECS_INTERDOMAIN
+    t.remote_dom[lport] = target
+    t.remote_port[lport] = rport
+    t.state[lport] = ECS_INTERDOMAIN
+    t.port_ops.init(lport)
+    if target == d.domain_id:
+        t.remote_dom[rport] = target
+        t.remote_port[rport] = lport
+        t.state[rport] = ECS_INTERDOMAIN
+    else:
+        t.backend_peer[rport] = lport
     t.set_pending(t.notify_vcpu_id[lport], lport)  # notifications may have been lost while it was unbound
     d.guest.pack(evtchn_bind_interdomain, arg, remote_dom, rport, lport)
     return 0
@@ -433,12 +238,12 @@ def _bind_ipi(v: Vcpu, arg: int) -> int:
 
 def _close(v: Vcpu, arg: int) -> int:
     d = v.domain
-    return d.evtchn.close(d.guest.read_u32(arg))
+    return evtchn_close(d.evtchn, d.guest.read_u32(arg))
 
 
 def _send(v: Vcpu, arg: int) -> int:
     d = v.domain
-    return d.evtchn.send(d.guest.read_u32(arg))
+    return evtchn_send(d.evtchn, d.guest.read_u32(arg))
 
 
 def _status(v: Vcpu, arg: int) -> int:
@@ -489,21 +294,19 @@ def _unmask(v: Vcpu, arg: int) -> int:
 
 def _reset(v: Vcpu, arg: int) -> int:
     d = v.domain
-    (dom,) = d.guest.unpack(evtchn_reset, arg)
+    (dom,) = d.guest.unpack(evtchn_reset_t, arg)
     target = domain_by_any_id(d, dom)
     if target is None:
         return -ESRCH
     if target != d.domain_id:
         return -EPERM
-    for port in range(1, d.evtchn.valid_evtchns):
-        d.evtchn.close(port)
-    return 0
+    return evtchn_reset(d.evtchn)
 
 
 def _reset_cont(v: Vcpu, arg: int) -> int:
     """The continuation of a reset; none of ours is ever preempted, so there is nothing to continue."""
     d = v.domain
-    (dom,) = d.guest.unpack(evtchn_reset, arg)
+    (dom,) = d.guest.unpack(evtchn_reset_t, arg)
     target = domain_by_any_id(d, dom)
     if target is None:
         return -ESRCH
@@ -512,23 +315,25 @@ def _reset_cont(v: Vcpu, arg: int) -> int:
 
 def _init_control(v: Vcpu, arg: int) -> int:
     d = v.domain
-    _gfn, offset, vcpu, _ = d.guest.unpack(evtchn_init_control, arg)
+    gfn, offset, vcpu, _ = d.guest.unpack(evtchn_init_control, arg)
     if vcpu >= len(d.vcpus):
         return -ENOENT
-    if offset > PAGE_SIZE - EVTCHN_FIFO_CONTROL_BLOCK_SIZE or offset & 7:
-        return -EINVAL
-    return -EOPNOTSUPP
+    rc = evtchn_fifo_init_control(d.evtchn, d.vcpus[vcpu], gfn, offset)
+    if not rc:
+        d.guest.pack(evtchn_init_control, arg, gfn, offset, vcpu, EVTCHN_FIFO_LINK_BITS)
+    return rc
 
 
 def _expand_array(v: Vcpu, arg: int) -> int:
-    v.domain.guest.unpack(evtchn_expand_array, arg)
-    return -EOPNOTSUPP
+    d = v.domain
+    (gfn,) = d.guest.unpack(evtchn_expand_array, arg)
+    return evtchn_fifo_expand_array(d.evtchn, gfn)
 
 
 def _set_priority(v: Vcpu, arg: int) -> int:
     d = v.domain
-    port, _ = d.guest.unpack(evtchn_set_priority, arg)
-    return -EINVAL if port >= d.evtchn.valid_evtchns else -ENOSYS
+    port, priority = d.guest.unpack(evtchn_set_priority, arg)
+    return -EINVAL if port >= d.evtchn.valid_evtchns else d.evtchn.set_priority(port, priority)
 
 
 _EVTCHN_OPS: dict[int, Callable[[Vcpu, int], int]] = {

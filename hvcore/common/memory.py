@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.common.event_channel import DOM0, domain_by_any_id
+from hvcore.common.event import DOM0, domain_by_any_id
 from hvcore.common.handles import array_access_ok
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import PGC_allocated, PGC_xen_heap

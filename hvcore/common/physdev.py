@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.common.event_channel import NR_IRQS_GSI, NR_PIRQS, domain_by_any_id
+from hvcore.common.event import domain_by_any_id
+from hvcore.common.event_channel import NR_IRQS_GSI, NR_PIRQS
 from hvcore.common.handles import array_access_ok
 from hvcore.public.errno import EBUSY, EINVAL, ENODEV, ENOSPC, ENOSYS, EPERM, ESRCH
 from hvcore.public.physdev import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.common.event_channel import DOM0, domain_by_any_id
+from hvcore.common.event import DOM0, domain_by_any_id
 from hvcore.public.errno import E2BIG, EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from hvcore.public.refused import (
     HVM_NR_PARAMS,

@@ -46,4 +46,19 @@ evtchn_set_priority = struct.Struct("<II")  # evtchn_port_t port; uint32_t prior
 evtchn_op = struct.Struct("<I24x")  # uint32_t cmd; union u
 EVTCHN_OP_U = 4  # offset of u in evtchn_op
 
-EVTCHN_FIFO_CONTROL_BLOCK_SIZE = 72
+
+# The FIFO ABI: priorities from 0 (highest) to 15, a queue for each; and the bits of an event_word_t.
+EVTCHN_FIFO_PRIORITY_MAX = 0
+EVTCHN_FIFO_PRIORITY_DEFAULT = 7
+EVTCHN_FIFO_PRIORITY_MIN = 15
+EVTCHN_FIFO_MAX_QUEUES = EVTCHN_FIFO_PRIORITY_MIN + 1
+EVTCHN_FIFO_PENDING = 31
+EVTCHN_FIFO_MASKED = 30
+EVTCHN_FIFO_LINKED = 29
+EVTCHN_FIFO_BUSY = 28
+EVTCHN_FIFO_LINK_BITS = 17
+EVTCHN_FIFO_LINK_MASK = (1 << EVTCHN_FIFO_LINK_BITS) - 1
+EVTCHN_FIFO_NR_CHANNELS = 1 << EVTCHN_FIFO_LINK_BITS
+evtchn_fifo_control_block = struct.Struct("<II16I")  # uint32_t ready, _rsvd; head of each queue
+EVTCHN_FIFO_READY = 0  # offsets in it
+EVTCHN_FIFO_HEAD = 8

@@ -83,8 +83,8 @@ def audit(d: Domain) -> list[str]:
                 seen.use(mfn, PGT_seg_desc_page, f"{name} descriptor table")
         if v.info_mfn is not None:
             seen.use(v.info_mfn, PGT_writable_page, f"{name} vcpu_info")
-    if d.evtchn.pirq_eoi_map_mfn is not None:
-        seen.use(d.evtchn.pirq_eoi_map_mfn, PGT_writable_page, "pirq EOI map")
+    for mfn in d.evtchn.held_frames():
+        seen.use(mfn, PGT_writable_page, "event channels")
     for mfn, writable in d.grant_table.held_frames():
         if writable:
             seen.use(mfn, PGT_writable_page, "grant mapping")

@@ -236,12 +236,26 @@ struct sched_poll {
 #define EVTCHNOP_init_control 11
 #define EVTCHNOP_expand_array 12
 #define EVTCHNOP_set_priority 13
+#define EVTCHN_FIFO_PRIORITY_DEFAULT 7
+#define EVTCHN_FIFO_PRIORITY_MIN 15
+#define EVTCHN_FIFO_PENDING (1u << 31)
+#define EVTCHN_FIFO_MASKED (1u << 30)
+#define EVTCHN_FIFO_LINKED (1u << 29)
+#define EVTCHN_FIFO_BUSY (1u << 28)
+#define EVTCHN_FIFO_LINK_BITS 17
+#define EVTCHN_FIFO_LINK_MASK ((1u << EVTCHN_FIFO_LINK_BITS) - 1)
 #define EVTCHNSTAT_closed 0
 #define EVTCHNSTAT_unbound 1
 #define EVTCHNSTAT_interdomain 2
 #define EVTCHNSTAT_pirq 3
 #define EVTCHNSTAT_virq 4
 #define EVTCHNSTAT_ipi 5
+
+struct evtchn_fifo_control_block {
+    u32 ready, _rsvd;
+    u32 head[EVTCHN_FIFO_PRIORITY_MIN + 1];
+};
+
 #define VIRQ_TIMER 0
 #define VIRQ_DEBUG 1
 #define VIRQ_CONSOLE 2

@@ -13,7 +13,7 @@ import pytest
 
 from hvcore import abi as abi_module
 from hvcore.clock import Clock
-from hvcore.common.event_channel import EvtchnTable
+from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.domain import Domain
 from hvcore.guest_access import GuestAccess

@@ -30,6 +30,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "evtchn_init_control": "control_gfn offset vcpu link_bits",
         "evtchn_expand_array": "array_gfn",
         "evtchn_set_priority": "port priority",
+        "evtchn_fifo_control_block": "ready _rsvd " + " ".join(f"head[{i}]" for i in range(16)),
         "evtchn_op": "cmd",
     },
     "sched": {

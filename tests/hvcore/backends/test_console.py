@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from hvcore.backends.console import ConsoleBackend
+from hvcore.common.event_channel import evtchn_send
 
 if TYPE_CHECKING:
     from tests.hvcore.conftest import Guest
@@ -58,7 +59,7 @@ def test_input_waits_for_room(guest: Guest) -> None:
         chunk = read_in(ring)
         assert 0 < len(chunk) <= 1024
         got += chunk
-        assert guest.d.evtchn.send(port) == 0
+        assert evtchn_send(guest.d.evtchn, port) == 0
     assert got == typed
     assert con.pending_input == 0
 
@@ -66,10 +67,10 @@ def test_input_waits_for_room(guest: Guest) -> None:
 def test_the_guest_is_notified_of_room(guest: Guest) -> None:
     con = ConsoleBackend(guest.memory(5), lambda _: None)
     port = con.connect(guest.d.evtchn)
-    guest.d.evtchn.send(port)
+    evtchn_send(guest.d.evtchn, port)
     assert guest.d.evtchn.port_poll(port) == 0
     write_out(guest.memory(5), b"x")
-    guest.d.evtchn.send(port)
+    evtchn_send(guest.d.evtchn, port)
     assert guest.d.evtchn.port_poll(port) == 1
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from hvcore import abi as abi_module
 from hvcore.backends.xenstore import XenstoreBackend
+from hvcore.common.event_channel import evtchn_send
 from hvcore.public import xs_wire as xs
 from tests.hvcore.conftest import Guest
 
@@ -40,7 +41,7 @@ class Client:
                 self.ring[(prod + i) % 1024] = byte
             struct.pack_into("<I", self.ring, REQ_PROD, prod + min(room, len(data)) & 0xFFFFFFFF)
             data = data[room:]
-            self.guest.d.evtchn.send(self.port)
+            evtchn_send(self.guest.d.evtchn, self.port)
             self.take()
 
     def take(self) -> None:
@@ -49,7 +50,7 @@ class Client:
             assert size <= 1024
             self.received += bytes(self.ring[1024 + (cons + i) % 1024] for i in range(size))
             struct.pack_into("<I", self.ring, RSP_CONS, prod)
-            self.guest.d.evtchn.send(self.port)
+            evtchn_send(self.guest.d.evtchn, self.port)
 
     def messages(self) -> Iterator[tuple[int, int, int, bytes]]:
         while len(self.received) >= 16:
@@ -260,9 +261,9 @@ def test_bad_indices_end_the_connection(client: Client, at: int, value: int, err
     client.ring[: len(message)] = message
     if at != REQ_PROD:
         struct.pack_into("<I", client.ring, REQ_PROD, len(message) if at != REQ_CONS else 0)
-    client.guest.d.evtchn.send(client.port)
+    evtchn_send(client.guest.d.evtchn, client.port)
     assert client.index(ERROR) == error
-    client.guest.d.evtchn.send(client.port)
+    evtchn_send(client.guest.d.evtchn, client.port)
     client.store.write("control/shutdown", "y")
 
 
@@ -283,7 +284,7 @@ def test_answers_that_nobody_takes_hold_back_the_requests(client: Client) -> Non
         for i, byte in enumerate(request):
             client.ring[(prod + i) % 1024] = byte
         struct.pack_into("<I", client.ring, REQ_PROD, prod + len(request))
-        client.guest.d.evtchn.send(client.port)
+        evtchn_send(client.guest.d.evtchn, client.port)
     assert client.index(REQ_PROD) > client.index(REQ_CONS)
     assert len(client.store._out) < 1 << 17
     client.take()
@@ -324,6 +325,6 @@ def test_a_hostile_ring_is_bounded(acts: list[bytes | tuple[int, int]]) -> None:
             struct.pack_into("<I", client.ring, REQ_PROD, prod + len(act[:1024]) & 0xFFFFFFFF)
         else:
             struct.pack_into("<I", client.ring, REQ_CONS + 4 * act[0], act[1])
-        client.guest.d.evtchn.send(client.port)
+        evtchn_send(client.guest.d.evtchn, client.port)
         assert len(client.store._in) < 1 << 16
         assert len(client.store._out) < 1 << 17

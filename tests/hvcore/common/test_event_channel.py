@@ -14,7 +14,6 @@ from hvcore.public.errno import (
     ENOENT,
     ENOSPC,
     ENOSYS,
-    EOPNOTSUPP,
     EPERM,
     ESRCH,
 )
@@ -193,6 +192,25 @@ def test_a_backend_port_calls_its_backend(guest: Guest) -> None:
     assert not pending(guest, port)
 
 
+def test_a_backend_waits_for_the_guest_that_closed_its_end(guest: Guest) -> None:
+    calls: list[int] = []
+    far = guest.d.evtchn.alloc_backend(0, lambda: calls.append(1))
+    bind = ec.EVTCHNOP_bind_interdomain, "H2xII", 0, far, 0
+    assert evtchn(guest, *bind) == -EINVAL  # it is bound
+    assert evtchn(guest, ec.EVTCHNOP_close, "I", far) == 0
+    assert bind_ipi(guest) == far
+    assert evtchn(guest, *bind) == 0
+    near = guest.result("H2xII")[2]
+    assert near != far
+    assert status(guest, near) == (ec.EVTCHNSTAT_interdomain, 0, 0, far)
+    guest.d.evtchn.clear_pending(near)
+    guest.d.evtchn.notify_from_backend(far)
+    assert pending(guest, near)
+    assert evtchn(guest, ec.EVTCHNOP_send, "I", near) == 0
+    assert calls == [1]
+    assert evtchn(guest, *bind) == -EINVAL
+
+
 def test_status_of_others(guest: Guest) -> None:
     call = ec.EVTCHNOP_status, "H2xIIIII"
     assert evtchn(guest, *call, 0, 1, 0, 0, 0, 0) == -EPERM
@@ -221,15 +239,9 @@ def test_reset_closes_everything(guest: Guest) -> None:
     assert evtchn(guest, ec.EVTCHNOP_reset_cont, "H", DOMID_SELF) == -EBUSY
 
 
-def test_pirqs_and_fifo_are_refused(guest: Guest) -> None:
+def test_pirqs_and_unknown_operations_are_refused(guest: Guest) -> None:
     assert evtchn(guest, ec.EVTCHNOP_bind_pirq, "III", 3, 0, 0) == -EPERM
     assert evtchn(guest, ec.EVTCHNOP_bind_pirq, "III", 1 << 20, 0, 0) == -EINVAL
-    assert evtchn(guest, ec.EVTCHNOP_init_control, "QII8x", 5, 0, 0) == -EOPNOTSUPP
-    assert evtchn(guest, ec.EVTCHNOP_init_control, "QII8x", 5, 4, 0) == -EINVAL
-    assert evtchn(guest, ec.EVTCHNOP_init_control, "QII8x", 5, 0, 9) == -ENOENT
-    assert evtchn(guest, ec.EVTCHNOP_expand_array, "Q", 5) == -EOPNOTSUPP
-    assert evtchn(guest, ec.EVTCHNOP_set_priority, "II", 1, 1) == -ENOSYS
-    assert evtchn(guest, ec.EVTCHNOP_set_priority, "II", 99999, 1) == -EINVAL
     assert evtchn(guest, 15, "I", 0) == -ENOSYS
 
 

@@ -17,7 +17,7 @@ from tests.hvcore.pv_cpu import PV32, PV64, PvCpu
 def cpu(request: pytest.FixtureRequest) -> PvCpu:
     bench = PvCpu(request.param)
     held: list[tuple[int, bool]] = []
-    bench.d.evtchn = cast("object", SimpleNamespace(pirq_eoi_map_mfn=None))  # type: ignore[assignment]
+    bench.d.evtchn = cast("object", SimpleNamespace(held_frames=lambda: ()))  # type: ignore[assignment]
     bench.d.grant_table = SimpleNamespace(held_frames=lambda: held)  # type: ignore[assignment]
     return bench
 
