@@ -178,10 +178,28 @@ static void remap(void)
     make_writable(page);
 }
 
+/* Event channels: their words and queues are pages that get stores, too. */
+static void fifo(void)
+{
+    static const u8 commands[] = { EVTCHNOP_init_control, EVTCHNOP_expand_array, EVTCHNOP_set_priority,
+                                   EVTCHNOP_bind_ipi,     EVTCHNOP_send,         EVTCHNOP_send,
+                                   EVTCHNOP_unmask,       EVTCHNOP_close };
+    u32 command = commands[below(ARRAY_SIZE(commands))], *words = (u32 *)arguments;
+    memset(arguments, 0, 24);
+    if (command == EVTCHNOP_init_control || command == EVTCHNOP_expand_array)
+        *(ulong *)arguments = some_frame();
+    else if (command != EVTCHNOP_bind_ipi) {
+        words[0] = 3 + below(8); /* not the ports of the console and the store, which have to be heard */
+        words[1] = below(17);
+    }
+    count(HYPERCALL2(event_channel_op, command, arguments));
+}
+
 static void act(void *argument)
 {
     static void (*const acts[])(void) = { update_entry, extended, become_table, anything, argument_first,
-                                          store,        store,    instruction,  remap,    remap };
+                                          store,        store,    instruction,  remap,    remap,
+                                          fifo };
     (void)argument;
     acts[below(ARRAY_SIZE(acts))]();
 }

@@ -19,6 +19,7 @@ from random import Random
 
 from hvcore.public.memory import xen_memory_exchange, xen_memory_reservation
 from hvcore.public.xen import Hypercall
+from tests.hvcore.hostile.fifo_acts import event_channel_problems, fifo
 from tests.hvcore.hostile.world import GUESTS, PRESENT, World, words
 
 ROUND = 2500  # acts on one domain
@@ -353,6 +354,9 @@ class Fuzzer:
         else:
             self.call(number, self.some_words(8))
 
+    def fifo(self) -> None:
+        fifo(self)
+
     def sched_op(self) -> None:
         number = H.sched_op if self.random() < 0.9 else H.sched_op_compat
         self.call(number, int(self.random() * 10), self.some_words(4))
@@ -438,8 +442,9 @@ _WEIGHTS = {
     "new_tables": 4, "linear": 2, "whole_tree": 2, "store": 8, "table_store": 6, "remap": 8, "unpin": 5,
     "write_cr3": 1,
     "set_gdt": 3, "update_descriptor": 3, "ldt": 2, "reservation": 4, "exchange": 2, "memory_op": 2,
-    "grant_frames": 1, "grant_map": 3, "grant_unmap": 3, "grant_table_op": 2, "event_channel_op": 3,
-    "sched_op": 2, "vcpu_op": 2, "switch": 1, "timers": 2, "multicall": 3, "anything": 4, "processor": 2,
+    "grant_frames": 1, "grant_map": 3, "grant_unmap": 3, "grant_table_op": 2, "event_channel_op": 2,
+    "fifo": 6, "sched_op": 2, "vcpu_op": 2, "switch": 1, "timers": 2, "multicall": 3, "anything": 4,
+    "processor": 2,
 }  # fmt: skip
 
 
@@ -456,7 +461,7 @@ def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter
         for done in range(1, acts + 1):
             fuzzer.act()
             if not done % CHECK_EVERY or done == acts:
-                problems = world.problems()
+                problems = world.problems() + event_channel_problems(world.d)
                 if problems:
                     raise AssertionError("\n".join(problems[:20]))
     except Exception as error:
