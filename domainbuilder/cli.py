@@ -45,6 +45,9 @@ COMMANDS: dict[str, Command] = {
     "lint diff": Command(
         "lint", "diff", "Show what moved, grew or lost alignment between two linked kernels."
     ),
+    "lint regions": Command(
+        "lint", "regions", "Show how full the memory regions are, and who takes the most."
+    ),
     "lint format": Command("lint", "format_script", "Print linker scripts in one style, comments kept."),
 }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import LayoutInputError
 from .rules import load
@@ -17,8 +18,22 @@ from .special import SPECIAL
 FILES = ("layout.toml", "pyproject.toml")
 MAX_CONFIG = 4 << 20
 
-Address = Annotated[int, Field(ge=0, lt=1 << 64)]
-Positive = Annotated[int, Field(gt=0, lt=1 << 64)]
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+) ?(?:([KMG])(?:i?B)?)?")
+_UNITS = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _number(value: object) -> object:
+    """Return the bytes of a text such as "4K", "0x10K", "1 MiB"; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError('expected a number, or a text such as "4K" or "0x100M"')
+    return int(match[1], 16 if match[1][:2].lower() == "0x" else 10) * _UNITS[match[2]]
+
+
+Address = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=1 << 64)]
+Positive = Annotated[int, BeforeValidator(_number), Field(gt=0, lt=1 << 64)]
 
 
 class _Model(BaseModel):
@@ -47,11 +62,12 @@ class SectionModel(_Model):
 
 
 class RegionModel(_Model):
-    """`[[region]]`: a memory region."""
+    """`[[region]]`: a memory region, or the budget of one that the script has."""
 
     name: str
-    origin: Address
-    length: Positive
+    origin: Address | None = None
+    length: Positive | None = None
+    budget: Address | None = None
 
 
 class ArrayModel(_Model):
@@ -118,7 +134,9 @@ def parse_config(path: str, text: str, *, pyproject: bool = False) -> Settings |
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the table"
         found = first["input"] if isinstance(first["input"], str | int | float | bool) else None
-        raise LayoutInputError(f"{key}: {first['msg']}", file=path, found=found) from error
+        raise LayoutInputError(
+            f"{key}: {first['msg'].removeprefix('Value error, ')}", file=path, found=found
+        ) from error
     known = {rule.id for rule in load()} | set(SPECIAL)
     for name in model.rules:
         if name not in known:

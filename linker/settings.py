@@ -27,11 +27,15 @@ class Budget(NamedTuple):
 
 
 class RegionRule(NamedTuple):
-    """A memory region: what is loaded must fit between origin and origin + length."""
+    """A memory region: what is loaded must fit between origin and origin + length.
+
+    Without these two it is one of the script's or the map's. `budget` is how many of its bytes may be used.
+    """
 
     name: str
-    origin: int
-    length: int
+    origin: int | None = None
+    length: int | None = None
+    budget: int | None = None
 
 
 class ArrayRule(NamedTuple):

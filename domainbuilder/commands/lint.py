@@ -14,6 +14,8 @@ import typer
 
 if TYPE_CHECKING:
     from linker.lint import Report
+    from linker.outline import Outline
+    from linker.regions import Fill
     from linker.session import Request
 
 
@@ -32,6 +34,15 @@ class DiffFormat(StrEnum):
 
     text = "text"
     json = "json"
+
+
+class RegionsFormat(StrEnum):
+    """How the fill of regions is written."""
+
+    text = "text"
+    json = "json"
+    markdown = "markdown"
+    svg = "svg"
 
 
 Scripts = Annotated[
@@ -142,18 +153,48 @@ def _explain(name: str) -> None:
     typer.echo(explain(found) if found is not None else special.explain(name), nl=False)
 
 
-def _draw(request: Request, output: Path) -> None:
-    from linker.elffile import read_elf
-    from linker.errors import LayoutInputError
-    from linker.mapfile import read_map
-    from linker.output import svg
+def _outline(request: Request) -> Outline | None:
+    """Return the script's outline, for what needs its regions; None without one."""
+    if not request.scripts:
+        return None
+    from linker import kinds
+    from linker.outline import Outline
+    from linker.session import load_script
 
-    if request.elf is not None:
-        _write(svg.render(svg.bars_of_elf(read_elf(request.elf)), Path(request.elf).name), output)
-    elif request.map is not None:
-        _write(svg.render(svg.bars_of_map(read_map(request.map)), Path(request.map).name), output)
+    source = load_script(request.scripts[0], request.how, request.texts)
+    return Outline(kinds.read(source.text).script)
+
+
+def _fills(request: Request) -> list[Fill]:
+    from linker.discover import settings_for
+    from linker.regions import fill
+    from linker.session import load_inputs
+
+    given = load_inputs(None, request)
+    anchor = request.scripts[0] if request.scripts else request.elf or request.map or "."
+    settings = settings_for(str(Path(anchor).parent), request.config)
+    return fill(_outline(request), given.map, given.elf, settings)
+
+
+def _draw(request: Request, output: Path | None) -> None:
+    from linker.errors import LayoutInputError
+    from linker.output import svg
+    from linker.regions import parts_of_elf, parts_of_map, regions_of
+    from linker.session import load_inputs
+    from linker.settings import DEFAULTS
+
+    given = load_inputs(None, request)
+    if given.elf is not None:
+        parts, name = parts_of_elf(given.elf), given.elf.path
+    elif given.map is not None:
+        parts, name = parts_of_map(given.map), given.map.path
     else:
         raise LayoutInputError("a drawing needs addresses", expected="--elf or --map")
+    regions = [
+        svg.Extent(region, *extent)
+        for region, extent in regions_of(_outline(request), given.map, DEFAULTS).items()
+    ]
+    _write(svg.render(parts, Path(name).name, regions), output)
 
 
 def _judge(request: Request, *, fix: bool, show: bool) -> tuple[Report, bool]:
@@ -294,6 +335,48 @@ def diff(
         changes = compare(read_elf(old), read_elf(new))
     _write(as_json(changes) if output_format is DiffFormat.json else render(changes), None)
     if any(change.lost for change in changes):
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def regions(
+    script: Annotated[
+        str | None, typer.Argument(metavar="[SCRIPT]", help="The script, for its MEMORY.", show_default=False)
+    ] = None,
+    link_map: Map = None,
+    elf: Elf = None,
+    output_format: Annotated[
+        RegionsFormat, typer.Option("--format", help="How to print them.")
+    ] = RegionsFormat.text,
+    output: Output = None,
+    config: Config = None,
+    library: Library = None,
+    cpp: Cpp = "",
+    include: Include = None,
+    define: Define = None,
+) -> None:
+    """Show how full the memory regions are, and who takes the most.
+
+    Exits with 1 when a region overflows or uses more than its budget in layout.toml.
+    """
+    from domainbuilder.errors import ExitCode
+
+    with _input_errors():
+        from linker.errors import LayoutInputError
+        from linker.output import fill
+        from linker.session import Preprocessing, Request
+
+        if link_map is None and elf is None:
+            raise LayoutInputError("regions are filled by a link", expected="--elf or --map")
+        how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()), tuple(library or ()))
+        request = Request((script,) if script else (), link_map, elf, config, how)
+        _refuse_to_overwrite((output,), (script, link_map, elf, config))
+        fills = _fills(request)
+        if output_format is RegionsFormat.svg:
+            _draw(request, output)
+        else:
+            renderers = {"text": fill.render, "json": fill.as_json, "markdown": fill.markdown}
+            _write(renderers[output_format.value](fills), output)
+    if any(one.over for one in fills):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 

@@ -16,7 +16,7 @@ MODULES = {
     "orphans": "ME",
     "loading": "E",
     "headers": "E",
-    "budgets": "E",
+    "budgets": "ME",
     "xen": "SE",
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker.elffile import Elf
-from linker.findings import ERROR, Context, Example, Hit, Rule, elf_place
+from linker.findings import ERROR, Context, Example, Hit, Rule, elf_place, map_place
 from linker.match import matches
+from linker.regions import fill
 from linker.settings import Budget
 
 
@@ -90,8 +91,27 @@ def size_budget(context: Context) -> Iterator[Hit]:
             )
 
 
+def region_budget(context: Context) -> Iterator[Hit]:
+    """A memory region is fuller than its budget."""
+    if not any(rule.budget is not None for rule in context.settings.regions):
+        return
+    for region in fill(context.outline, context.map, context.elf, context.settings):
+        if region.budget is not None and region.used > region.budget:
+            message = (
+                f"{region.name} uses {region.used} bytes, {region.used - region.budget} over its budget of "
+                f"{region.budget}"
+            )
+            last = max(region.places, key=lambda place: place.end)
+            if context.elf is not None:
+                yield Hit(message, elf_place(region.name, last.address))
+            else:
+                yield Hit(message, map_place(last.part.line, region.name, last.address))
+
+
 _ELF = "elf32 entry=0x1000\nload 0x1000 0x2000 rwx\nsection .text 0x1000 0x100 ax\n"
 _BSS = "section .bss 0x2000 {} aw nobits\n"
+
+_REGION = '[[region]]\nname = "RAM"\norigin = 0x1000\nlength = "64K"\nbudget = {}\n'
 
 RULES = (
     Rule(
@@ -150,5 +170,17 @@ RULES = (
         size_budget,
         Example(elf=_ELF, config="image-max-size = 4096\n"),
         Example(elf=_ELF, config="image-max-size = 8192\n"),
+    ),
+    Rule(
+        "region-budget",
+        ERROR,
+        "a memory region is fuller than its budget",
+        "ld refuses a region that overflows and says nothing while it fills up. A budget keeps room for the "
+        "next version, for the heap, or for a bootloader that shares the region.",
+        "see who takes the most with `domainbuilder lint regions`, or raise the budget on purpose.",
+        ("M", "E"),
+        region_budget,
+        Example(elf=_ELF, config=_REGION.format("128")),
+        Example(elf=_ELF, config=_REGION.format('"1K"')),
     ),
 )

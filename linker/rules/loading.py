@@ -99,7 +99,9 @@ def _regions(context: Context) -> dict[str, tuple[int, int]]:
         for name, (origin, length) in context.outline.regions.items():
             if origin is not None and length is not None:
                 regions[name] = (origin, length)
-    regions.update((rule.name, (rule.origin, rule.length)) for rule in context.settings.regions)
+    for rule in context.settings.regions:
+        if rule.origin is not None and rule.length is not None:
+            regions[rule.name] = (rule.origin, rule.length)
     return regions
 
 

@@ -21,7 +21,12 @@ ELF = "elf32 entry=0x1000\nload 0x1000 0x3000 rx\nsection .text 0x1000 0x100 ax 
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """`command("lint", ...)` -> (exit code, stdout, stderr), in an empty directory."""
-    for name, function in (("lint", "lint"), ("lint diff", "diff"), ("lint format", "format_script")):
+    for name, function in (
+        ("lint", "lint"),
+        ("lint diff", "diff"),
+        ("lint format", "format_script"),
+        ("lint regions", "regions"),
+    ):
         entry = cli.Command("lint", function, "Lint.")
         monkeypatch.setitem(cli.COMMANDS, name, cli.COMMANDS.get(name, entry))
     monkeypatch.chdir(tmp_path)
@@ -401,3 +406,21 @@ def test_format_goes_on_behind_a_script_it_cannot_read(command, put, tmp_path):
     assert code == 2
     assert err.count("\n") == 1
     assert (tmp_path / "good.lds").read_text() == "x = 1;\n"
+
+
+def test_regions(command, put):
+    put("layout.toml", '[[region]]\nname = "RAM"\nbudget = 128\n')
+    put("k.lds", "MEMORY { RAM : ORIGIN = 0x1000, LENGTH = 16K }\nSECTIONS { .text : { *(.text) } >RAM }\n")
+    put("k.elf", build(ELF))
+    code, out, _ = command("lint", "regions", "k.lds", "--elf", "k.elf")
+    assert code == 1
+    assert "RAM     0x1000  16 KiB  256 B" in out
+    assert "128 B over budget" in out
+    assert (
+        "k.lds:1:10: error: RAM uses 256 bytes, 128 over its budget of 128 [region-budget]"
+        in (command("lint", "k.lds", "--elf", "k.elf")[1])
+    )
+    for name in ("json", "markdown", "svg"):
+        assert "RAM" in command("lint", "regions", "k.lds", "--elf", "k.elf", "--format", name)[1]
+    assert command("lint", "regions", "k.lds")[0] == 2
+    assert command("lint", "regions", "k.lds", "--elf", "k.elf", "-o", "k.elf")[0] == 2

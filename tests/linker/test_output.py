@@ -6,7 +6,6 @@ import json
 import re
 from io import BytesIO
 from pathlib import Path
-from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -17,7 +16,7 @@ from linker.elffile import Elf
 from linker.fingerprint import apply_baseline, baseline, fingerprints, read_baseline
 from linker.lint import Diagnostic, Inputs, Report, run
 from linker.mapfile import parse_map
-from linker.output import github, junit, models, sarif, svg, text
+from linker.output import github, junit, models, sarif, text
 from linker.source import Source
 from tests.linker.elftext import build
 
@@ -142,12 +141,3 @@ def test_baseline_hides_what_it_lists_and_nothing_new(tmp_path):
     assert hidden.suppressed == len(old.diagnostics)
     worse = run(Inputs(Source("a.lds", SCRIPT.replace("*(.data)", "*(.data) . = ALIGN(6);"))))
     assert {d.rule for d in apply_baseline(worse, known).diagnostics} >= {"align-not-power-of-two"}
-
-
-def test_drawing_has_a_bar_for_each_section():
-    elf = Elf("a.elf", build(rules.find("xen-shared-page").bad.elf))
-    bars = svg.bars_of_elf(elf)
-    document = ElementTree.fromstring(svg.render(bars, 'title <&"'))
-    titles = [node.text for node in document.iter("{http://www.w3.org/2000/svg}title")]
-    assert len(titles) == 1 + len([s for s in elf.sections if s.allocated and s.size])
-    assert any(".data.page_aligned: 0x4000 to 0x4800, 2048 bytes" in (title or "") for title in titles)

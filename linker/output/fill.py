@@ -1,0 +1,178 @@
+"""How full the memory regions are, as text, Markdown and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from linker.regions import Fill
+
+from .text import printable
+from .units import in_units
+
+_BAR = 24
+
+
+def _percent(fill: Fill) -> str:
+    return f"{100 * fill.used / fill.length:.2f}%" if fill.length else "-"
+
+
+def _verdict(fill: Fill) -> str:
+    if fill.used > fill.length:
+        return f"{in_units(fill.used - fill.length)} too much"
+    if fill.over:
+        return f"{in_units(fill.used - (fill.budget or 0))} over budget"
+    return ""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows in columns, the first to the left and numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    out = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        out.append("  ".join(cells).rstrip())
+    return out
+
+
+def render(fills: Sequence[Fill]) -> str:
+    """Return the table for people, each region with its bar and who takes the most."""
+    if not fills:
+        return "no memory regions\n"
+    head = ("region", "origin", "length", "used", "free", "", "gaps", "budget")
+    rows = [head]
+    for fill in fills:
+        budget = in_units(fill.budget) if fill.budget is not None else "-"
+        rows.append(
+            (
+                printable(fill.name), f"{fill.origin:#x}", in_units(fill.length), in_units(fill.used),
+                in_units(fill.free), _percent(fill), in_units(fill.gaps), budget,
+            )
+        )  # fmt: skip
+    lines = _table(rows)
+    for fill in fills:
+        full = min(_BAR, round(_BAR * fill.used / fill.length)) if fill.length else 0
+        verdict = f"  {_verdict(fill)}" if fill.over else ""
+        lines += ["", f"{printable(fill.name)} [{'#' * full}{'.' * (_BAR - full)}] {_percent(fill)}{verdict}"]
+        lines += (
+            _table(
+                [
+                    (
+                        f"  {place.address:#x}",
+                        in_units(place.part.size),
+                        f"{place.verb} {printable(place.part.name)}",
+                    )
+                    for place in fill.places
+                ]
+            )
+            if fill.places
+            else ["  nothing"]
+        )
+        if fill.shares:
+            lines.append(
+                "  largest: " + ", ".join(f"{printable(name)} {in_units(size)}" for name, size in fill.shares)
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    escaped = printable(text)
+    for char in "\\`*_|<>[]":
+        escaped = escaped.replace(char, "\\" + char)
+    return escaped
+
+
+def markdown(fills: Sequence[Fill]) -> str:
+    """Return the table for a comment on a pull request."""
+    if not fills:
+        return "No memory regions.\n"
+    lines = [
+        "| region | used | of | | free | gaps | budget |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for fill in fills:
+        budget = in_units(fill.budget) if fill.budget is not None else ""
+        mark = f" **{_verdict(fill)}**" if fill.over else ""
+        lines.append(
+            f"| {_cell(fill.name)} | {in_units(fill.used)} | {in_units(fill.length)} | {_percent(fill)} "
+            f"| {in_units(fill.free)}{mark} | {in_units(fill.gaps)} | {budget} |"
+        )
+    for fill in fills:
+        if not fill.shares:
+            continue
+        lines += [
+            "",
+            f"<details><summary>Largest in {_cell(fill.name)}</summary>",
+            "",
+            "| | bytes |",
+            "| --- | ---: |",
+        ]
+        lines += [f"| {_cell(name)} | {size} |" for name, size in fill.shares]
+        lines += ["", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+class PlaceModel(BaseModel):
+    """A section in a region: where it runs or where it is loaded, bytes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    section: str
+    verb: Literal["runs", "loads"]
+    address: int
+    size: int
+
+
+class ShareModel(BaseModel):
+    """An object file, or a symbol when there is no map, and its bytes in the region."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    size: int
+
+
+class RegionModel(BaseModel):
+    """One region, bytes. `used` goes to the end of the last section, `gaps` are the holes before it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    origin: int
+    length: int
+    used: int
+    free: int
+    gaps: int
+    budget: int | None
+    over: bool
+    sections: list[PlaceModel]
+    largest: list[ShareModel]
+
+
+class RegionsModel(BaseModel):
+    """The regions of one link."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    regions: list[RegionModel]
+
+
+def as_json(fills: Sequence[Fill]) -> str:
+    """Return the regions as JSON."""
+    models = [
+        RegionModel(
+            name=fill.name, origin=fill.origin, length=fill.length, used=fill.used, free=fill.free,
+            gaps=fill.gaps, budget=fill.budget, over=fill.over,
+            sections=[
+                PlaceModel(section=one.part.name, verb=one.verb, address=one.address, size=one.part.size)  # type: ignore[arg-type]
+                for one in fill.places
+            ],
+            largest=[ShareModel(name=name, size=size) for name, size in fill.shares],
+        )
+        for fill in fills
+    ]  # fmt: skip
+    return RegionsModel(regions=models).model_dump_json(indent=2) + "\n"

@@ -1,0 +1,182 @@
+"""How full regions are, held to `ld --print-memory-usage`; the table in its forms; drawings."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from linker import rules
+from linker.config import parse_config
+from linker.elffile import Elf, read_elf
+from linker.errors import LayoutInputError
+from linker.kinds import read
+from linker.mapfile import read_map
+from linker.outline import Outline
+from linker.output import fill as forms
+from linker.output import svg
+from linker.regions import CODE, CONSTANT, DATA, ZERO, Part, fill, parts_of_elf
+from linker.settings import DEFAULTS
+from tests.linker.elftext import build
+from tests.linker.linking import MAIN, OTHER, assemble, link
+
+MEMORY = (
+    "MEMORY { FLASH (rx) : ORIGIN = 0x08000000, LENGTH = 64K  RAM (rwx) : ORIGIN = 0x20000000, LENGTH = 32K"
+    "  LATE (rw) : ORIGIN = 0x30000000, LENGTH = 16K }\n"
+)
+SCRIPTS = {
+    "image": "SECTIONS { .text : { *(.text .text.*) *(.rodata .rodata.*) *(.table) } >FLASH\n"
+    ".data : { *(.data .data.*) *(.extra) } >RAM AT>FLASH\n"
+    ".bss : { *(.bss .bss.*) *(COMMON) *(.noinit) } >RAM }",
+    "aligned": "SECTIONS { .text : { *(.text .text.*) } >FLASH .table : ALIGN(256) { *(.table) } >FLASH\n"
+    ".rodata : ALIGN(64) { *(.rodata .rodata.*) } >FLASH\n"
+    ".data : ALIGN(32) { *(.data .data.*) . = ALIGN(128); } >RAM AT>FLASH\n"
+    ".extra : { *(.extra) } >LATE AT>FLASH .bss (NOLOAD) : { *(.bss .bss.*) *(COMMON) *(.noinit) } >LATE }",
+    "reserved": "SECTIONS { .text : { *(.text .text.*) *(.rodata .rodata.*) *(.table) } >FLASH\n"
+    ".data : { *(.data .data.*) *(.extra) } >RAM AT>FLASH\n"
+    ".bss : { *(.bss .bss.*) *(COMMON) *(.noinit) } >RAM\n"
+    ".stack (NOLOAD) : { . = ALIGN(8); . += 0x400; } >RAM }",
+}
+_USED = re.compile(r"^\s*(\w+):\s+([0-9]+) (B|KB|MB|GB)\s+([0-9]+) (B|KB|MB|GB)", re.MULTILINE)
+_UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+
+
+def by_ld(said: str) -> dict[str, int]:
+    return {name: int(used) * _UNITS[unit] for name, used, unit, _, _ in _USED.findall(said)}
+
+
+@pytest.fixture(params=SCRIPTS)
+def linked(request, tool, tmp_path):
+    objects = [assemble(tmp_path, name, text, 64, tool("as")) for name, text in (("a", MAIN), ("b", OTHER))]
+    return link(
+        tool("ld.bfd", "ld"), tmp_path, request.param, MEMORY + SCRIPTS[request.param], objects, 64,
+        "--print-memory-usage", "--no-warn-rwx-segments",
+    )  # fmt: skip
+
+
+def test_used_is_what_ld_prints(linked):
+    lds, link_map, elf, said = linked
+    outline = Outline(read(lds.read_text()).script)
+    expected = by_ld(said)
+    assert sum(bool(size) for size in expected.values()) >= 2
+    for the_map, the_elf in (
+        (read_map(str(link_map)), read_elf(str(elf))),
+        (None, read_elf(str(elf))),
+        (read_map(str(link_map)), None),
+    ):  # fmt: skip
+        fills = fill(outline, the_map, the_elf, DEFAULTS)
+        assert {one.name: one.used for one in fills} == expected
+        for one in fills:
+            assert one.free == one.length - one.used >= 0
+            assert 0 <= one.gaps <= one.used
+            assert (one.shares != ()) is (one.used > 0)
+
+
+def test_largest_are_the_object_files_of_the_map(linked):
+    _, link_map, elf, _ = linked
+    the_map = read_map(str(link_map))
+    flash = fill(None, the_map, read_elf(str(elf)), DEFAULTS)[0]
+    assert [name for name, _ in flash.shares] == ["a64.o", "b64.o"]
+    sizes = [size for _, size in flash.shares]
+    assert flash.used - flash.gaps >= sum(sizes) > 0.9 * (flash.used - flash.gaps) - 256
+
+
+def example(budget):
+    text = f'[[region]]\nname = "RAM"\norigin = "4K"\nlength = "0x10K"\nbudget = {budget}\n'
+    elf = Elf("a.elf", build("elf32 entry=0x1000\nload 0x1000 0x2000 rwx\nsection .t<&|x 0x1800 0x100 ax\n"))
+    return fill(None, None, elf, parse_config("layout.toml", text))
+
+
+def test_forms_of_the_table():
+    fills = example('"1K"')
+    assert (fills[0].used, fills[0].gaps, fills[0].over) == (0x900, 0x800, True)
+    text = forms.render(fills)
+    assert "RAM     0x1000  16 KiB  2.2 KiB  13.8 KiB  14.06%  2 KiB   1 KiB" in text
+    assert "1.2 KiB over budget" in text
+    markdown = forms.markdown(fills)
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows[:3]} == {8}
+    data = json.loads(forms.as_json(fills))["regions"][0]
+    assert (data["used"], data["free"], data["budget"]) == (0x900, 0x4000 - 0x900, 1024)
+    assert data["sections"] == [{"section": ".t<&|x", "verb": "runs", "address": 0x1800, "size": 0x100}]
+    assert not example('"4 KiB"')[0].over
+
+
+@pytest.mark.parametrize("text", ['"4X"', '"K"', '"-1"', "-1", "1.5", "true", '"99999999999999999999"'])
+def test_sizes_that_are_none(text):
+    with pytest.raises(LayoutInputError, match=r"region\.0\.budget"):
+        example(text)
+
+
+# Drawings
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+def boxes(document):
+    """Where each text is: a monospace character is at most 0.61 em wide."""
+    for node in document.iter(_SVG + "text"):
+        x, y, width = float(node.get("x")), float(node.get("y")), 0.61 * 11 * len(node.text)
+        left = x - width if node.get("text-anchor") == "end" else x
+        yield left, y - 9, left + width, y + 2, node.text
+
+
+def check_drawing(text):
+    document = ElementTree.fromstring(text)
+    width, height = float(document.get("width")), float(document.get("height"))
+    found = sorted(boxes(document), key=lambda box: box[1])
+    for index, (left, _, right, bottom, said) in enumerate(found):
+        assert left >= 0, said
+        assert right <= width, said
+        assert bottom <= height
+        for other in found[index + 1 :]:
+            if other[1] >= bottom:
+                break
+            assert other[0] >= right or other[2] <= left, (said, other[4])
+    return document
+
+
+def test_drawing_has_a_bar_for_each_section():
+    elf = Elf("a.elf", build(rules.find("xen-shared-page").bad.elf))
+    document = check_drawing(svg.render(parts_of_elf(elf), 'title <&"'))
+    titles = [node.text for node in document.iter(_SVG + "title")]
+    assert len(titles) == 1 + len([s for s in elf.sections if s.allocated and s.size])
+    assert any(".data.page_aligned: 0x4000 to 0x4800, 2048 bytes" in (title or "") for title in titles)
+
+
+def test_drawing_shows_images_and_what_is_free():
+    parts = [
+        Part(".text", 0x8000000, 0x1000, CODE, 0x8000000),
+        Part(".data", 0x20000000, 0x200, DATA, 0x8001000),
+        Part(".bss", 0x20000200, 0x100, ZERO, 0x20000200),
+    ]
+    regions = [svg.Extent("FLASH", 0x8000000, 0x10000), svg.Extent("RAM", 0x20000000, 0x4000)]
+    texts = [node.text for node in check_drawing(svg.render(parts, "k", regions)).iter(_SVG + "text")]
+    assert "FLASH: 64 KiB" in texts
+    assert "image of .data  512 B" in texts
+    assert texts.index("image of .data  512 B") < texts.index("59.5 KiB free") < texts.index("RAM: 16 KiB")
+    columns = [node.text for node in check_drawing(svg.render(parts, "k")).iter(_SVG + "text")]
+    assert {"where it runs", "where it is loaded"} <= set(columns)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_labels_never_overlap(seed):
+    source = random.Random(seed)
+    parts = [
+        Part(
+            source.choice([".t", ".a_very_long_name" * source.randrange(1, 12), "\N{SNOWMAN}<&", ".bss"]),
+            source.choice([0x1000, 1 << 63, source.randrange(1 << 64)]) + source.randrange(256),
+            1 << source.randrange(40),
+            source.choice([CODE, CONSTANT, DATA, ZERO]),
+            source.choice([0, source.randrange(1 << 64)]),
+        )
+        for _ in range(source.randrange(60))
+    ]
+    regions = [
+        svg.Extent("R" * source.randrange(1, 90), source.randrange(1 << 64), 1 << source.randrange(1, 60))
+        for _ in range(source.randrange(4))
+    ]
+    check_drawing(svg.render(parts, "t" * source.randrange(300), regions))
