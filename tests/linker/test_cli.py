@@ -21,14 +21,6 @@ ELF = "elf32 entry=0x1000\nload 0x1000 0x3000 rx\nsection .text 0x1000 0x100 ax 
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """`command("lint", ...)` -> (exit code, stdout, stderr), in an empty directory."""
-    for name, function in (
-        ("lint", "lint"),
-        ("lint diff", "diff"),
-        ("lint format", "format_script"),
-        ("lint regions", "regions"),
-    ):
-        entry = cli.Command("lint", function, "Lint.")
-        monkeypatch.setitem(cli.COMMANDS, name, cli.COMMANDS.get(name, entry))
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
