@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hvcore.public.xen import DOMID_SELF
+
 if TYPE_CHECKING:
     from hvcore.abi import Abi
     from hvcore.clock import Clock
@@ -41,6 +43,7 @@ class Domain:
     max_pages: int
     domain_id: int = 1
     max_vcpus: int = 1
+    domain_list: dict[int, Domain] = field(default_factory=dict)  # by domid, all that share the machine
     handle: bytes = bytes(16)
     vcpus: list[Vcpu] = field(default_factory=list)
     vm_assist: int = 0
@@ -62,6 +65,11 @@ class Domain:
     # Who may do port I/O may have changed: the next access is looked at again (engine.open_ports()).
     close_ports: Callable[[], None] = lambda: None
 
+    is_dying: bool = False  # it goes as soon as nobody holds any of its frames
+
+    def __post_init__(self) -> None:
+        self.domain_list[self.domain_id] = self
+
     @property
     def current(self) -> Vcpu:
         """The vCPU whose registers are in the engine."""
@@ -77,4 +85,14 @@ class Domain:
     @property
     def tot_pages(self) -> int:
         """How many frames the domain has."""
-        return self.frames.tot_pages[self.domain_id]
+        return self.frames.tot_pages.get(self.domain_id, 0)
+
+
+def rcu_lock_domain_by_id(d: Domain, domid: int) -> Domain | None:
+    """The domain of that number on the machine of `d`, None where there is no such domain."""
+    return d.domain_list.get(domid)
+
+
+def rcu_lock_domain_by_any_id(d: Domain, domid: int) -> Domain | None:
+    """The same, with DOMID_SELF for the domain that asks."""
+    return d if domid == DOMID_SELF else d.domain_list.get(domid)

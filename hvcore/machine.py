@@ -17,6 +17,7 @@ from hvcore.abi import ABIS, Abi
 from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import NEVER, NS_PER_BYTE, Clock
+from hvcore.common.domain import create_dom0
 from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
@@ -176,6 +177,7 @@ class Machine:
         d, start_info = self.domain, self.image.start_info
         d.evtchn = EvtchnTable(d)
         d.grant_table = GrantTable(d)
+        create_dom0(d.mem, d.frames, d.clock, d.domain_list)
         for ref, mfn in (
             (GNTTAB_RESERVED_XENSTORE, start_info.store_mfn),
             (GNTTAB_RESERVED_CONSOLE, start_info.console_mfn),

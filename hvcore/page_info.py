@@ -90,10 +90,27 @@ class FrameTable:
         """Nobody holds the frame any more: it goes to the heap, unless Xen keeps it."""
         if not self.flags[pg] & PGC_xen_heap:
             self.free_frames.append(pg)
-            self.tot_pages[self.owner[pg]] -= 1
+            if self.owner[pg] != NO_OWNER:
+                self.tot_pages[self.owner[pg]] -= 1
         self.owner[pg] = NO_OWNER
         self.ptype[pg] = PGT_none
         self.flags[pg] = 0
+
+    def steal_page(self, mfn: int, owner: int) -> bool:
+        """Take an ordinary frame that nothing but its allocation holds from `owner`: whether it could be had.
+
+        It is then nobody's, and nowhere in the heap: whoever stole it assigns or frees it.
+        """
+        pg = mfn - self.base_mfn
+        if not 0 <= pg < self.nr or self.owner[pg] != owner or self.count[pg] != 1:
+            return False
+        if self.flags[pg] & (PGC_allocated | PGC_xen_heap) != PGC_allocated:
+            return False
+        self.count[pg] = self.flags[pg] = 0
+        self.ptype[pg] = PGT_none
+        self.owner[pg] = NO_OWNER
+        self.tot_pages[owner] -= 1
+        return True
 
     def share_xen_page_with_guest(self, mfn: int, owner: int, writable: bool) -> None:
         """Let `owner` map one of Xen's frames; its type can never change."""

@@ -54,7 +54,7 @@ def domain_by_any_id(d: Domain, domid: int) -> int | None:
     """The number of a living domain: the caller's own for DOMID_SELF, None where there is no such domain."""
     if domid == DOMID_SELF:
         return d.domain_id
-    return domid if domid in (DOM0, d.domain_id) else None
+    return domid if domid in d.domain_list else None
 
 
 class EvtchnPortOps(Protocol):

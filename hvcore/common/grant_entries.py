@@ -57,10 +57,18 @@ _STATUS_PER_PAGE = PAGE_SIZE // grant_status.size
 class ActiveEntry:
     """A pinned grant: who (`domid`) holds it how (`pin`), which frame, and which bytes of it."""
 
-    __slots__ = ("domid", "is_sub_page", "length", "mfn", "pin", "start")
+    __slots__ = ("domid", "is_sub_page", "length", "mfn", "pin", "start", "trans_domid", "trans_gref")
 
     def __init__(
-        self, domid: int, mfn: int, start: int = 0, length: int = PAGE_SIZE, is_sub_page: bool = False
+        self,
+        domid: int,
+        mfn: int,
+        start: int = 0,
+        length: int = PAGE_SIZE,
+        is_sub_page: bool = False,
+        *,
+        trans_domid: int,
+        trans_gref: int,
     ) -> None:
         self.domid = domid
         self.pin = 0
@@ -68,14 +76,25 @@ class ActiveEntry:
         self.start = start
         self.length = length
         self.is_sub_page = is_sub_page
+        self.trans_domid = trans_domid  # whose the frame is: another domain behind a transitive entry
+        self.trans_gref = trans_gref
+
+    def is_same_grant(self, other: ActiveEntry) -> bool:
+        """What the shared entry says now (`other`) is what was pinned."""
+        if (self.mfn, self.trans_domid, self.trans_gref) != (other.mfn, other.trans_domid, other.trans_gref):
+            return False
+        return not self.is_sub_page or (
+            other.is_sub_page and (self.start, self.length) == (other.start, other.length)
+        )
 
 
 class Mapping:
-    """A maptrack entry: what one handle stands for. `flags` are GNTMAP_*."""
+    """A maptrack entry: what one handle stands for. `domid` grants, `flags` are GNTMAP_*."""
 
-    __slots__ = ("flags", "mfn", "ref")
+    __slots__ = ("domid", "flags", "mfn", "ref")
 
-    def __init__(self, ref: int, flags: int, mfn: int) -> None:
+    def __init__(self, domid: int, ref: int, flags: int, mfn: int) -> None:
+        self.domid = domid
         self.ref = ref
         self.flags = flags
         self.mfn = mfn
@@ -210,12 +229,12 @@ class GrantTable:
         if not pin:
             self.active.pop(ref, None)
 
-    def may_pin(self, ref: int, increment: int) -> bool:
-        """The domain may add a pin of this kind: nobody else holds the entry, and no counter overflows."""
+    def may_pin(self, ref: int, ldom: int, increment: int) -> bool:
+        """Domain `ldom` may add a pin of this kind: nobody else holds the entry, and no counter overflows."""
         act = self.active.get(ref)
         if act is None:
             return True
-        return act.domid == self.domain.domain_id and not act.pin & increment << _OVERFLOW_SHIFT
+        return act.domid == ldom and not act.pin & increment << _OVERFLOW_SHIFT
 
     def grant_to_backend(self, ref: int, mfn: int) -> bool:
         """Grant `mfn` to domain 0, whose backend maps it for good: a frame that stays a writable one.
@@ -226,7 +245,7 @@ class GrantTable:
         if not self.domain.mm.get_page_writable(mfn):
             return False
         self.preset(ref, _DOM0, mfn)
-        act = self.active[ref] = ActiveEntry(_DOM0, mfn)
+        act = self.active[ref] = ActiveEntry(_DOM0, mfn, trans_domid=self.domain.domain_id, trans_gref=ref)
         act.pin = GNTPIN_hstw_inc
         return self.set_status(ref, _DOM0, readonly=False, mapping=True) == GNTST_okay
 

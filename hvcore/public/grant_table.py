@@ -35,6 +35,8 @@ GTF_PWT = 1 << 5
 GTF_PCD = 1 << 6
 GTF_PAT = 1 << 7
 GTF_sub_page = 1 << 8
+GTF_transfer_committed = 1 << 2  # of an entry that accepts a frame
+GTF_transfer_completed = 1 << 3
 
 GNTMAP_device_map = 1 << 0
 GNTMAP_host_map = 1 << 1

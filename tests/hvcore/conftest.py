@@ -13,6 +13,7 @@ import pytest
 
 from hvcore import abi as abi_module
 from hvcore.clock import Clock
+from hvcore.common.domain import create_dom0
 from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.domain import Domain
@@ -128,22 +129,36 @@ class FakeMm:
 
 
 class Guest:
-    """One domain and handy ways to act as its kernel; hypercall arguments go to page 1."""
+    """One domain and handy ways to act as its kernel; hypercall arguments go to page 1.
+
+    `beside` is another domain, whose machine it shares: one made for `domains` of them.
+    """
 
     ARG = 0x1000
 
-    def __init__(self, abi: abi_module.Abi, max_vcpus: int) -> None:
-        mem = MachineMemory(NR_PAGES, m2p_entry=abi.m2p_entry)
-        frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-        frames.assign(mem.first_mfn, NR_PAGES, 1)
-        self.cell = memoryview(bytearray(16)).cast("q")
-        self.cell[0] = 1 << 40
+    def __init__(
+        self, abi: abi_module.Abi, max_vcpus: int, *, domains: int = 1, beside: Guest | None = None
+    ) -> None:
+        if beside is None:
+            mem = MachineMemory(domains * NR_PAGES, m2p_entry=8)
+            frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
+            self.cell = memoryview(bytearray(16)).cast("q")
+            self.cell[0] = 1 << 40
+            clock, domain_list = Clock(self.cell), {}
+        else:
+            mem, frames, self.cell = beside.d.mem, beside.d.frames, beside.cell
+            clock, domain_list = beside.d.clock, beside.d.domain_list
+        domid = max(domain_list, default=0) + 1
+        self.first_mfn = mem.first_mfn + (domid - 1) * NR_PAGES
+        frames.assign(self.first_mfn, NR_PAGES, domid)
         shared_info_mfn = mem.alloc_xenheap_page()
         d = Domain(
             abi=abi,
             mem=mem,
             frames=frames,
-            clock=Clock(self.cell),
+            clock=clock,
+            domain_id=domid,
+            domain_list=domain_list,
             shared_info_mfn=shared_info_mfn,
             shared_info=mem.frame(shared_info_mfn),
             nr_pages=NR_PAGES,
@@ -159,6 +174,8 @@ class Guest:
         self.mm: FakeMm = mm
         d.trace = Trace()
         d.reschedule = self._reschedule
+        if beside is None:
+            create_dom0(mem, frames, clock, domain_list)
         d.evtchn = EvtchnTable(d)
         d.grant_table = GrantTable(d)
         d.vcpus = [Vcpu(d, i) for i in range(max_vcpus)]
@@ -172,7 +189,7 @@ class Guest:
         page = va >> 12
         if page >= NR_PAGES or (write and page in self.read_only):
             return -1
-        return (self.d.mem.first_mfn - self.d.mem.base_mfn + page) << 12
+        return (self.first_mfn - self.d.mem.base_mfn + page) << 12
 
     def _reschedule(self) -> None:
         self.reschedules += 1
@@ -194,7 +211,7 @@ class Guest:
         return layout.unpack(self.d.guest.copy_from(self.ARG, layout.size))
 
     def memory(self, page: int) -> memoryview:
-        return self.d.mem.frame(self.d.mem.first_mfn + page)
+        return self.d.mem.frame(self.first_mfn + page)
 
     def run_to(self, when: int) -> None:
         """Let virtual time pass, firing what becomes due."""
