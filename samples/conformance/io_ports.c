@@ -28,6 +28,31 @@ static void out_byte(void *unused)
     __asm__ volatile("outb %0, %1" : : "a"((u8)0x5a), "d"(port));
 }
 
+/* By an immediate port: %al alone, %ax alone, and all of it. */
+static void in_fixed_byte(void *unused)
+{
+    ulong value = 0x12345678;
+    (void)unused;
+    __asm__ volatile("inb $0x55, %%al" : "+a"(value));
+    read = (u32)value;
+}
+
+static void in_fixed_word(void *unused)
+{
+    ulong value = 0x12345678;
+    (void)unused;
+    __asm__ volatile("inw $0x55, %%ax" : "+a"(value));
+    read = (u32)value;
+}
+
+static void in_fixed_long(void *unused)
+{
+    ulong value = (ulong)-1 / 3;
+    (void)unused;
+    __asm__ volatile("inl $0x54, %%eax" : "+a"(value));
+    read = value == (u32)value; /* what is above is cleared */
+}
+
 static void in_string(void *at)
 {
     __asm__ volatile("cld; insb" : "+D"(at) : "d"(port) : "memory");
@@ -74,6 +99,9 @@ void conform(void)
     EXPECT_TRAP(in_long, NULL, TRAP_GP, 0);
     EXPECT_TRAP(out_byte, NULL, TRAP_GP, 0);
     EXPECT_TRAP(out_fixed, NULL, TRAP_GP, 0);
+    EXPECT_TRAP(in_fixed_byte, NULL, TRAP_GP, 0);
+    EXPECT_TRAP(in_fixed_word, NULL, TRAP_GP, 0);
+    EXPECT_TRAP(in_fixed_long, NULL, TRAP_GP, 0);
     EXPECT_TRAP(in_string, page, TRAP_GP, 0);
     count_refusal();
     count_refusal();
@@ -85,6 +113,15 @@ void conform(void)
     if (!(start_info->flags & SIF_INITDOMAIN)) /* dom0 sees the machine (admin_io_okay) */
         EXPECT_EQUAL(read, 0xffffffff);
     EXPECT_NO_TRAP(out_byte, NULL);
+    EXPECT_NO_TRAP(out_fixed, NULL);
+    for (u32 times = 0; times < 3; times++) {
+        EXPECT_NO_TRAP(in_fixed_byte, NULL);
+        EXPECT_EQUAL(read, 0x123456ff);
+    }
+    EXPECT_NO_TRAP(in_fixed_word, NULL);
+    EXPECT_EQUAL(read | 0xffff, 0x1234ffff); /* on a PC a word there is something else */
+    EXPECT_NO_TRAP(in_fixed_long, NULL);
+    EXPECT_EQUAL(read, 1);
     EXPECT_NO_TRAP(in_string, page);
     EXPECT_EQUAL(page[0], 0xff);
     count_refusal();
@@ -94,6 +131,10 @@ void conform(void)
     EXPECT_USER(user_in, 0x80);
     EXPECT_USER(user_out, 0x80);
     EXPECT_OK(set_iopl(0));
+    EXPECT_TRAP(in_fixed_byte, NULL, TRAP_GP, 0);
+    EXPECT_TRAP(in_fixed_long, NULL, TRAP_GP, 0);
+    EXPECT_TRAP(out_fixed, NULL, TRAP_GP, 0);
+    EXPECT_TRAP(in_byte, NULL, TRAP_GP, 0);
 
     /* A bit that is clear opens a port to whoever runs. */
     memset(bitmap, 0xff, sizeof(bitmap));

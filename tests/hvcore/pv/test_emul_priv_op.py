@@ -252,6 +252,26 @@ def test_nothing_answers_a_read(cpu: PvCpu, code: str, expected: int) -> None:
     assert cpu.eax() == expected
 
 
+@pytest.mark.parametrize(
+    "code", ["e461", "e561", "66e561", "e680", "e780", "66e780", "ec", "ed", "66ed", "ee", "66ef"]
+)
+def test_after_the_first_access_ports_are_the_engines(any_cpu: PvCpu, code: str) -> None:
+    """Linux reads port 0x61 a hundred thousand times when it calibrates its clock."""
+    any_cpu.v.iopl = IOPL1
+    assert any_cpu.run(3 * code, dx=0x61) == [INT3]
+    assert sum(any_cpu.d.trace.emulated.values()) == 1
+    assert sum(any_cpu.engine.port_accesses) == 2
+
+
+def test_not_while_a_breakpoint_is_set_on_a_port(cpu: PvCpu) -> None:
+    cpu.v.iopl = IOPL1
+    assert cpu.run("0f22e0", ax=8) == [INT3]  # CR4.DE
+    assert cpu.run("0f23c0", ax=0x82) == [INT3]
+    assert cpu.run("0f23f8", ax=0x60001) == [INT3]
+    assert cpu.run("e461 e561 66e561", dx=0x61) == [INT3]
+    assert sum(cpu.engine.port_accesses) == 0
+
+
 def test_the_pci_address_register_is_kept_for_double_words_alone(cpu: PvCpu) -> None:
     cpu.v.iopl = IOPL1
     assert cpu.run("ef 31c0 ed", ax=0x80001068, dx=0xCF8) == [INT3]
