@@ -59,9 +59,10 @@ _ERROR_CODE = sw.ERROR_CODE // 4
 _HFLAGS = sw.HFLAGS // 4
 _RIP = sw.RIP // 8
 _EFLAGS = sw.EFLAGS // 8
-_DEBUG, _TF = 1, 0x100
+_DEBUG, _TF, _RF = 1, 0x100, 0x10000
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+R11 = 11
 RIP = _RIP
 ES, CS, SS, DS, FS, GS = range(6)
 
@@ -103,7 +104,7 @@ class Handlers(Protocol):
         """Exception or `int n`; RIP is past an `int`, at the instruction of a fault. #UD too."""
 
     def syscall(self) -> None:
-        """`syscall`: RIP is at the instruction; the handler must leave the RIP to go on at."""
+        """`syscall`, RCX and R11 set: RIP is at the instruction, the handler leaves the RIP to go on at."""
 
     def cpuid(self) -> None:
         """`cpuid`: leaf in RAX and RCX, answer in RAX..RDX."""
@@ -232,10 +233,10 @@ class Engine:
             (_INS_CPUID, on_cpuid),
             (_INS_RDTSC, on_rdtsc),
             (_INS_RDTSCP, on_rdtscp),
-            (_INS_SYSCALL, on_syscall),
             (_INS_SYSENTER, on_sysenter),
         ):
             self._hook(_UC_HOOK_INSN, _INSN_CB(guard(call, enter, leave)), number)
+        self._install_syscall(on_syscall, enter, leave)
         self._install_io_faults()
         self._install_pacing()
 
@@ -300,6 +301,28 @@ class Engine:
             ctypes.c_uint64(0),
             *(ctypes.c_int(number) for number in extra),
         )
+
+    def _install_syscall(
+        self, call: Callable[[], int], enter: Callable[[], None] | None, leave: Callable[[], None] | None
+    ) -> None:
+        """`syscall` leaves the RIP behind it in RCX and the flags in R11, and then is an exit.
+
+        The flags cost a microsecond from here, and most calls are hypercalls: native code is to read them.
+        """
+        q = self.q
+
+        def saving() -> int:
+            q[RCX] = q[_RIP] + 2 & 0xFFFFFFFFFFFFFFFF
+            q[R11] = self.read_eflags() & ~_RF
+            return call()
+
+        plain = _INSN_CB(self._guard(call, enter, leave))
+        native = self.internals.syscall_callback(_REG_EFLAGS, sw.RIP, plain) if self.window.live else None
+        if native is None:
+            self._hook(_UC_HOOK_INSN, _INSN_CB(self._guard(saving, enter, leave)), _INS_SYSCALL)
+        else:
+            self._keep.append(plain)
+            self._hook(_UC_HOOK_INSN, ctypes.c_void_p(native), _INS_SYSCALL)
 
     def _install_io_faults(self) -> None:
         """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""

@@ -62,6 +62,20 @@ class Internals:
         code = self._native(*(native.port_callback(target, out=out) for out in (False, True)))
         return None if code is None else (code[0], code[1])
 
+    def syscall_callback(self, eflags: int, rip: int, callback: object) -> int | None:
+        """A native hook that does what `syscall` does to RCX and R11, then calls the hook `callback`.
+
+        `eflags` and `rip` are as native.syscall_callback() wants them. None without the means.
+        """
+        if not self._env:
+            return None
+        target = ctypes.cast(callback, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        regs = self._env.value or 0
+        code = self._native(
+            native.syscall_callback(address_of(self._lib.uc_reg_read), eflags, regs, rip, target)
+        )
+        return None if code is None else code[0]
+
     def pacing_callback(self) -> int | None:
         """A native block hook that counts the budget down; None where the host has none."""
         self._lean = _lean_translation(self._lib)

@@ -160,6 +160,35 @@ def port_callback(raise_exception_err: int, *, out: bool) -> bytes:
     )  # fmt: skip
 
 
+def syscall_callback(uc_reg_read: int, eflags: int, regs: int, rip: int, callback: int) -> bytes:
+    """UC_HOOK_INSN(uc, data) for `syscall`: RCX = RIP behind it, R11 = RFLAGS without RF, then `callback`.
+
+    `regs` is the address of the general registers, `rip` how far behind it RIP lies, `eflags` the number by
+    which uc_reg_read() knows the flags.
+    """
+    return assemble(
+        "57",               # push rdi
+        "56",               # push rsi
+        "48 83 ec 08",      # sub rsp, 8
+        "be " + eflags.to_bytes(4, "little").hex(),  # mov esi, eflags
+        "48 ba", regs + 8 * 11,  # mov rdx, &R11
+        "48 c7 02 00 00 00 00",  # mov qword [rdx], 0
+        "48 b8", uc_reg_read,  # mov rax, uc_reg_read
+        "ff d0",            # call rax
+        "48 b9", regs,      # mov rcx, regs
+        "81 61 58 d7 7f 3e 00",  # and dword [rcx + R11], ~RF and what is no flag
+        "83 49 58 02",      # or dword [rcx + R11], 2
+        "48 8b 81 " + _disp32(rip),  # mov rax, [rcx + RIP]
+        "48 83 c0 02",      # add rax, 2
+        "48 89 41 08",      # mov [rcx + RCX], rax
+        "48 83 c4 08",      # add rsp, 8
+        "5e",               # pop rsi
+        "5f",               # pop rdi
+        "48 b8", callback,  # mov rax, callback
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
 def memory_mapping(block: int, base: int, size: int, region: int) -> bytes:
     """`region` for a physical address in [base, base + size), else NULL; called with (uc, address).
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, RAX, RCX, RIP, RSP, SS
+from hvcore.cpu import state_window as sw
+from hvcore.cpu.engine import CS, DS, ES, FS, GS, R11, RAX, RCX, RIP, RSP, SS
 from hvcore.errors import DomainCrash, GuestError, GuestFault
 from hvcore.pv.callback import is_canonical
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
@@ -30,11 +31,12 @@ from hvcore.pv.segments import load_cs_ss, load_data
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-R11 = 11
 FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS = 0xE023, 0xE033, 0xE02B
 _FLAT_CS = (FLAT_RING3_CS64, 0, 0xFFFFFFFF, 0x00AFFB00)
 _FLAT_SS = (FLAT_RING3_SS, 0, 0xFFFFFFFF, 0x00CFF300)
 _FLAT_CS32 = (FLAT_RING3_CS32, 0, 0xFFFFFFFF, 0x00CFFB00)
+
+_CS_WORD, _SS_WORD = (sw.SEGS + 24 * CS) // 4, (sw.SEGS + 24 * SS) // 4  # in the window's 32-bit words
 
 VGCF_in_syscall = 1 << 8
 X86_EFLAGS_DF, X86_EFLAGS_AC = 0x400, 0x40000
@@ -163,7 +165,7 @@ class Frames64:
                 raise DomainCrash("the guest switches to user mode with no user page tables")
             self.toggle_guest_mode(v)
         if flags & VGCF_in_syscall:
-            r11, rcx = engine.read_eflags(), q[RIP]  # as the `syscall` of this hypercall left them
+            r11, rcx = q[R11], q[RCX]  # as the `syscall` of this hypercall left them
         restore_flags(v, rflags)
         q[RAX], q[RIP], q[RSP], q[R11], q[RCX] = rax, rip, rsp, r11, rcx
         cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
@@ -217,14 +219,17 @@ class Frames64:
     def syscall_entry(self, v: Vcpu) -> bool:
         """`syscall`: a hypercall from the kernel, the guest's system call from a process.
 
+        It does not save CS and SS, and a hypercall goes on with the flat ones (lstar_enter).
         One from compatibility mode is a system call whoever makes it (cstar_enter).
         """
-        engine, q = self.engine, self.engine.q
+        engine = self.engine
         is_64bit = engine.code_is_64bit
         if is_64bit and v.kernel_mode:
+            words = engine.d
+            if words[_CS_WORD] != FLAT_RING3_CS64 or words[_SS_WORD] != FLAT_RING3_SS:
+                self._set_flat()
             return True
         engine.advance(2)
-        q[RCX], q[R11] = q[RIP], engine.read_eflags()
         if is_64bit:
             self._set_flat()
         else:

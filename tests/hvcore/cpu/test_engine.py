@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP, SS
+from hvcore.cpu.engine import CS, R11, RAX, RBX, RCX, RDX, RIP, RSP, SS
 from hvcore.errors import EngineError
 from tests.hvcore.rig import RING1_CS, RING1_DS, RING3_CS, RING3_DS, Rig
 
@@ -180,6 +180,31 @@ def test_tf_behind_syscall_traps_at_once_unless_it_is_deferred(rig: Rig, deferre
     assert rig.run(0)[:2] == (1, 3 if deferred else 2)
     assert rig.engine.q[RAX] == deferred
     assert rig.engine.take_debug_status() == 1 << 14
+
+
+@pytest.mark.parametrize("flags", [0x202, 0x202 | 0x8D5, 0x202 | 0x400, 0x202 | 0x40000 | 0x200000])
+@pytest.mark.parametrize("live", [True, False])
+def test_syscall_leaves_rip_and_flags_in_registers(flags: int, live: bool) -> None:
+    """SDM and APM: RCX = RIP of the next instruction, R11 = RFLAGS with RF clear."""
+    rig = Rig(live_window=live)
+    seen = []
+
+    def on_syscall() -> None:
+        seen.append((rig.engine.q[RCX], rig.engine.q[R11], rig.engine.q[RIP]))
+        rig.engine.q[RIP] += 2
+
+    rig.on_syscall = on_syscall
+    rig.code(0, "90 0f05")
+    rig.engine.q[RCX], rig.engine.q[R11] = 1 << 63 | 5, 1 << 63 | 7
+    rig.engine.write_eflags(flags)
+    rig.run(0)
+    assert seen == [(3, flags, 1)]
+    rig.code(0, "31c0 0f05")  # flags that are worked out late: those of xor
+    seen.clear()
+    rig.engine.flush_code()
+    rig.engine.write_eflags(0x8D7)
+    rig.run(0)
+    assert seen == [(4, 0x46, 2)]
 
 
 def test_there_is_no_sysenter(rig: Rig) -> None:

@@ -6,11 +6,11 @@ import struct
 
 import pytest
 
-from hvcore.cpu.engine import CS, RAX, RCX, RIP, RSP, SS
+from hvcore.cpu.engine import CS, R11, RAX, RCX, RIP, RSP, SS
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.frames import Frames
 from hvcore.pv.frames32 import Frames32
-from hvcore.pv.frames64 import R11, Frames64
+from hvcore.pv.frames64 import Frames64
 from hvcore.pv.segments import load_cs_ss
 from tests.hvcore.pv_cpu import CODE, HOLE, PV32, PV64, STACK, PvCpu
 
@@ -125,7 +125,8 @@ def iret64(
     """The iret hypercall: `syscall` has been executed, and RIP is behind it."""
     frame = (0x77, 0x1234, 0x5678, more.get("flags", IN_SYSCALL), rip, cs, rflags, 0x23000, ss)
     cpu.put(STACK - 128, struct.pack("<9Q", *frame))
-    cpu.engine.q[RSP] = STACK - 128
+    q = cpu.engine.q
+    q[RSP], q[RCX], q[R11] = STACK - 128, q[RIP], cpu.engine.read_eflags()
     frames_of(cpu).do_iret(cpu.v)
 
 
@@ -182,7 +183,7 @@ SYSCALL, SYSCALL32 = 2, 7
 def test_a_system_call_of_a_process(kind: int, cs: int, masks: int) -> None:
     """switch_to_kernel: DF is cleared, and the 64-bit callback's flag says whether events are masked."""
     cpu = bench(PV64, user=True, flags=0x203 | DF)
-    cpu.engine.q[RIP] = CODE
+    cpu.engine.q[RIP], cpu.engine.q[RCX], cpu.engine.q[R11] = CODE, CODE + 2, 0x203 | DF
     cpu.v.callbacks = {SYSCALL: (0xE033, HANDLER, masks), SYSCALL32: (0xE033, HANDLER, 1 - masks)}
     if kind == SYSCALL32:
         load_cs_ss(cpu.v, 0xE023, 0xE02B)
@@ -192,10 +193,20 @@ def test_a_system_call_of_a_process(kind: int, cs: int, masks: int) -> None:
     assert cpu.engine.read_eflags() & DF == 0
 
 
+@pytest.mark.parametrize(("cs", "ss"), [(0xE033, 0xE02B), (0x0B, 0x13), (0xE033, 0x13), (0x0B, 0xE02B)])
+def test_a_hypercall_goes_on_with_the_flat_segments(cs: int, ss: int) -> None:
+    cpu = bench(PV64)
+    cpu.set_gdt({0x08: 0x00AFFB000000FFFF, 0x10: 0x00CFF3000000FFFF})
+    load_cs_ss(cpu.v, cs, ss)
+    assert frames_of(cpu).syscall_entry(cpu.v) is True
+    assert (cpu.engine.selector(CS), cpu.engine.selector(SS)) == (0xE033, 0xE02B)
+    assert cpu.engine.code_is_64bit
+
+
 @pytest.mark.parametrize("cs", [0xE033, 0xE023])
 def test_a_system_call_without_a_callback_is_no_instruction(cs: int) -> None:
     cpu = bench(PV64, user=True, flags=0x203 | DF)
-    cpu.engine.q[RIP] = CODE
+    cpu.engine.q[RIP], cpu.engine.q[RCX], cpu.engine.q[R11] = CODE, CODE + 2, 0x203 | DF
     cpu.v.trap_ctxt[6] = (4, 0xE033, HANDLER)
     load_cs_ss(cpu.v, cs, 0xE02B)
     assert frames_of(cpu).syscall_entry(cpu.v) is False
