@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from struct import Struct
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from .errors import LayoutInputError
 
@@ -392,8 +392,17 @@ def _string(table: bytes, offset: int) -> str:
     return table[offset : end if end >= 0 else len(table)].decode("utf-8", errors="replace")
 
 
-def read_elf(path: str) -> Elf:
-    """Map a file into memory and read its headers; raises LayoutInputError."""
+Unpack: TypeAlias = Callable[[str], bytes | mmap.mmap | None]
+
+
+def read_elf(path: str, unpack: Unpack | None = None) -> Elf:
+    """Map a file into memory and read its headers; raises LayoutInputError.
+
+    `unpack` may know what is packed in it: a bzImage, say, whose ELF image is then read instead.
+    """
+    image = unpack(path) if unpack is not None else None
+    if image is not None:
+        return Elf(path, image)
     try:
         with Path(path).open("rb") as stream:
             try:

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from .elffile import Unpack
 from .errors import LayoutInputError
 from .findings import OFF, WARNING
 from .lint import Inputs, Report, run, sort_key
@@ -41,7 +42,8 @@ class Request(NamedTuple):
     """One invocation: file names as they were given, "-" is standard input, which is called `stdin_name`.
 
     `select` and `ignore` are names or patterns of rules; `progress` is told what is being done. `texts` are
-    what files hold, by name, where that is not on the disk.
+    what files hold, by name, where that is not on the disk; `unpack` gives the ELF image of a file that has
+    it packed, None of one that has not.
     """
 
     scripts: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class Request(NamedTuple):
     stdin_name: str = "<stdin>"
     progress: Callable[[str], None] | None = None
     texts: Mapping[str, str] = {}
+    unpack: Unpack | None = None
 
 
 # Reading scripts
@@ -147,7 +150,7 @@ def load_inputs(script: str | None, request: Request) -> Inputs:
     if request.elf is not None:
         from .elffile import read_elf
 
-        the_elf = read_elf(request.elf)
+        the_elf = read_elf(request.elf, request.unpack)
     return Inputs(source, the_map, the_elf)
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from linker.lint import Report
     from linker.outline import Outline
     from linker.regions import Fill
@@ -153,6 +155,25 @@ def _explain(name: str) -> None:
     typer.echo(explain(found) if found is not None else special.explain(name), nl=False)
 
 
+def _unpacked(path: str) -> bytes | mmap | None:
+    """The ELF image in a gzip file or a bzImage; None of anything else, which the linter reads itself.
+
+    A dump-core file is no linked kernel: KernelFormatError says so.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            head = stream.read(0x206)
+    except OSError:
+        return None
+    packed = head[:2] == b"\x1f\x8b" or head[0x202:] == b"HdrS"
+    core = head[:4] == b"\x7fELF" and head[16:18] == b"\4\0"
+    if not packed and not core:
+        return None
+    from domainbuilder.kernel.kernel_file import load_kernel
+
+    return load_kernel(path).image
+
+
 def _outline(request: Request) -> Outline | None:
     """Return the script's outline, for what needs its regions; None without one."""
     if not request.scripts:
@@ -284,7 +305,7 @@ def lint(
         how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()), tuple(library or ()))
         request = Request(
             tuple(scripts or ()), link_map, elf, config, how, tuple(select or ()), tuple(ignore or ()),
-            stdin_filename,
+            stdin_filename, unpack=_unpacked,
         )  # fmt: skip
         outputs = (output, svg, write_baseline)
         _refuse_to_overwrite(outputs, (*request.scripts, link_map, elf, config, baseline))
@@ -332,7 +353,7 @@ def diff(
         from linker.diff import as_json, compare, render
         from linker.elffile import read_elf
 
-        changes = compare(read_elf(old), read_elf(new))
+        changes = compare(read_elf(old, _unpacked), read_elf(new, _unpacked))
     _write(as_json(changes) if output_format is DiffFormat.json else render(changes), None)
     if any(change.lost for change in changes):
         raise typer.Exit(ExitCode.CHECK_FAILED)

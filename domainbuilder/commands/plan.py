@@ -21,9 +21,16 @@ class Format(StrEnum):
 
 def plan(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A kernel: ELF, gzip or bzImage.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE|IMAGE",
+            help="A kernel: ELF, gzip or bzImage; or what `build` wrote.",
+            show_default=False,
+        ),
     ],
-    memory: Annotated[int, typer.Option("--memory", "-m", metavar="MB", help="The domain's memory.")] = 64,
+    memory: Annotated[
+        int | None, typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64 if not given.")
+    ] = None,
     ramdisk: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
@@ -39,11 +46,19 @@ def plan(
     Where everything goes and how it is mapped, the page tables, what start_info says, the registers, and
     whether what must own whole pages in the kernel does.
     """
-    from domainbuilder.errors import ExitCode
+    from domainbuilder.build.image import is_image, load_image
+    from domainbuilder.errors import BuildError, ExitCode
+    from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB
     from domainbuilder.plan.domain_plan import plan as make_plan
     from domainbuilder.plan.findings import survey
 
-    planned = make_plan(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)
+    if is_image(file):
+        if (memory, ramdisk, cmdline) != (None, None, ""):
+            raise BuildError("a built domain has its memory, ramdisk and command line already")
+        planned = load_image(file).plan
+    else:
+        mib = DEFAULT_MEMORY_MIB if memory is None else memory
+        planned = make_plan(file, memory_mib=mib, ramdisk=ramdisk, cmdline=cmdline)
     surveyed = survey(planned)
     if output_format is Format.json:
         from domainbuilder.reports.plan_report import plan_report

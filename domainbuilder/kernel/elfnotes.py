@@ -64,12 +64,12 @@ class Note:
     @property
     def desc_offset(self) -> int:
         """elf_note_desc: where the descriptor starts."""
-        return self.offset + 12 + _round4(self.namesz)
+        return self.offset + 12 + round4(self.namesz)
 
     @property
     def next_offset(self) -> int:
         """elf_note_next: where the next note would start."""
-        return self.desc_offset + _round4(self.descsz)
+        return self.desc_offset + round4(self.descsz)
 
     @property
     def is_xen(self) -> bool:
@@ -114,7 +114,8 @@ def quoted(text: str) -> str:
     return f'"{shown}"'
 
 
-def _round4(size: int) -> int:
+def round4(size: int) -> int:
+    """Names and descriptors take a multiple of 4 bytes, whatever p_align says."""
     return (size + 3) & 0xFFFF_FFFC  # unsigned int, as in libelf
 
 
@@ -142,7 +143,7 @@ class _Walker:
             yield Note(owner, unsigned(at + 8, 4), namesz, descsz, at, source, header, end - _BASE, used)
             if not 0 <= at < len(self.elf.view):
                 return
-            pointer = (pointer + 12 + _round4(namesz) + _round4(descsz)) & _MASK
+            pointer = (pointer + 12 + round4(namesz) + round4(descsz)) & _MASK
 
 
 def find_notes(elf: ElfImage) -> Notes:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from domainbuilder.errors import BuildError
 from domainbuilder.kernel.elf import ElfImage
 from domainbuilder.kernel.elfnotes import GuestInfo, Notes
 from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.kernel.lost_notes import Loss
 from domainbuilder.kernel.parms import ElfDomParms, RefusedError
 
 
@@ -71,13 +73,33 @@ RULES = {
         ("DBN025", "load-without-permission", _W, "give the segment flags: Xen does not load it"),
         ("DBN026", "note-offset-zero", _W, "Xen skips a PT_NOTE at offset 0: link with newer binutils"),
         ("DBN027", "bsd-symtab-missing", _W, "do not strip the symbol table, or drop BSD_SYMTAB"),
-        ("DBN028", "hypercall-page", _W, "give the hypercall page a page of its own within the kernel"),
+        ("DBN028", "hypercall-page", _E, "give the hypercall page a page of its own within the kernel"),
         ("DBN029", "two-level", _W, 'build for PAE and say so (PAE_MODE "yes"): Xen 4.17 has no such guests'),
         ("DBN030", "pae-mode", _W, 'write "yes", "no" or "bimodal"'),
         ("DBN031", "broken", _W, "correct the header counts; Xen reads what it can and goes on"),
         ("DBN032", "trailing-data", _W, "drop what follows the compressed kernel: nobody reads it"),
-        ("DBN033", "entry-not-loaded", _W, "point ENTRY into a LOAD segment"),
+        ("DBN033", "entry-not-loaded", _E, "point ENTRY into a LOAD segment"),
         ("DBN034", "incongruent", _W, "make p_offset and p_vaddr equal modulo p_align"),
+        (
+            "DBN035",
+            "note-padding",
+            _W,
+            "pad notes to 4 bytes (.balign 4, also in 64-bit kernels); `notes fix` does",
+        ),
+        ("DBN036", "note-covers", _W, "correct the size that the note states; `notes fix` does"),
+        (
+            "DBN037",
+            "note-garbage",
+            _W,
+            "let the output section hold nothing but notes; `notes fix` repacks it",
+        ),
+        ("DBN038", "note-unread", _W, "put all of Xen's notes into a PT_NOTE (PHDRS); `notes fix` does"),
+        (
+            "DBN039",
+            "unbuildable",
+            _E,
+            "make VIRT_BASE, PADDR_OFFSET and the addresses of the LOAD segments agree",
+        ),
     )
 }
 
@@ -103,6 +125,8 @@ class Subject:
     pv: ElfDomParms | RefusedError
     pvh: ElfDomParms | RefusedError
     accepted: bool  # as some kind of guest
+    losses: tuple[Loss, ...] = ()
+    unfit: BuildError | None = None  # why no domain of any size can be made of it
 
 
 def found(slug: str, offset: int | None, message: str, severity: Severity | None = None) -> Finding:

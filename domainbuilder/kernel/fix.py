@@ -1,6 +1,7 @@
 """`domainbuilder notes fix`: repair what can be repaired in a kernel's notes.
 
-Repaired are the owner ("name", as GNU Mach has it, or "XEN"), strings whose size runs past the end of
+Repaired are notes that Xen does not come to (padded to 8 bytes, behind a wrong size or garbage, outside of
+what Xen reads), the owner ("name", as GNU Mach has it, or "XEN"), strings whose size runs past the end of
 their segment, values in the words of `__xen_guest`, an alignment that is not the notes', and a
 missing PT_NOTE. The code and data that get loaded are never touched; the result is inspected before
 it is written, and a kernel that Xen took before and would refuse afterwards is not written at all.
@@ -10,16 +11,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Container
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from domainbuilder.errors import ElfError, KernelFormatError, NotesError, Where
 from domainbuilder.kernel.elf import PT_NOTE, ElfImage, ProgramHeader, parse_elf
-from domainbuilder.kernel.elfnotes import OWNER, STRING_TYPES, Note, note_string, notes_in, quoted
+from domainbuilder.kernel.elfnotes import OWNER, STRING_TYPES, Note, note_string, notes_in, quoted, round4
 from domainbuilder.kernel.inspection import Inspection, inspect, inspect_kernel
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.kernel.lief_edit import PT_GNU_STACK, Edits, edit
-from domainbuilder.kernel.note_checks import disguised
+from domainbuilder.kernel.lost_notes import disguised, names
 from domainbuilder.kernel.parms import ElfDomParms
 from domainbuilder.output import atomic_output
 from hvcore.public.elfnote import ElfNote
@@ -77,11 +78,8 @@ def fix(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> FixResu
 def _ranges(before: Inspection, changes: list[str], left: list[str]) -> list[_Range]:
     """The ranges that hold Xen's notes or such as ought to be, with the repairs made."""
     elf, wrong = before.elf, disguised(before.elf, before.notes)
-    wanted = [note for note in before.notes.notes if note.is_xen or note.owner in wrong]
     ranges: list[_Range] = []
-    for source, header in dict.fromkeys((note.source, note.header) for note in wanted):
-        notes = notes_in(elf, source, header)
-        start, end = notes[0].offset, notes[0].end
+    for source, header, notes, start, end in _groups(before, wrong, changes):
         if not 0 <= start <= end <= len(elf.view):
             left.append(f"the notes at {start:#x} run past the end of the file")
             continue
@@ -101,15 +99,39 @@ def _ranges(before: Inspection, changes: list[str], left: list[str]) -> list[_Ra
     return ranges
 
 
+def _groups(
+    before: Inspection, wrong: Container[bytes | None], changes: list[str]
+) -> Iterator[tuple[str, int, Sequence[Note], int, int]]:
+    """(source, header, notes, start, end) of each range to rewrite, with the notes that it is to hold."""
+    losses = {(loss.source, loss.header): loss for loss in before.losses if loss.source}
+    wanted = [note for note in before.notes.notes if note.is_xen or note.owner in wrong]
+    for source, header in dict.fromkeys([*losses, *((note.source, note.header) for note in wanted)]):
+        walked = notes_in(before.elf, source, header)
+        loss = losses.get((source, header))
+        if loss is not None:
+            changes.append(
+                f"{source} at {walked[0].offset:#x}: packed to 4 bytes, {len(loss.kept)} notes, "
+                f"of which Xen lost {names(loss.lost)}"
+            )
+        yield source, header, loss.kept if loss else walked, walked[0].offset, walked[0].end
+    for loss in before.losses:
+        if not loss.source:
+            first, last = loss.kept[0], loss.kept[-1]
+            yield "", -1, loss.kept, first.offset, last.desc_offset + round4(last.descsz)
+
+
 def _repaired(elf: ElfImage, note: Note, wrong: Container[bytes | None], changes: list[str]) -> bytes:
     """One note, encoded again, padded to 4 bytes."""
-    if not note.is_xen and note.owner not in wrong:
-        return bytes(elf.view[note.offset : min(note.next_offset, note.end)])
+    if note.next_offset > note.end and not note.is_xen and note.owner not in wrong:
+        return bytes(elf.view[note.offset : note.end])
     desc = bytes(elf.view[note.desc_offset : min(note.desc_offset + note.descsz, note.end)])
-    if note.type in STRING_TYPES:
-        desc = _repaired_string(elf, note, desc, changes)
-    head = struct.pack(f"{elf.endian}III", 4, len(desc), note.type) + OWNER + b"\0"
-    return head + desc + bytes(-len(desc) % 4)
+    name = bytes(elf.view[note.offset + 12 : note.offset + 12 + note.namesz])
+    if note.is_xen or note.owner in wrong:
+        name = OWNER + b"\0"
+        if note.type in STRING_TYPES:
+            desc = _repaired_string(elf, note, desc, changes)
+    head = struct.pack(f"{elf.endian}III", len(name), len(desc), note.type)
+    return head + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
 
 
 def _repaired_string(elf: ElfImage, note: Note, desc: bytes, changes: list[str]) -> bytes:
@@ -143,10 +165,13 @@ def _patched(before: Inspection, ranges: list[_Range], changes: list[str]) -> by
     for one in ranges:
         image[one.offset : one.offset + one.size] = one.data.ljust(one.size, b"\0")
     misaligned = {finding.offset for finding in before.findings if finding.rule.slug == "alignment"}
-    homeless = [one for one in ranges if one.source == "SHT_NOTE"]
+    packed = {loss.header for loss in before.losses if loss.source == "PT_NOTE"}
+    phdrs = before.elf.phdrs
+    misaligned |= {phdr.header_offset for phdr in phdrs if phdr.index in packed and phdr.align == 8}
+    homeless = [one for one in ranges if one.source != "PT_NOTE"]
     edits = Edits(
         resize=[(one.offset, one.size, len(one.data)) for one in ranges if len(one.data) != one.size],
-        align=[phdr.index for phdr in before.elf.phdrs if phdr.header_offset in misaligned],
+        align=[phdr.index for phdr in phdrs if phdr.header_offset in misaligned],
         home=[(one.offset, len(one.data)) for one in homeless],
     )
     if not edits:

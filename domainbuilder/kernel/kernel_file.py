@@ -25,6 +25,7 @@ DEFAULT_LIMIT = 512 << 20
 _LZMA_MEMLIMIT = 256 << 20  # LZMA_BLOCK_SIZE, xg_dom_bzimageloader.c
 _LZ4_MAGIC = 0x184C2102  # ARCHIVE_MAGICNUMBER, xg_dom_decompress_lz4.c
 _PIECE = 4 << 20  # bytes decompressed at a time
+_LZO_BLOCK = 256 << 10  # LZO_BLOCK_SIZE, xen/common/unlzo.c, and lzop's own
 _LZ4_CHUNK = 8 << 20  # what one chunk of the legacy frame may hold, LZ4_MAX_BLOCKSIZE of lz4's CLI
 
 # struct setup_header, the Linux boot protocol
@@ -114,7 +115,9 @@ def _open_regular(name: str) -> int:
 def _unwrapped(data: Image, name: str, limit: int) -> KernelFile:
     if data[_HDR_MAGIC : _HDR_MAGIC + 4] == b"HdrS" and len(data) >= _SETUP_HEADER_SIZE:
         return _bzimage(data, name, limit)
-    if data[:4] != b"\x7fELF":
+    if data[:4] == b"\x7fELF":
+        _refuse_dump_core(data, name)
+    else:
         raise KernelFormatError(
             "no ELF, gzip or bzImage: xc_dom_find_loader: no loader found: Invalid kernel",
             where=Where(name, 0),
@@ -122,6 +125,20 @@ def _unwrapped(data: Image, name: str, limit: int) -> KernelFile:
             expected="7f 45 4c 46",
         )
     return KernelFile(name, "elf", "", 0, data)
+
+
+def _refuse_dump_core(data: Image, name: str) -> None:
+    """A domain that `build` or `xl dump-core` wrote (docs/misc/dump-core-format.txt of Xen) is no kernel."""
+    if data[16:18] != b"\4\0":  # ET_CORE
+        return
+    from domainbuilder.kernel.elf import parse_elf
+
+    elf = parse_elf(data, name)
+    if elf.load_segments or elf.section_by_name(".xen_pages") is None:
+        return
+    ours = elf.section_by_name(".note.domainbuilder") is not None
+    hint = "`domainbuilder launch` runs it, `plan` shows it" if ours else "look at the kernel that ran in it"
+    raise KernelFormatError(f"a dump-core file of a domain, not a kernel: {hint}", where=Where(name))
 
 
 def _hex(data: bytes) -> str:
@@ -323,7 +340,61 @@ def _unlz4(packed: _Packed) -> tuple[Image, int]:
 
 
 def _unlzo(packed: _Packed) -> tuple[Image, int]:
-    raise packed.fail("LZO payloads are not supported", expected="gzip, bzip2, xz, lzma, lz4 or zstd")
+    """xc_try_lzo1x_decode: a file of lzop's, blocks behind their two lengths and a checksum."""
+    import lzallright
+
+    size = _stated_size(packed)
+    data, end = packed.data, len(packed.data) - 4
+    at, chunks, total = _lzop_header(packed, end), list[bytes](), 0
+    while True:
+        if end - at < 4:
+            raise _lzo_error(packed, "Short input")
+        (length,) = struct.unpack_from(">I", data, at)
+        if not length:
+            break
+        if length > _LZO_BLOCK:
+            raise _lzo_error(packed, "Block size too large", length, f"at most {_LZO_BLOCK:#x}")
+        if end - at < 12:
+            raise _lzo_error(packed, "Short input")
+        (taken,) = struct.unpack_from(">I", data, at + 4)
+        at += 12
+        if not 0 < taken <= length or taken > end - at:
+            raise _lzo_error(packed, "Bad source length", taken, f"1 to {min(length, end - at):#x}")
+        chunk = bytes(data[at : at + taken])
+        if taken < length:
+            try:
+                chunk = bytes(lzallright.LZOCompressor.decompress(chunk, length))
+            except (lzallright.LZOError, ValueError, MemoryError) as error:
+                raise _lzo_error(packed, str(error) or type(error).__name__) from error
+        total += length
+        if len(chunk) != length or total > size:
+            raise _wrong_size(packed, "LZO", total if len(chunk) == length else len(chunk), size)
+        chunks.append(chunk)
+        at += taken
+    if total != size:
+        raise _wrong_size(packed, "LZO", total, size)
+    return b"".join(chunks), end - at - 4
+
+
+def _lzop_header(packed: _Packed, end: int) -> int:
+    """Where the first block starts: parse_header() of xen/common/unlzo.c."""
+    data = packed.data
+    if bytes(data[:9]) != b"\x89LZO\0\r\n\x1a\n" or end < 38:
+        raise _lzo_error(packed, "invalid header", _hex(bytes(data[:9])), "89 4c 5a 4f 00 0d 0a 1a 0a")
+    modern = struct.unpack_from(">H", data, 9)[0] >= 0x0940
+    at = 16 + modern  # version, library version, version needed, method; level
+    filtered = struct.unpack_from(">I", data, at)[0] & 0x800
+    at += 8 if filtered else 4
+    at += 12 if modern else 8  # mode and time
+    if at >= end or at + 1 + data[at] + 4 > end:
+        raise _lzo_error(packed, "Incomplete header")
+    return int(at + 1 + data[at] + 4)  # the file's name and a checksum
+
+
+def _lzo_error(
+    packed: _Packed, what: str, found: object = None, expected: object = None
+) -> KernelFormatError:
+    return packed.fail(f"unable to LZO decompress kernel: {what}", found=found, expected=expected)
 
 
 _PAYLOADS: tuple[tuple[bytes, str, Callable[[_Packed], tuple[Image, int]]], ...] = (

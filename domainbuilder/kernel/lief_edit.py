@@ -88,7 +88,11 @@ def child() -> None:
     for offset, size, new in job["resize"]:
         _resize(binary, offset, size, new)
     for index in job["align"]:
-        binary.segments[index].alignment = 4
+        segment = binary.segments[index]
+        segment.alignment = 4
+        for section in binary.sections:
+            if section.type == lief.ELF.Section.TYPE.NOTE and section.file_offset == segment.file_offset:
+                section.alignment = 4
     homes = [found for offset, size in job["home"] if (found := _home(binary, offset, size))]
     binary.write(job["after"])
     print(json.dumps(homes))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+from domainbuilder.errors import BuildError
 from domainbuilder.kernel.elf import EM_386, EM_X86_64, PF_W, PF_X, PT_LOAD, ElfImage
 from domainbuilder.kernel.elfnotes import (
     NUMERIC_TYPES,
-    OWNER,
     STRING_TYPES,
     Note,
-    Notes,
     elf_xen_parse_features,
     note_bytes,
     note_segments,
@@ -19,8 +18,9 @@ from domainbuilder.kernel.elfnotes import (
     quoted,
 )
 from domainbuilder.kernel.findings import Finding, Severity, Subject, found
+from domainbuilder.kernel.lost_notes import disguised
 from domainbuilder.kernel.parms import LEGACY_KEYS, UNSET_ADDR, ElfDomParms, RefusedError, XenPaeType
-from hvcore.public.elfnote import ELFNOTE_MAX, ElfNote
+from hvcore.public.elfnote import ElfNote
 
 _MANY = 64  # findings of one rule; a hostile file could have 65,536
 _PAGE = 4096
@@ -33,11 +33,44 @@ def refusal(subject: Subject) -> Iterator[Finding]:
     pv = subject.pv
     if not isinstance(pv, RefusedError):
         return
+    offset = pv.where.offset if pv.where else None
     if pv.code == "unknown-required-feature":
-        yield found(pv.code, pv.where.offset if pv.where else None, pv.plain)
+        yield found(pv.code, offset, pv.plain)
     elif not subject.accepted:
-        slug = "no-notes" if pv.code == "no-notes" else "refused"
-        yield found(slug, pv.where.offset if pv.where else None, f"{pv.xen}: {pv.plain}")
+        yield found("refused" if _xen_kernel(subject) else "no-notes", offset, f"{pv.xen}: {pv.symptom}")
+
+
+def _xen_kernel(subject: Subject) -> bool:
+    """Whether anything in it is meant for Xen."""
+    told = subject.notes.used or subject.guest_info or subject.losses
+    return bool(told) or bool(disguised(subject.elf, subject.notes))
+
+
+def unbuildable(subject: Subject) -> Iterator[Finding]:
+    """Xen reads the notes and then cannot build the domain, whatever memory it has."""
+    if subject.unfit is not None:
+        where = subject.unfit.where
+        place = where.offset if where is not None else None
+        if place is None:
+            place = _virt_base_offset(subject)
+        yield found("unbuildable", place, _without_place(subject.unfit))
+
+
+def _virt_base_offset(subject: Subject) -> int | None:
+    notes = [note.offset for note in subject.notes.used if note.type == ElfNote.VIRT_BASE]
+    info = subject.guest_info
+    keys = [entry.offset for entry in info.keys if entry.key == "VIRT_BASE"] if info and info.used else []
+    return next(iter((*notes[-1:], *keys[-1:])), None)
+
+
+def _without_place(error: BuildError) -> str:
+    return str(error).removeprefix(f"{error.where}: ")
+
+
+def losses(subject: Subject) -> Iterator[Finding]:
+    """Xen's notes that Xen does not come to."""
+    for loss in subject.losses:
+        yield found(loss.slug, loss.offset, loss.cause, None if subject.accepted else Severity.ERROR)
 
 
 def broken(subject: Subject) -> Iterator[Finding]:
@@ -74,35 +107,12 @@ def placement(subject: Subject) -> Iterator[Finding]:
             yield found("note-offset-zero", phdr.header_offset, f"PT_NOTE {phdr.index} is at offset 0")
 
 
-_MUST_HAVE = {ElfNote.XEN_VERSION, ElfNote.LOADER, ElfNote.GUEST_OS}
-
-
-def disguised(elf: ElfImage, notes: Notes) -> dict[bytes, list[Note]]:
-    """Notes that are Xen's in all but the owner, by owner."""
-    by_owner: dict[bytes, list[Note]] = {}
-    for note in notes.notes:
-        if note.owner is not None and note.owner != OWNER and note.type <= ELFNOTE_MAX:
-            by_owner.setdefault(note.owner, []).append(note)
-    return {
-        owner: group
-        for owner, group in by_owner.items()
-        if owner.strip().lower() == OWNER.lower() or _looks_like_xen(elf, group)
-    }
-
-
 def owners(subject: Subject) -> Iterator[Finding]:
     for owner, notes in disguised(subject.elf, subject.notes).items():
         severity = None if subject.accepted else Severity.ERROR
         wrong = quoted(owner[:60].decode("latin-1"))
         message = f'{len(notes)} notes have the owner {wrong}, not "Xen": Xen ignores them'
         yield found("owner", notes[0].offset, message, severity)
-
-
-def _looks_like_xen(elf: ElfImage, notes: list[Note]) -> bool:
-    strings = {note.type: note_string(elf, note) or b"" for note in notes if note.type in _MUST_HAVE}
-    return strings.get(ElfNote.XEN_VERSION, b"").startswith(b"xen-") or (
-        strings.get(ElfNote.LOADER, b"").startswith(b"generic")
-    )
 
 
 def _name(note: Note) -> str:
@@ -315,8 +325,8 @@ CHECKS = tuple(
     map(
         _bounded,
         (
-            *(refusal, broken, trailing_data, ident),
-            *(placement, owners, sizes, alignment, types, strings),
+            *(refusal, unbuildable, broken, trailing_data, ident),
+            *(placement, losses, owners, sizes, alignment, types, strings),
             legacy,
             *(segments, overlaps, addresses),
         ),

@@ -7,8 +7,8 @@ And what Xen accepts: `elf_xen_parse` of xen/common/libelf/libelf-dominfo.c and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from domainbuilder.errors import NotesError, Where
@@ -25,6 +25,7 @@ from domainbuilder.kernel.elfnotes import (
     note_string,
     quoted,
 )
+from domainbuilder.kernel.lost_notes import Loss, cause, lost_notes
 from hvcore.public.elfnote import ElfNote
 from hvcore.public.features import XenFeat
 
@@ -70,6 +71,7 @@ class ElfDomParms:
 # what Xen says when it will not have a kernel
 
 NO_LOADER = "xc_dom_find_loader: no loader found: Invalid kernel"
+_NO_NOTES = "there are neither Xen notes that Xen finds nor a __xen_guest section"
 _MASK = (1 << 64) - 1
 
 
@@ -87,13 +89,21 @@ class RefusedError(NotesError):
         self.xen = xen
         self.libelf = libelf
         self.plain = plain
+        self.symptom = plain  # `plain` without what is behind it
+
+    def because(self, cause: str, where: Where) -> RefusedError:
+        """The same refusal, with what is behind it and the place of that."""
+        plain = f"{self.plain}, because {cause}"
+        refusal = RefusedError(self.code, plain, xen=self.xen, libelf=self.libelf, where=where)
+        refusal.symptom = self.plain
+        return refusal
 
 
 @dataclass(slots=True)
 class _Draft:
-    """`struct elf_dom_parms` while it is being filled in."""
+    """`struct elf_dom_parms` while it is being filled in, and where each field was read."""
 
-    where: Where
+    elf: ElfImage
     guest_os: str = ""
     guest_ver: str = ""
     xen_ver: str = ""
@@ -113,6 +123,16 @@ class _Draft:
     virt_offset: int = 0
     virt_kstart: int = 0
     virt_kend: int = 0
+    places: dict[str, int] = field(default_factory=dict)
+
+    def set(self, name: str, value: object, place: int) -> None:
+        """Fill in a field that was read at `place`."""
+        setattr(self, name, value)
+        self.places[name] = place
+
+    def where(self, *names: str) -> Where:
+        """Where the first of these fields was read that was read at all."""
+        return self.elf.where(next((self.places[name] for name in names if name in self.places), None))
 
     def add_features(self, text: bytes) -> str | None:
         """Both FEATURES; the required feature that Xen does not know, at which it stops."""
@@ -134,18 +154,55 @@ def xc_dom_parse_elf_kernel(elf: ElfImage, *, hvm: bool = False) -> ElfDomParms:
     page tables passes, although no Xen of the last decade runs one.
     """
     notes = find_notes(elf)
-    return elf_xen_parse(elf, notes, find_guest_info(elf, notes), hvm=hvm)
+    info = find_guest_info(elf, notes)
+    try:
+        return elf_xen_parse(elf, notes, info, hvm=hvm)
+    except RefusedError as refusal:
+        pvh = None if hvm else accepted_as_pvh(elf, notes, info)
+        raise (
+            refusal
+            if hvm
+            else explained(elf, notes, refusal, pvh, lost_notes(elf, notes, everywhere=not pvh))
+        ) from None
+
+
+def accepted_as_pvh(elf: ElfImage, notes: Notes, info: GuestInfo | None) -> ElfDomParms | None:
+    """What the kernel asks for as a PVH guest; None where it is none."""
+    try:
+        return elf_xen_parse(elf, notes, info, hvm=True)
+    except RefusedError:
+        return None
+
+
+def explained(
+    elf: ElfImage, notes: Notes, refusal: RefusedError, pvh: ElfDomParms | None, losses: Sequence[Loss]
+) -> RefusedError:
+    """The refusal of a PV kernel, with its cause: notes that Xen does not come to, or none of PV's at all."""
+    found = cause(elf, notes, losses)
+    if found is not None and (refusal.code in _MISSING or (losses and refusal.code in _ADDRESSES)):
+        return refusal.because(found[0], elf.where(found[1]))
+    if pvh is not None:
+        entry = f"PHYS32_ENTRY {pvh.phys_entry:#x}"
+        plain = (
+            f"it is a PVH kernel ({entry}) and no PV one, and domainbuilder runs PV guests: {refusal.plain}"
+        )
+        return RefusedError("pvh-only", plain, xen=refusal.xen, libelf=refusal.libelf, where=elf.where())
+    return refusal
+
+
+_MISSING = frozenset({"no-notes", "loader", "xen-version"})  # refused for what notes do not say
+_ADDRESSES = frozenset({"paddr-offset", "out-of-bounds"})
 
 
 def elf_xen_parse(elf: ElfImage, notes: Notes, info: GuestInfo | None, *, hvm: bool = False) -> ElfDomParms:
     """The same, when the notes have been found already."""
-    draft = _Draft(elf.where())
+    draft = _Draft(elf)
     for note in notes.used:
         _parse_note(elf, note, draft)
     legacy = info is not None and info.used and not hvm
     if info is not None and legacy:
         _parse_guest_info(info, draft)
-    _note_check(elf, draft, hvm=hvm, found=bool(notes.ranges) or legacy)
+    _note_check(elf, draft, notes, hvm=hvm, legacy=legacy)
     _addr_calc_check(elf, draft, hvm=hvm, legacy=legacy or not notes.ranges)
     if draft.f_required >> XenFeat.dom0 & 1:
         raise RefusedError(
@@ -200,7 +257,7 @@ _NUMERIC_FIELDS = {
 def _parse_note(elf: ElfImage, note: Note, draft: _Draft) -> None:
     kind = note.type
     if kind in _NUMERIC_FIELDS:
-        setattr(draft, _NUMERIC_FIELDS[ElfNote(kind)], note_numeric(elf, note))
+        draft.set(_NUMERIC_FIELDS[ElfNote(kind)], note_numeric(elf, note), note.offset)
     elif kind == ElfNote.PHYS32_ENTRY:
         draft.phys_entry = note_numeric(elf, note) & UNSET_ADDR32
     elif kind == ElfNote.MOD_START_PFN:
@@ -216,7 +273,7 @@ def _parse_string_note(elf: ElfImage, note: Note, draft: _Draft) -> None:
     if raw is None:
         return
     if note.type in _STRING_FIELDS:
-        setattr(draft, _STRING_FIELDS[ElfNote(note.type)], _text(raw))
+        draft.set(_STRING_FIELDS[ElfNote(note.type)], _text(raw), note.offset)
     elif note.type in _STRING_SETTERS:
         _STRING_SETTERS[note.type](draft, raw)
     elif (refused := draft.add_features(raw)) is not None:
@@ -259,10 +316,10 @@ def _parse_guest_info(info: GuestInfo, draft: _Draft) -> None:
     for entry in info.keys:
         key, value = entry.key, entry.value
         if key in _LEGACY_STRINGS:
-            setattr(draft, _LEGACY_STRINGS[key], value[:15])
+            draft.set(_LEGACY_STRINGS[key], value[:15], entry.offset)
         elif key in _LEGACY_NUMBERS:
-            field, shift = _LEGACY_NUMBERS[key]
-            setattr(draft, field, strtoull(value) << shift & _MASK)
+            name, shift = _LEGACY_NUMBERS[key]
+            draft.set(name, strtoull(value) << shift & _MASK, entry.offset)
         elif key == "PAE" and value == "yes[extended-cr3]":
             draft.pae = XenPaeType.EXTCR3
         elif key == "PAE" and value.startswith("yes"):
@@ -278,33 +335,37 @@ def _parse_guest_info(info: GuestInfo, draft: _Draft) -> None:
 # elf_xen_note_check, elf_xen_addr_calc_check, xc_dom_guest_type
 
 
-def _note_check(elf: ElfImage, draft: _Draft, *, hvm: bool, found: bool) -> None:
-    if not found:
+def _note_check(elf: ElfImage, draft: _Draft, notes: Notes, *, hvm: bool, legacy: bool) -> None:
+    if not notes.ranges and not legacy:
         if elf.machine in {EM_386, EM_X86_64}:
             raise RefusedError(
                 "no-notes",
-                "it has neither Xen notes nor a __xen_guest section",
+                _NO_NOTES,
                 libelf="ERROR: Not a Xen-ELF image: No ELF notes or '__xen_guest' section found",
-                where=draft.where,
+                where=elf.where(),
             )
         return
     if elf.machine == EM_ARM or (hvm and draft.phys_entry != UNSET_ADDR32):
         return
     if not draft.loader.startswith("generic") and not draft.guest_os.startswith("linux"):
-        raise RefusedError(
-            "loader",
+        plain = (
             f'LOADER is {quoted(draft.loader)}, not "generic", '
-            f'and GUEST_OS is {quoted(draft.guest_os)}, not "linux"',
+            f'and GUEST_OS is {quoted(draft.guest_os)}, not "linux"'
+        )
+        none = not notes.used and not legacy
+        raise RefusedError(
+            "no-notes" if none else "loader",
+            _NO_NOTES if none else plain,
             libelf="ERROR: Will only load images built for the generic loader or Linux images"
             f" (Not '{draft.loader}' and '{draft.guest_os}') or with PHYS32_ENTRY set",
-            where=draft.where,
+            where=draft.where("loader", "guest_os"),
         )
     if not draft.xen_ver.startswith("xen-3.0"):
         raise RefusedError(
             "xen-version",
             f'XEN_VERSION is {quoted(draft.xen_ver)}, not "xen-3.0"',
             libelf=f"ERROR: Xen will only load images built for Xen v3.0 (Not '{draft.xen_ver}')",
-            where=draft.where,
+            where=draft.where("xen_ver"),
         )
 
 
@@ -314,7 +375,7 @@ def _addr_calc_check(elf: ElfImage, draft: _Draft, *, hvm: bool, legacy: bool) -
             "paddr-offset",
             "PADDR_OFFSET is given and VIRT_BASE is not",
             libelf="ERROR: ELF_PADDR_OFFSET set, VIRT_BASE unset",
-            where=draft.where,
+            where=draft.where("elf_paddr_offset"),
         )
     if draft.virt_base == UNSET_ADDR or hvm:
         draft.virt_base = 0
@@ -335,20 +396,28 @@ def _bounds_check(draft: _Draft) -> None:
     start, end = draft.virt_kstart, draft.virt_kend
     kernel = f"the kernel's {start:#x} to {end:#x}"
     checks = (
-        (start > end, f"the kernel would start at {start:#x} and end at {end:#x}"),
-        (not start <= draft.virt_entry <= end, f"ENTRY {draft.virt_entry:#x} is outside {kernel}"),
-        (draft.virt_base > start, f"VIRT_BASE {draft.virt_base:#x} is above the kernel's start {start:#x}"),
+        (start > end, "virt_base", f"the kernel would start at {start:#x} and end at {end:#x}"),
+        (
+            not start <= draft.virt_entry <= end,
+            "virt_entry",
+            f"ENTRY {draft.virt_entry:#x} is outside {kernel}",
+        ),
+        (
+            draft.virt_base > start,
+            "virt_base",
+            f"VIRT_BASE {draft.virt_base:#x} is above the kernel's start {start:#x}",
+        ),
     )
-    for wrong, plain in checks:
+    for wrong, name, plain in checks:
         if wrong:
             libelf = "ERROR: ELF start or entries are out of bounds"
-            raise RefusedError("out-of-bounds", plain, libelf=libelf, where=draft.where)
+            raise RefusedError("out-of-bounds", plain, libelf=libelf, where=draft.where(name))
     if draft.p2m_base != UNSET_ADDR and start <= draft.p2m_base < end:
         raise RefusedError(
             "p2m-out-of-bounds",
             f"INIT_P2M {draft.p2m_base:#x} is inside {kernel}",
             libelf="ERROR: P->M table base is out of bounds",
-            where=draft.where,
+            where=draft.where("p2m_base"),
         )
 
 
@@ -368,7 +437,7 @@ def _guest_type(elf: ElfImage, draft: _Draft, *, hvm: bool) -> str:
             "not-pvh",
             "it has no PHYS32_ENTRY note",
             xen="xc_dom_guest_type: image not capable of booting inside a HVM container: Invalid kernel",
-            where=draft.where,
+            where=elf.where(),
         )
     if elf.machine == EM_386:
         return _PAE_GUEST_TYPES[draft.pae]

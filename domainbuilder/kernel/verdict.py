@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from domainbuilder.errors import BuildError
 from domainbuilder.kernel.elf import EM_386, EM_X86_64, ElfImage
 from domainbuilder.kernel.elfnotes import Notes
 from domainbuilder.kernel.parms import ElfDomParms, RefusedError, XenPaeType
@@ -73,16 +74,23 @@ def _unsupported(guest_type: str) -> str:
 
 
 def verdicts(
-    elf: ElfImage, notes: Notes, pv: ElfDomParms | RefusedError, pvh: ElfDomParms | RefusedError
+    elf: ElfImage,
+    notes: Notes,
+    pv: ElfDomParms | RefusedError,
+    pvh: ElfDomParms | RefusedError,
+    unfit: BuildError | None = None,
 ) -> tuple[Verdict, ...]:
     """One verdict per kind of guest, in the order of `GuestKind`.
 
-    `pv` and `pvh` are what `xc_dom_parse_elf_kernel` returned or raised for either.
+    `pv` and `pvh` are what `xc_dom_parse_elf_kernel` returned or raised for either; `unfit` is why no PV
+    domain of any size can be built.
     """
-    return (*(_pv_verdict(kind, elf, pv) for kind in _MACHINES), _pvh_verdict(notes, pvh))
+    return (*(_pv_verdict(kind, elf, pv, unfit) for kind in _MACHINES), _pvh_verdict(notes, pvh))
 
 
-def _pv_verdict(kind: GuestKind, elf: ElfImage, pv: ElfDomParms | RefusedError) -> Verdict:
+def _pv_verdict(
+    kind: GuestKind, elf: ElfImage, pv: ElfDomParms | RefusedError, unfit: BuildError | None
+) -> Verdict:
     if elf.machine != _MACHINES[kind] and elf.machine in _MACHINES.values():
         return Verdict(kind, False, False, f"it is for {elf.machine_name}")
     if isinstance(pv, RefusedError):
@@ -90,6 +98,8 @@ def _pv_verdict(kind: GuestKind, elf: ElfImage, pv: ElfDomParms | RefusedError) 
     bimodal = pv.pae == XenPaeType.BIMODAL and kind is GuestKind.PV32_TWO_LEVEL
     if pv.guest_type != GUEST_TYPES[kind] and not bimodal:
         return Verdict(kind, False, False, f"it asks for {pv.guest_type}")
+    if unfit is not None:
+        return Verdict(kind, False, False, str(unfit).removeprefix(f"{unfit.where}: "))
     if kind is GuestKind.PV32_TWO_LEVEL:
         other = "; it is bimodal, and runs as a PAE guest" if bimodal else ""
         remark = f"no Xen since 4.0 runs two-level guests; domainbuilder does{other}"

@@ -129,9 +129,7 @@ def plan(
     opened = kernel if isinstance(kernel, KernelFile) else load_kernel(kernel)
     elf = parse_elf(opened.image, opened.path)
     parms = xc_dom_parse_elf_kernel(elf)
-    if parms.f_required >> _XENFEAT_AUTO_TRANSLATED_PHYSMAP & 1:
-        raise LayoutError("bootearly: PV Autotranslate guests no longer supported", where=elf.where())
-    check_load_segments(elf, parms)
+    check_kernel(elf, parms)
     module = None if ramdisk is None else open_ramdisk(ramdisk)
     given = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
     kept = guest_cmdline(given)
@@ -148,6 +146,26 @@ def plan(
         error.where = error.where or elf.where()
         raise
     return replace(planned, cmdline_dropped=len(given) - len(kept), elf=elf, ramdisk=module)
+
+
+def check_kernel(elf: ElfImage, parms: ElfDomParms) -> None:
+    """What no memory makes good: raises ElfError or LayoutError.
+
+    Xen fills what is between VIRT_BASE and the kernel with the domain's memory.
+    """
+    if parms.f_required >> _XENFEAT_AUTO_TRANSLATED_PHYSMAP & 1:
+        raise LayoutError("bootearly: PV Autotranslate guests no longer supported", where=elf.where())
+    check_load_segments(elf, parms)
+    if parms.virt_kend - parms.virt_base > MAX_PAGES << PAGE_SHIFT:
+        padding = parms.virt_kstart - parms.virt_base >> PAGE_SHIFT
+        raise LayoutError(
+            f"xc_dom_chk_alloc_pages: segment padding too large ({padding:#x} pages): VIRT_BASE and the "
+            "addresses of the kernel contradict each other",
+            where=elf.where(),
+            found=f"VIRT_BASE {parms.virt_base:#x}, and the kernel at {parms.virt_kstart:#x}-"
+            f"{parms.virt_kend:#x}",
+            expected=f"the kernel's end within {MAX_PAGES >> 30 - PAGE_SHIFT} GB of VIRT_BASE",
+        )
 
 
 def check_load_segments(elf: ElfImage, parms: ElfDomParms) -> None:

@@ -80,8 +80,30 @@ def corrupt_notes(context: Context) -> Iterator[Hit]:
     for name, offset, size, _ in _note_segments(elf):
         _, at4 = elf.walk_notes(offset, size, 4)
         _, at8 = elf.walk_notes(offset, size, 8)
-        if at4 is not None and at8 is not None:
+        if at4 is not None and at8 is not None and not _readable(elf, at4.offset, offset + size):
             yield Hit(f"{name}: {at4.message} (file offset {at4.offset:#x})", elf_place(name, None))
+
+
+def note_cut_short(context: Context) -> Iterator[Hit]:
+    """The last note of a NOTE segment runs past its end, and what there is of it is a whole string."""
+    elf = _elf(context)
+    for name, offset, size, _ in _note_segments(elf):
+        _, at4 = elf.walk_notes(offset, size, 4)
+        _, at8 = elf.walk_notes(offset, size, 8)
+        if at4 is not None and at8 is not None and _readable(elf, at4.offset, offset + size):
+            yield Hit(f"{name}: {at4.message} (file offset {at4.offset:#x})", elf_place(name, None))
+
+
+def _readable(elf: Elf, offset: int, end: int) -> bool:
+    """Tell whether the note at `offset`, longer than its segment, holds a whole string all the same."""
+    head = elf.bytes_at(offset, min(12, end - offset))
+    if len(head) < 12:
+        return False
+    namesz, _descsz, _kind = Struct(elf.order + "III").unpack(head)
+    if not 0 < namesz <= 64:
+        return False
+    rest = elf.bytes_at(offset + 12 + -(-namesz // 4) * 4, end - offset)
+    return b"\0" in rest[: max(end - offset - 12 - -(-namesz // 4) * 4, 0)]
 
 
 def note_alignment(context: Context) -> Iterator[Hit]:
@@ -172,6 +194,21 @@ RULES = (
         Example(
             elf="elf32 entry=0x1000\n" + _TEXT + "segment note 0x2000 0x20 r\n"
             "section .note 0x2000 0x20 a bytes=04000000ffffff0f0600000058656e00\n"
+        ),
+        Example(elf="elf32 entry=0x1000\n" + _TEXT + "segment note 0x2000 auto r align=4\n" + _NOTE4),
+    ),
+    Rule(
+        "note-cut-short",
+        WARNING,
+        "the last note of a NOTE segment is longer than the segment",
+        "Readers that look at nothing but the string in it, as Xen does, find it whole; those that check "
+        "sizes say that the notes are corrupt (GRUB's i386 image for Xen, and readelf).",
+        "cover the last note wholly by the NOTE program header, or state its true size.",
+        ("E",),
+        note_cut_short,
+        Example(
+            elf="elf32 entry=0x1000\n" + _TEXT + "segment note 0x2000 0x14 r\n"
+            "section .note 0x2000 0x14 a bytes=040000000c0000000900000058656e0079657300\n"
         ),
         Example(elf="elf32 entry=0x1000\n" + _TEXT + "segment note 0x2000 auto r align=4\n" + _NOTE4),
     ),

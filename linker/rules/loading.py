@@ -158,7 +158,7 @@ def _example(line: str) -> Example:
 RULES = (
     Rule(
         "load-misaligned",
-        ERROR,
+        WARNING,
         "a LOAD segment's address and file offset disagree",
         "A loader that maps pages cannot load such a segment, one that copies bytes can: the image starts "
         "with one loader only (Bareflank issue 985, IncludeOS issue 1464, mythos issue 122).",

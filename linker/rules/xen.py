@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from linker import ast
 from linker.elffile import PF_W, PF_X, PT_NOTE, SHF_EXECINSTR, SHF_WRITE, SHT_NOTE, Elf, Note
-from linker.findings import ERROR, NOTE, Context, Example, Hit, Rule, elf_place, script_place
+from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, elf_place, script_place
 from linker.match import any_match
 
 XEN_ELFNOTE_ENTRY = 1
@@ -236,7 +236,7 @@ _SCRIPT = "SECTIONS\n{{\n  .note : {{ *(.note.Xen) }}\n  .data : ALIGN(4096) {{ 
 RULES = (
     Rule(
         "xen-notes-outside-segment",
-        ERROR,
+        WARNING,
         "a Xen note is in no NOTE segment",
         "Xen reads NOTE segments; only when no segment holds a Xen note does it look at sections. pygrub and "
         "other loaders never look at sections: no loader found (GRUB, Unikraft).",

@@ -48,10 +48,14 @@ class Xenguest:
         numbers = (memory_mib, FIRST_MFN, SHARED_INFO_MFN)
         arguments = [self.folder, *numbers, kernel, cmdline, *([ramdisk] if ramdisk else [])]
         done = subprocess.run(
-            [self.program, *map(str, arguments)], capture_output=True, text=True, check=False
+            [self.program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         if done.returncode:
             assert done.returncode == 1, done.stderr
             return Domain({}, refusal=done.stderr)
         parts = [(self.folder / name).read_bytes() for name in ("ram", "context", "shared_info")]
-        return Domain(json.loads(done.stdout), *parts)
+        return Domain(json.loads(done.stdout, strict=False), *parts)

@@ -106,14 +106,19 @@ CASES: list[tuple[str, Severity, Callable[[], ElfWriter | bytes]]] = [
     ("load-without-permission", W, lambda: xen_kernel().load(b"x", paddr=0x200000, flags=0)),
     ("note-offset-zero", W, lambda: xen_kernel().note_segment(note(6, "x"), offset=0)),
     ("bsd-symtab-missing", W, lambda: xen_kernel(BSD_SYMTAB="yes")),
-    ("hypercall-page", W, lambda: xen_kernel(HYPERCALL_PAGE=0xC0101004)),
-    ("hypercall-page", W, lambda: xen_kernel(HYPERCALL_PAGE=0xC0200000)),
+    ("hypercall-page", E, lambda: xen_kernel(HYPERCALL_PAGE=0xC0101004)),
+    ("hypercall-page", E, lambda: xen_kernel(HYPERCALL_PAGE=0xC0200000)),
     ("two-level", W, lambda: xen_kernel(PAE_MODE=None)),
     ("pae-mode", W, lambda: xen_kernel(PAE_MODE="yes[extended-cr3]")),
     ("broken", W, lambda: patched(xen_kernel(), 46, struct.pack("<HH", 0, 0xFFFF))),
     ("trailing-data", W, lambda: gzip.compress(xen_kernel().build()) + struct.pack("<II", 0, 1 << 20)),
-    ("entry-not-loaded", W, lambda: xen_kernel(ENTRY=0xC0180000).load(b"x", paddr=0x200000)),
+    ("entry-not-loaded", E, lambda: xen_kernel(ENTRY=0xC0180000).load(b"x", paddr=0x200000)),
     ("incongruent", W, lambda: changed_load(align=0x10000)),
+    ("note-padding", W, lambda: last_note(note(6, "x", align=8) + note(0, "it is padded to 8"))),
+    ("note-covers", W, lambda: last_note(note(6, b"x" + note(0, "within")))),
+    ("note-garbage", W, lambda: last_note(bytes(16) + note(0, "behind"))),
+    ("note-unread", W, lambda: xen_kernel().section(".more", SHT_NOTE, note(0, "in a section"))),
+    ("unbuildable", E, lambda: xen_kernel(FEATURES="!auto_translated_physmap")),
 ]
 
 

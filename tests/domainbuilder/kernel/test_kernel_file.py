@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
+import shutil
 import struct
+import subprocess
+import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +19,8 @@ from hypothesis import strategies as st
 
 from domainbuilder.errors import BuildError, KernelFormatError
 from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
-from tests.domainbuilder.bzimage import PAYLOADS, bzimage
+from tests.conftest import missing
+from tests.domainbuilder.bzimage import PAYLOADS, bzimage, lzop
 from tests.domainbuilder.elfwriter import xen_kernel
 
 ELF = xen_kernel().build()
@@ -129,7 +135,7 @@ def test_trailing_bytes_are_counted() -> None:
         (b"#!/bin/sh\n", "no loader found: Invalid kernel; found 23 21 2f 62"),
         (bzimage(b"", version=0x207), r"boot protocol too old \(0207\)"),
         (bzimage(b"")[:0x500], "payload offset overflow"),
-        (bzimage(b"\x89LZO" + bytes(60)), "LZO payloads are not supported"),
+        (bzimage(b"\x89LZO" + bytes(60)), "LZO decompress kernel: invalid header"),
         (bzimage(ELF), "unknown compression format; found 7f 45 4c 46"),
         (bzimage(PAYLOADS["xz"](b"no ELF at all")), "the payload is no ELF image"),
         (bzimage(b"\xfd7zXZ\0"), "insufficient input data"),
@@ -179,3 +185,77 @@ def test_mutations_end_in_an_image_or_a_build_error(compression: str, data: st.D
     except BuildError:
         return
     assert len(kernel.image) <= LIMIT
+
+
+def lzop_image(payload: bytes, size: int | None = None) -> bytes:
+    return bzimage(payload + struct.pack("<I", len(ELF) if size is None else size))
+
+
+@pytest.mark.parametrize("version", [0x0100, 0x0940, 0x1040])
+@pytest.mark.parametrize("flags", [0x03000001, 0x03000801])
+def test_every_header_of_lzop(version: int, flags: int) -> None:
+    data = lzop_image(lzop(ELF, 4096, version=version, flags=flags))
+    kernel = load_kernel_bytes(data, "kernel")
+    assert (kernel.compression, bytes(kernel.image), kernel.trailing) == ("lzo", ELF, 0)
+
+
+def test_what_lzop_itself_writes(tmp_path: Path) -> None:
+    """Incompressible blocks among the others: those it stores."""
+    if not shutil.which("lzop"):
+        missing("lzop is needed to make a payload as Linux's build does")
+    image = ELF + random.Random(1).randbytes(300_000) + ELF
+    packed = subprocess.run(["lzop", "-9"], input=image, capture_output=True, check=True).stdout
+    assert bytes(load_kernel_bytes(lzop_image(packed, len(image)), "kernel").image) == image
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda raw: raw[:40], "Short input|Incomplete header"),
+        (lambda raw: raw[:-4], "Short input"),
+        (
+            lambda raw: raw[:38] + b"\0\5\0\0" + raw[42:],
+            "Block size too large; found 0x50000; expected at most",
+        ),
+        (lambda raw: raw[:42] + b"\0\0\0\0" + raw[46:], "Bad source length; found 0x0"),
+        (lambda raw: raw[:42] + b"\0\0\xff\xff" + raw[46:], "Bad source length"),
+        (lambda raw: raw[:50] + b"\xff" * (len(raw) - 54) + raw[-4:], "LZO decompress kernel"),
+        (lambda raw: raw[:-4] + raw[38:], "wrong size"),
+    ],
+)
+def test_broken_lzop_files(change: Callable[[bytes], bytes], match: str) -> None:
+    fails(lzop_image(change(lzop(ELF))), match)
+
+
+def test_a_built_domain_is_told_from_a_kernel(sample_guest: Callable[[str], Path], tmp_path: Path) -> None:
+    """By whatever opens kernels, in one line; `plan` shows it."""
+    image = tmp_path / "domain"
+    run("build", str(sample_guest("hello")), "-o", str(image))
+    for command in (("notes",), ("lint", "--elf"), ("lint", "diff", str(image))):
+        done = run(*command, str(image), code=2)
+        assert (
+            "a dump-core file of a domain, not a kernel: `domainbuilder launch` runs it, `plan` shows it"
+            in done
+        )
+    assert "xen-3.0-x86_32p, PAE paging, 64 MB" in run("plan", str(image))
+    assert "has its memory" in run("plan", str(image), "-m", "32", code=2)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "bzimage"])
+def test_lint_opens_packed_kernels(packing: str, tmp_path: Path) -> None:
+    kernel, packed = tmp_path / "kernel", tmp_path / "packed"
+    image = xen_kernel(HYPERCALL_PAGE=0xC0100010).build()
+    kernel.write_bytes(image)
+    packed.write_bytes(gzip.compress(image) if packing == "gzip" else bzimage(PAYLOADS["xz"](image)))
+    found = [run("lint", "--elf", str(path), code=1).replace(str(path), "FILE") for path in (kernel, packed)]
+    assert "[xen-hypercall-page]" in found[0]
+    assert found[0] == found[1]
+    run("lint", "diff", str(kernel), str(packed))
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """What the command prints, on both streams."""
+    command = [sys.executable, "-m", "domainbuilder", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr

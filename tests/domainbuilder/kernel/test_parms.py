@@ -240,7 +240,7 @@ def test_pvh_needs_only_the_entry() -> None:
     writer = ElfWriter(32, 3, entry=0x100000).load(bytes(16), paddr=0x100000).note_segment(note(18, 0x100000))
     parms = parse(writer, hvm=True)
     assert (parms.guest_type, parms.phys_entry, parms.virt_entry) == ("hvm-3.0-x86_32", 0x100000, 0x100000)
-    assert refused(writer).code == "loader"
+    assert refused(writer).code == "pvh-only"
 
 
 def test_not_pvh() -> None:
