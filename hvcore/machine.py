@@ -17,7 +17,7 @@ from hvcore.abi import ABIS, Abi
 from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import NEVER, NS_PER_BYTE, Clock
-from hvcore.common.domain import create_dom0
+from hvcore.common.domain import DOM0, create_dom0
 from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
@@ -186,7 +186,8 @@ class Machine:
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
         self.xenstore = XenstoreBackend(self.mem.frame(start_info.store_mfn), d)
         self.console = ConsoleBackend(self.mem.frame(start_info.console_mfn), console_output)
-        ports = (self.xenstore.connect(d.evtchn), self.console.connect(d.evtchn))
+        dom0 = d.domain_list[DOM0]
+        ports = (self.xenstore.connect(d, dom0), self.console.connect(d, dom0))
         if ports != (start_info.store_evtchn, start_info.console_evtchn):
             wanted = (start_info.store_evtchn, start_info.console_evtchn)
             raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.backends.device import Device
 from hvcore.public.xen import (
     XENCONS_IN,
     XENCONS_IN_CONS,
@@ -23,36 +24,26 @@ from hvcore.public.xen import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hvcore.common.event import EvtchnTable
-
 _U32 = struct.Struct("<I")
 _WORD = 0xFFFFFFFF
 
 
-class ConsoleBackend:
+class ConsoleBackend(Device):
     """Both directions of one console ring. `output` gets what the guest prints, as it prints it."""
 
-    __slots__ = ("_evtchn", "_input", "_output", "_ring", "port")
+    __slots__ = ("_input", "_output")
 
     def __init__(self, ring: memoryview, output: Callable[[bytes], None]) -> None:
-        self._ring = ring
+        super().__init__(ring)
         self._output = output
         self._input = bytearray()
-        self._evtchn: EvtchnTable | None = None
-        self.port = 0
-
-    def connect(self, evtchn: EvtchnTable, remote_domid: int = 0) -> int:
-        """Take the guest's next free port for this console; the port."""
-        self._evtchn = evtchn
-        self.port = evtchn.alloc_backend(remote_domid, self.handle_event)
-        return self.port
 
     def handle_event(self) -> None:
         """The guest notified: it printed, or it made room for input."""
         moved = self._take_output()
         moved = self._push_input() or moved
         if moved:
-            self._notify()
+            self.notify()
 
     def drain(self) -> None:
         """Take what the guest left in the ring without notifying, as a crashing one does."""
@@ -62,19 +53,15 @@ class ConsoleBackend:
         """Type `data`; what does not fit in the ring waits for room."""
         self._input += data
         if self._push_input():
-            self._notify()
+            self.notify()
 
     @property
     def pending_input(self) -> int:
         """Bytes typed that the ring had no room for yet."""
         return len(self._input)
 
-    def _notify(self) -> None:
-        if self._evtchn is not None:
-            self._evtchn.notify_from_backend(self.port)
-
     def _take_output(self) -> bool:
-        ring = self._ring
+        ring = self.ring
         cons = _U32.unpack_from(ring, XENCONS_OUT_CONS)[0]
         prod = _U32.unpack_from(ring, XENCONS_OUT_PROD)[0]
         size = prod - cons & _WORD
@@ -93,7 +80,7 @@ class ConsoleBackend:
         waiting = self._input
         if not waiting:
             return False
-        ring = self._ring
+        ring = self.ring
         cons = _U32.unpack_from(ring, XENCONS_IN_CONS)[0]
         prod = _U32.unpack_from(ring, XENCONS_IN_PROD)[0]
         used = prod - cons & _WORD

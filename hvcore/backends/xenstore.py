@@ -12,6 +12,7 @@ import struct
 import uuid
 from typing import TYPE_CHECKING
 
+from hvcore.backends.device import Device
 from hvcore.backends.xenstore_tree import (
     PERM_READ,
     QUOTA_PERMS,
@@ -66,7 +67,6 @@ from hvcore.public.xs_wire import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hvcore.common.event import EvtchnTable
     from hvcore.domain import Domain
 
 QUOTA_WATCHES = 128
@@ -95,11 +95,11 @@ def _atoi(text: str) -> int:
     return int(text[: min(digits, 20)] or "0")
 
 
-class XenstoreBackend:
+class XenstoreBackend(Device):
     """The store as one domain's connection sees it. `write()` and `rm()` are domain 0's own."""
 
     def __init__(self, ring: memoryview, domain: Domain, name: str = "guest") -> None:
-        self._ring = ring
+        super().__init__(ring)
         self._domid = domain.domain_id
         self._in = bytearray()
         self._out = bytearray()
@@ -107,8 +107,6 @@ class XenstoreBackend:
         self._transactions: dict[int, Transaction] = {}
         self._next_transaction = 1
         self._is_ignored = False
-        self._evtchn: EvtchnTable | None = None
-        self.port = 0
         self.tree = Tree(self._domid)
         _populate(self.tree, domain, name)
         self._handlers: dict[int, Callable[[Transaction | None, bytes], bytes]] = {
@@ -128,12 +126,6 @@ class XenstoreBackend:
         }
 
     # --- domain 0's side ----------------------------------------------------------------------------------
-
-    def connect(self, evtchn: EvtchnTable, remote_domid: int = 0) -> int:
-        """Take the guest's next free port for the store; the port."""
-        self._evtchn = evtchn
-        self.port = evtchn.alloc_backend(remote_domid, self.handle_event)
-        return self.port
 
     def write(self, path: str, value: str) -> None:
         """Write a node as domain 0, relative to the domain's home, and fire the guest's watches."""
@@ -168,20 +160,16 @@ class XenstoreBackend:
 
     def _ignore(self, error: int) -> None:
         """ignore_connection(): the client broke the protocol."""
-        _U32.pack_into(self._ring, XENSTORE_ERROR, error)
+        _U32.pack_into(self.ring, XENSTORE_ERROR, error)
         self._is_ignored = True
         self._in.clear()
         self._out.clear()
         self._watches.clear()
         self._transactions.clear()
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._evtchn is not None:
-            self._evtchn.notify_from_backend(self.port)
+        self.notify()
 
     def _fill_input(self) -> bool:
-        ring = self._ring
+        ring = self.ring
         cons = _U32.unpack_from(ring, XENSTORE_REQ_CONS)[0]
         prod = _U32.unpack_from(ring, XENSTORE_REQ_PROD)[0]
         size = prod - cons & _WORD
@@ -195,7 +183,7 @@ class XenstoreBackend:
         self._in += ring[start : start + first]
         self._in += ring[XENSTORE_REQ : XENSTORE_REQ + size - first]
         _U32.pack_into(ring, XENSTORE_REQ_CONS, prod)
-        self._notify()
+        self.notify()
         return True
 
     def _flush(self) -> None:
@@ -203,7 +191,7 @@ class XenstoreBackend:
         out = self._out
         if not out or self._is_ignored:
             return
-        ring = self._ring
+        ring = self.ring
         cons = _U32.unpack_from(ring, XENSTORE_RSP_CONS)[0]
         prod = _U32.unpack_from(ring, XENSTORE_RSP_PROD)[0]
         used = prod - cons & _WORD
@@ -219,7 +207,7 @@ class XenstoreBackend:
         ring[XENSTORE_RSP : XENSTORE_RSP + size - first] = out[first:size]
         del out[:size]
         _U32.pack_into(ring, XENSTORE_RSP_PROD, prod + size & _WORD)
-        self._notify()
+        self.notify()
 
     def _process(self) -> None:
         """Answer each request that has come in whole."""

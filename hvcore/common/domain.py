@@ -43,6 +43,6 @@ def create_dom0(
     d.trace = Trace()
     d.reschedule = lambda: None
     d.vcpus = [Vcpu(d, 0)]
-    d.evtchn = EvtchnTable(d)
+    d.evtchn = EvtchnTable(d, max_evtchn_port=d.abi.nr_evtchns - 1)
     d.grant_table = GrantTable(d)
     return d

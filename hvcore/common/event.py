@@ -1,9 +1,9 @@
 """The event channels of a domain, as the rest of the hypervisor uses them: xen/include/xen/event.h.
 
 A port is an index in parallel arrays, `struct evtchn` of Xen. Where its pending and mask bits stand depends
-on the ABI that the domain chose, and is the business of `port_ops` (event_2l.py or event_fifo.py). The
-domain's peers are itself (loopback) and domain 0, in which the backends stand. A backend has a port there,
-with the number that the guest's end had at the start, and is called when the guest notifies.
+on the ABI that the domain chose, and is the business of `port_ops` (event_2l.py or event_fifo.py). A port's
+peer is (domain, port), of any domain of the machine. A backend's port is one of domain 0, and has a consumer:
+it is called where another port would become pending.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ ECS_IPI = 6
 
 EVTCHNS_PER_BUCKET = 64  # a page of 64-byte struct evtchn
 MAX_EVTCHN_PORT = 1023  # libxl's `event_channels` default
-DOM0 = 0
 
 _PER_VCPU_VIRQS = frozenset((VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU))
 
@@ -99,8 +98,7 @@ class EvtchnTable:
 
     __slots__ = (
         "active_evtchns",
-        "backend",
-        "backend_peer",
+        "consumers",
         "domain",
         "fifo_lastq",
         "max_evtchn_port",
@@ -134,9 +132,7 @@ class EvtchnTable:
         self.priority = bytearray()
         self.fifo_lastq = array("I")
         self.virq_to_evtchn = array("I", bytes(4 * NR_VIRQS * domain.max_vcpus))
-        # Ports of domain 0: what notifying it does, and the guest's end (0: none, it waits for the guest).
-        self.backend: dict[int, Callable[[], None]] = {}
-        self.backend_peer: dict[int, int] = {}
+        self.consumers: dict[int, Callable[[], None]] = {}  # of ports that are a backend's, for good
         self.pirqs: set[int] = set()  # interrupt numbers that PHYSDEVOP_get_free_pirq gave out
         self.pirq_eoi_map_mfn: int | None = None  # held as a writable frame
         self.port_ops: EvtchnPortOps = Evtchn2l(self)
@@ -159,6 +155,14 @@ class EvtchnTable:
     def is_usable(self, port: int) -> bool:
         """evtchn_usable(): the port exists and the guest uses it."""
         return port < len(self.state) and self.state[port] > ECS_RESERVED
+
+    def notify(self, port: int) -> None:
+        """An event for `port`, which exists: to its consumer, or to the vCPU that it is bound to."""
+        consumer = self.consumers.get(port)
+        if consumer is not None:
+            consumer()
+        else:
+            self.set_pending(self.notify_vcpu_id[port], port)
 
     def set_pending(self, vcpu_id: int, port: int) -> None:
         """Raise `port`, which exists, for a vCPU."""
@@ -266,24 +270,3 @@ class EvtchnTable:
         port = self.virq_to_evtchn[virq]
         if port:
             self.set_pending(self.notify_vcpu_id[port], port)
-
-    def alloc_backend(self, remote_domid: int, notify: Callable[[], None]) -> int:
-        """The next free port, bound to a backend in `remote_domid`: the guest's sends call `notify`.
-
-        It is the number of both ends. Raises RuntimeError when no port is left, which is a mistake of the
-        machine's.
-        """
-        port = self.bind(ECS_INTERDOMAIN)
-        if port < 0:
-            raise RuntimeError("no event channel left for a backend")
-        self.remote_dom[port] = remote_domid
-        self.remote_port[port] = port
-        self.backend[port] = notify
-        self.backend_peer[port] = port
-        return port
-
-    def notify_from_backend(self, port: int) -> None:
-        """An event from the backend's end `port`; lost while the guest has its own end closed."""
-        peer = self.backend_peer[port]
-        if peer:
-            self.set_pending(self.notify_vcpu_id[peer], peer)

@@ -15,12 +15,11 @@ from hvcore.common.event import (
     ECS_RESERVED,
     ECS_UNBOUND,
     ECS_VIRQ,
-    EVTCHNS_PER_BUCKET,
-    domain_by_any_id,
     virq_is_global,
 )
 from hvcore.common.event_2l import Evtchn2l
 from hvcore.common.event_fifo import evtchn_fifo_expand_array, evtchn_fifo_init_control
+from hvcore.domain import rcu_lock_domain_by_any_id
 from hvcore.public.errno import (
     EBUSY,
     EEXIST,
@@ -73,11 +72,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hvcore.common.event import EvtchnTable
+    from hvcore.domain import Domain
     from hvcore.vcpu import Vcpu
 
 NR_IRQS_GSI = 24  # the pins of one I/O APIC
 NR_PIRQS = NR_IRQS_GSI + 32  # of a domU: DEFAULT_EXTRA_DOMU_IRQS more
-DOM0_VALID_EVTCHNS = EVTCHNS_PER_BUCKET
 
 _STATUS = {
     ECS_FREE: EVTCHNSTAT_closed,
@@ -104,13 +103,15 @@ def evtchn_close(t: EvtchnTable, port: int) -> int:
         t.virq_to_evtchn[owner * NR_VIRQS + virq] = 0
     t.free(port)
     if state == ECS_INTERDOMAIN:
-        peer = t.remote_port[port]
-        if t.remote_dom[port] == t.domain.domain_id:
-            t.state[peer] = ECS_UNBOUND
-            t.remote_dom[peer] = t.domain.domain_id
-        else:
-            t.backend_peer[peer] = 0
+        rt, rport = _peer(t, port)
+        rt.state[rport] = ECS_UNBOUND
+        rt.remote_dom[rport] = t.domain.domain_id
     return 0
+
+
+def _peer(t: EvtchnTable, port: int) -> tuple[EvtchnTable, int]:
+    """The other end of an interdomain channel."""
+    return t.domain.domain_list[t.remote_dom[port]].evtchn, t.remote_port[port]
 
 
 def evtchn_send(t: EvtchnTable, port: int) -> int:
@@ -119,11 +120,8 @@ def evtchn_send(t: EvtchnTable, port: int) -> int:
         return -EINVAL
     state = t.state[port]
     if state == ECS_INTERDOMAIN:
-        peer = t.remote_port[port]
-        if t.remote_dom[port] == t.domain.domain_id:
-            t.set_pending(t.notify_vcpu_id[peer], peer)
-        else:
-            t.backend[peer]()
+        rt, rport = _peer(t, port)
+        rt.notify(rport)
         return 0
     if state == ECS_IPI:
         t.set_pending(t.notify_vcpu_id[port], port)
@@ -142,16 +140,37 @@ def evtchn_reset(t: EvtchnTable) -> int:
     return 0
 
 
+def _bind_ends(t: EvtchnTable, port: int, rt: EvtchnTable, rport: int) -> None:
+    """Make one channel of two ports."""
+    for near, nport, far, fport in ((t, port, rt, rport), (rt, rport, t, port)):
+        near.remote_dom[nport] = far.domain.domain_id
+        near.remote_port[nport] = fport
+        near.state[nport] = ECS_INTERDOMAIN
+
+
+def bind_backend(d: Domain, backend: Domain, consumer: Callable[[], None]) -> tuple[int, int]:
+    """A channel from the guest's next free port to the next one of `backend`, whose events go to `consumer`.
+
+    The ports of both ends. Raises RuntimeError when one of the domains has none left.
+    """
+    port, rport = d.evtchn.bind(ECS_UNBOUND), backend.evtchn.bind(ECS_UNBOUND)
+    if port < 0 or rport < 0:
+        raise RuntimeError("no event channel left for a backend")
+    _bind_ends(d.evtchn, port, backend.evtchn, rport)
+    backend.evtchn.consumers[rport] = consumer
+    return port, rport
+
+
 # --- event_channel_op -------------------------------------------------------------------------------------
 
 
 def _alloc_unbound(v: Vcpu, arg: int) -> int:
     d = v.domain
     dom, remote_dom, _ = d.guest.unpack(evtchn_alloc_unbound, arg)
-    target = domain_by_any_id(d, dom)
+    target = rcu_lock_domain_by_any_id(d, dom)
     if target is None:
         return -ESRCH
-    if target != d.domain_id:
+    if target is not d:
         return -EPERM
     t = d.evtchn
     port = t.bind(ECS_UNBOUND)
@@ -162,38 +181,22 @@ def _alloc_unbound(v: Vcpu, arg: int) -> int:
     return 0
 
 
-def _waits_for(t: EvtchnTable, domid: int, port: int) -> bool:
-    """`port` of domain `domid` is unbound, and for this domain to bind."""
-    if domid != t.domain.domain_id:
-        return t.backend_peer.get(port) == 0
-    return (
-        port < t.valid_evtchns and t.state[port] == ECS_UNBOUND and t.remote_dom[port] == t.domain.domain_id
-    )
-
-
 def _bind_interdomain(v: Vcpu, arg: int) -> int:
     d = v.domain
     remote_dom, rport, _ = d.guest.unpack(evtchn_bind_interdomain, arg)
-    target = domain_by_any_id(d, remote_dom)
-    if target is None:
+    rd = rcu_lock_domain_by_any_id(d, remote_dom)
+    if rd is None:
         return -ESRCH
-    t = d.evtchn
+    t, rt = d.evtchn, rd.evtchn
     lport = t.get_free_port()
     if lport < 0:
         return lport
-    if not _waits_for(t, target, rport):
+    waits = rport < rt.valid_evtchns and rt.state[rport] == ECS_UNBOUND
+    if not waits or rt.remote_dom[rport] != d.domain_id:
         t.active_evtchns -= 1
         return -EINVAL
-    t.remote_dom[lport] = target
-    t.remote_port[lport] = rport
-    t.state[lport] = ECS_INTERDOMAIN
+    _bind_ends(t, lport, rt, rport)
     t.port_ops.init(lport)
-    if target == d.domain_id:
-        t.remote_dom[rport] = target
-        t.remote_port[rport] = lport
-        t.state[rport] = ECS_INTERDOMAIN
-    else:
-        t.backend_peer[rport] = lport
     t.set_pending(t.notify_vcpu_id[lport], lport)  # notifications may have been lost while it was unbound
     d.guest.pack(evtchn_bind_interdomain, arg, remote_dom, rport, lport)
     return 0
@@ -249,14 +252,14 @@ def _send(v: Vcpu, arg: int) -> int:
 def _status(v: Vcpu, arg: int) -> int:
     d = v.domain
     dom, port, _, _, u0, u1 = d.guest.unpack(evtchn_status, arg)
-    target = domain_by_any_id(d, dom)
+    target = rcu_lock_domain_by_any_id(d, dom)
     if target is None:
         return -ESRCH
-    t = d.evtchn
-    if target != d.domain_id:
-        return -EINVAL if port >= DOM0_VALID_EVTCHNS else -EPERM
+    t = target.evtchn
     if port >= t.valid_evtchns:
         return -EINVAL
+    if target is not d:
+        return -EPERM
     state = t.state[port]
     if state in (ECS_UNBOUND, ECS_INTERDOMAIN):
         u0 = u0 & ~0xFFFF | t.remote_dom[port]
@@ -295,10 +298,10 @@ def _unmask(v: Vcpu, arg: int) -> int:
 def _reset(v: Vcpu, arg: int) -> int:
     d = v.domain
     (dom,) = d.guest.unpack(evtchn_reset_t, arg)
-    target = domain_by_any_id(d, dom)
+    target = rcu_lock_domain_by_any_id(d, dom)
     if target is None:
         return -ESRCH
-    if target != d.domain_id:
+    if target is not d:
         return -EPERM
     return evtchn_reset(d.evtchn)
 
@@ -307,10 +310,10 @@ def _reset_cont(v: Vcpu, arg: int) -> int:
     """The continuation of a reset; none of ours is ever preempted, so there is nothing to continue."""
     d = v.domain
     (dom,) = d.guest.unpack(evtchn_reset_t, arg)
-    target = domain_by_any_id(d, dom)
+    target = rcu_lock_domain_by_any_id(d, dom)
     if target is None:
         return -ESRCH
-    return -EPERM if target != d.domain_id else -EBUSY
+    return -EPERM if target is not d else -EBUSY
 
 
 def _init_control(v: Vcpu, arg: int) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.common.event import DOM0, domain_by_any_id
 from hvcore.common.handles import array_access_ok
+from hvcore.domain import rcu_lock_domain_by_any_id
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import PGC_allocated, PGC_xen_heap
 from hvcore.public.errno import (
@@ -183,7 +183,7 @@ def _change_reservation(d: Domain, op: int, start: int, arg: int) -> int:
         list_, nr, order, flags, domid = d.guest.unpack(xen_memory_reservation[d.abi.word], arg)
     except GuestError:
         return start
-    if nr > _MAX_EXTENTS or start >= nr or domain_by_any_id(d, domid) != d.domain_id:
+    if nr > _MAX_EXTENTS or start >= nr or rcu_lock_domain_by_any_id(d, domid) is not d:
         return start
     max_mfn = _reservation_limit(d, flags)
     null_ok = op == XENMEM_increase_reservation
@@ -250,10 +250,10 @@ def _check_exchange(d: Domain, x: tuple[int, ...]) -> int:
         return -EFAULT
     if not _propagate_node(out_flags):
         return -EINVAL
-    target = domain_by_any_id(d, in_dom)
+    target = rcu_lock_domain_by_any_id(d, in_dom)
     if target is None:
         return -ESRCH
-    return 0 if target == d.domain_id else -EPERM
+    return 0 if target is d else -EPERM
 
 
 def _exchange_chunk(d: Domain, old: list[int], out_at: int, nr_out: int, out_order: int, max_mfn: int) -> int:
@@ -333,10 +333,10 @@ def _stat(value: Callable[[Domain], int]) -> Callable[[Domain, int, int], int]:
         if start:
             return -EINVAL
         (domid,) = d.guest.unpack(xen_memory_domain, arg)
-        target = domain_by_any_id(d, domid)
+        target = rcu_lock_domain_by_any_id(d, domid)
         if target is None:
             return -ESRCH
-        return value(d) if target == d.domain_id else -EPERM
+        return value(d) if target is d else -EPERM
 
     return ask
 
@@ -350,7 +350,7 @@ def _add_to_physmap(d: Domain, start: int, arg: int) -> int:
     domid, _, space, _, _ = d.guest.unpack(layout, arg)
     if space == XENMAPSPACE_gmfn_foreign:
         return -ENOSYS
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EACCES
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EACCES
 
 
 def _add_to_physmap_batch(d: Domain, start: int, arg: int) -> int:
@@ -368,7 +368,7 @@ def _add_to_physmap_batch(d: Domain, start: int, arg: int) -> int:
     domid, space = d.guest.unpack(layout, arg)[:2]
     if space == XENMAPSPACE_gmfn_range:
         return -EOPNOTSUPP
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EACCES
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EACCES
 
 
 def _remove_from_physmap(d: Domain, start: int, arg: int) -> int:
@@ -378,14 +378,14 @@ def _remove_from_physmap(d: Domain, start: int, arg: int) -> int:
     if start:
         return -EINVAL
     domid, _ = d.guest.unpack(layout, arg)
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EACCES
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EACCES
 
 
 def _remote_domain(d: Domain, domid: int) -> int:
     """rcu_lock_remote_domain_by_id(), for calls that one makes on others only; 0 is domain 0."""
     if domid == d.domain_id:
         return -EPERM
-    return 0 if domid == DOM0 else -ESRCH
+    return 0 if domid in d.domain_list else -ESRCH
 
 
 def _access_op(d: Domain, _start: int, arg: int) -> int:
@@ -399,7 +399,7 @@ def _claim_pages(d: Domain, start: int, arg: int) -> int:
     if start:
         return -EINVAL
     list_, _, order, flags, domid = d.guest.unpack(xen_memory_reservation[8], arg)
-    if list_ or order or flags or domid not in (DOM0, d.domain_id):
+    if list_ or order or flags or domid not in d.domain_list:
         return -EINVAL
     return -EPERM
 
@@ -412,10 +412,10 @@ def _get_vnumainfo(d: Domain, start: int, arg: int) -> int:
     domid, pad = d.guest.unpack(xen_vnuma_topology_info, arg)[:2]
     if pad:
         return -EINVAL
-    target = domain_by_any_id(d, domid)
+    target = rcu_lock_domain_by_any_id(d, domid)
     if target is None:
         return -ESRCH
-    return -EOPNOTSUPP if target == d.domain_id else -EPERM
+    return -EOPNOTSUPP if target is d else -EPERM
 
 
 def _reserved_device_memory_map(d: Domain, start: int, arg: int) -> int:
@@ -447,10 +447,10 @@ def _set_memory_map(d: Domain, arg: int) -> int:
     domid, nr_entries, buffer = d.guest.unpack(xen_foreign_memory_map[d.abi.word], arg)
     if nr_entries > E820MAX:
         return -EINVAL
-    target = domain_by_any_id(d, domid)
+    target = rcu_lock_domain_by_any_id(d, domid)
     if target is None:
         return -ESRCH
-    if target != d.domain_id:
+    if target is not d:
         return -EPERM
     d.e820 = d.guest.copy_from(buffer, nr_entries * e820entry.size)
     return 0
@@ -502,7 +502,7 @@ def _machphys_compat_mfn_list(d: Domain, arg: int) -> int:
 
 def _pod_target(d: Domain, arg: int) -> int:
     domid = d.guest.unpack(xen_pod_target[d.abi.word], arg)[4]
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EINVAL
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EINVAL
 
 
 def _nothing_shared(_d: Domain, _arg: int) -> int:

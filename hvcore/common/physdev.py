@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.common.event import domain_by_any_id
 from hvcore.common.event_channel import NR_IRQS_GSI, NR_PIRQS
 from hvcore.common.handles import array_access_ok
+from hvcore.domain import rcu_lock_domain_by_any_id
 from hvcore.public.errno import EBUSY, EINVAL, ENODEV, ENOSPC, ENOSYS, EPERM, ESRCH
 from hvcore.public.physdev import (
     IOBMP_BYTES,
@@ -116,13 +116,13 @@ def _map_pirq(v: Vcpu, arg: int) -> int:
     if kind == MAP_PIRQ_TYPE_MSI_SEG:
         kind = MAP_PIRQ_TYPE_MSI
     d.guest.pack(layout, arg, domid, kind, *rest, table_base)
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EPERM
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EPERM
 
 
 def _unmap_pirq(v: Vcpu, arg: int) -> int:
     d = v.domain
     domid, _pirq = d.guest.unpack(physdev_unmap_pirq, arg)
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EPERM
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EPERM
 
 
 def _apic(v: Vcpu, arg: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.common.event import DOM0, domain_by_any_id
+from hvcore.domain import rcu_lock_domain_by_any_id
 from hvcore.public.errno import E2BIG, EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from hvcore.public.refused import (
     HVM_NR_PARAMS,
@@ -67,7 +67,7 @@ def do_domctl(v: Vcpu, u_domctl: int) -> int:
         return -EPERM
     if cmd == XEN_DOMCTL_createdomain or (cmd in _ANY_DOMAIN and domid == DOMID_INVALID):
         return -EPERM
-    known = domid in (DOM0, v.domain.domain_id)
+    known = domid in v.domain.domain_list
     return -EPERM if known or cmd == XEN_DOMCTL_getdomaininfo else -ESRCH
 
 
@@ -76,7 +76,7 @@ def do_paging_domctl_cont(v: Vcpu, u_domctl: int) -> int:
     _cmd, version, domid = v.domain.guest.unpack(xen_domctl, u_domctl)
     if version != XEN_DOMCTL_INTERFACE_VERSION:
         return -EOPNOTSUPP
-    return -EPERM if domid in (DOM0, v.domain.domain_id) else -ESRCH
+    return -EPERM if domid in v.domain.domain_list else -ESRCH
 
 
 def do_sysctl(v: Vcpu, u_sysctl: int) -> int:
@@ -98,15 +98,15 @@ def _hvm_param(d: Domain, arg: int) -> int:
     domid, index, _ = d.guest.unpack(xen_hvm_param, arg)
     if index >= HVM_NR_PARAMS:
         return -EINVAL
-    return -ESRCH if domain_by_any_id(d, domid) is None else -EINVAL
+    return -ESRCH if rcu_lock_domain_by_any_id(d, domid) is None else -EINVAL
 
 
 def _hvm_pagetable_dying(d: Domain, arg: int) -> int:
     domid, _ = d.guest.unpack(xen_hvm_pagetable_dying, arg)
-    target = domain_by_any_id(d, domid)
+    target = rcu_lock_domain_by_any_id(d, domid)
     if target is None:
         return -ESRCH
-    return -EINVAL if target == d.domain_id else -EOPNOTSUPP
+    return -EINVAL if target is d else -EOPNOTSUPP
 
 
 def _hvm_get_time(d: Domain, arg: int) -> int:
@@ -121,10 +121,10 @@ def _hvm_xentrace(d: Domain, arg: int) -> int:
 
 def _hvm_get_mem_type(d: Domain, arg: int) -> int:
     domid = d.guest.unpack(xen_hvm_get_mem_type, arg)[0]
-    target = domain_by_any_id(d, domid)
+    target = rcu_lock_domain_by_any_id(d, domid)
     if target is None:
         return -ESRCH
-    return -EINVAL if target == d.domain_id else -EPERM
+    return -EINVAL if target is d else -EPERM
 
 
 def _hvm_not_for_pv(_d: Domain, _arg: int) -> int:
@@ -169,7 +169,7 @@ def do_dm_op(v: Vcpu, domid: int, nr_bufs: int, bufs: int) -> int:
     domid &= 0xFFFF
     if domid == d.domain_id:
         return -EPERM
-    return -EINVAL if domid == DOM0 else -ESRCH
+    return -EINVAL if domid in d.domain_list else -ESRCH
 
 
 def do_kexec_op(_v: Vcpu, _op: int, _uarg: int) -> int:

@@ -345,7 +345,7 @@ def _remote_shutdown(v: Vcpu, arg: int) -> int:
     """Only a domain's device model or the control domain may, not even the domain itself."""
     d = v.domain
     domain_id, _reason = d.guest.unpack(sched_remote_shutdown, arg)
-    return -EPERM if domain_id in (0, d.domain_id) else -ESRCH
+    return -EPERM if domain_id in d.domain_list else -ESRCH
 
 
 def _watchdog(v: Vcpu, arg: int) -> int:

@@ -42,7 +42,7 @@ def get_pg_owner(v: Vcpu, domid: int) -> int:
         return PG_SELF
     if domid == xen.DOMID_IO:
         return PG_IO
-    return -EPERM if domid in (xen.DOMID_XEN, 0) else -ESRCH
+    return -EPERM if domid == xen.DOMID_XEN or domid in v.domain.domain_list else -ESRCH
 
 
 def begin_requests(v: Vcpu, reqs: int, count: int, pdone: int) -> tuple[int, int] | None:
@@ -80,7 +80,7 @@ def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) 
         return -EFAULT
     pt_dom = foreigndom >> 16
     if pt_dom and pt_dom - 1 != d.domain_id:
-        return -EPERM if pt_dom == 1 else -ESRCH
+        return -EPERM if pt_dom - 1 in d.domain_list else -ESRCH
     pg_owner = get_pg_owner(v, foreigndom & 0xFFFF)
     if pg_owner < 0:
         return pg_owner

@@ -50,7 +50,7 @@ def test_output_comes_out_across_the_wrap() -> None:
 def test_input_waits_for_room(guest: Guest) -> None:
     ring = guest.memory(5)
     con = ConsoleBackend(ring, lambda _: None)
-    port = con.connect(guest.d.evtchn)
+    port = con.connect(guest.d, guest.d.domain_list[0])
     typed = bytes(i % 251 for i in range(3000))
     con.input(typed)
     assert guest.d.evtchn.port_poll(port) == 1
@@ -66,7 +66,7 @@ def test_input_waits_for_room(guest: Guest) -> None:
 
 def test_the_guest_is_notified_of_room(guest: Guest) -> None:
     con = ConsoleBackend(guest.memory(5), lambda _: None)
-    port = con.connect(guest.d.evtchn)
+    port = con.connect(guest.d, guest.d.domain_list[0])
     evtchn_send(guest.d.evtchn, port)
     assert guest.d.evtchn.port_poll(port) == 0
     write_out(guest.memory(5), b"x")

@@ -26,7 +26,7 @@ class Client:
         self.guest = guest
         self.ring = guest.memory(6)
         self.store = XenstoreBackend(self.ring, guest.d)
-        self.port = self.store.connect(guest.d.evtchn)
+        self.port = self.store.connect(guest.d, guest.d.domain_list[0])
         self.received = b""
 
     def index(self, at: int) -> int:

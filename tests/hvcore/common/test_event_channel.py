@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hvcore.common.event_channel import do_event_channel_op, do_event_channel_op_compat
+from hvcore.common.event_channel import (
+    bind_backend,
+    do_event_channel_op,
+    do_event_channel_op_compat,
+    evtchn_send,
+)
 from hvcore.public import event_channel as ec
 from hvcore.public.errno import (
     EBUSY,
@@ -181,30 +186,32 @@ def test_interdomain_refusals(guest: Guest) -> None:
 
 def test_a_backend_port_calls_its_backend(guest: Guest) -> None:
     calls: list[int] = []
-    port = guest.d.evtchn.alloc_backend(0, lambda: calls.append(1))
-    assert status(guest, port)[:3] == (ec.EVTCHNSTAT_interdomain, 0, 0)
+    dom0 = guest.d.domain_list[0]
+    port, far = bind_backend(guest.d, dom0, lambda: calls.append(1))
+    assert status(guest, port) == (ec.EVTCHNSTAT_interdomain, 0, 0, far)
     assert evtchn(guest, ec.EVTCHNOP_send, "I", port) == 0
     assert calls == [1]
-    guest.d.evtchn.notify_from_backend(port)
+    assert evtchn_send(dom0.evtchn, far) == 0
     assert pending(guest, port)
     assert evtchn(guest, ec.EVTCHNOP_close, "I", port) == 0
-    guest.d.evtchn.notify_from_backend(port)
+    assert evtchn_send(dom0.evtchn, far) == 0
     assert not pending(guest, port)
 
 
 def test_a_backend_waits_for_the_guest_that_closed_its_end(guest: Guest) -> None:
     calls: list[int] = []
-    far = guest.d.evtchn.alloc_backend(0, lambda: calls.append(1))
+    dom0 = guest.d.domain_list[0]
+    closed, far = bind_backend(guest.d, dom0, lambda: calls.append(1))
     bind = ec.EVTCHNOP_bind_interdomain, "H2xII", 0, far, 0
     assert evtchn(guest, *bind) == -EINVAL  # it is bound
-    assert evtchn(guest, ec.EVTCHNOP_close, "I", far) == 0
-    assert bind_ipi(guest) == far
+    assert evtchn(guest, ec.EVTCHNOP_close, "I", closed) == 0
+    assert bind_ipi(guest) == closed
     assert evtchn(guest, *bind) == 0
     near = guest.result("H2xII")[2]
-    assert near != far
+    assert near != closed
     assert status(guest, near) == (ec.EVTCHNSTAT_interdomain, 0, 0, far)
     guest.d.evtchn.clear_pending(near)
-    guest.d.evtchn.notify_from_backend(far)
+    assert evtchn_send(dom0.evtchn, far) == 0
     assert pending(guest, near)
     assert evtchn(guest, ec.EVTCHNOP_send, "I", near) == 0
     assert calls == [1]
@@ -228,7 +235,7 @@ def test_ports_run_out_at_libxls_limit(guest: Guest) -> None:
 
 
 def test_reset_closes_everything(guest: Guest) -> None:
-    guest.d.evtchn.alloc_backend(0, lambda: None)
+    bind_backend(guest.d, guest.d.domain_list[0], lambda: None)
     bind_ipi(guest)
     bind_virq(guest, VIRQ_TIMER)
     assert evtchn(guest, ec.EVTCHNOP_reset, "H", DOMID_SELF) == 0
