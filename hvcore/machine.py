@@ -46,6 +46,7 @@ from hvcore.vcpu import Vcpu
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import DomainImage
     from hvcore.pv.frames import Frames
+    from hvcore.refusal import Reason, Refusal
 
 CR0 = 0x80050033  # PE MP ET NE WP AM PG
 CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
@@ -78,6 +79,7 @@ class Stats:
     unknown_hypercalls: dict[int, int]
     exceptions: dict[int, int]
     emulated: dict[str, int]
+    refused: dict[Reason, tuple[int, Refusal]]
     page_table_stores: int
     events_delivered: int
     tlb_flushes: int
@@ -356,6 +358,7 @@ class Machine:
             unknown_hypercalls=dict(sorted(trace.unknown_hypercalls.items())),
             exceptions={i: n for i, n in enumerate(exceptions) if n},
             emulated=dict(sorted(emulated.items())),
+            refused=dict(trace.refused),
             page_table_stores=self.ro_page_fault.stores,
             events_delivered=trace.events_delivered,
             tlb_flushes=self.engine.tlb_flushes,

@@ -1,18 +1,55 @@
-"""Counts and the last hypercalls of a run: always on, read by --stats and by crash reports."""
+"""Counts, the last hypercalls and refusals of a run: always on, read by --stats and by crash reports."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hvcore.refusal import Reason, Refusal
 
 _MOST_UNKNOWN = 64
 _OTHERS = (1 << 64) - 1
 
 
+_MOST_PENDING = 32  # refusals of one hypercall; a chain from an L4 down to a page has ten
+
+Call = tuple[int, tuple[int, ...], int]  # number, arguments, result
+
+
+class FailedEntry(NamedTuple):
+    """An entry of a multicall that failed: its address in the guest, the call, and why."""
+
+    address: int
+    number: int
+    arguments: tuple[int, ...]
+    result: int
+    refusals: tuple[Refusal, ...]
+
+
+class RefusedCall(NamedTuple):
+    """A hypercall with refusals; `call` is the very object in Trace.recent, while it is there."""
+
+    call: Call
+    refusals: tuple[Refusal, ...]
+    entries: tuple[FailedEntry, ...]
+
+
+class RefusedFault(NamedTuple):
+    """An act that Xen would have emulated, a store to a page table first of all, and that faulted instead."""
+
+    vector: int
+    rip: int
+    address: int
+    refusals: tuple[Refusal, ...]
+
+
 @dataclass(slots=True)
 class Trace:
-    """What happened. Counters are indexed by hypercall or vector number; `recent` holds the last calls
-    as (number, args, result).
+    """What happened. Counters are indexed by hypercall or vector number; `recent` holds the last calls.
+
+    `pending` are the refusals and failed entries of the act under way; close_call() and close_fault() say
+    whose they were. `refused` counts those that no other refusal led to, with the last of each kind.
     """
 
     hypercalls: list[int] = field(default_factory=lambda: [0] * 64)
@@ -21,7 +58,11 @@ class Trace:
     emulated: dict[str, int] = field(default_factory=dict)
     events_delivered: int = 0
     tlb_flushes: int = 0
-    recent: deque[tuple[int, tuple[int, ...], int]] = field(default_factory=lambda: deque(maxlen=16))
+    recent: deque[Call] = field(default_factory=lambda: deque(maxlen=16))
+    pending: list[Refusal | FailedEntry] = field(default_factory=list)
+    refused_calls: deque[RefusedCall] = field(default_factory=lambda: deque(maxlen=16))
+    refused_faults: deque[RefusedFault] = field(default_factory=lambda: deque(maxlen=8))
+    refused: dict[Reason, tuple[int, Refusal]] = field(default_factory=dict)
 
     def unknown_hypercall(self, number: int) -> None:
         """Count one call of a number that does not exist; of too many such numbers only the first are told
@@ -35,3 +76,41 @@ class Trace:
     def emulate(self, name: str) -> None:
         """Count one emulated privileged instruction."""
         self.emulated[name] = self.emulated.get(name, 0) + 1
+
+    def refuse(self, reason: Reason, values: tuple[int | str, ...]) -> None:
+        """Note why what is under way is refused."""
+        if len(self.pending) < _MOST_PENDING:
+            self.pending.append(Refusal(reason, values))
+
+    def failed_entry(self, address: int, number: int, arguments: tuple[int, ...], result: int) -> None:
+        """An entry of a multicall has failed: what was refused since the last one is why."""
+        refusals = self._take_refusals()
+        if len(self.pending) < _MOST_PENDING:
+            self.pending.append(FailedEntry(address, number, arguments, result, refusals))
+
+    def close_call(self, call: Call) -> None:
+        """`call` has ended, and all that is pending was its."""
+        refusals = self._take_refusals()
+        entries = tuple(entry for entry in self.pending if isinstance(entry, FailedEntry))
+        self.pending.clear()
+        self.refused_calls.append(RefusedCall(call, refusals, entries))
+
+    def close_fault(self, vector: int, rip: int, address: int) -> None:
+        """The guest is to see a fault instead of what is pending."""
+        refusals = self._take_refusals()
+        self.pending.clear()
+        self.refused_faults.append(RefusedFault(vector, rip, address, refusals))
+
+    def _take_refusals(self) -> tuple[Refusal, ...]:
+        """The refusals at the end of `pending`, counted."""
+        pending = self.pending
+        taken: list[Refusal] = []
+        while pending and isinstance(last := pending[-1], Refusal):
+            taken.append(last)
+            pending.pop()
+        taken.reverse()
+        for refusal in taken:
+            if not refusal.reason.consequence:
+                count, _ = self.refused.get(refusal.reason, (0, refusal))
+                self.refused[refusal.reason] = count + 1, refusal
+        return tuple(taken)

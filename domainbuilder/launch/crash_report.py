@@ -16,14 +16,18 @@ from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.launch.disassembly import Instruction, disassemble
 from domainbuilder.launch.guest_view import GuestView, Walk
 from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
+from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
+    from hvcore.refusal import Refusal
+    from hvcore.trace import Call, FailedEntry, RefusedCall, Trace
 
 STACK_WORDS = 48
 _TRACE_WORDS = 1024
 _TRACE_LIMIT = 24
 _NAME_LIMIT = 80
+_MULTICALL_ENTRY_WORDS = 8
 
 GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
@@ -62,7 +66,9 @@ class StackWord:
 @dataclass(frozen=True, slots=True)
 class HypercallRecord:
     """One of the last hypercalls. `command` names the first argument where that is a command
-    ("EVTCHNOP_send"), `result_name` is "-EINVAL" and the like for errors.
+    ("EVTCHNOP_send"), `result_name` is "-EINVAL" and the like for errors. `refusals` are lines in the words
+    of Xen's log that say why a page-table entry or a page's type was refused, the cause first. `entries`
+    are the failed ones of a multicall, each with its place in the list.
     """
 
     number: int
@@ -71,6 +77,19 @@ class HypercallRecord:
     arguments: tuple[int, ...]
     result: int
     result_name: str
+    refusals: tuple[str, ...] = ()
+    entries: tuple[tuple[int, HypercallRecord], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFaultRecord:
+    """A fault that the guest got because Xen refused what it was about, such as a store to a page table."""
+
+    name: str
+    rip: int
+    symbol: str  # RIP's
+    address: int
+    refusals: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +118,7 @@ class CrashReport:
     stack: tuple[int, ...]
     trace: tuple[StackWord, ...]
     hypercalls: tuple[HypercallRecord, ...]  # the oldest first
+    refused_faults: tuple[RefusedFaultRecord, ...]  # the oldest first
     addresses: tuple[AddressReport, ...]
 
 
@@ -162,7 +182,11 @@ def capture(machine: Machine, reason: str, *, address: int | None, role: str, gu
         stack_address=stack_at,
         stack=tuple(words[:STACK_WORDS]),
         trace=_trace(words, stack_at, names, word),
-        hypercalls=tuple(map(_hypercall, d.trace.recent)),
+        hypercalls=_hypercalls(d.trace, word),
+        refused_faults=tuple(
+            RefusedFaultRecord(vector_name(f.vector), f.rip, names(f.rip), f.address, _lines(f.refusals))
+            for f in d.trace.refused_faults
+        ),
         addresses=_addresses(view, names, {} if address is None else {address: role}, linear, stack_at),
     )
 
@@ -187,10 +211,39 @@ def _registers(machine: Machine) -> Registers:
     )
 
 
-def _hypercall(row: tuple[int, tuple[int, ...], int]) -> HypercallRecord:
-    number, arguments, result = row
-    command = command_name(number, arguments)
-    return HypercallRecord(number, hypercall_name(number), command, arguments, result, result_name(result))
+def _lines(refusals: tuple[Refusal, ...]) -> tuple[str, ...]:
+    return tuple(map(str, refusals))
+
+
+def _hypercalls(trace: Trace, word: int) -> tuple[HypercallRecord, ...]:
+    """The last hypercalls, each with what was refused in it."""
+    refused = {id(row.call): row for row in trace.refused_calls}
+    return tuple(_hypercall(call, refused.get(id(call)), word) for call in trace.recent)
+
+
+def _hypercall(call: Call, refused: RefusedCall | None, word: int) -> HypercallRecord:
+    number, arguments, result = call
+    entries: tuple[tuple[int, HypercallRecord], ...] = ()
+    if refused is not None:
+        size = _MULTICALL_ENTRY_WORDS * word
+        entries = tuple((((e.address - arguments[0]) // size), _entry(e)) for e in refused.entries)
+    return HypercallRecord(
+        number,
+        hypercall_name(number),
+        command_name(number, arguments),
+        arguments,
+        result,
+        result_name(result),
+        _lines(refused.refusals) if refused is not None else (),
+        entries,
+    )
+
+
+def _entry(e: FailedEntry) -> HypercallRecord:
+    name, command = hypercall_name(e.number), command_name(e.number, e.arguments)
+    return HypercallRecord(
+        e.number, name, command, e.arguments, e.result, result_name(e.result), _lines(e.refusals)
+    )
 
 
 def _trace(words: list[int], at: int, names: _Names, word: int) -> tuple[StackWord, ...]:

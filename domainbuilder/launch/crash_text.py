@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from domainbuilder.launch.crash_report import AddressReport, CrashReport, Registers
+from domainbuilder.launch.crash_report import AddressReport, CrashReport, HypercallRecord, Registers
 
 _ROWS = (
     ("rax", "rbx", "rcx"),
@@ -18,7 +18,10 @@ _INVALID_M2P = (1 << 64) - 1
 
 def render_crash(report: CrashReport) -> str:
     """The whole report, a section after the other; about a hundred lines at most."""
-    sections = [_head(report), _code(report), _stack(report), _mappings(report), _hypercalls(report)]
+    sections = [
+        *(_head(report), _code(report), _stack(report), _mappings(report)),
+        *(_hypercalls(report), _refused_faults(report)),
+    ]
     return "\n".join(line for section in sections for line in section) + "\n"
 
 
@@ -96,7 +99,24 @@ def _walk(address: AddressReport, word: int) -> Iterator[str]:
 def _hypercalls(report: CrashReport) -> Iterator[str]:
     yield "Last hypercalls:" if report.hypercalls else "No hypercalls."
     for call in report.hypercalls:
-        arguments = [f"{value:#x}" for value in call.arguments]
-        if call.command:
-            arguments[0] = call.command
-        yield f"  {call.name}({', '.join(arguments)}) = {call.result_name}"
+        yield f"  {_call(call)}"
+        for place, entry in call.entries:
+            yield f"    entry {place}: {_call(entry)}"
+            yield from (f"      {line}" for line in entry.refusals)
+        yield from (f"    {line}" for line in call.refusals)
+
+
+def _call(call: HypercallRecord) -> str:
+    arguments = [f"{value:#x}" for value in call.arguments]
+    if call.command:
+        arguments[0] = call.command
+    return f"{call.name}({', '.join(arguments)}) = {call.result_name}"
+
+
+def _refused_faults(report: CrashReport) -> Iterator[str]:
+    if report.refused_faults:
+        yield "Faults for what Xen refused:"
+    for fault in report.refused_faults:
+        where = f" <{fault.symbol}>" if fault.symbol else ""
+        yield f"  {fault.name} at {fault.rip:0{2 * report.word}x}{where}, address {fault.address:#x}"
+        yield from (f"    {line}" for line in fault.refusals)

@@ -169,6 +169,7 @@ class RunningDomain:
             unknown_hypercalls=dict(s.unknown_hypercalls),
             traps={vector_name(vector): count for vector, count in s.exceptions.items()},
             emulated=dict(s.emulated),
+            refused={reason.name.lower(): (count, str(last)) for reason, (count, last) in s.refused.items()},
             page_table_stores=s.page_table_stores,
             events_delivered=s.events_delivered,
             tlb_flushes=s.tlb_flushes,

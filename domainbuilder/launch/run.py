@@ -171,7 +171,7 @@ def _report(
 
         sys.stderr.write(render_crash(result.outcome.report))
     sys.stderr.write(f"domainbuilder: {message}\n")
-    if code is not ExitCode.FINE and dom.machine.ro_page_fault.refused_upper:
+    if code is ExitCode.DOMAIN_CRASHED and dom.machine.ro_page_fault.upper_store_was_the_end():
         sys.stderr.write(
             "domainbuilder: it stored to an L2-L4 page table, which Xen refuses; --upper-ptwr lets it\n"
         )

@@ -19,13 +19,15 @@ class Statistics:
     """Counts of a run, by name. Two runs of the same inputs compare equal: `host` is left out of that.
 
     `guest_ns` is the time that passed for the guest since its first instruction, idle time included;
-    `code_bytes` the bytes of guest code that were executed.
+    `code_bytes` the bytes of guest code that were executed. `refused` counts what page tables and types
+    were refused for, by kind, each with its last wording.
     """
 
     hypercalls: Mapping[str, int]
     unknown_hypercalls: Mapping[int, int]
     traps: Mapping[str, int]
     emulated: Mapping[str, int]
+    refused: Mapping[str, tuple[int, str]]
     page_table_stores: int
     events_delivered: int
     tlb_flushes: int
@@ -49,6 +51,10 @@ def render_stats(stats: Statistics) -> str:
         lines += _counts("unknown hypercalls (-ENOSYS)", unknown)
     lines += _counts("traps and faults", stats.traps)
     lines += _counts("emulated instructions", stats.emulated)
+    if stats.refused:
+        lines.append(f"{'page-table refusals':<30}{sum(n for n, _ in stats.refused.values()):>15,}")
+        rows = sorted(stats.refused.values(), key=lambda row: (-row[0], row[1]))
+        lines += [f"  {count:>9,} x {last}" for count, last in rows]
     singles = {
         "page-table stores emulated": stats.page_table_stores,
         "events delivered": stats.events_delivered,

@@ -8,11 +8,11 @@ describes it, docs/launch.schema.json is the JSON Schema of `LaunchReport`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
-from domainbuilder.launch.crash_report import CrashReport
+from domainbuilder.launch.crash_report import CrashReport, HypercallRecord
 from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
@@ -42,6 +42,13 @@ class HostReport(_Model):
     peak_rss: int
 
 
+class RefusedReport(_Model):
+    """One kind of refusal by the page-table rules: how often, and the last one in the words of Xen's log."""
+
+    count: int
+    last: str
+
+
 class StatisticsReport(_Model):
     """The counts; times of the guest are in nanoseconds."""
 
@@ -49,6 +56,7 @@ class StatisticsReport(_Model):
     unknown_hypercalls: dict[str, int]
     traps: dict[str, int]
     emulated: dict[str, int]
+    refused: dict[str, RefusedReport]
     page_table_stores: int
     events_delivered: int
     tlb_flushes: int
@@ -94,8 +102,8 @@ class StackWordReport(_Model):
     symbol: str
 
 
-class HypercallReport(_Model):
-    """One of the last hypercalls, the oldest first."""
+class CallReport(_Model):
+    """A hypercall; `refusals` are lines in the words of Xen's log that say why, the cause first."""
 
     number: int
     name: str
@@ -103,6 +111,29 @@ class HypercallReport(_Model):
     arguments: list[Address]
     result: int
     result_name: str
+    refusals: list[str]
+
+
+class EntryReport(CallReport):
+    """An entry of a multicall that failed; `place` is its place in the list."""
+
+    place: int
+
+
+class HypercallReport(CallReport):
+    """One of the last hypercalls, the oldest first."""
+
+    entries: list[EntryReport]
+
+
+class RefusedFaultReport(_Model):
+    """A fault that the guest got because Xen refused what it was about; the oldest first."""
+
+    name: str
+    rip: Address
+    symbol: str
+    address: Address
+    refusals: list[str]
 
 
 class PageEntryReport(_Model):
@@ -141,6 +172,7 @@ class CrashModel(_Model):
     stack: list[Address]
     trace: list[StackWordReport]
     hypercalls: list[HypercallReport]
+    refused_faults: list[RefusedFaultReport]
     addresses: list[AddressReport]
 
 
@@ -163,6 +195,9 @@ def _statistics(stats: Statistics) -> StatisticsReport:
         unknown_hypercalls={str(number): count for number, count in stats.unknown_hypercalls.items()},
         traps=dict(stats.traps),
         emulated=dict(stats.emulated),
+        refused={
+            name: RefusedReport(count=count, last=last) for name, (count, last) in stats.refused.items()
+        },
         page_table_stores=stats.page_table_stores,
         events_delivered=stats.events_delivered,
         tlb_flushes=stats.tlb_flushes,
@@ -211,6 +246,23 @@ def _addresses(crash: CrashReport) -> list[AddressReport]:
     ]
 
 
+def _hypercall(call: HypercallRecord) -> HypercallReport:
+    entries = [EntryReport(place=place, **_call(entry)) for place, entry in call.entries]
+    return HypercallReport(entries=entries, **_call(call))
+
+
+def _call(call: HypercallRecord) -> dict[str, Any]:
+    return {
+        "number": call.number,
+        "name": call.name,
+        "command": call.command,
+        "arguments": list(call.arguments),
+        "result": call.result,
+        "result_name": call.result_name,
+        "refusals": list(call.refusals),
+    }
+
+
 def _crash(crash: CrashReport) -> CrashModel:
     return CrashModel(
         reason=crash.reason,
@@ -228,16 +280,12 @@ def _crash(crash: CrashReport) -> CrashModel:
         stack_address=crash.stack_address,
         stack=list(crash.stack),
         trace=[StackWordReport(address=w.address, value=w.value, symbol=w.symbol) for w in crash.trace],
-        hypercalls=[
-            HypercallReport(
-                number=h.number,
-                name=h.name,
-                command=h.command,
-                arguments=list(h.arguments),
-                result=h.result,
-                result_name=h.result_name,
+        hypercalls=[_hypercall(call) for call in crash.hypercalls],
+        refused_faults=[
+            RefusedFaultReport(
+                name=f.name, rip=f.rip, symbol=f.symbol, address=f.address, refusals=list(f.refusals)
             )
-            for h in crash.hypercalls
+            for f in crash.refused_faults
         ],
         addresses=_addresses(crash),
     )

@@ -119,6 +119,8 @@ def _entries_of_page(
         except HypercallPreempted as rest:
             _put_off(v, at + place - first, (place - first) // size, rest)
             raise
+        if result < 0:
+            d.trace.failed_entry(at + place - first, op, call[1:], result)
         if pages.get(number) != page:
             d.guest.write_ulong(at + place - first + word, result)
             return (place - first) // size + 1, None
@@ -142,6 +144,8 @@ def _one_entry(v: Vcpu, at: int, dispatch: Dispatch) -> tuple[int, int | None]:
     except HypercallPreempted as rest:
         _put_off(v, at, 0, rest)
         raise
+    if result < 0:
+        d.trace.failed_entry(at, op, call[1:], result)
     d.guest.write_ulong(at + word, result)
     return 1, None
 

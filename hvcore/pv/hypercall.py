@@ -153,6 +153,7 @@ class HypercallTable:
         self._q = domain.engine.q
         self._counts = domain.trace.hypercalls
         self._recent = domain.trace.recent
+        self._pending = domain.trace.pending
         self.registers = _ARGUMENTS32 if domain.abi.is_32bit else _ARGUMENTS64
         for number, (handler, count) in rows.items():
             self.handlers[number] = handler
@@ -223,7 +224,10 @@ class HypercallTable:
             except HypercallPreempted as rest:
                 self._continue(rest.arguments)
                 return
-        self._recent.append((number, args, result))
+        call = (number, args, result)
+        self._recent.append(call)
+        if self._pending:
+            d.trace.close_call(call)
         self._q[RAX] = result & mask
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore.page_info import PGT_validated
-from hvcore.pv.refusal import Reason
+from hvcore.refusal import Reason
 
 if TYPE_CHECKING:
     from hvcore.pv.page_types import PageTypes

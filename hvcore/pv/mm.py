@@ -44,7 +44,7 @@ from hvcore.public.errno import EINVAL
 from hvcore.pv import grant_mappings
 from hvcore.pv.linear_pt import get_linear_pagetable, put_linear_pagetable
 from hvcore.pv.page_types import PageTypes
-from hvcore.pv.refusal import Reason
+from hvcore.refusal import Reason
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -88,7 +88,7 @@ class PageTables(PageTypes):
         guest: GuestAccess,
         xen: XenMappings,
     ) -> None:
-        super().__init__(abi, mem, frames, engine, guest, xen.domain.domain_id)
+        super().__init__(abi, mem, frames, engine, guest, xen.domain.domain_id, xen.domain.trace)
         self.xen = xen
         self.pv32 = abi.is_32bit
         self.levels = abi.pt_levels
@@ -269,10 +269,10 @@ class PageTables(PageTypes):
         mfn = (entry >> 12) & self.mfn_mask
         if self.pv32 and level == 3:
             return self._get_pae_xen_l2(mfn) if slot == 3 else self.get_page_and_type(mfn, PGT_l2_page_table)
-        noted = len(self.refusals)
+        noted = len(self.trace.pending)
         rc = self.get_page_and_type(mfn, level - 1)
         if rc == -EINVAL and get_linear_pagetable(self, entry, mfn, pg, level):
-            del self.refusals[noted:]
+            del self.trace.pending[noted:]
             return 0
         return rc
 

@@ -22,7 +22,7 @@ from hvcore.public.xen import (
     UVMF_TLB_FLUSH,
 )
 from hvcore.pv.mm import L1_DISALLOW_MASK, PAGE_PRESENT
-from hvcore.pv.refusal import Reason
+from hvcore.refusal import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable

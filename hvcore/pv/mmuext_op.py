@@ -21,7 +21,7 @@ from hvcore.pv.mmu_update import (
     get_pg_owner,
     vcpumask_readable,
 )
-from hvcore.pv.refusal import Reason
+from hvcore.refusal import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from hvcore.page_info import (
     PGT_writable_page,
 )
 from hvcore.public.errno import EINVAL
-from hvcore.pv.refusal import MOST_REFUSALS, TYPE_NAMES, Reason, Refusal
+from hvcore.refusal import TYPE_NAMES, Reason
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hvcore.guest_access import GuestAccess
     from hvcore.machine_memory import MachineMemory
     from hvcore.page_info import FrameTable
+    from hvcore.trace import Trace
 
 _TABLE_COST = 2000  # of the budget, in bytes of code
 
@@ -36,8 +37,7 @@ _TABLE_COST = 2000  # of the budget, in bytes of code
 class PageTypes:
     """The frame table of the domain at work. Results are 0 or a negative errno.
 
-    What is refused leaves its reasons in `refusals`, the first cause first, until whoever reports them takes
-    them from there.
+    What is refused leaves its reasons in the trace, the first cause first.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class PageTypes:
         engine: Engine,
         guest: GuestAccess,
         domid: int,
+        trace: Trace,
     ) -> None:
         self.abi = abi
         self.mem = mem
@@ -64,15 +65,14 @@ class PageTypes:
         self.domid = domid
         self.stamp = frames.tlbflush_timestamp
         self.linear_pt_count = frames.linear_pt_count
-        self.refusals: list[Refusal] = []
+        self.trace = trace
         self.validate_segdesc_page: Callable[[int], int] = lambda _mfn: -EINVAL
 
     # -- reasons
 
     def refuse(self, reason: Reason, *values: int | str) -> int:
         """Note why; the negative errno of `reason`."""
-        if len(self.refusals) < MOST_REFUSALS:
-            self.refusals.append(Refusal(reason, values))
+        self.trace.refuse(reason, values)
         return -reason.errno
 
     def gpfn(self, mfn: int) -> int:

@@ -18,6 +18,7 @@ from hvcore.cpu.engine import CS, RIP
 from hvcore.errors import GuestError
 from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table
 from hvcore.pv.mm import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW
+from hvcore.refusal import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,9 @@ class RoPageFault:
         self.scratch = domain.mem.frame(self.scratch_mfn)
         self.pending = False
         self.stores = 0
-        self.refused_upper = 0  # stores to L2-L4 tables, which `upper_tables` would have let through
+        # When a store to an L2-L4 table was refused last, which `upper_tables` would have let through: how
+        # many exceptions there had been.
+        self.refused_upper_at = -1
         self._compares = False
         self._at = 0  # the entry that maps the table for the guest
         self._pte = 0
@@ -98,18 +101,23 @@ class RoPageFault:
         pg = mfn - mm.base
         if not 0 <= pg < mm.nr or mm.owner[pg] != mm.domid:
             return False
-        highest = PGT_l4_page_table if self.upper_tables else PGT_l1_page_table
-        if mm.tcount[pg] and highest < mm.ptype[pg] <= PGT_l4_page_table:
-            self.refused_upper += 1
-        if not (self.upper_tables or self.d.vm_assist & VMASST_writable_pagetables):
+        level = mm.ptype[pg]
+        if not (PGT_l1_page_table <= level <= PGT_l4_page_table and mm.tcount[pg]):
             return False
-        if not (PGT_l1_page_table <= mm.ptype[pg] <= highest and mm.tcount[pg]):
-            return False
+        if not self.upper_tables:
+            if level > PGT_l1_page_table:
+                mm.refuse(Reason.UPPER_STORE, level)
+                self.refused_upper_at = sum(self.d.trace.exceptions)
+                return False
+            if not self.d.vm_assist & VMASST_writable_pagetables:
+                mm.refuse(Reason.NO_ASSIST)
+                return False
         self._compares = False
         if cr2 & 7:
             form = store_form(self._code(), long_mode=self.mm.shift == 9 and not self.mm.pv32)
             if cr2 & ((form & ~_COMPARES) - 1):
-                return False  # only naturally aligned stores
+                mm.refuse(Reason.STORE_SHAPE, cr2)
+                return False
             self._compares = form >= _COMPARES
         self.scratch[:] = self.d.mem.frame(mfn)
         self._at, self._pte, self._table, self._cr2 = at, pte, mfn, cr2
@@ -121,6 +129,10 @@ class RoPageFault:
         self.engine.write_eflags(self._eflags | _TF)
         self.pending = True
         return True
+
+    def upper_store_was_the_end(self) -> bool:
+        """Whether nothing has come after a refused store to an L2-L4 table that was an exception, too."""
+        return self.refused_upper_at == sum(self.d.trace.exceptions)
 
     def _code(self) -> bytes:
         """The instruction under way, as far as it can be read."""
@@ -164,17 +176,23 @@ class RoPageFault:
         new = int.from_bytes(self.scratch[offset : offset + size], "little")
         self.scratch[offset : offset + size] = live[offset : offset + size]
         if bytes(self.scratch) != bytes(live):  # as views they would be compared item by item
+            mm.refuse(Reason.STORE_SHAPE, self._cr2)
             return False
         at = ((self._table - mm.base) << mm.shift) + offset // size
         old = mm.e[at]
         ptype = mm.ptype[self._table - mm.base]
         modify = (mm.mod_l1_entry, mm.mod_l2_entry, mm.mod_l3_entry, mm.mod_l4_entry)[ptype - 1]
+        noted = len(mm.trace.pending)
         if not modify(at, new):
             return True
         # A PAE guest that writes the upper half first: drop PRESENT, the lower half is to follow.
         upper_half = mm.pv32 and size == 8 and (new ^ old) & 0xFFFFFFFF == 0
         upper_half = upper_half and self._cr2 & 4 != 0 and not self._compares
-        return upper_half and ptype == PGT_l1_page_table and not mm.mod_l1_entry(at, new & ~PAGE_PRESENT)
+        if upper_half and ptype == PGT_l1_page_table and not mm.mod_l1_entry(at, new & ~PAGE_PRESENT):
+            del mm.trace.pending[noted:]
+            return True
+        mm.refuse(Reason.STORE)
+        return False
 
 
 def _words(values: list[int]) -> bytes:

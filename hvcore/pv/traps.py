@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
 from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RSP
+from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
@@ -73,6 +73,7 @@ class Traps:
         self.hypercall = hypercall
         self.kernel_cpl = domain.abi.kernel_cpl
         self.trace = domain.trace
+        self._pending = domain.trace.pending
         self.gdt_ldt = domain.mm.xen.gdt_virt_start(domain.vcpus[0])
         self.int82 = domain.abi.is_32bit
         self.segment_end = segment_end(domain.abi)
@@ -253,6 +254,8 @@ class Traps:
 
     def inject(self, vector: int, error_code: int | None = None, cr2: int | None = None) -> None:
         """pv_inject_hw_exception(), pv_inject_page_fault()."""
+        if self._pending:
+            self.trace.close_fault(vector, self.engine.q[RIP], cr2 or 0)
         if vector == TRAP_page_fault:
             v = self.d.current
             cr2 = cr2 or 0

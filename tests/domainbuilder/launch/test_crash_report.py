@@ -223,8 +223,11 @@ def test_the_json_says_the_same(crash: Crash) -> None:
             "arguments": ["0x0", "0x0"],
             "result": 0x40011,
             "result_name": "0x40011",
+            "refusals": [],
+            "entries": [],
         }
     ]
+    assert crashed["refused_faults"] == []
     assert [i["text"] for i in crashed["code"] if i["current"]] == ["mov dword ptr [0x10], 0x11223344"]
     assert document["statistics"]["hypercalls"] == {"xen_version": 1}
     assert document["statistics"]["traps"] == {"#PF": 1}

@@ -6,7 +6,7 @@ import pytest
 
 from hvcore.public.errno import EINVAL
 from hvcore.pv.mm import PAGE_ACCESSED, PAGE_DIRTY
-from hvcore.pv.refusal import Reason
+from hvcore.refusal import Reason, Refusal
 from tests.hvcore.pv_cpu import PV32, PV64, PvCpu
 
 A, B, C = 20, 21, 22  # pages that become tables
@@ -46,8 +46,9 @@ class Tables:
 
     def why(self) -> list[Reason]:
         """The reasons of the last refusal."""
-        reasons = [refusal.reason for refusal in self.mm.refusals]
-        self.mm.refusals.clear()
+        pending = self.mm.trace.pending
+        reasons = [refusal.reason for refusal in pending if isinstance(refusal, Refusal)]
+        pending.clear()
         return reasons
 
     def all_given_back(self) -> bool:
@@ -133,7 +134,9 @@ def test_a_refused_table_gives_its_links_back(tables: Tables) -> None:
 def test_an_l3_of_a_pae_guest_names_none() -> None:
     cpu = PvCpu(PV32)
     assert cpu.d.mm.mod_l3_entry(((cpu.base - cpu.mem.base_mfn) << 9) + 1, cpu.base << 12 | 1) == -EINVAL
-    assert [refusal.reason for refusal in cpu.d.mm.refusals] == [Reason.BAD_TYPE]
+    (refusal,) = cpu.d.trace.pending
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.BAD_TYPE
 
 
 @pytest.mark.parametrize("abi", [PV32, PV64], ids=["pv32", "pv64"])

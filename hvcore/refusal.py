@@ -21,7 +21,6 @@ TYPE_NAMES = (
     "PGT_shared_page",
     "PGT_writable_page",
 )
-MOST_REFUSALS = 32  # that one hypercall keeps; a chain from an L4 down to a page has ten
 
 
 class Reason(Enum):
@@ -51,6 +50,8 @@ class Reason(Enum):
     NO_TABLE = "no L1 table maps {:x}", EINVAL
     NOT_PINNED = "mfn {:x} not pinned", EINVAL
     ALREADY_PINNED = "mfn {:x} already pinned", EINVAL
+    UPPER_STORE = "a store to an L{} page table, where Xen carries out those to L1 tables alone", EINVAL
+    NO_ASSIST = "a store to an L1 page table without VMASST_TYPE_writable_pagetables", EINVAL
     STORE_SHAPE = "bad access (cr2={:x}): only naturally aligned stores to one entry", EINVAL
     # What comes on the way out.
     NOT_WRITABLE = "Could not get page type PGT_writable_page", EBUSY, True
