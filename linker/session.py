@@ -79,12 +79,13 @@ def load_script(
     """
     from .include import follow
 
-    known = {name: text.replace("\r\n", "\n") for name, text in (texts or {}).items()}
+    known = {os.path.realpath(name): text.replace("\r\n", "\n") for name, text in (texts or {}).items()}
 
     def read(name: str) -> Source:
-        return Source(name, known[name]) if name in known else read_script(name)
+        text = known.get(os.path.realpath(name)) if known else None
+        return read_script(name) if text is None else Source(name, text)
 
-    return follow(_one_script(path, how, known.get(path)), how.library, read)
+    return follow(_one_script(path, how, known.get(os.path.realpath(path))), how.library, read)
 
 
 def _one_script(path: str, how: Preprocessing, text: str | None) -> Source:

@@ -253,6 +253,20 @@ def _judge(request: Request, *, fix: bool, show: bool) -> tuple[Report, bool]:
     return report, False
 
 
+def _serve(request: Request) -> None:
+    from domainbuilder import __version__
+    from domainbuilder.errors import BuildError
+
+    try:
+        from linker.lsp.features import serve
+    except ImportError as error:
+        raise BuildError(
+            "an editor is served by the library pygls", found=f"no module {error.name}",
+            expected="pip install 'domainbuilder[lsp]'",
+        ) from error  # fmt: skip
+    serve(request, __version__)
+
+
 def lint(
     scripts: Scripts = None,
     link_map: Map = None,
@@ -289,6 +303,9 @@ def lint(
     include: Include = None,
     define: Define = None,
     stdin_filename: StdinName = "<stdin>",
+    lsp: Annotated[
+        bool, typer.Option("--lsp", help="Serve an editor over stdin and stdout (needs the extra lsp).")
+    ] = False,
 ) -> None:
     """Find layout defects in a linker script, its link map and the linked kernel.
 
@@ -307,6 +324,9 @@ def lint(
             tuple(scripts or ()), link_map, elf, config, how, tuple(select or ()), tuple(ignore or ()),
             stdin_filename, unpack=_unpacked,
         )  # fmt: skip
+        if lsp:
+            _serve(request)
+            return
         outputs = (output, svg, write_baseline)
         _refuse_to_overwrite(outputs, (*request.scripts, link_map, elf, config, baseline))
         report, to_mend = _judge(request, fix=fix, show=show_diff)
