@@ -1,8 +1,11 @@
 """Virtual time and the timers that hang on it.
 
-Time is a pure function of the guest's own acts: each byte of guest code executed takes `NS_PER_BYTE`
-nanoseconds, an exit to Xen and a `rdtsc` a little more, and an idle machine jumps to its next timer. No wall
-clock enters.
+Time is a pure function of the guest's own acts: a byte of guest code takes a nanosecond, an exit to Xen and a
+`rdtsc` a little more, and an idle machine jumps to its next timer. No wall clock enters, and no stop.
+
+The engine leaves the guest at the first block of code at whose head the horizon is reached: the earliest of
+what the guest, the host or the run loop wants to be looked at. Only the guest's own acts decide when its turn
+ends, and only that is seen by the guest. All of it is a block of words (`CELL_*`) that native code shares.
 """
 
 from __future__ import annotations
@@ -11,68 +14,42 @@ import heapq
 from collections.abc import Callable
 
 TSC_PER_NS = 2  # a 2 GHz time stamp counter: tsc_to_system_mul 0x80000000, tsc_shift 0
-NS_PER_BYTE = 1
 NS_PER_EXIT = 100  # an exception or hypercall: no guest may have them for nothing
 NS_PER_RDTSC = 1000
 NEVER = 1 << 63
 
+# The words. Now is HORIZON - LEFT.
+CELL_LEFT = 0  # nanoseconds to the horizon; code, and whatever else takes time, is taken from it
+CELL_SPENT = 1  # how much of what was taken so far was not code
+CELL_LIMIT = 2  # the engine leaves where LEFT is no more than this: 0, or OUT
+CELL_HORIZON = 3  # unsigned
+CELL_TURN_END = 4  # unsigned: when the guest's turn is over
+CELL_IDLE = 5  # how much time passed in jumps
+CELL_WORDS = 6
 
-class Clock:
-    """Nanoseconds of system time since boot. `cell[0]` is the engine's budget cell, counting down; `cell[1]`
-    how much of what was counted down was not code.
-    """
+OUT = 1 << 62  # the limit of one who wants the engine out at the next block, whatever is left
 
-    __slots__ = ("_heap", "_live", "_seq", "cell", "horizon")
 
-    def __init__(self, cell: memoryview, start_ns: int = 0) -> None:
-        self.cell = cell
-        self.horizon = start_ns + cell[0] * NS_PER_BYTE  # the time at which the budget is used up
+class Timers:
+    """Deadlines by key, each with what is to be done then; ties fire in order of arming."""
+
+    __slots__ = ("_heap", "_live", "_seq")
+
+    def __init__(self) -> None:
         self._heap: list[tuple[int, int, object]] = []
         self._live: dict[object, tuple[int, int, Callable[[], None]]] = {}
         self._seq = 0
 
-    def now(self) -> int:
-        """NOW(): system time in nanoseconds."""
-        return self.horizon - self.cell[0] * NS_PER_BYTE
-
-    def spend(self, ns: int) -> None:
-        """Let Xen's own work take `ns` nanoseconds of the vCPU's turn."""
-        self.cell[0] -= ns // NS_PER_BYTE
-        self.cell[1] += ns // NS_PER_BYTE
-
-    def turn_is_over(self) -> bool:
-        """hypercall_preempt_check(): whether the budget is used up, and long work is to be put off."""
-        return self.cell[0] < 0
-
-    def advance_to(self, when: int) -> None:
-        """Jump forward to `when`; the budget that is left stays as it is."""
-        now = self.horizon - self.cell[0] * NS_PER_BYTE
-        if when > now:
-            self.horizon += when - now
-
-    def set_budget(self, bytes_: int) -> None:
-        """Let the guest run for `bytes_` more bytes of code before the engine returns."""
-        now = self.horizon - self.cell[0] * NS_PER_BYTE
-        self.cell[0] = bytes_
-        self.horizon = now + bytes_ * NS_PER_BYTE
-
-    def use_up_budget(self) -> None:
-        """Let the turn be over now; no time passes by that."""
-        self.set_budget(-1)
-
-    def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
-        """Arm (or move) the timer named `key` to fire `action` at `when`; ties fire in order of arming."""
+    def set(self, key: object, when: int, action: Callable[[], None]) -> None:
+        """Arm (or move) the timer named `key`."""
         self._seq += 1
         self._live[key] = (when, self._seq, action)
         heapq.heappush(self._heap, (when, self._seq, key))
         if len(self._heap) > 64 + 4 * len(self._live):  # mostly timers that were moved or stopped
             self._heap = [(due, seq, name) for name, (due, seq, _) in self._live.items()]
             heapq.heapify(self._heap)
-        left = when - self.now()
-        if left < self.cell[0] * NS_PER_BYTE:
-            self.set_budget(max(left, 0) // NS_PER_BYTE)
 
-    def stop_timer(self, key: object) -> None:
+    def stop(self, key: object) -> None:
         """Disarm; unknown keys are ignored."""
         self._live.pop(key, None)
 
@@ -92,11 +69,123 @@ class Clock:
             heapq.heappop(heap)
         return NEVER
 
-    def run_due(self) -> int:
-        """Fire what is due by now, in deadline order; the number fired."""
+    def run_due(self, now: Callable[[], int]) -> int:
+        """Fire what is due, in deadline order; the number fired."""
         fired = 0
-        while self.next_deadline() <= self.now():
+        while self.next_deadline() <= now():
             _, _, key = heapq.heappop(self._heap)
             fired += 1
             self._live.pop(key)[2]()
         return fired
+
+
+class Clock:
+    """Nanoseconds of system time since boot. `cell` is the block of words, of which LEFT may be set already.
+
+    `timers` are the guest's: what they do reaches it, and they end its turn. Those of `host` belong to
+    whoever holds the machine, and the guest never knows of them.
+    """
+
+    __slots__ = ("_start", "_words", "cell", "host", "timers")
+
+    def __init__(self, cell: memoryview, start_ns: int = 0) -> None:
+        self.cell = cell
+        self._words = cell.cast("B").cast("Q")
+        self._start = start_ns
+        self.timers = Timers()
+        self.host = Timers()
+        self._words[CELL_HORIZON] = self._words[CELL_TURN_END] = start_ns + cell[CELL_LEFT]
+
+    def restart(self) -> None:
+        """Forget what time has passed: the clock is as it was made, with nothing left of the turn."""
+        cell, words = self.cell, self._words
+        cell[CELL_LEFT] = cell[CELL_SPENT] = cell[CELL_IDLE] = 0
+        words[CELL_HORIZON] = words[CELL_TURN_END] = self._start
+
+    def now(self) -> int:
+        """NOW(): system time in nanoseconds."""
+        return self._words[CELL_HORIZON] - self.cell[CELL_LEFT]
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of guest code executed, and left out by working out what they would have done."""
+        return self.now() - self._start - self.cell[CELL_SPENT] - self.cell[CELL_IDLE]
+
+    def spend(self, ns: int) -> None:
+        """Let Xen's own work take `ns` nanoseconds of the vCPU's turn."""
+        self.cell[CELL_LEFT] -= ns
+        self.cell[CELL_SPENT] += ns
+
+    def leave_out(self, code_bytes: int) -> None:
+        """Let the time of code pass that need not be executed."""
+        self.cell[CELL_LEFT] -= code_bytes
+
+    def advance_to(self, when: int) -> None:
+        """Jump forward to `when`: nothing runs until then."""
+        passed = when - self.now()
+        if passed > 0:
+            self.cell[CELL_LEFT] -= passed
+            self.cell[CELL_IDLE] += passed
+
+    # -- the horizon, and the turn
+
+    def set_horizon(self, when: int) -> None:
+        """Let the engine come back at the first block at or after `when`; no time passes by that."""
+        words = self._words
+        left = when - words[CELL_HORIZON] + self.cell[CELL_LEFT]
+        words[CELL_HORIZON] = when
+        self.cell[CELL_LEFT] = left
+
+    def _look_at(self, when: int) -> None:
+        if when < self._words[CELL_HORIZON]:
+            self.set_horizon(max(when, self.now()))
+
+    def begin_turn(self, end: int) -> None:
+        """A turn that lasts until `end`, unless the guest does what ends it earlier."""
+        self._words[CELL_TURN_END] = end
+
+    def end_turn(self) -> None:
+        """Let the turn be over now; no time passes by that."""
+        now = self.now()
+        self._words[CELL_TURN_END] = min(self._words[CELL_TURN_END], now)
+        self._look_at(now)
+
+    @property
+    def turn_end(self) -> int:
+        """When the turn is over."""
+        return self._words[CELL_TURN_END]
+
+    def turn_is_over(self) -> bool:
+        """hypercall_preempt_check(): whether long work is to be put off."""
+        words = self._words
+        return words[CELL_HORIZON] - self.cell[CELL_LEFT] >= words[CELL_TURN_END]
+
+    # -- timers
+
+    def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
+        """Arm (or move) a timer of the guest's."""
+        self.timers.set(key, when, action)
+        if when < self._words[CELL_TURN_END]:
+            self._words[CELL_TURN_END] = max(when, 0)
+            self._look_at(when)
+
+    def stop_timer(self, key: object) -> None:
+        """Disarm a timer of the guest's; unknown keys are ignored."""
+        self.timers.stop(key)
+
+    def expires(self, key: object) -> int | None:
+        """When the guest's timer `key` is to fire, or None."""
+        return self.timers.expires(key)
+
+    def next_deadline(self) -> int:
+        """The earliest deadline of the guest's timers, or NEVER."""
+        return self.timers.next_deadline()
+
+    def run_due(self) -> int:
+        """Fire the guest's timers that are due by now; the number fired."""
+        return self.timers.run_due(self.now)
+
+    def set_host_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
+        """Arm (or move) a timer of the host's: it comes between two of the guest's instructions."""
+        self.host.set(key, when, action)
+        self._look_at(when)

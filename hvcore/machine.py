@@ -3,11 +3,16 @@
 `Machine(image)` is what a host under Xen is to `xl create`: memory, processor, hypervisor, and the two
 backends that every domain has, console and xenstore. `run()` goes on until something happens that whoever
 holds the machine wants to know; it can be called again unless the domain is gone.
+
+No stop is seen. What the run loop does to the guest (timers, another vCPU's turn, its time, its events) it
+does where the guest's turn is over, and only the guest's acts, its timers and its input decide when that is.
+Stops for whoever holds the machine lie anywhere between, as often as they like, and only read.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -16,12 +21,16 @@ from typing import TYPE_CHECKING
 from hvcore.abi import ABIS, Abi
 from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.xenstore import XenstoreBackend
-from hvcore.clock import NEVER, NS_PER_BYTE, Clock
+from hvcore.clock import CELL_SPENT, NEVER, Clock
 from hvcore.common.domain import DOM0, create_dom0
 from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
-from hvcore.common.time import update_domain_wallclock_time, update_vcpu_system_time
+from hvcore.common.time import (
+    next_update_of_system_time,
+    update_domain_wallclock_time,
+    update_vcpu_system_time,
+)
 from hvcore.cpu.engine import RIP, Engine
 from hvcore.cpu.loops import ENDLESS, counting_loop
 from hvcore.domain import SHUTDOWN_NAMES, Domain
@@ -55,11 +64,10 @@ DOMAIN_ID = 1
 MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts with
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
-_SLICE_BYTES = 10_000_000
-_PROBE_BYTES = 20_000  # where a loop has been left out, its next run is near
+_TURN_NS = 10_000_000  # turns end where system time is a multiple of it, if nothing ends them before
+_SLICE_NS = 10_000_000  # how long the engine runs until a loop is looked for
+_PROBE_NS = 20_000  # where a loop has been left out, its next run is near
 _WORTH_BYTES = 500_000  # a shorter loop is faster executed
-_STEP_BYTES = 64
-_SCHEDULE_NS = 1000  # a pass through the scheduler takes time, or a guest could yield for ever in no time
 
 
 class Stop(Enum):
@@ -108,19 +116,21 @@ class Machine:
         self.image = image
         self.mem = mem
         self.engine = Engine(mem.buffer, mem.base_mfn << 12, live_window=live_window)
-        self.engine.cell[0] = 0
         self.clock = Clock(self.engine.cell, BOOT_TIME_NS)
-        self.engine.use_up_budget = self.clock.use_up_budget
         self.crash: DomainCrash | None = None
         self._paused = False
+        self._nudged = False
         self._upper_ptwr = upper_ptwr
-        self._code_bytes = 0
-        self._slice = _SLICE_BYTES
+        self._slice = _SLICE_NS
+        self._next_look = BOOT_TIME_NS + _SLICE_NS  # for a loop to leave out
         self.skip_loops = True  # tests compare with what happens otherwise
-        self._running: Vcpu | None = None
+        self._running: Vcpu | None = None  # whose registers are in the engine
+        self._is_idle = False  # and which has left the processor all the same
+        self._input: deque[bytes] = deque()
         # How an idle machine passes time until `when` (NEVER: nothing is due). A front end may wait for
-        # input instead, give it to `console.input()`, and come back early.
+        # input instead, give it to `input()`, and come back early.
         self.idle: Callable[[int], None] = self._skip_idle_time
+        self.attend: Callable[[], None] = lambda: None  # what `nudge()` asks for
         self.domain = self._create_domain(abi, vcpus)
         self._create_backends(console_output)
         self._connect()
@@ -152,7 +162,7 @@ class Machine:
         )
         d.engine = self.engine
         d.trace = Trace()
-        d.reschedule = self.engine.stop
+        d.reschedule = self._reschedule
         d.close_ports = self.engine.close_ports
         d.vcpus = [Vcpu(d, i) for i in range(vcpus)]
         self._create_memory_management(d)
@@ -215,7 +225,7 @@ class Machine:
         if rc:
             raise EngineError(f"the built vCPU context is refused: error {rc}")
         v.pause_flags = 0
-        self.engine.cell[0] = 0  # what the work above took is not the guest's time
+        self.clock.restart()  # what the work above took is not the guest's time
         update_domain_wallclock_time(d)
 
     # -- running
@@ -228,13 +238,32 @@ class Machine:
             return ""
         return SHUTDOWN_NAMES[code] if code < len(SHUTDOWN_NAMES) else f"reason {code}"
 
+    # What the engine is told is told last: whoever is overtaken by its leaving finds the flag.
+
     def pause(self) -> None:
-        """Make `run()` return as soon as the guest is between two instructions."""
+        """Make `run()` return as soon as the guest is between two instructions. Any thread may."""
         self._paused = True
-        self.engine.stop()
+        self.engine.want_out()
+
+    def nudge(self) -> None:
+        """Have `attend()` called as soon as the guest is between two instructions. Any thread may."""
+        self._nudged = True
+        self.engine.want_out()
+
+    def input(self, data: bytes) -> None:
+        """Type `data` on the console; the guest gets it where it stands when it next could."""
+        self._input.append(data)
+        self.engine.want_out()
+
+    @property
+    def pending_input(self) -> int:
+        """Bytes typed that the console's ring had no room for yet."""
+        return sum(map(len, self._input)) + self.console.pending_input
 
     def run(self) -> Stop:
         """Run the domain until it stops, crashes, idles for good, or `pause()` is called."""
+        if self.crash is not None:
+            return Stop.CRASHED
         try:
             return self._run()
         except DomainCrash as crash:
@@ -242,72 +271,142 @@ class Machine:
             return Stop.CRASHED
 
     def _run(self) -> Stop:
-        d, clock = self.domain, self.clock
+        d, clock, ro = self.domain, self.clock, self.ro_page_fault
         while True:
-            if self.ro_page_fault.pending:  # a store half done: nothing else may happen before its end
-                self._enter(_STEP_BYTES)
-                continue
-            clock.run_due()
-            if d.is_shutting_down:
-                return Stop.SHUTDOWN
-            if self._paused:
-                self._paused = False
+            if clock.turn_is_over() and not ro.pending:  # nothing may come within a store
+                clock.run_due()
+                if d.is_shutting_down:
+                    return Stop.SHUTDOWN
+                self._schedule()
+            if self._serve_host():
                 return Stop.PAUSED
-            v = self._pick()
-            deadline = clock.next_deadline()
-            if v is None:
-                if self._running is not None:
-                    schedule_out(self._running)
-                self.idle(deadline)
-                if deadline == NEVER and self._pick() is None and not self._paused:
+            if self._input and not ro.pending:
+                self._type(self._input.popleft())
+            elif self._is_idle:
+                if self._pass_idle_time():
                     return Stop.IDLE
-                continue
-            self._switch_to(v)
-            update_vcpu_system_time(v)
-            self.traps.test_all_events()
-            self._enter(min(self._slice, max(deadline - clock.now(), 0) // NS_PER_BYTE + 1))
-            if v.pause_flags or self._paused or d.is_shutting_down or clock.now() >= deadline:
-                continue
-            skipped = self._leave_out_rounds(v, deadline)
-            self._slice = _PROBE_BYTES if skipped else min(8 * self._slice, _SLICE_BYTES)
+            elif clock.now() >= self._next_look:
+                self._look_for_loop()
+            else:
+                self._enter()
+
+    # -- for whoever holds the machine
+
+    def _serve_host(self) -> bool:
+        """Do what was asked for from outside; whether it was to stop."""
+        clock = self.clock
+        clock.host.run_due(clock.now)
+        if self._nudged:
+            self._nudged = False
+            self.attend()
+        paused, self._paused = self._paused, False
+        return paused
+
+    def _pass_idle_time(self) -> bool:
+        """Every vCPU is blocked; whether nothing can change that any more."""
+        clock = self.clock
+        if self._pick() is not None:  # a backend had news for the guest
+            clock.end_turn()
+            return False
+        when = min(clock.next_deadline(), clock.host.next_deadline())
+        self.idle(when)
+        return when == NEVER and not (self._input or self._paused or self._pick() or clock.turn_is_over())
 
     def _skip_idle_time(self, when: int) -> None:
         if when != NEVER:
             self.clock.advance_to(when)
 
-    def _enter(self, budget: int) -> None:
+    # -- for the guest
+
+    def _reschedule(self) -> None:
+        """The vCPU gives up what is left of its turn."""
+        self.clock.end_turn()
+        self.engine.stop()
+
+    def _type(self, data: bytes) -> None:
+        """Input is a reason for the guest's turn to end, as the interrupt that announces it is under Xen."""
+        self.console.input(data)
+        self.clock.end_turn()
+
+    def _schedule(self) -> None:
+        """The next turn begins: whose it is, what that vCPU is to know, and until when."""
         clock = self.clock
-        clock.set_budget(budget)
-        start, spent = clock.now() // NS_PER_BYTE, clock.cell[1]
+        v = self._pick()
+        if v is None:
+            if self._running is not None and not self._is_idle:
+                schedule_out(self._running)
+            self._is_idle = True
+            clock.begin_turn(clock.next_deadline())
+            return
+        self._switch_to(v)
+        update_vcpu_system_time(v)
+        self.traps.test_all_events()
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        clock = self.clock
+        clock.begin_turn(min(clock.next_deadline(), (clock.now() // _TURN_NS + 1) * _TURN_NS))
+
+    def _enter(self) -> None:
+        """Let the guest run to the end of its turn, or until somebody outside wants to be heard."""
+        clock = self.clock
+        end = min(self._next_look, clock.turn_end, clock.host.next_deadline())
+        if self.ro_page_fault.pending:  # whatever the time is, its one instruction is executed
+            end = max(end, clock.now() + 1)
+        clock.set_horizon(end)
         self.engine.run()
-        self._code_bytes += clock.now() // NS_PER_BYTE - start - (clock.cell[1] - spent)
-        clock.advance_to(clock.now() + _SCHEDULE_NS)
 
-    def _leave_out_rounds(self, v: Vcpu, deadline: int) -> bool:
-        """Where the guest is in a loop that only counts or waits, go ahead to its end or to the deadline.
+    def _execute_round(self, size: int) -> None:
+        """Execute `size` bytes of code, whoever wants the engine out."""
+        clock = self.clock
+        end = clock.now() + size
+        while clock.now() < end and not clock.turn_is_over():
+            clock.set_horizon(end)
+            self.engine.run()
 
-        The engine executes the first of those rounds, which has to come out as was worked out, and the last.
+    def _look_for_loop(self) -> None:
+        """Where a loop was left out the next one is near; where none was, for longer and longer, far."""
+        skipped = self.skip_loops and self._leave_out_rounds()
+        self._slice = _PROBE_NS if skipped else min(8 * self._slice, _SLICE_NS)
+        self._next_look = self.clock.now() + self._slice
+
+    def _leave_out_rounds(self) -> bool:
+        """Where the guest is in a loop that only counts or waits, go ahead to its end or to the next event.
+
+        The engine executes the first of those rounds, which has to come out as was worked out, and one after
+        the last, which leaves the flags as they are then.
         """
         engine, clock, q = self.engine, self.clock, self.engine.q
-        if self.ro_page_fault.pending or not engine.is_flat or not self.skip_loops:
+        v = self.domain.current
+        if self.ro_page_fault.pending or not engine.is_flat:
             return False
         loop = counting_loop(q[:16].tolist(), q[RIP], engine.code_is_64bit, v.domain.guest.copy_from)
         if loop is None or loop.rounds * loop.size < _WORTH_BYTES:
             return False
-        if loop.rounds == ENDLESS and deadline == NEVER:
+        end = min(self._next_event(v), clock.host.next_deadline())
+        if (loop.rounds == ENDLESS and end == NEVER) or (end - clock.now()) // loop.size < 4:
             return False
-        rip, exits = q[RIP], clock.cell[1]
-        self._enter(loop.size)
-        if q[RIP] != rip or tuple(q[:16]) != loop.after or clock.cell[1] != exits:
+        rip, spent = q[RIP], clock.cell[CELL_SPENT]
+        self._execute_round(loop.size)
+        if q[RIP] != rip or tuple(q[:16]) != loop.after or clock.cell[CELL_SPENT] != spent:
             return False
-        rounds = min(loop.rounds - 2, (deadline - clock.now()) // NS_PER_BYTE // loop.size)
+        rounds = min(loop.rounds - 2, (end - clock.now()) // loop.size - 1)
         if rounds > 0:
             for i, step in enumerate(loop.step):
                 q[i] += rounds * step
-            self._code_bytes += rounds * loop.size
-            clock.advance_to(clock.now() + rounds * loop.size * NS_PER_BYTE)
-            self._enter(loop.size)  # which leaves the flags as they are then
+            clock.leave_out(rounds * loop.size)
+            self._begin_turn()  # those that would have ended by now would have changed nothing
+            self._execute_round(loop.size)
         return True
+
+    def _next_event(self, v: Vcpu) -> int:
+        """When something may happen to `v` where it only executes code: NEVER, if nothing can."""
+        clock = self.clock
+        deadline = min(clock.next_deadline(), next_update_of_system_time(v))
+        others = any(w.is_initialised and not w.pause_flags for w in self.domain.vcpus if w is not v)
+        if others or v.nmi_pending or v.event_needs_delivery():
+            return min(deadline, clock.turn_end)
+        return deadline
 
     def _pick(self) -> Vcpu | None:
         """The next runnable vCPU, in turn."""
@@ -320,14 +419,17 @@ class Machine:
         return None
 
     def _switch_to(self, v: Vcpu) -> None:
-        if self._running is v:
-            schedule_in(v)
-            return
         d, engine = self.domain, self.engine
-        old = self._running
+        old, was_idle = self._running, self._is_idle
+        self._is_idle = False
+        if old is v:
+            if was_idle:
+                schedule_in(v)
+            return
         if old is not None:
             old.saved_state = engine.save_state()
-            schedule_out(old)
+            if not was_idle:
+                schedule_out(old)
         if v.saved_state is not None:
             engine.load_state(v.saved_state)
         d.current_id = v.vcpu_id
@@ -362,7 +464,7 @@ class Machine:
             page_table_stores=self.ro_page_fault.stores,
             events_delivered=trace.events_delivered,
             tlb_flushes=self.engine.tlb_flushes,
-            code_bytes=self._code_bytes,
+            code_bytes=self.clock.code_bytes,
             system_time_ns=self.clock.now(),
         )
 

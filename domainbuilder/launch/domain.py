@@ -5,9 +5,8 @@
         dom.console.send("halt\\n")
         assert dom.wait().reason == "poweroff"
 
-Nothing that this host does reaches the guest. What is sent arrives where the guest stands, between two of its
-instructions. Limits on wall time are looked at now and then, as the guest's own clock goes, and only ever end
-the run.
+Nothing that this host does reaches the guest, save what is typed: that arrives where the guest stands,
+between two of its instructions. Limits on wall time are looked at now and then, and only ever end the run.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "RunningDomain", "launch"]
 
-_TICK = "launch"  # the name of our timer among the guest's
-_TICK_NS = 2_000_000
+_TICK = "launch"  # the name of our timer among the host's
+_TICK_NS = 10_000_000
 _GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
 _PAGE = 4096
 _FOREVER = 1e9  # seconds
@@ -113,6 +112,7 @@ class RunningDomain:
             image, memory=memory, vcpus=vcpus, console_output=self._output, upper_ptwr=upper_ptwr
         )
         self.machine.idle = self._idle
+        self.machine.attend = self._check_limits
         self.console = Console(self._run, self._send, self._transcript)
 
     def __enter__(self) -> Self:
@@ -231,8 +231,7 @@ class RunningDomain:
         """While the block runs, see to it that limits on wall time hold.
 
         They are looked at once every tick of the guest's time. A guest can make that last (with hypercalls
-        that cost it nothing and this host much): then what is left of the tick is taken from it, which ends
-        the engine's run at the next block of code. Nothing happens to a run that is within its limits.
+        that cost it nothing and this host much): then the machine is told to look at once.
         """
         done, thread = threading.Event(), None
         if self._deadline is not None:
@@ -249,7 +248,7 @@ class RunningDomain:
     def _watch(self, done: threading.Event, deadline: float) -> None:
         delay = deadline + _GRACE - time.monotonic()
         while not done.wait(max(delay, 0.0)):
-            self.machine.engine.cell[0] = -1
+            self.machine.nudge()
             delay = _GRACE / 10
 
     def _resume(self) -> Outcome | None:
@@ -258,6 +257,8 @@ class RunningDomain:
         self._running, self._interruption = True, None
         try:
             stop = self.machine.run()
+            if stop is not Stop.PAUSED:
+                self.machine.console.drain()
         finally:
             self._running = False
         if self._interruption is not None:
@@ -266,7 +267,6 @@ class RunningDomain:
             if self._expired:
                 return Outcome("timeout", self._expired)
             return Outcome("detached") if self._input is not None and self._input.detached else None
-        self.machine.console.drain()
         if stop is Stop.IDLE:
             if self._expired:
                 return Outcome("timeout", self._expired)
@@ -303,17 +303,21 @@ class RunningDomain:
         self._console_bytes += len(data)
         self._transcript.append(data)
         if self._sink is not None:
-            with self._interruptible():
-                self._sink(data)
+            try:
+                with self._interruptible():
+                    self._sink(data)
+            except BaseException as error:  # which must not end the guest's hypercall half done
+                self._interruption = error
+                self.machine.pause()
         if self._wanted is not None and self._wanted():
             self.machine.pause()
 
     def _arm_tick(self) -> None:
         clock = self.machine.clock
-        clock.set_timer(_TICK, min(clock.now() + _TICK_NS, self._guest_limit), self._tick)
+        clock.set_host_timer(_TICK, min(clock.now() + _TICK_NS, self._guest_limit), self._tick)
 
     def _tick(self) -> None:
-        """Every two milliseconds of the guest's time: are limits passed, has something been typed?"""
+        """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
         self._check_limits()
         if not self._expired:
             self._take_input(0.0)
@@ -335,12 +339,12 @@ class RunningDomain:
 
     def _send(self, data: bytes) -> None:
         self._check_open()
-        self.machine.console.input(data)
+        self.machine.input(data)
 
     def _take_input(self, seconds: float | None) -> bool:
         """Pass on what was typed within so many seconds; whether something was."""
         source = self._input
-        if source is None or not source.open or self.machine.console.pending_input >= _INPUT_ROOM:
+        if source is None or not source.open or self.machine.pending_input >= _INPUT_ROOM:
             return False
         if seconds != 0 and self._deadline is not None:
             left = max(self._deadline - time.monotonic(), 0.0)
@@ -350,14 +354,14 @@ class RunningDomain:
         if source.detached:
             self.machine.pause()
         elif data:
-            self.machine.console.input(data)
+            self.machine.input(data)
         return bool(data)
 
     def _idle(self, deadline: int) -> None:
         """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
         clock = self.machine.clock
-        clock.stop_timer(_TICK)
-        due = clock.next_deadline()
+        clock.host.stop(_TICK)
+        due = min(clock.next_deadline(), clock.host.next_deadline())
         if due == NEVER and deadline != NEVER:
             return  # the tick was all there was: the machine looks again, and finds that out
         due = due if due == NEVER else min(due, self._guest_limit)
@@ -378,7 +382,7 @@ class RunningDomain:
         now, started = clock.now(), time.monotonic_ns()
         typed = self._take_input(None if due == NEVER else max(due - now, 0) / 1e9)
         passed = now + time.monotonic_ns() - started
-        clock.advance_to(passed if typed or due == NEVER else due)
+        clock.advance_to(min(passed, due) if typed or due == NEVER else due)
 
 
 def launch(

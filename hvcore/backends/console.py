@@ -31,12 +31,13 @@ _WORD = 0xFFFFFFFF
 class ConsoleBackend(Device):
     """Both directions of one console ring. `output` gets what the guest prints, as it prints it."""
 
-    __slots__ = ("_input", "_output")
+    __slots__ = ("_input", "_output", "_shown")
 
     def __init__(self, ring: memoryview, output: Callable[[bytes], None]) -> None:
         super().__init__(ring)
         self._output = output
         self._input = bytearray()
+        self._shown = 0  # bytes at the head of the ring that `output` has had already
 
     def handle_event(self) -> None:
         """The guest notified: it printed, or it made room for input."""
@@ -46,8 +47,8 @@ class ConsoleBackend(Device):
             self.notify()
 
     def drain(self) -> None:
-        """Take what the guest left in the ring without notifying, as a crashing one does."""
-        self._take_output()
+        """Show what the guest left in the ring without notifying, as a crashing one does; it stays there."""
+        self._show(self._waiting_output())
 
     def input(self, data: bytes) -> None:
         """Type `data`; what does not fit in the ring waits for room."""
@@ -61,20 +62,32 @@ class ConsoleBackend(Device):
         return len(self._input)
 
     def _take_output(self) -> bool:
+        data = self._waiting_output()
+        if not data:
+            return False
+        _U32.pack_into(self.ring, XENCONS_OUT_CONS, _U32.unpack_from(self.ring, XENCONS_OUT_PROD)[0])
+        self._show(data)
+        self._shown = 0
+        return True
+
+    def _show(self, data: bytes) -> None:
+        new, self._shown = data[self._shown :], len(data)
+        if new:
+            self._output(new)
+
+    def _waiting_output(self) -> bytes:
+        """What is in the ring; nothing if it claims to hold more than it can."""
         ring = self.ring
         cons = _U32.unpack_from(ring, XENCONS_OUT_CONS)[0]
         prod = _U32.unpack_from(ring, XENCONS_OUT_PROD)[0]
         size = prod - cons & _WORD
-        if size == 0 or size > XENCONS_OUT_SIZE:
-            return False
+        if size > XENCONS_OUT_SIZE:
+            return b""
         start = cons & (XENCONS_OUT_SIZE - 1)
         first = min(size, XENCONS_OUT_SIZE - start)
-        data = bytes(ring[XENCONS_OUT + start : XENCONS_OUT + start + first])
-        if first < size:
-            data += bytes(ring[XENCONS_OUT : XENCONS_OUT + size - first])
-        _U32.pack_into(ring, XENCONS_OUT_CONS, prod)
-        self._output(data)
-        return True
+        return bytes(ring[XENCONS_OUT + start : XENCONS_OUT + start + first]) + bytes(
+            ring[XENCONS_OUT : XENCONS_OUT + size - first]
+        )
 
     def _push_input(self) -> bool:
         waiting = self._input

@@ -56,12 +56,17 @@ def force_update_vcpu_system_time(v: Vcpu) -> None:
         update_secondary_system_time(v, version, record)
 
 
+def next_update_of_system_time(v: Vcpu) -> int:
+    """When the record is to be published again: a second after the last time, at once if it was damaged."""
+    info = v.info
+    published = int(_U64.unpack_from(info, VCPU_TIME + _SYSTEM_TIME)[0])
+    tsc = _U64.unpack_from(info, VCPU_TIME + _TSC_TIMESTAMP)[0]
+    return published + EPOCH_NS if tsc and tsc == published * TSC_PER_NS else 0
+
+
 def update_vcpu_system_time(v: Vcpu) -> None:
     """Publish when a new second has begun since the last time, or when the guest damaged the record."""
-    info = v.info
-    published = _U64.unpack_from(info, VCPU_TIME + _SYSTEM_TIME)[0]
-    tsc = _U64.unpack_from(info, VCPU_TIME + _TSC_TIMESTAMP)[0]
-    if published + EPOCH_NS <= v.domain.clock.now() or tsc != published * TSC_PER_NS or not tsc:
+    if next_update_of_system_time(v) <= v.domain.clock.now():
         force_update_vcpu_system_time(v)
 
 

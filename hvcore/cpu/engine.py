@@ -3,8 +3,9 @@
 The engine runs guest code at CPL 1 or 3 through its own MMU: guest page tables hold machine addresses, and a
 machine address is a physical address here. Whatever leaves the guest (every exception and `int n`, `syscall`,
 `cpuid`, `rdtsc`) calls one of the handlers, which read and write the state window and return; the guest goes
-on from there without the engine being left. Pacing is synchronous: a callback of native code takes each
-block's size from a budget cell and stops the engine when it turns negative, so runs are exactly repeatable.
+on from there without the engine being left. Pacing is synchronous: at the head of each block of code a native
+callback either leaves, where the horizon is reached, or takes the block's size from what is left until then
+(clock.CELL_*). So runs are exactly repeatable, however often they are stopped.
 docs/engine.md tells what each oddity below is for.
 """
 
@@ -17,6 +18,7 @@ from typing import Protocol
 
 import unicorn.unicorn_py3.unicorn as _binding
 
+from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.code_pages import CodePages
 from hvcore.cpu.engine_internals import Internals
@@ -120,9 +122,9 @@ class _Msr(ctypes.Structure):
 class Engine:
     """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
 
-    `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`. `cell[0]` is the
-    budget in bytes of guest code; who takes from it otherwise adds that to `cell[1]`. `live_window=False`
-    forces the portable fallback.
+    `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`. `cell` is
+    the clock's block of words (clock.CELL_*), of which pacing uses LEFT and LIMIT. `live_window=False` forces
+    the portable fallback.
     """
 
     def __init__(self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True) -> None:
@@ -148,7 +150,7 @@ class Engine:
         self.q = self.window.q
         self.d = self.window.d
         self.code_pages = CodePages(self._lib, self._uc, self.window.cpu_address, phys_base, len(memory), ram)
-        self._cell = (ctypes.c_int64 * 2)()
+        self._cell = (ctypes.c_int64 * CELL_WORDS)()
         self.cell = memoryview(self._cell).cast("B").cast("q")
         self._ports = (ctypes.c_uint64 * PORTS_WORDS)()
         self.ports = memoryview(self._ports).cast("B").cast("Q")
@@ -163,9 +165,6 @@ class Engine:
         self._stop = self._lib.uc_emu_stop
         self.tlb_flushes = 0
         self.native_pacing = False
-        # Makes the budget negative; whoever reads time from it has another way to.
-        self.use_up_budget: Callable[[], None] = self._withhold_budget
-        self._withheld = 0  # of the budget, until the run has ended
 
     def _call(self, name: str, *args: object, handle: bool = True) -> None:
         err = getattr(self._lib, name)(*((self._uc,) if handle else ()), *args)
@@ -360,16 +359,18 @@ class Engine:
         cell, stop, uc = self.cell, self._stop, self._uc
 
         def count(_uc: int, _address: int, size: int, _data: int) -> None:
-            cell[0] -= size
-            if cell[0] < 0:
+            left = cell[CELL_LEFT]
+            if left <= cell[CELL_LIMIT]:
                 stop(uc)
+            else:
+                cell[CELL_LEFT] = left - size
 
         self._hook(_UC_HOOK_BLOCK, _BLOCK_CB(count))
 
     # -- running
 
     def run(self) -> None:
-        """Run the guest from the window's state until the budget is used up or `stop()` is called.
+        """Run the guest from the window's state until nothing is left or somebody wants the engine out.
 
         Raises what a handler raised, and EngineError for what no guest can be allowed to cause.
         """
@@ -384,8 +385,7 @@ class Engine:
             ctypes.c_size_t(0),
         )
         self._running = False
-        self.cell[0] += self._withheld
-        self._withheld = 0
+        self.cell[CELL_LIMIT] = 0
         if not self.window.live:
             self.window.load()
         if self._pending is not None:
@@ -401,14 +401,13 @@ class Engine:
         return self.ports[PORTS_READS], self.ports[PORTS_WRITES]
 
     def stop(self) -> None:
-        """End the run at the next instruction boundary (from a handler: when it returns)."""
-        if self.cell[0] >= 0:  # which may be all that a block looks at
-            self.use_up_budget()
+        """In a handler: end the run when it returns."""
+        self.cell[CELL_LIMIT] = OUT  # which may be all that is looked at
         self._stop(self._uc)
 
-    def _withhold_budget(self) -> None:
-        self._withheld = self.cell[0] + 1
-        self.cell[0] = -1
+    def want_out(self) -> None:
+        """For signal handlers and other threads: end this run, or the next, at a block of code."""
+        self.cell[CELL_LIMIT] = OUT
 
     def close(self) -> None:
         """Free the engine."""
@@ -526,7 +525,7 @@ class Engine:
                 self._write_register(first + i, ctypes.create_string_buffer(raw, len(raw)))
 
     def open_ports(self, cost: int) -> None:
-        """Let code in the present ring do port I/O with nothing behind it, for `cost` of the budget each.
+        """Let code in the present ring do port I/O with nothing behind it, for `cost` ns each.
 
         Until `close_ports()`; without it, and for the ports that Xen keeps, port I/O is a #GP.
         """

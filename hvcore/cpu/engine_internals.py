@@ -77,7 +77,7 @@ class Internals:
         return None if code is None else code[0]
 
     def pacing_callback(self) -> int | None:
-        """A native block hook that counts the budget down; None where the host has none."""
+        """A native block hook (native.pacing_callback()); None where the host has none."""
         self._lean = _lean_translation(self._lib)
         if self._lean is not None:
             return self._lean.pacing

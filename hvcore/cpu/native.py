@@ -73,15 +73,26 @@ def assemble(*parts: str | int) -> bytes:
 
 
 def pacing_callback(uc_emu_stop: int) -> bytes:
-    """UC_HOOK_BLOCK(uc, address, size, cell): `cell -= size; if (cell < 0) uc_emu_stop(uc)`."""
+    """UC_HOOK_BLOCK(uc, address, size, cell): `if (left <= limit) uc_emu_stop(uc); else left -= size`.
+
+    A block that is not executed is not paid for: a stop at a time is at the first block at whose head it has
+    come, whatever other stops there were before. The words are clock.CELL_*.
+    """
     return assemble(
         "89 d2",            # mov edx, edx
-        "48 29 11",         # sub [rcx], rdx
-        "78 >stop",         # js stop
-        "c3",               # ret
-        ":stop 48 b8", uc_emu_stop,  # mov rax, uc_emu_stop
+        *_PAY_OR_JUMP,
+        ":leave 48 b8", uc_emu_stop,  # mov rax, uc_emu_stop
         "ff e0",            # jmp rax
     )  # fmt: skip
+
+
+_PAY_OR_JUMP = (
+    "48 8b 01",         # mov rax, [rcx + 8 * CELL_LEFT]
+    "48 3b 41 10",      # cmp rax, [rcx + 8 * CELL_LIMIT]
+    "7e >leave",        # jle leave
+    "48 29 11",         # sub [rcx + 8 * CELL_LEFT], rdx
+    "c3",               # ret
+)  # fmt: skip
 
 
 def leaving_pacing_callback(uc_emu_stop: int, check_exit_request: int) -> bytes:
@@ -91,9 +102,7 @@ def leaving_pacing_callback(uc_emu_stop: int, check_exit_request: int) -> bytes:
     """
     return assemble(
         "89 d2",            # mov edx, edx
-        "48 29 11",         # sub [rcx], rdx
-        "78 >leave",        # js leave
-        "c3",               # ret
+        *_PAY_OR_JUMP,
         ":leave 57",        # push rdi
         "48 b8", uc_emu_stop,  # mov rax, uc_emu_stop
         "ff d0",            # call rax
@@ -130,7 +139,7 @@ def port_callback(raise_exception_err: int, *, out: bool) -> bytes:
     """in(uc, port, size, ports) and out(uc, port, size, value, ports), `ports` as `PORTS_*` say.
 
     In the ring that is open there is nothing behind a port: a read gives ones, a write is lost, each is
-    counted and takes its time from the budget. Otherwise, and for the ports that Xen keeps (0x70 and 0xcf8,
+    counted and takes its time. Otherwise, and for the ports that Xen keeps (0x70 and 0xcf8,
     and what is so near that a wider access reaches it), raise_exception_err(env, 13, 0): #GP.
     """
     return assemble(
@@ -148,8 +157,8 @@ def port_callback(raise_exception_err: int, *, out: bool) -> bytes:
         "48 ff 41 30" if out else "48 ff 41 28",  # inc qword [rcx + PORTS_WRITES or PORTS_READS]
         "4c 8b 51 18",      # mov r10, [rcx + PORTS_CELL]
         "48 8b 41 20",      # mov rax, [rcx + PORTS_COST]
-        "49 29 02",         # sub [r10], rax
-        "49 01 42 08",      # add [r10 + 8], rax
+        "49 29 02",         # sub [r10 + 8 * CELL_LEFT], rax
+        "49 01 42 08",      # add [r10 + 8 * CELL_SPENT], rax
         "b8 ff ff ff ff",   # mov eax, -1
         "c3",               # ret
         ":fault 48 8b 39",  # mov rdi, [rcx + PORTS_ENV]

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, TSC_PER_NS
+from hvcore.clock import NS_PER_EXIT, TSC_PER_NS
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import CS, DS, ES, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, SS
 from hvcore.errors import GuestError, GuestFault
@@ -295,7 +295,7 @@ def _read_port(v: Vcpu, port: int, size: int) -> None:
 def _open_ports(v: Vcpu) -> None:
     """Let the engine do what port I/O follows by itself, unless Xen has to look at each access."""
     if iopl_ok(v) and not v.debugreg[DR7_EMUL]:
-        v.domain.engine.open_ports(NS_PER_EXIT // NS_PER_BYTE)
+        v.domain.engine.open_ports(NS_PER_EXIT)
 
 
 def _address_mask(insn: Instruction) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hvcore.page_info import FrameTable
     from hvcore.trace import Trace
 
-_TABLE_COST = 2000  # of the budget, in bytes of code
+_TABLE_COST = 2000  # ns
 
 
 class PageTypes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore.clock import NS_PER_BYTE, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
+from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_SPENT, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP
 from hvcore.errors import DomainCrash, GuestFault
@@ -37,7 +37,6 @@ PFEC_reserved_bit, PFEC_insn_fetch = 8, 16
 X86_XEC_IDT = 2
 HYPERCALL_VECTOR = 0x82
 _CS_SELECTOR = (sw.SEGS + 24 * CS) // 4  # in the window's 32-bit words
-_EXIT_COST = NS_PER_EXIT // NS_PER_BYTE  # of the budget
 LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0
@@ -90,19 +89,14 @@ class Traps:
     def interrupt(self, vector: int) -> None:
         """An exception or `int n`; see engine.Handlers."""
         cell = self._cell
-        left = cell[0] - _EXIT_COST
-        cell[0] = left
-        cell[1] += _EXIT_COST
-        if left < 0:  # no block of code may follow that would notice
-            self.engine.stop()
+        cell[CELL_LEFT] -= NS_PER_EXIT
+        cell[CELL_SPENT] += NS_PER_EXIT
         if vector == HYPERCALL_VECTOR and self.int82 and self._words[_CS_SELECTOR] & 3 == self.kernel_cpl:
             try:
                 self.hypercall()
             except GuestFault as fault:  # an iret to a context that cannot be entered
                 self.inject_fault(fault)
-        else:
-            if self.ro.pending and self.ro.step_done(vector):
-                return
+        elif not (self.ro.pending and self.ro.step_done(vector)):
             self.trace.exceptions[vector] += 1
             try:
                 if self.engine.is_software_interrupt:
@@ -115,12 +109,14 @@ class Traps:
         info = v.info
         if (info[0] and not info[1]) or v.nmi_pending:
             self.test_all_events()
+        if cell[CELL_LEFT] <= cell[CELL_LIMIT]:  # no block of code may follow that would notice
+            self.engine.stop()
 
     def syscall(self) -> None:
         """The `syscall` instruction."""
         cell = self._cell
-        cell[0] -= _EXIT_COST
-        cell[1] += _EXIT_COST
+        cell[CELL_LEFT] -= NS_PER_EXIT
+        cell[CELL_SPENT] += NS_PER_EXIT
         d = self.d
         try:
             if self.frames.syscall_entry(d.vcpus[d.current_id]):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hvcore import abi as abi_module
-from hvcore.clock import Clock
+from hvcore.clock import CELL_WORDS, Clock
 from hvcore.common.domain import create_dom0
 from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
@@ -142,7 +142,7 @@ class Guest:
         if beside is None:
             mem = MachineMemory(domains * NR_PAGES, m2p_entry=8)
             frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-            self.cell = memoryview(bytearray(16)).cast("q")
+            self.cell = memoryview(bytearray(8 * CELL_WORDS)).cast("q")
             self.cell[0] = 1 << 40
             clock, domain_list = Clock(self.cell), {}
         else:

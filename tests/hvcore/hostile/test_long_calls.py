@@ -48,7 +48,7 @@ class Page:
 def to_the_end(world: World, number: int, *args: int) -> tuple[int, int]:
     """Make a call as often as it takes: its result, and how often that was."""
     for times in range(1, 10_000):
-        world.machine.clock.set_budget(BUDGET)
+        world.machine.clock.begin_turn(world.machine.clock.now() + BUDGET)
         try:
             return world.dispatch(world.v, number, (*args, 0, 0, 0, 0, 0)[:6]), times
         except HypercallPreempted as rest:
@@ -84,7 +84,7 @@ def test_mmuext_op_goes_on_where_it_was(world: World) -> None:
     count = 4096 // len(op)
     at = [m for m in world.mapped if m.writable][-3].va
     assert world.store(at, op * count)
-    world.machine.clock.set_budget(count * 50)
+    world.machine.clock.begin_turn(world.machine.clock.now() + count * 50)
     with pytest.raises(HypercallPreempted) as put_off:
         world.dispatch(world.v, H.mmuext_op, (at, count, 0, 0x7FF0, 0, 0))
     uops, left, _, _ = put_off.value.arguments
@@ -119,7 +119,7 @@ def test_a_multicall_entry_that_was_put_off_goes_on_in_its_place(world: World) -
     args, turns = (place.va, 3), 0
     while True:
         turns += 1
-        world.machine.clock.set_budget(BUDGET)
+        world.machine.clock.begin_turn(world.machine.clock.now() + BUDGET)
         rip = q[16]
         rc = world.call(H.multicall, (*args, 0, 0, 0, 0))
         if q[16] == rip:

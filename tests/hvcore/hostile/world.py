@@ -77,7 +77,7 @@ class World:
         self.mm = d.mm
         self.v = d.vcpus[0]
         self.dispatch = HypercallTable(d, self.machine.frames).dispatch
-        self.machine.clock.set_budget(1 << 40)
+        self.machine.clock.begin_turn(self.machine.clock.now() + (1 << 40))
         self.machine._switch_to(self.v)  # as the run loop does before anything runs
         self.crashes = 0
         self.most = self.abi.word_mask >> 1  # the largest result that is no error
@@ -133,7 +133,7 @@ class World:
                 return self.dispatch(self.v, number, args)
             except HypercallPreempted as rest:
                 args = (*rest.arguments, 0, 0, 0, 0, 0)[:6]
-                self.machine.clock.set_budget(1 << 40)
+                self.machine.clock.begin_turn(self.machine.clock.now() + (1 << 40))
         raise Broken(f"hypercall {number} is put off for ever")
 
     def fault(self, fault: GuestFault) -> None:
@@ -183,7 +183,7 @@ class World:
 
     def short_turn(self) -> None:
         """The vCPU's turn is as good as over: the next long call is put off."""
-        self.machine.clock.set_budget(0)
+        self.machine.clock.begin_turn(self.machine.clock.now())
 
     def revive(self) -> None:
         """Whatever stopped the vCPU has ended: the guest goes on."""
@@ -196,7 +196,7 @@ class World:
                 d.evtchn.pollers -= 1
             v.pause_flags &= ~1
         self.v.pause_flags = 0
-        self.machine.clock.set_budget(1 << 40)
+        self.machine.clock.begin_turn(self.machine.clock.now() + (1 << 40))
 
     def switch(self) -> None:
         """Another vCPU's turn, if there is one that could take it."""
@@ -250,8 +250,8 @@ class World:
     def _unbounded(self) -> list[str]:
         d, clock = self.d, self.machine.clock
         sizes = {
-            "timers": (len(clock._live), 16),
-            "timer heap": (len(clock._heap), 256),
+            "timers": (len(clock.timers._live), 16),
+            "timer heap": (len(clock.timers._heap), 256),
             "unknown hypercalls": (len(d.trace.unknown_hypercalls), 256),
             "grant handles": (len(d.grant_table.maptrack), 4096),
             "active grants": (len(d.grant_table.active), 32768),
