@@ -51,7 +51,12 @@ class Settings(NamedTuple):
 
     severities: dict[str, str] = {}  # noqa: RUF012 (never changed)
     page_size: int = PAGE
-    page_aligned: tuple[str, ...] = ("*.page_aligned*", "*..page_aligned*", "*_page_aligned")
+    page_aligned: tuple[str, ...] = (
+        "*.page_aligned*",
+        "*..page_aligned*",
+        "*_page_aligned",
+        "*.stack_aligned*",
+    )
     end_symbols: tuple[str, ...] = ("_end", "__end", "end", "kernel_end", "_kernel_end")
     page_symbols: tuple[str, ...] = (
         "swapper_pg_dir",

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from linker import rules
-from linker.findings import Rule
+from linker.findings import OFF, Rule
 from linker.fingerprint import fingerprints
 from linker.lint import Diagnostic, Report
 from linker.special import SPECIAL
@@ -21,7 +21,7 @@ def _descriptor(rule: Rule) -> dict[str, Any]:
         "shortDescription": {"text": rule.summary},
         "fullDescription": {"text": rule.why},
         "help": {"text": f"{rule.why}\n\nTo fix it: {rule.fix}"},
-        "defaultConfiguration": {"level": rule.severity},
+        "defaultConfiguration": {"enabled": False} if rule.severity == OFF else {"level": rule.severity},
     }
 
 

@@ -11,6 +11,12 @@ from linker.findings import Rule
 MODULES = {
     "alignment": "S",
     "placement": "S",
+    "taking": "S",
+    "keeping": "SM",
+    "bounding": "S",
+    "copying": "S",
+    "regions": "S",
+    "coverage": "SME",
     "names": "SE",
     "addresses": "ME",
     "orphans": "ME",

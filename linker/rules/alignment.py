@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker import ast
-from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, script_place
+from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import any_match
 from linker.outline import Outline, dot_alignment, expressions, walk
 
@@ -54,27 +54,55 @@ def page_aligned_order(context: Context) -> Iterator[Hit]:
 
 
 def page_aligned_tail(context: Context) -> Iterator[Hit]:
-    """Other input follows page-aligned input with no alignment in between."""
+    """Other input follows page-aligned input in a section that cares for pages, without a page's end."""
     outline = _outline(context)
+    page = context.settings.page_size
     for placed in outline.kept_sections:
+        if "percpu" in placed.section.name:
+            continue  # DEFINE_PER_CPU_PAGE_ALIGNED makes whole pages
+        cares = (outline.fold(placed.section.align) or 0) >= page
         open_pattern: ast.Pattern | None = None
+        small: ast.Assign | None = None
         for statement in placed.section.body:
-            if dot_alignment(statement, outline) is not None:
-                open_pattern = None
+            alignment = dot_alignment(statement, outline)
+            if alignment is not None:
+                enough = alignment == 0 or alignment >= page
+                cares = cares or enough
+                small = None if enough or not isinstance(statement, ast.Assign) else statement
+                open_pattern = None if enough else open_pattern
             elif isinstance(statement, ast.InputSpec):
                 pattern = _page_aligned(statement, context)
                 follower = pattern is None and bool(statement.sections)
                 if pattern is not None and statement.sections and statement.sections[-1] is not pattern:
                     follower, open_pattern = True, pattern
-                if follower and open_pattern is not None:
-                    yield Hit(
-                        f"nothing aligns '.' after '{open_pattern.name}' in {placed.section.name}: what "
-                        "follows may share its last page",
-                        script_place(open_pattern.span, open_pattern.name),
-                    )
+                if follower and open_pattern is not None and (cares or small is not None):
+                    yield _tail(placed.section, open_pattern, small, page, statement)
                     open_pattern = None
                 elif pattern is not None:
-                    open_pattern = pattern
+                    open_pattern, small = pattern, None
+
+
+def _tail(
+    section: ast.OutputSection,
+    pattern: ast.Pattern,
+    small: ast.Assign | None,
+    page: int,
+    after: ast.InputSpec,
+) -> Hit:
+    what = "nothing aligns '.'" if small is None else "what aligns '.' is less than a page"
+    fix: tuple[Edit, ...]
+    if small is not None:
+        fix = (Edit(small.value.span, f"ALIGN({page})", "align to the next page"),)
+    else:
+        before = ast.Span(after.span.start, after.span.start)
+        fix = (Edit(before, f". = ALIGN({page}); ", "align to the next page"),)
+    if pattern in (after.sections or ()):
+        fix = ()  # both stand in one list: it has to be taken apart
+    return Hit(
+        f"{what} after '{pattern.name}' in {section.name}: what follows may share its last page",
+        script_place(pattern.span, pattern.name),
+        fix,
+    )
 
 
 _FUNCTIONS = {"ALIGN": -1, "BLOCK": -1, "DATA_SEGMENT_ALIGN": 0}
@@ -123,7 +151,7 @@ def top_align_ignored(context: Context) -> Iterator[Hit]:
     for command in outline.sequence:
         if isinstance(command, ast.Assign):
             alignment = dot_alignment(command, outline)
-            if alignment is not None:
+            if alignment is not None and not _segment(command.value):
                 # Up to a word the inputs bring the alignment themselves; many scripts add it out of habit.
                 pending, used = (command if not 0 < alignment <= _WORD else None), False
             elif pending is not None and any(
@@ -139,6 +167,12 @@ def top_align_ignored(context: Context) -> Iterator[Hit]:
                     script_place(pending.span, command.name),
                 )
             pending = None
+
+
+def _segment(value: ast.Expr) -> bool:
+    return any(
+        isinstance(part, ast.Call) and part.function.startswith("DATA_SEGMENT") for part in walk(value)
+    )
 
 
 def align_with_input(context: Context) -> Iterator[Hit]:
@@ -208,7 +242,7 @@ RULES = (
         "write `. = ALIGN(4096);` after the pattern of the page-aligned sections.",
         ("S",),
         page_aligned_tail,
-        Example(script=_PAGE_GOOD.replace("    . = ALIGN(4096);\n", "")),
+        Example(script=_PAGE_GOOD.replace("ALIGN(4096)", "ALIGN(8)")),
         Example(script=_PAGE_GOOD),
     ),
     Rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker.elffile import PF_W, PF_X, SHT_NOBITS, Elf, Segment
-from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, elf_place
+from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, elf_place
 
 
 def _elf(context: Context) -> Elf:
@@ -181,7 +181,7 @@ RULES = (
     ),
     Rule(
         "rwx-load",
-        WARNING,
+        NOTE,
         "a LOAD segment is writable and executable",
         "Newer GNU ld warns of it too. Many kernels are linked so, GRUB's and Debian's among them: it is "
         "never more than a warning (OSv issue 1322, OP-TEE issue 5471).",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker import ast
-from linker.findings import ERROR, NOTE, WARNING, Context, Edit, Example, Hit, Rule, script_place
+from linker.findings import ERROR, NOTE, OFF, WARNING, Context, Example, Hit, Rule, script_place
 from linker.match import any_match, matches
 from linker.outline import Outline, is_dot, walk
+from linker.trial import section_of
+
+from .coverage import end_after
 
 
 def _outline(context: Context) -> Outline:
@@ -37,7 +40,7 @@ def common_missing(context: Context) -> Iterator[Hit]:
         return
     for placed in outline.kept_sections:
         spec = _bss_spec(placed.section)
-        if spec is not None:
+        if spec is not None and end_after(outline, placed, spec):
             yield Hit(
                 f"{placed.section.name} takes .bss but no pattern takes COMMON",
                 script_place(spec.span, placed.section.name),
@@ -50,15 +53,17 @@ def _at_zero(section: ast.OutputSection) -> bool:
 
 
 def dot_backwards(context: Context) -> Iterator[Hit]:
-    """The location counter is set to less than it must be already."""
+    """The location counter is set to less than it must be already, and a section is placed there."""
     outline = _outline(context)
     floor = 0
+    lowered: Hit | None = None
     for command in outline.sequence:
         if isinstance(command, ast.Assign) and command.target == ".":
             value = outline.fold(command.value) if command.op == "=" else None
+            lowered = None
             if value is not None:
                 if value < floor:
-                    yield Hit(
+                    lowered = Hit(
                         f"'.' goes back to {value:#x}; it is at least {floor:#x} here",
                         script_place(command.span, "."),
                     )
@@ -70,6 +75,9 @@ def dot_backwards(context: Context) -> Iterator[Hit]:
         elif isinstance(command, ast.OutputSection):
             yield from _backwards_inside(command, outline)
             address = outline.fold(command.address) if command.address is not None else None
+            if lowered is not None and command.address is None and not command.region:
+                yield lowered
+            lowered = None
             if command.region:
                 floor = 0
             elif address is not None:
@@ -134,44 +142,6 @@ def insert_past_end(context: Context) -> Iterator[Hit]:
             )
 
 
-def not_kept(context: Context) -> Iterator[Hit]:
-    """A table that only hardware or a loader reads is not in KEEP()."""
-    outline = _outline(context)
-    first = next((placed.section for placed in outline.kept_sections), None)
-    for section, spec in outline.inputs():
-        if spec.keep or section.name == "/DISCARD/":
-            continue
-        # Where execution starts at the vectors themselves, the entry symbol keeps them.
-        if section is first and outline.entry in {"_start", "__start"}:
-            continue
-        for pattern in spec.sections or ():
-            if any_match(context.settings.keep, pattern.name.rstrip("*")) and not _kept(
-                outline, pattern.name
-            ):
-                yield Hit(
-                    f"'{pattern.name}' is not in KEEP(): --gc-sections drops it, nothing refers to it",
-                    script_place(pattern.span, pattern.name),
-                    keep_edits(spec),
-                )
-
-
-def keep_edits(spec: ast.InputSpec) -> tuple[Edit, ...]:
-    """Return the edits that put an input description into KEEP()."""
-    start, end = spec.span
-    return (
-        Edit(ast.Span(start, start), "KEEP(", f"put {spec.file.name}(...) into KEEP()"),
-        Edit(ast.Span(end, end), ")", ""),
-    )
-
-
-def _kept(outline: Outline, name: str) -> bool:
-    """Tell whether the same pattern stands in a KEEP elsewhere, or what it takes is the entry."""
-    return any(
-        spec.keep and any(pattern.name == name for pattern in spec.sections or ())
-        for _, spec in outline.inputs()
-    )
-
-
 def missing_pattern(context: Context) -> Iterator[Hit]:
     """A section that the configuration expects is taken by no pattern."""
     outline = _outline(context)
@@ -220,6 +190,10 @@ def lma_not_charged(context: Context) -> Iterator[Hit]:
             continue
         if any(isinstance(part, ast.Call) and part.function == "ADDR" for part in walk(section.at)):
             continue
+        # A constant was chosen by someone who knows the memory; an address equal to the own one is charged.
+        there = section_of(outline, section.name)
+        if outline.fold(section.at) is not None or (there and there.load_address == there.address):
+            continue
         yield Hit(
             f"AT() of {section.name} loads outside of >{section.region}, and ld counts it in no region",
             script_place(section.at.span, section.name),
@@ -264,7 +238,7 @@ RULES = (
     ),
     Rule(
         "dot-backwards",
-        ERROR,
+        NOTE,
         "the location counter moves backwards",
         "Between output sections ld lets `.` go back without a word, and sections overlap or lie out of "
         "order; inside one it is an error only when it happens (esp32c3-direct-boot issue 4).",
@@ -291,18 +265,6 @@ RULES = (
         insert_past_end,
         Example(script="SECTIONS\n{\n  .mybuffer : { *(.mybuffer) }\n}\nINSERT AFTER .bss\n"),
         Example(script="SECTIONS\n{\n  .mybuffer : { *(.mybuffer) }\n}\nINSERT BEFORE .bss\n"),
-    ),
-    Rule(
-        "not-kept",
-        WARNING,
-        "a table that no code refers to must be in KEEP()",
-        "--gc-sections drops what nothing refers to; interrupt vectors and boot headers are read by hardware "
-        "and loaders only (cmsis-templates issue 2, croc issue 127).",
-        "write KEEP(*(.vectors)).",
-        ("S",),
-        not_kept,
-        Example(script="SECTIONS\n{\n  .text : { *(.vectors) *(.text) }\n}\n"),
-        Example(script="SECTIONS\n{\n  .text : { KEEP(*(.vectors)) *(.text) }\n}\n"),
     ),
     Rule(
         "missing-pattern",
@@ -356,7 +318,7 @@ RULES = (
     ),
     Rule(
         "noload-lma",
-        WARNING,
+        OFF,
         "a NOLOAD section inherits the load offset of the section before it",
         "Without AT> of its own the section keeps the distance between run and load address of the one "
         "before it in the same region: its load address lies in the ROM (pico-sdk issue 1538).",

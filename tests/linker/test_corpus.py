@@ -29,7 +29,13 @@ KNOWN = {
     ("lma-not-charged", "binutils-m68hc1x"): 8,
     ("lma-not-charged", "gcc-arm-none-eabi"): 4,
     ("lma-not-charged", "qbs-examples"): 2,
-    ("not-kept", "brickos"): 1,
+    ("load-address-odd", "gcc-arm-none-eabi"): 1,
+    ("not-kept", "brickos"): 2,
+    ("not-kept", "gcc-arm-none-eabi"): 2,
+    ("not-kept", "qbs-examples"): 4,
+    ("pattern-variants", "linux"): 1,
+    ("region-overlap", "binutils-m68hc1x"): 4,
+    ("shadowed-pattern", "gnu-efi"): 4,
 }
 
 

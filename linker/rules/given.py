@@ -1,0 +1,26 @@
+"""What a rule was given, for rules that are called only when it was."""
+
+from __future__ import annotations
+
+from linker.elffile import Elf
+from linker.findings import Context
+from linker.mapfile import LinkMap
+from linker.outline import Outline
+
+
+def outline_of(context: Context) -> Outline:
+    """Return the script."""
+    assert context.outline is not None
+    return context.outline
+
+
+def map_of(context: Context) -> LinkMap:
+    """Return the link map."""
+    assert context.map is not None
+    return context.map
+
+
+def elf_of(context: Context) -> Elf:
+    """Return the linked ELF."""
+    assert context.elf is not None
+    return context.elf
