@@ -11,9 +11,9 @@ from functools import lru_cache
 
 from . import ast
 from .evaluate import Known
-from .section_kinds import LINKER, SAMPLES, THREAD_ZERO, UNKNOWN, UNLOADED, kind_of
 from .layout import Contents, Layout, Piece, Section, Target, simulate
 from .outline import Outline
+from .section_kinds import LINKER, SAMPLES, THREAD_ZERO, UNKNOWN, UNLOADED, kind_of
 
 _TARGET = Target(headers=0x40, max_page=0x1000, common_page=0x1000)
 

@@ -8,8 +8,8 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.section_kinds import CODE, CONSTANT, DATA, THREAD_DATA, THREAD_ZERO, ZERO, kind_of
 from linker.outline import expressions, walk
+from linker.section_kinds import CODE, CONSTANT, DATA, THREAD_DATA, THREAD_ZERO, ZERO, kind_of
 from linker.trial import kinds_in, section_of, value_of, word_of
 
 from .given import outline_of

@@ -9,9 +9,9 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of, marks_dot, steps_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.section_kinds import CODE, CONSTANT, DATA, RESERVED, TABLE, THREAD_ZERO, UNKNOWN, UNLOADED, ZERO
 from linker.layout import Section
 from linker.outline import Outline, expressions, walk
+from linker.section_kinds import CODE, CONSTANT, DATA, RESERVED, TABLE, THREAD_ZERO, UNKNOWN, UNLOADED, ZERO
 from linker.trial import has_data, kinds_in, section_of, trial, value_of, word_of
 
 from .given import outline_of
@@ -268,7 +268,7 @@ def bss_before_data(context: Context) -> Iterator[Hit]:
         elif zeros:
             empty = (section, there)
         elif empty is not None:
-            if _one_segment(empty, (section, there)):
+            if section.address is None and _one_segment(empty, (section, there)):
                 yield Hit(
                     f"{section.name} has contents and follows {empty[0].name}: the file holds all the zeros "
                     "in between",

@@ -20,8 +20,8 @@ from linker.findings import (
     map_place,
     script_place,
 )
-from linker.section_kinds import CODE, CONSTANT, UNLOADED
 from linker.outline import Outline, Placed
+from linker.section_kinds import CODE, CONSTANT, UNLOADED
 from linker.settings import DEFAULTS
 from linker.trial import kinds_in
 

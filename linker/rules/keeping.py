@@ -9,9 +9,9 @@ from functools import lru_cache
 from linker import ast
 from linker.bounds import bounds_of
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, map_place, script_place
-from linker.section_kinds import TABLE, UNKNOWN, kind_of
 from linker.match import any_match
 from linker.outline import Outline
+from linker.section_kinds import TABLE, UNKNOWN, kind_of
 
 from .given import map_of, outline_of
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from linker import ast
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, script_place
-from linker.section_kinds import CODE, CONSTANT, DATA, TABLE, UNLOADED, ZERO
 from linker.outline import Outline, is_dot, walk
+from linker.section_kinds import CODE, CONSTANT, DATA, TABLE, UNLOADED, ZERO
 from linker.trial import kinds_in, section_of, trial
 
 from .given import outline_of

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.section_kinds import UNLOADED, kind_of
 from linker.match import is_glob, matches
 from linker.outline import Outline
+from linker.section_kinds import UNLOADED, kind_of
 
 from .given import outline_of
 

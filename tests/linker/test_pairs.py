@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from linker import rules
 from linker.elffile import SHT_NOBITS, Elf, read_elf
 from linker.findings import Context
-from linker.lint import Inputs, check
+from linker.lint import Inputs
 from linker.lint import run as lint
 from linker.mapfile import read_map
 from linker.outline import Outline
@@ -160,8 +161,8 @@ MECHANICAL = sorted(
 @pytest.mark.parametrize("name", MECHANICAL)
 def test_the_edits_end_the_harm(linked, tmp_path, name):
     text = (PAIRS / f"{name}.bad.ld").read_text()
-    findings = check(Context(DEFAULTS, Outline(parse(text))), "S")
-    edits = {edit for finding in findings if finding.rule == RULES[name] for edit in finding.fix}
+    rule = rules.find(RULES[name])
+    edits = {edit for hit in rule.check(Context(DEFAULTS, Outline(parse(text)))) for edit in hit.fix}
     assert edits
     for edit in sorted(edits, key=lambda edit: edit.span, reverse=True):
         text = text[: edit.span.start] + edit.text + text[edit.span.end :]
