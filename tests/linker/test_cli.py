@@ -231,7 +231,7 @@ def test_format_keeps_comments_and_meaning(command, put):
 
 
 def test_select_and_ignore(command, put):
-    put("k.lds", BAD.replace("*(.data) ", "*(.data) . = ALIGN(6); *(.bss) "))
+    put("k.lds", BAD.replace("*(.data) ", "*(.data) . = ALIGN(6); *(.bss) _end = .; "))
     both = {"align-not-power-of-two", "page-aligned-order"}
 
     def found(*words):
