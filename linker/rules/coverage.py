@@ -37,11 +37,9 @@ def pattern_variants(context: Context) -> Iterator[Hit]:
     outline = outline_of(context)
     if outline.inserts or any(spec.sections is None for _, spec in outline.inputs()):
         return
-    covered = {
-        name for name in (*_VARIED, ".text") if outline.catches(f"{name}.x") or outline.catches(f"{name}$x")
-    }
-    if not covered:
-        return  # made for objects without -ffunction-sections and -fdata-sections
+    covered = {name for name in (*_VARIED, ".text") if outline.catches(f"{name}.x")}
+    if not covered or outline.catches(".text$x"):
+        return  # made for objects without -ffunction-sections and -fdata-sections, or for PE
     for name in _VARIED:
         if name in covered:
             continue
