@@ -26,7 +26,8 @@ from domainbuilder.plan.domain_plan import (
 from domainbuilder.plan.pgtables import setup_pgtables_pv
 from domainbuilder.plan.segments import KERNEL, MODULE0, PHYS2MACH, Segment
 from domainbuilder.plan.start_info import StartInfo, shared_info
-from domainbuilder.plan.vcpu_context import VcpuContext, xen_pfn_to_cr3
+from domainbuilder.plan.vcpu_context import VcpuContext
+from hvcore.public.vcpu_guest_context import xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT
 
 __all__ = ["DomainImage", "DomainPlan", "build", "plan"]

@@ -20,7 +20,7 @@ from domainbuilder.build.guest_memory import GuestMemory
 from domainbuilder.errors import ImageError, Where
 from domainbuilder.kernel.elf import EM_386, EM_X86_64
 from domainbuilder.output import atomic_output
-from domainbuilder.plan.vcpu_context import VCPU_CONTEXT_SIZE
+from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT_SIZE
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 ET_CORE = 4
@@ -43,7 +43,7 @@ _SECTIONS = (  # name, type, alignment, entry size
     (".shstrtab", _SHT_STRTAB, 1, 0),
     (".note.Xen", _SHT_NOTE, 4, 0),
     (".note.domainbuilder", _SHT_NOTE, 4, 0),
-    (".xen_prstatus", _SHT_PROGBITS, 8, VCPU_CONTEXT_SIZE[8]),
+    (".xen_prstatus", _SHT_PROGBITS, 8, VCPU_GUEST_CONTEXT_SIZE[8]),
     (".xen_shared_info", _SHT_PROGBITS, 8, PAGE_SIZE),
     (".xen_pages", _SHT_PROGBITS, PAGE_SIZE, PAGE_SIZE),
     (".xen_p2m", _SHT_PROGBITS, 8, 16),
@@ -74,7 +74,7 @@ def _write(image: DomainImage, fd: int) -> int:
         ".shstrtab": names,
         ".note.Xen": _xen_notes(nr_pages, width),
         ".note.domainbuilder": _note(OWNER, NOTE_BUILD, _build_note(image)),
-        ".xen_prstatus": image.context.pack(width).ljust(VCPU_CONTEXT_SIZE[8], b"\0"),
+        ".xen_prstatus": image.context.pack(width).ljust(VCPU_GUEST_CONTEXT_SIZE[8], b"\0"),
         ".xen_shared_info": image.shared_info,
         ".xen_p2m": memoryview(p2m).cast("B"),
     }

@@ -36,7 +36,8 @@ from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.domain_plan import DomainPlan, lay_out
 from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
-from domainbuilder.plan.vcpu_context import VcpuContext, xen_pfn_to_cr3
+from domainbuilder.plan.vcpu_context import VcpuContext
+from hvcore.public.vcpu_guest_context import xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ["is_image", "load_image", "save_image"]

@@ -48,6 +48,7 @@ from hvcore.public.vcpu import (
 from hvcore.public.vcpu import (
     vcpu_set_periodic_timer as set_periodic_timer_t,
 )
+from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT_SIZE
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.vcpu import VPF_down
 
@@ -90,12 +91,12 @@ def map_vcpu_info(curr: Vcpu, v: Vcpu, mfn: int, offset: int) -> int:
 
 
 def _initialise(_curr: Vcpu, v: Vcpu, arg: int) -> int:
-    from hvcore.pv.vcpu_context import CONTEXT_SIZE, arch_set_info_guest
+    from hvcore.pv.vcpu_context import arch_set_info_guest
 
     if has_dummy_info(v):
         return -EINVAL
     d = v.domain
-    raw = d.guest.copy_from(arg, CONTEXT_SIZE[d.abi.word])
+    raw = d.guest.copy_from(arg, VCPU_GUEST_CONTEXT_SIZE[d.abi.word])
     return -EEXIST if v.is_initialised else arch_set_info_guest(v, raw)
 
 

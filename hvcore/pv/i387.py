@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.public.vcpu_guest_context import FXSAVE_SIZE
+
 if TYPE_CHECKING:
     from hvcore.cpu.engine import Engine
 
-FXSAVE_SIZE = 512
 MXCSR_MASK = 0xFFFF
 _HEAD = struct.Struct("<HHB19xI")  # fcw, fsw, ftw, mxcsr
 _ST, _XMM, _SLOT = 32, 160, 16  # registers of ten and of sixteen bytes, in slots of sixteen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -11,34 +10,12 @@ from domainbuilder.build.guest_memory import linear_frames
 from domainbuilder.plan.domain_plan import lay_out
 from domainbuilder.plan.vcpu_context import (
     VCPU_CONTEXT_FIELDS,
-    VCPU_CONTEXT_SIZE,
     VcpuContext,
-    xen_pfn_to_cr3,
 )
-from tests.domainbuilder.c_headers import assert_c_agrees
+from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT_SIZE, xen_pfn_to_cr3
 from tests.domainbuilder.libxenguest import FIRST_MFN, Reference
 
-C_NAMES = {"vgcf": "flags", "cr3": "ctrlreg[3]", "dr6": "debugreg[6]", "dr7": "debugreg[7]"}
 PLAIN = ("cs", "ss", "ds", "es", "fs", "gs")
-
-
-def c_name(field: str, width: int) -> str:
-    if field in C_NAMES:
-        return C_NAMES[field]
-    if field in ("kernel_ss", "kernel_sp", "vm_assist"):
-        return field
-    return "user_regs." + (field if field in PLAIN or field[1:].isdigit() else "er"[width == 8] + field)
-
-
-@pytest.mark.parametrize("width", [4, 8])
-def test_layout_is_that_of_the_headers(width: int, tmp_path: Path) -> None:
-    facts = {"sizeof(struct vcpu_guest_context)": VCPU_CONTEXT_SIZE[width]}
-    sizes = {"H": 2, "I": 4, "Q": 8}
-    for field, (offset, fmt) in VCPU_CONTEXT_FIELDS[width].items():
-        name = c_name(field, width)
-        facts[f"offsetof(struct vcpu_guest_context, {name})"] = offset
-        facts[f"sizeof(((struct vcpu_guest_context *)0)->{name})"] = sizes[fmt]
-    assert_c_agrees(facts, width, tmp_path)
 
 
 def test_every_register_is_libxenguests(reference: Reference) -> None:
@@ -67,12 +44,5 @@ def test_pack_and_unpack(width: int) -> None:
         **{field.name: 0 for field in fields(VcpuContext) if field.name not in names},
     )
     packed = context.pack(width)
-    assert len(packed) == VCPU_CONTEXT_SIZE[width]
+    assert len(packed) == VCPU_GUEST_CONTEXT_SIZE[width]
     assert VcpuContext.unpack(packed, width) == context
-
-
-def test_cr3_folds_high_frames_for_a_32_bit_guest() -> None:
-    """xen_pfn_to_cr3 of xen-x86_32.h: the bits above 4 GB come around at the bottom."""
-    assert xen_pfn_to_cr3(0x105A5, 4) == 0x105A5000
-    assert xen_pfn_to_cr3(0x300001, 4) == 0x00001003
-    assert xen_pfn_to_cr3(0x300001, 8) == 0x300001000

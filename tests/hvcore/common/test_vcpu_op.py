@@ -11,6 +11,7 @@ from hvcore.errors import GuestError
 from hvcore.public import vcpu as pub
 from hvcore.public.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, ENXIO
 from hvcore.public.sched import SHUTDOWN_poweroff
+from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT_SIZE
 from hvcore.public.xen import VIRQ_TIMER
 from hvcore.vcpu import RUNSTATE_running, VPF_blocked, VPF_down
 from tests.hvcore.common.test_schedule import bind_timer
@@ -53,7 +54,7 @@ def test_initialise_order_of_refusals(guest: Guest, monkeypatch: pytest.MonkeyPa
     vcpu_context: Any = pytest.importorskip("hvcore.pv.vcpu_context")
     raws: list[bytes] = []
     monkeypatch.setattr(vcpu_context, "arch_set_info_guest", lambda _v, raw: raws.append(raw) or 0)
-    size = vcpu_context.CONTEXT_SIZE[guest.d.abi.word]
+    size = VCPU_GUEST_CONTEXT_SIZE[guest.d.abi.word]
     assert do_vcpu_op(guest.v, pub.VCPUOP_initialise, 0, guest.ARG) == -EEXIST
     assert do_vcpu_op(guest.v, pub.VCPUOP_initialise, 1, guest.ARG) == 0
     assert [len(raw) for raw in raws] == [size]

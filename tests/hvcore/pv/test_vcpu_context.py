@@ -3,60 +3,32 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 import pytest
 
 from hvcore.public.errno import EINVAL
-from hvcore.pv import vcpu_context
-from hvcore.pv.vcpu_context import VGCF_i387_valid, arch_set_info_guest, compat_cr3_to_pfn
-from tests.domainbuilder.c_headers import assert_c_agrees
+from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT, VCPU_GUEST_CONTEXT_SIZE, VGCF_i387_valid
+from hvcore.pv.vcpu_context import arch_set_info_guest
 from tests.hvcore.pv_cpu import DATA, PV32, PV64, PvCpu
-
-USER_REGS = ("eip", "cs", "eflags", "esp", "ss", "es", "ds", "fs", "gs")
-GPRS32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
-GPRS64 = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-WIDE = {"eip": "rip", "eflags": "rflags", "esp": "rsp"}
-
-
-@pytest.mark.parametrize("word", [4, 8])
-def test_offsets_are_those_of_the_headers(word: int, tmp_path: Path) -> None:
-    context = "struct vcpu_guest_context"
-    facts = {f"sizeof({context})": vcpu_context.CONTEXT_SIZE[word]}
-    for name, (offset, _format) in vcpu_context._FIELDS[word].items():
-        field = f"user_regs.{WIDE.get(name, name) if word == 8 else name}" if name in USER_REGS else name
-        facts[f"offsetof({context}, {field})"] = offset
-    for name, offset in zip(GPRS32 if word == 4 else GPRS64, vcpu_context._GPRS[word], strict=True):
-        facts[f"offsetof({context}, user_regs.{name})"] = offset
-    callback = "event_callback_cs" if word == 4 else "event_callback_eip"
-    names = ("trap_ctxt", "gdt_frames", "ctrlreg", "debugreg", callback)
-    for name, offset in zip(names, vcpu_context._ARRAYS[word], strict=True):
-        facts[f"offsetof({context}, {name})"] = offset
-    facts["sizeof(struct trap_info)"] = vcpu_context._TRAP_INFO[word].size
-    assert len(facts) > 28
-    assert_c_agrees(facts, word, tmp_path)
 
 
 def context(cpu: PvCpu, **fields: int) -> bytes:
     word = cpu.abi.word
-    raw = bytearray(vcpu_context.CONTEXT_SIZE[word])
+    raw = bytearray(VCPU_GUEST_CONTEXT_SIZE[word])
     values = {
-        "flags": 4,
-        "eip": 0x10000,
+        "vgcf": 4,
+        "ip": 0x10000,
         "cs": cpu.abi.flat_kernel_cs,
         "ss": cpu.abi.flat_kernel_ss,
-        "esp": 0x12000,
-        "eflags": 0x3202,
+        "sp": 0x12000,
+        "flags": 0x3202,
         "kernel_ss": cpu.abi.flat_kernel_ss,
         "kernel_sp": 0x13000,
     } | fields
-    ctrlreg = vcpu_context._ARRAYS[word][2]
-    cr3 = values.pop("cr3", cpu.base << 12)
-    raw[ctrlreg + 3 * word : ctrlreg + 4 * word] = cr3.to_bytes(word, "little")
+    values.setdefault("cr3", cpu.base << 12)
     for name, value in values.items():
-        offset, code = vcpu_context._FIELDS[word][name]
-        size = {"H": 2, "I": 4, "Q": 8}[code]
-        raw[offset : offset + size] = value.to_bytes(size, "little")
+        offset, code = VCPU_GUEST_CONTEXT[word][name]
+        struct.pack_into("<" + code, raw, offset, value)
     return bytes(raw)
 
 
@@ -89,7 +61,7 @@ def fxsave(mxcsr: int) -> bytes:
 def fpu_of(cpu: PvCpu, image: bytes, flags: int) -> bytes:
     """What `fxsave` stores as the first instruction of a vCPU with this image in its context."""
     cpu.engine.load_fpu((0x37F, 0, 0xFF, 0x1F80), [b"\x77" * 10] * 8, [b"\x77" * 16] * 16)  # another's
-    raw = bytearray(context(cpu, flags=flags))
+    raw = bytearray(context(cpu, vgcf=flags))
     raw[:512] = image
     assert arch_set_info_guest(cpu.v, bytes(raw)) == 0
     assert cpu.v.saved_state
@@ -140,7 +112,7 @@ def test_contexts_that_are_refused(cpu: PvCpu, fields: dict[str, int]) -> None:
     assert cpu.d.frames.count.tolist() == before
 
 
-ADDRESSES = ("eip", "esp", "kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user", "ldt_base")
+ADDRESSES = ("ip", "sp", "kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user", "ldt_base")
 
 
 @pytest.mark.parametrize("name", ADDRESSES)
@@ -152,18 +124,9 @@ def test_addresses_are_canonical(name: str) -> None:
 def test_callbacks_are_canonical(callback: int) -> None:
     cpu = PvCpu(PV64)
     raw = bytearray(context(cpu))
-    struct.pack_into("<Q", raw, vcpu_context._ARRAYS[8][4] + 8 * callback, 1 << 63)
+    struct.pack_into("<Q", raw, VCPU_GUEST_CONTEXT[8]["callbacks"][0] + 8 * callback, 1 << 63)
     assert arch_set_info_guest(cpu.v, bytes(raw)) == -EINVAL
 
 
 def test_the_ldt_is_none_of_xens_memory() -> None:
     assert arch_set_info_guest(PvCpu(PV64).v, context(PvCpu(PV64), ldt_base=0xFFFF820000000000)) == -EINVAL
-
-
-def test_compat_cr3(tmp_path: Path) -> None:
-    for pfn in (0, 1, 0x12345, 0xFFFFF, 0x100000, 0xABCDEF01):
-        cr3 = (pfn << 12 | pfn >> 20) & 0xFFFFFFFF  # xen_pfn_to_cr3() of xen-x86_32.h
-        assert compat_cr3_to_pfn(cr3) == pfn
-    assert_c_agrees(
-        {"xen_pfn_to_cr3(0x12345678u)": 0x45678123, "xen_cr3_to_pfn(0x45678123u)": 0x12345678}, 4, tmp_path
-    )
