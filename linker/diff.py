@@ -1,11 +1,12 @@
-"""What changed in the layout between two linked ELF files: moved, grew, lost alignment."""
+"""What changed in the layout between two linked ELF files: what moved, grew, lost alignment, symbols too."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .elffile import Elf, ElfSection
+from .elffile import SHN_ABS, Elf, ElfSection, ElfSymbol
 
 PAGE = 4096
 _MOST_SYMBOLS = 20
@@ -13,9 +14,12 @@ _CHECKED_ALIGNMENT = 64
 
 
 class Change(NamedTuple):
-    """One difference; `kind` is added, removed, moved, size, alignment or symbol; `lost`: lost alignment.
+    """One difference; `lost`: something lost its alignment.
 
-    `old` and `new` are addresses, sizes or alignments in bytes, by kind.
+    `kind` is added, removed, moved, size or alignment of a section; symbol for one that is no longer on a
+    page; symbols-moved for `several` symbols from `name` to `last` that moved together inside of `section`;
+    symbol-size, symbol-section, symbol-added, symbol-removed. `old` and `new` are addresses, sizes or
+    alignments in bytes, by kind.
     """
 
     kind: str
@@ -23,6 +27,9 @@ class Change(NamedTuple):
     old: int | None
     new: int | None
     lost: bool = False
+    section: str = ""
+    last: str = ""
+    several: int = 1
 
 
 def _power(value: int) -> int:
@@ -72,40 +79,143 @@ def symbol_changes(old: Elf, new: Elf) -> Iterator[Change]:
             yield Change("symbol", symbol.name, was, symbol.address, lost=True)
 
 
+class _Named(NamedTuple):
+    symbol: ElfSymbol
+    section: str
+    start: int  # of the section
+
+
+_STT_SECTION, _STT_FILE = 3, 4
+
+
+def _named(elf: Elf) -> dict[str, _Named]:
+    """Return the symbols that one name stands for: those of allocated sections, and absolute ones."""
+    out: dict[str, _Named] = {}
+    twice: set[str] = set()
+    for symbol in elf.symbols():
+        if symbol.info & 15 in {_STT_SECTION, _STT_FILE}:
+            continue
+        section = elf.section_index(symbol.section)
+        if section is None and symbol.section != SHN_ABS:
+            continue
+        if section is not None and not section.allocated:
+            continue
+        if symbol.name in out:
+            twice.add(symbol.name)
+        named = ("", 0) if section is None else (section.name, section.address)
+        out[symbol.name] = _Named(symbol, *named)
+    for name in twice:
+        del out[name]
+    return out
+
+
+def moved_symbols(old: Elf, new: Elf) -> Iterator[Change]:
+    """Yield what happened to symbols. One that moved with all of its section has not moved: the section has.
+
+    Symbols that moved together, because something before them grew, are one change.
+    """
+    before, after = _named(old), _named(new)
+    run: list[tuple[_Named, _Named]] = []
+    for now in sorted(after.values(), key=lambda one: (one.section, one.symbol.address, one.symbol.name)):
+        was = before.get(now.symbol.name)
+        if was is None:
+            continue
+        if run and (now.section != run[0][1].section or _shift(was, now) != _shift(*run[0])):
+            yield from _together(run)
+            run = []
+        if was.section != now.section:
+            yield Change(
+                "symbol-section", now.symbol.name, was.symbol.address, now.symbol.address,
+                section=f"{was.section or 'absolute'} -> {now.section or 'absolute'}",
+            )  # fmt: skip
+        elif _shift(was, now):
+            run.append((was, now))
+        if was.symbol.size != now.symbol.size:
+            yield Change(
+                "symbol-size", now.symbol.name, was.symbol.size, now.symbol.size, section=now.section
+            )
+    yield from _together(run)
+    for kind, here, there in (("symbol-added", after, before), ("symbol-removed", before, after)):
+        for name in sorted(here.keys() - there.keys(), key=lambda name: (-here[name].symbol.size, name)):
+            size = here[name].symbol.size
+            added = kind == "symbol-added"
+            yield Change(
+                kind, name, None if added else size, size if added else None, section=here[name].section
+            )
+
+
+def _shift(was: _Named, now: _Named) -> int:
+    """Return by how much a symbol moved inside of its section."""
+    return (now.symbol.address - now.start) - (was.symbol.address - was.start)
+
+
+def _together(run: list[tuple[_Named, _Named]]) -> Iterator[Change]:
+    if run:
+        (was, now), last = run[0], run[-1][1].symbol.name
+        yield Change(
+            "symbols-moved", now.symbol.name, was.symbol.address, now.symbol.address, section=now.section,
+            last=last, several=len(run),
+        )  # fmt: skip
+
+
 def compare(old: Elf, new: Elf) -> list[Change]:
     """Return all changes."""
-    return [*section_changes(old, new), *symbol_changes(old, new)]
+    return [*section_changes(old, new), *symbol_changes(old, new), *moved_symbols(old, new)]
+
+
+def _sized(change: Change) -> str:
+    delta = (change.new or 0) - (change.old or 0)
+    return f"{change.name}: {change.old} -> {change.new} bytes ({delta:+})"
 
 
 def _text(change: Change) -> str:
+    where = f" in {change.section}" if change.section else ""
     match change.kind:
-        case "added":
-            return f"added    {change.name}: {change.new} bytes"
-        case "removed":
-            return f"removed  {change.name}: {change.old} bytes"
-        case "size":
-            delta = (change.new or 0) - (change.old or 0)
-            verb = "grew" if delta > 0 else "shrank"
-            return f"{verb:8} {change.name}: {change.old} -> {change.new} bytes ({delta:+})"
+        case "added" | "symbol-added":
+            return f"added    {change.name}: {change.new} bytes{where}"
+        case "removed" | "symbol-removed":
+            return f"removed  {change.name}: {change.old} bytes{where}"
+        case "size" | "symbol-size":
+            verb = "grew" if (change.new or 0) > (change.old or 0) else "shrank"
+            return f"{verb:8} {_sized(change)}{where}"
         case "moved":
             return f"moved    {change.name}: {change.old:#x} -> {change.new:#x}"
+        case "symbols-moved":
+            names = (
+                change.name
+                if change.several == 1
+                else f"{change.several} symbols, {change.name} to {change.last}"
+            )
+            return f"moved    {names}: {change.old:#x} -> {change.new:#x}{where}"
+        case "symbol-section":
+            return f"moved    {change.name}: {change.section}, {change.old:#x} -> {change.new:#x}"
         case "alignment":
             return f"aligned  {change.name}: {change.old} -> {change.new}"
     return f"symbol   {change.name}: {change.old:#x} -> {change.new:#x}"
 
 
-def render(changes: list[Change]) -> str:
-    """Return the changes as text, a line each; those that lost alignment say so."""
+_MORE = {
+    "symbol": "symbols that lost their alignment",
+    "symbols-moved": "places where symbols moved",
+    "symbol-size": "symbols that grew or shrank",
+    "symbol-section": "symbols that moved to another section",
+    "symbol-added": "new symbols",
+    "symbol-removed": "symbols that are gone",
+}
+
+
+def render(changes: list[Change], *, everything: bool = False) -> str:
+    """Return the changes as text, a line each; of each kind about symbols the first ones, or all."""
     lines = []
-    symbols = 0
+    seen: Counter[str] = Counter()
     for change in changes:
-        if change.kind == "symbol":
-            symbols += 1
-            if symbols > _MOST_SYMBOLS:
-                continue
-        lines.append(_text(change) + ("  LOST ALIGNMENT" if change.lost else ""))
-    if symbols > _MOST_SYMBOLS:
-        lines.append(f"and {symbols - _MOST_SYMBOLS} more symbols that lost their alignment")
+        seen[change.kind] += 1
+        if everything or change.kind not in _MORE or seen[change.kind] <= _MOST_SYMBOLS:
+            lines.append(_text(change) + ("  LOST ALIGNMENT" if change.lost else ""))
+    if not everything:
+        for kind, what in _MORE.items():
+            if seen[kind] > _MOST_SYMBOLS:
+                lines.append(f"and {seen[kind] - _MOST_SYMBOLS} more {what}")
     return "\n".join(lines or ["the layouts are the same"]) + "\n"
 
 

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Literal, NamedTuple, TypeAlias
 
 from .errors import LayoutInputError
+from .source import read_stream
 
 SHT_PROGBITS = 1
 SHT_SYMTAB = 2
@@ -42,6 +43,7 @@ ET_REL = 1
 
 MAX_SECTIONS = 100_000
 MAX_SYMBOLS = 20_000_000
+MAX_PIPED = 1 << 30  # of a file that comes through a pipe and must be held in memory
 
 _SEGMENT_NAMES = {
     0: "NULL",
@@ -407,8 +409,10 @@ def read_elf(path: str, unpack: Unpack | None = None) -> Elf:
         with Path(path).open("rb") as stream:
             try:
                 return Elf(path, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-            except ValueError:
-                # Empty files and special files cannot be mapped.
-                return Elf(path, stream.read(1 << 20))
+            except (ValueError, OSError):
+                # Empty files, pipes and devices cannot be mapped.
+                head = stream.read(4)
+                rest = read_stream(stream, path, MAX_PIPED) if head == b"\x7fELF" else b""
+                return Elf(path, head + rest)
     except OSError as error:
         raise LayoutInputError(f"cannot be read: {error.strerror}", file=path) from error

@@ -7,14 +7,16 @@ calls), and by LLVM 14, lld/ELF/MapFile.cpp. A map is read line by line and may 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .errors import LayoutInputError
 
 MAX_MAP = 1 << 30
 MAX_LINE = 1 << 16
+# What GNU ld lists before the first heading: archive members and who needed them, common symbols.
+MAX_PREAMBLE = 64 << 20
 
 
 class MapInput(NamedTuple):
@@ -349,13 +351,33 @@ def parse_map(path: str, lines: Iterable[bytes]) -> LinkMap:
     )  # fmt: skip
 
 
+_HEADS = (b"Memory Configuration", b"Linker script and memory map", b"Discarded input sections", b"     ")
 _GNU_HEADS = ("Memory Configuration", "Linker script and memory map", "Discarded input sections")
+
+
+def _bounded(path: str, stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a stream, each cut at MAX_LINE; a stream without an end is refused."""
+    read = 0
+    before_heading = True
+    while line := stream.readline(MAX_LINE):
+        yield line
+        read += len(line)
+        while len(line) == MAX_LINE and line[-1:] != b"\n" and read <= MAX_MAP:
+            line = stream.readline(MAX_LINE)
+            read += len(line)
+        before_heading = before_heading and not line.startswith(_HEADS)
+        limit = MAX_PREAMBLE if before_heading else MAX_MAP
+        if read > limit:
+            raise LayoutInputError(
+                "the map is too large" if limit == MAX_MAP else "this is no link map", file=path,
+                expected=f"at most {limit} bytes" + (" before the first heading" if before_heading else ""),
+            )  # fmt: skip
 
 
 def read_map(path: str) -> LinkMap:
     """Read a map from a file; raises LayoutInputError."""
     try:
         with Path(path).open("rb") as stream:
-            return parse_map(path, stream)
+            return parse_map(path, _bounded(path, stream))
     except OSError as error:
         raise LayoutInputError(f"cannot be read: {error.strerror}", file=path) from error

@@ -160,6 +160,9 @@ def _unpacked(path: str) -> bytes | mmap | None:
 
     A dump-core file is no linked kernel: KernelFormatError says so.
     """
+    if not Path(path).is_file():
+        # What a pipe gives can be read once.
+        return None
     try:
         with Path(path).open("rb") as stream:
             head = stream.read(0x206)
@@ -264,7 +267,16 @@ def _serve(request: Request) -> None:
             "an editor is served by the library pygls", found=f"no module {error.name}",
             expected="pip install 'domainbuilder[lsp]'",
         ) from error  # fmt: skip
-    serve(request, __version__)
+
+    def unpack(path: str) -> bytes | mmap | None:
+        from linker.errors import LayoutInputError
+
+        try:
+            return _unpacked(path)
+        except BuildError as error:
+            raise LayoutInputError(str(error)) from error
+
+    serve(request._replace(unpack=unpack), __version__)
 
 
 def lint(
@@ -362,6 +374,9 @@ def diff(
     old: Annotated[str, typer.Argument(metavar="OLD.elf", help="The linked kernel before.")],
     new: Annotated[str, typer.Argument(metavar="NEW.elf", help="The linked kernel after.")],
     output_format: Annotated[DiffFormat, typer.Option("--format", help="Text or JSON.")] = DiffFormat.text,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List every symbol, not the first twenty of a kind.")
+    ] = False,
 ) -> None:
     """Show what moved, grew or lost alignment between two linked kernels.
 
@@ -374,7 +389,8 @@ def diff(
         from linker.elffile import read_elf
 
         changes = compare(read_elf(old, _unpacked), read_elf(new, _unpacked))
-    _write(as_json(changes) if output_format is DiffFormat.json else render(changes), None)
+    text = as_json(changes) if output_format is DiffFormat.json else render(changes, everything=everything)
+    _write(text, None)
     if any(change.lost for change in changes):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
@@ -409,7 +425,7 @@ def regions(
         if link_map is None and elf is None:
             raise LayoutInputError("regions are filled by a link", expected="--elf or --map")
         how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()), tuple(library or ()))
-        request = Request((script,) if script else (), link_map, elf, config, how)
+        request = Request((script,) if script else (), link_map, elf, config, how, unpack=_unpacked)
         _refuse_to_overwrite((output,), (script, link_map, elf, config))
         fills = _fills(request)
         if output_format is RegionsFormat.svg:

@@ -75,7 +75,7 @@ class Server(LanguageServer):
             self._seen = seen
             try:
                 self._map = read_map(request.map) if request.map is not None else None
-                self._elf = read_elf(request.elf) if request.elf is not None else None
+                self._elf = read_elf(request.elf, request.unpack) if request.elf is not None else None
             except LayoutInputError as error:
                 self._map = self._elf = None
                 self.window_log_message(types.LogMessageParams(types.MessageType.Warning, str(error)))

@@ -24,6 +24,7 @@ _top = ORIGIN(RAM) + LENGTH(RAM);
 MEMORY { RAM : ORIGIN = 0x100000, LENGTH = 64K }
 SECTIONS
 {
+  .head : { *(.head) } > RAM
   .text : { *(.vectors) *(.text) _etext = .; } > RAM
   .data : { /* \N{GRINNING FACE} */ *(.data) *(.data.page_aligned) } > RAM
   _size = SIZEOF(.text) + _heap;
@@ -169,7 +170,7 @@ async def test_the_last_of_many_keys_counts(client):
             )
         )
     found = await editor.told()
-    assert ("page-aligned-order", 27) in {(one.code, one.range.start.line) for one in found}
+    assert ("page-aligned-order", 28) in {(one.code, one.range.start.line) for one in found}
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -250,7 +251,7 @@ async def test_symbols_and_completion(client):
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     symbols = await client.text_document_document_symbol_async(types.DocumentSymbolParams(editor.document))
-    assert [one.name for one in symbols] == ["_heap", "_top", ".text", "_etext", ".data", "_size"]
+    assert [one.name for one in symbols] == ["_heap", "_top", ".head", ".text", "_etext", ".data", "_size"]
     offered = await client.text_document_completion_async(
         types.CompletionParams(editor.document, editor.at("SECTIONS"))
     )

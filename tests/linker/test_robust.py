@@ -9,6 +9,7 @@ import os
 import random
 import re
 import struct
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linker import kinds, rules
+from linker import kinds, mapfile, rules
 from linker.ast import Script, shape
 from linker.contents import model
 from linker.cursor import PRECEDENCE
 from linker.elffile import Elf
 from linker.errors import LayoutInputError
 from linker.lint import Inputs, run
-from linker.mapfile import parse_map
+from linker.mapfile import parse_map, read_map
 from linker.match import matches
 from linker.outline import Outline
 from linker.parser import parse
@@ -317,3 +318,63 @@ def test_cost_grows_with_size_not_its_square(shape_of):
 def test_hostile_globs_end():
     assert not matches("*a" * 40 + "b", "a" * 5000)
     assert matches("*a" * 40 + "*", "a" * 5000)
+
+
+# Readers have an end whatever they are given
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--map", "/dev/zero"], ["--map", "/dev/urandom"], ["--elf", "/dev/zero"], ["/dev/zero"],
+        ["/dev/urandom"], ["k.lds", "--config", "/dev/zero"], ["k.lds", "--baseline", "/dev/zero"],
+        ["marker.lds"], ["--map", "."], ["--elf", "."], ["."], ["diff", "/dev/zero", "/dev/zero"],
+        ["format", "/dev/zero"], ["regions", "/dev/zero", "--map", "/dev/zero"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_reader_has_an_end(words, tmp_path):
+    (tmp_path / "k.lds").write_text("SECTIONS { .text : { *(.text) } }\n")
+    (tmp_path / "marker.lds").write_text('# 1 "/dev/zero"\nSECTIONS { .text : { . = ALIGN(6); } }\n')
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == (1 if "marker.lds" in words else 2), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# 600 MB of addresses, so that one without a limit ends in a traceback and not in this machine.
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
+from domainbuilder.cli import main
+main(["lint", *sys.argv[1:]])
+"""
+
+
+def test_a_map_without_a_heading_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapfile, "MAX_PREAMBLE", 1 << 16)
+    path = tmp_path / "k.map"
+    path.write_bytes(b"y\n" * (1 << 16))
+    with pytest.raises(LayoutInputError, match="before the first heading"):
+        read_map(str(path))
+    monkeypatch.setattr(mapfile, "MAX_MAP", 1 << 18)
+    path.write_bytes(b"\nLinker script and memory map\n\n" + b"x" * (1 << 19))
+    with pytest.raises(LayoutInputError, match="too large"):
+        read_map(str(path))
+
+
+def test_maps_and_elf_files_come_through_pipes(tmp_path):
+    for option, data in (("--map", MAPS[0].encode()), ("--elf", ELVES[0])):
+        path = tmp_path / "input"
+        path.write_bytes(data)
+        words = [sys.executable, "-m", "domainbuilder", "lint", option]
+        direct = subprocess.run([*words, path], capture_output=True, text=True, check=False)
+        piped = subprocess.run(
+            ["bash", "-c", f'"$@" <(cat {path})', "bash", *words], capture_output=True, text=True, check=False
+        )
+        assert piped.returncode == direct.returncode
+        assert [line.partition(":")[2] for line in piped.stdout.splitlines()] == [
+            line.partition(":")[2] for line in direct.stdout.splitlines()
+        ]
