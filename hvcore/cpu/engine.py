@@ -21,6 +21,7 @@ import unicorn.unicorn_py3.unicorn as _binding
 from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.code_pages import CodePages
+from hvcore.cpu.division import guard_division
 from hvcore.cpu.engine_internals import Internals
 from hvcore.cpu.native import (
     NO_RING,
@@ -144,6 +145,7 @@ class Engine:
             _UC_PROT_ALL,
             ctypes.c_void_p(ram),
         )
+        guard_division(self._lib)
         self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
         self.has_no_random = self.window.hide_features(_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED)
         self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)

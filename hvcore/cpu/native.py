@@ -198,6 +198,32 @@ def syscall_callback(uc_reg_read: int, eflags: int, regs: int, rip: int, callbac
     )  # fmt: skip
 
 
+def division_handler(idiv: int, size: int, otherwise: int, signal: int, again: int) -> bytes:
+    """A handler of SIGFPE(number, info, context): step over the instruction at `idiv`, of `size` bytes.
+
+    What was raised anywhere else goes to the handler `otherwise`; where that is SIG_DFL or SIG_IGN, SIGFPE
+    becomes SIG_DFL by `signal`, and is raised again by `again`.
+    """
+    return assemble(
+        "48 b8", idiv,      # mov rax, idiv
+        "48 39 82 a8 00 00 00",  # cmp [rdx + REG_RIP], rax
+        "75 >other",        # jne other
+        f"48 83 82 a8 00 00 00 {size:02x}",  # add qword [rdx + REG_RIP], size
+        "c3",               # ret
+        ":other 48 b8", otherwise,  # mov rax, otherwise
+        "48 83 f8 01",      # cmp rax, SIG_IGN
+        "76 >default",      # jbe default
+        "ff e0",            # jmp rax
+        ":default 57",      # push rdi
+        "31 f6",            # xor esi, esi
+        "48 b8", signal,    # mov rax, signal
+        "ff d0",            # call rax
+        "5f",               # pop rdi
+        "48 b8", again,     # mov rax, again
+        "ff e0",            # jmp rax
+    )  # fmt: skip
+
+
 def memory_mapping(block: int, base: int, size: int, region: int) -> bytes:
     """`region` for a physical address in [base, base + size), else NULL; called with (uc, address).
 

@@ -149,7 +149,7 @@ static void store(void)
 
 static void instruction(void)
 {
-    switch (below(6)) {
+    switch (below(7)) {
     case 0:
         __asm__ volatile("mov %0, %%cr3" : : "r"(some_frame() << PAGE_SHIFT) : "memory");
         break;
@@ -165,6 +165,11 @@ static void instruction(void)
     case 4:
         __asm__ volatile("outb %b0, %w1" : : "a"(0), "d"((u32)some_word()));
         break;
+    case 5: { /* often the one quotient that no register holds, -2**63 by -1 */
+        u32 high = below(2) ? 0x80000000 : random(), low = below(2) ? 0 : random();
+        __asm__ volatile("idivl %2" : "+a"(low), "+d"(high) : "r"(below(2) ? 0xffffffff : random()));
+        break;
+    }
     default:
         __asm__ volatile("invlpg (%0)" : : "r"(some_address()));
     }
