@@ -19,6 +19,7 @@ SORTS = frozenset(
         "REVERSE",
     }
 )
+FILE_SORTS = frozenset({"SORT", "SORT_BY_NAME", "SORT_NONE"})
 SECTION_TYPES = frozenset({"NOLOAD", "DSECT", "COPY", "INFO", "OVERLAY", "READONLY", "TYPE"})
 CONSTRAINTS = frozenset({"ONLY_IF_RO", "ONLY_IF_RW", "SPECIAL"})
 DATA = frozenset({"BYTE", "SHORT", "LONG", "QUAD", "SQUAD", "FILL"})
@@ -452,8 +453,14 @@ class SectionParser(Cursor):
             self.next(WILD)
             return ast.Pattern("*"), self._patterns("]")
         file = self._pattern(())
-        constructors = file.name == "CONSTRUCTORS" and file.sorts
-        if constructors or not self.accept("(", WILD):
+        if file.name == "CONSTRUCTORS" and file.sorts:
+            return file, None
+        if not FILE_SORTS.issuperset(file.sorts):
+            # lld reads the keyword as the name of a file, GNU ld refuses it: neither sorts.
+            raise self.fail("SORT_BY_NAME or SORT_NONE around a file name", token)
+        if not self.accept("(", WILD):
+            if file.sorts:
+                raise self.fail("'(' and section names after the sorted file", self.peek(WILD))
             return file, None
         return file, self._patterns(")")
 
@@ -476,6 +483,8 @@ class SectionParser(Cursor):
         while True:
             word = self.peek(WILD)
             if word.kind == NAME and word.text in SORTS and self._keyword(word.text):
+                if excludes and not closings:
+                    raise self.fail("a name after EXCLUDE_FILE, which stands inside of a sort", word)
                 if closings >= 4:
                     raise self.fail("at most four sorts", word)
                 self.expect("(", WILD)

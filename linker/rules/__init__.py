@@ -17,6 +17,7 @@ MODULES = {
     "copying": "S",
     "regions": "S",
     "coverage": "SME",
+    "dialect": "S",
     "names": "SE",
     "addresses": "ME",
     "orphans": "ME",

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 
 from linker import ast
-from linker.elffile import Elf, ElfSymbol
+from linker.elffile import SHT_NOBITS, Elf, ElfSymbol
 from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, elf_place, map_place
 from linker.mapfile import LinkMap
 from linker.match import any_match
 from linker.outline import Outline
+from linker.section_kinds import RESERVED, ZERO, kind_of
 
 # A section further than this behind the end symbol is in another memory, not past the end of this one.
 _NEAR = 1 << 20
@@ -53,6 +54,11 @@ def _end_in_elf(elf: Elf, names: tuple[str, ...]) -> ElfSymbol | None:
     return max(found, key=lambda symbol: symbol.address, default=None)
 
 
+def _room(name: str) -> bool:
+    """Tell whether a section is the heap or the stack, which newlib's end symbol stands before on purpose."""
+    return kind_of(name) == RESERVED
+
+
 def allocated_after_end(context: Context) -> Iterator[Hit]:
     """An allocated section reaches past the symbol that is meant to end the image."""
     names = context.settings.end_symbols
@@ -61,6 +67,8 @@ def allocated_after_end(context: Context) -> Iterator[Hit]:
         if end is None:
             return
         for section in context.elf.sections:
+            if _room(section.name) or (section.type == SHT_NOBITS and kind_of(section.name) != ZERO):
+                continue
             if section.occupies and end.address < section.end and section.address < end.address + _NEAR:
                 yield Hit(
                     f"{section.name} ends at {section.end:#x}, after {end.name} at {end.address:#x}",
@@ -72,6 +80,8 @@ def allocated_after_end(context: Context) -> Iterator[Hit]:
     if found is None:
         return
     for output in context.map.outputs:
+        if _room(output.name) or not any(item.size for item in output.inputs):
+            continue
         if output.size and found[1] < output.address + output.size and output.address < found[1] + _NEAR:
             yield Hit(
                 f"{output.name} ends at {output.address + output.size:#x}, after {found[0]} at {found[1]:#x}",

@@ -25,6 +25,10 @@ _TABLE_WORDS = re.compile(
 )
 
 
+# Entries that lie in the vectors, and not in a function that the vectors point to.
+_AT_VECTORS = re.compile(r"start|stext|vec|entry|boot")
+
+
 def not_kept(context: Context) -> Iterator[Hit]:
     """Vectors, constructors, or a table between two symbols are not in KEEP()."""
     outline = outline_of(context)
@@ -84,7 +88,7 @@ def _rooted(outline: Outline, section: ast.OutputSection) -> bool:
     if any(isinstance(command, ast.Command) and command.name == "EXTERN" for command in outline.statements()):
         return True
     first = next((placed.section for placed in outline.kept_sections), None)
-    return section is first and bool(outline.entry)
+    return section is first and _AT_VECTORS.search(outline.entry) is not None
 
 
 @lru_cache(maxsize=2)

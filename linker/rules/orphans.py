@@ -66,7 +66,7 @@ def _orphans_in_map(
             taken = item.pattern and (
                 any(matches(name, item.name) for name in _names_in(item.pattern)) or "(" not in item.pattern
             )
-            if item.size and not taken and item.name != "COMMON" and not any_match(allowed, item.name):
+            if item.size and not taken and not any_match(allowed, item.name):
                 # Anything with an exotic sort or exclusion counts as taken when the words do not tell.
                 if item.pattern and "EXCLUDE" in item.pattern:
                     continue

@@ -114,10 +114,10 @@ def section_without_region(context: Context) -> Iterator[Hit]:
         if section.type in {"INFO", "COPY", "DSECT", "OVERLAY"} or kinds_in(section) <= {UNLOADED}:
             continue
         if section.address is None:
-            # ld goes by the attributes of the regions; without any it takes the whole address space.
+            # ld goes by the attributes of the regions; where they have none it stops once there are contents.
             if not any(region.attributes for region in regions):
                 yield Hit(
-                    f"{section.name} goes to no memory region: ld does not check that it fits anywhere",
+                    f"{section.name} goes to no memory region: the linkers stop as soon as it has contents",
                     script_place(section.name_span, section.name),
                 )
             continue
@@ -309,9 +309,8 @@ RULES = (
         "section-without-region",
         WARNING,
         "a section lies in no memory region",
-        "ld checks that regions are not overfilled. A section without region, or with an address outside "
-        "of all of "
-        "them, is in no account.",
+        "ld checks that regions are not overfilled. A section at an address outside of all of them is in no "
+        "account; one with neither region nor address cannot be linked once it has contents.",
         "write `>REGION` behind the section, or declare a region where it lies.",
         ("S",),
         section_without_region,

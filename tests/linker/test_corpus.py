@@ -146,6 +146,15 @@ def test_ld_and_parser_agree_on_what_is_a_script(tool, tmp_path):
         "SECTIONS { .a : { *(.a) } >": False,
         "VERSION { V1 { global: a; local: *; }; }": True,
         "SECTIONS { . = ; }": False,
+        "SECTIONS { .a : { SORT(*)(.a) } }": True,
+        "SECTIONS { .a : { SORT_BY_INIT_PRIORITY(*)(.a) } }": False,
+        "SECTIONS { .a : { KEEP(SORT_BY_ALIGNMENT(*)(.a)) } }": False,
+        "SECTIONS { .a : { SORT_NONE(*)(.a) } }": True,
+        "SECTIONS { .a : { SORT_BY_NAME(a.o) } }": False,
+        "SECTIONS { .a : { *(EXCLUDE_FILE(a.o) SORT(.a)) } }": False,
+        "SECTIONS { .a : { *(SORT(EXCLUDE_FILE(a.o) .a)) } }": True,
+        "A = 2G;": False,
+        "A = 10K;": True,
     }  # fmt: skip
     script = tmp_path / "t.lds"
     empty = tmp_path / "e.s"
