@@ -21,7 +21,6 @@ from pathlib import Path
 
 from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import plan
-from hvcore.abi import ABIS
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.public.xen import Hypercall
@@ -100,7 +99,7 @@ class Bench:
         if not path.exists():
             path.write_bytes(_kernel())
         planned = plan(path, memory_mib=MEMORY_MIB)
-        memory = MachineMemory(planned.nr_pages, m2p_entry=ABIS[planned.guest_type].m2p_entry)
+        memory = MachineMemory(planned.nr_pages)
         image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
         self.p2m = image.p2m
         self.machine = Machine(image, memory=memory)

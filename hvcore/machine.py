@@ -175,7 +175,7 @@ class Machine:
         d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
         d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, d.abi)
         d.frames.share_xen_page_with_guest(d.shared_info_mfn, d.domain_id, writable=True)
-        _fill_m2p(d, image.p2m)
+        _fill_m2p(mem, image.first_mfn, image.p2m)
         init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), d.abi)
         if image.plan.hypercall_page_pfn is not None:
             page = mem.frame(image.p2m[image.plan.hypercall_page_pfn])
@@ -475,7 +475,7 @@ class Machine:
 
 def _adopt_ram(image: DomainImage, abi: Abi) -> MachineMemory:
     """Machine memory with the image's contents, for an image that was built somewhere else."""
-    mem = MachineMemory(image.plan.nr_pages, first_mfn=image.first_mfn, m2p_entry=abi.m2p_entry)
+    mem = MachineMemory(image.plan.nr_pages, first_mfn=image.first_mfn)
     zero = bytes(4096)
     for start in range(0, len(image.ram), 4096):
         page = image.ram[start : start + 4096]
@@ -484,11 +484,10 @@ def _adopt_ram(image: DomainImage, abi: Abi) -> MachineMemory:
     return mem
 
 
-def _fill_m2p(d: Domain, p2m: array[int]) -> None:
-    first = d.mem.first_mfn
-    inverse = array(d.abi.word_format, bytes(d.abi.word * d.mem.nr_pages))
+def _fill_m2p(mem: MachineMemory, first_mfn: int, p2m: array[int]) -> None:
+    inverse = array("Q", bytes(8 * len(p2m)))
     for pfn, mfn in enumerate(p2m):
-        inverse[mfn - first] = pfn
-    at = ((d.mem.m2p_mfn - d.mem.base_mfn) << 12) + first * d.abi.m2p_entry
-    raw = inverse.tobytes()
-    d.mem.view[at : at + len(raw)] = raw
+        inverse[mfn - first_mfn] = pfn
+    for table in mem.m2p.values():
+        if table.in_use:
+            table.fill(first_mfn, inverse)

@@ -1,39 +1,56 @@
 """The machine's RAM: one anonymous mmap that Python sees as memoryviews and the engine as physical memory.
 
-Machine frames [base_mfn, first_mfn) are Xen's heap (the M2P table lowest, on a 2 MB boundary; frames handed
-out from the top down), [first_mfn, end_mfn) belong to the guest. Both halves lie in one buffer, so a frame
-is `(mfn - base_mfn) << 12` in `view`, whoever owns it. Nothing is touched before it is used.
+Machine frames [base_mfn, first_mfn) are Xen's (the M2P tables lowest, on a 2 MB boundary; then its heap, that
+is handed out from the top down), [first_mfn, end_mfn) are for domains. All lie in one buffer, so a frame is
+`(mfn - base_mfn) << 12` in `view`, whoever owns it. Nothing is touched before it is used.
 """
 
 from __future__ import annotations
 
 import mmap
+from array import array
 
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 _SUPERPAGE_FRAMES = 512
-_HEAP_FRAMES = 1024
+_HEAP_FRAMES = 1024  # for each domain
+_M2P_ENTRIES = (8, 4)  # bytes: the table of 64-bit guests, and the compat table of the others
+
+
+class M2p:
+    """A machine-to-phys table: `frames` frames from `mfn` on, `words[m]` the pseudo-physical number of m."""
+
+    __slots__ = ("entry", "frames", "in_use", "mfn", "words")
+
+    def __init__(self, mfn: int, frames: int, entry: int, words: memoryview) -> None:
+        self.mfn = mfn
+        self.frames = frames
+        self.entry = entry
+        self.words = words
+        self.in_use = False
+
+    def fill(self, first: int, values: array[int]) -> None:
+        """Set the entries from frame `first` on."""
+        self.words[first : first + len(values)] = memoryview(array(self.words.format, values))
 
 
 class MachineMemory:
-    """RAM of `nr_pages` guest frames from `first_mfn` on, with the heap below it.
+    """RAM of `nr_pages` frames from `first_mfn` on, for so many `domains`, with the heap below it.
 
     `view` is the whole buffer as bytes, `q` the same as 64-bit and `d` as 32-bit words (entry `i` of frame
-    `m` is `q[((m - base_mfn) << 9) + i]`), `ram` the guest's part, in machine order.
+    `m` is `q[((m - base_mfn) << 9) + i]`), `ram` the domains' part, in machine order; `m2p` are the
+    machine-to-phys tables by the size of their entries.
     """
 
-    def __init__(self, nr_pages: int, *, first_mfn: int = 0x10000, m2p_entry: int = 8) -> None:
+    def __init__(self, nr_pages: int, *, first_mfn: int = 0x10000, domains: int = 1) -> None:
         self.nr_pages = nr_pages
         self.first_mfn = first_mfn
         self.end_mfn = first_mfn + nr_pages
-        m2p_frames = -(-self.end_mfn * m2p_entry // PAGE_SIZE)
-        m2p_frames = -(-m2p_frames // _SUPERPAGE_FRAMES) * _SUPERPAGE_FRAMES
-        self.base_mfn = first_mfn - _HEAP_FRAMES - m2p_frames
+        sizes = [self._m2p_frames(entry) for entry in _M2P_ENTRIES]
+        self._heap_floor = first_mfn - domains * _HEAP_FRAMES
+        self.base_mfn = self._heap_floor - sum(sizes)
         if first_mfn % _SUPERPAGE_FRAMES or self.base_mfn <= 0:
             raise ValueError(f"first_mfn {first_mfn:#x} leaves no aligned room for the heap below it")
-        self.m2p_mfn = self.base_mfn
-        self.m2p_frames = m2p_frames
-        self._heap_floor = self.base_mfn + m2p_frames
         self._heap_top = first_mfn
         size = (self.end_mfn - self.base_mfn) << PAGE_SHIFT
         self.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -41,6 +58,33 @@ class MachineMemory:
         self.q = self.view.cast("Q")
         self.d = self.view.cast("I")
         self.ram = self.view[(first_mfn - self.base_mfn) << PAGE_SHIFT :]
+        self.m2p: dict[int, M2p] = {}
+        mfn = self.base_mfn
+        for entry, frames in zip(_M2P_ENTRIES, sizes, strict=True):
+            at = (mfn - self.base_mfn) << PAGE_SHIFT
+            words = self.view[at : at + self.end_mfn * entry].cast("Q" if entry == 8 else "I")
+            self.m2p[entry] = M2p(mfn, frames, entry, words)
+            mfn += frames
+
+    def _m2p_frames(self, entry: int) -> int:
+        return -(-self.end_mfn * entry // (PAGE_SIZE * _SUPERPAGE_FRAMES)) * _SUPERPAGE_FRAMES
+
+    def use_m2p(self, entry: int) -> M2p:
+        """The table for guests of that width; a frame that is nobody's reads as INVALID_M2P_ENTRY there."""
+        table = self.m2p[entry]
+        if not table.in_use:
+            table.in_use = True
+            other = self.m2p[12 - entry]
+            mask = (1 << 8 * entry) - 1
+            known = (pfn & mask for pfn in other.words) if other.in_use else [mask] * self.end_mfn
+            table.fill(0, array(table.words.format, known))
+        return table
+
+    def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:
+        """Set M2P[mfn] for guests of all widths that there are; `pfn` may be any word."""
+        for table in self.m2p.values():
+            if table.in_use:
+                table.words[mfn] = pfn & (1 << 8 * table.entry) - 1
 
     def alloc_xenheap_page(self) -> int:
         """A zeroed frame of Xen's own (its mfn). Raises MemoryError when the heap is used up."""

@@ -457,8 +457,8 @@ def _abi(guest_type: str, kernel: str) -> Abi:
 def _allocate(nr_pages: int, abi: Abi, first_mfn: int | None = None) -> MachineMemory:
     try:
         if first_mfn is None:
-            return MachineMemory(nr_pages, m2p_entry=abi.m2p_entry)
-        return MachineMemory(nr_pages, first_mfn=first_mfn, m2p_entry=abi.m2p_entry)
+            return MachineMemory(nr_pages)
+        return MachineMemory(nr_pages, first_mfn=first_mfn)
     except (OSError, ValueError, OverflowError) as error:
         raise LayoutError(f"no memory for {nr_pages:#x} pages: {error}") from error
 

@@ -53,7 +53,7 @@ class GuestView:
         d = machine.domain
         self._mem = machine.mem
         self._abi = d.abi
-        self._m2p = self._mem.d if d.abi.m2p_entry == 4 else self._mem.q
+        self._m2p = self._mem.m2p[d.abi.m2p_entry].words
         self.root_mfn: int = d.current_root()
 
     def pfn_of(self, mfn: int) -> int | None:
@@ -61,8 +61,7 @@ class GuestView:
         mem = self._mem
         if not mem.first_mfn <= mfn < mem.end_mfn:
             return None
-        per_page = PAGE_SIZE // self._abi.m2p_entry
-        pfn: int = self._m2p[(mem.m2p_mfn - mem.base_mfn) * per_page + mfn]
+        pfn: int = self._m2p[mfn]
         return pfn if pfn < mem.nr_pages else None
 
     def walk(self, va: int) -> Walk:

@@ -52,7 +52,7 @@ def _complete_transfer(e: Domain, mfn: int, ref: int) -> None:
     else:
         flags, domid, pad0, pad1, gfn = grant_entry_v2.unpack(entry)
         grant_entry_v2.pack_into(entry, 0, flags | GTF_transfer_completed, domid, pad0, pad1, mfn)
-    e.mm.set_gpfn_from_mfn(mfn, gfn)
+    e.mem.set_gpfn_from_mfn(mfn, gfn)
 
 
 def _transfer_one(d: Domain, mfn: int, domid: int, ref: int) -> int:

@@ -148,7 +148,7 @@ def _populate_physmap(d: Domain, list_: int, i: int, order: int, max_mfn: int) -
     mfn = _alloc(d, order, max_mfn)
     if mfn < 0:
         return False
-    d.mm.set_gpfn_from_mfn(mfn, gpfn)
+    d.mem.set_gpfn_from_mfn(mfn, gpfn)
     d.guest.write_ulong(at, mfn)
     return True
 
@@ -269,7 +269,7 @@ def _exchange_chunk(d: Domain, old: list[int], out_at: int, nr_out: int, out_ord
         mfn = d.mm.alloc_domheap_page()
         at = out_at + j * d.abi.word
         try:
-            d.mm.set_gpfn_from_mfn(mfn, d.guest.read_ulong(at))
+            d.mem.set_gpfn_from_mfn(mfn, d.guest.read_ulong(at))
             d.guest.write_ulong(at, mfn)
         except GuestError:
             rc = -EFAULT
@@ -489,8 +489,9 @@ def _machphys_mfn_list(d: Domain, arg: int) -> int:
     max_extents, list_, _ = d.guest.unpack(layout, arg)
     chunks = -(-d.mem.end_mfn * d.abi.m2p_entry // _M2P_CHUNK)
     nr = min(max_extents, chunks)
+    first = d.mem.m2p[d.abi.m2p_entry].mfn
     for i in range(nr):
-        d.guest.write_ulong(list_ + i * d.abi.word, d.mem.m2p_mfn + (i * _M2P_CHUNK >> PAGE_SHIFT))
+        d.guest.write_ulong(list_ + i * d.abi.word, first + (i * _M2P_CHUNK >> PAGE_SHIFT))
     d.guest.pack(layout, arg, max_extents, list_, nr)
     return 0
 

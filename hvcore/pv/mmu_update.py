@@ -181,7 +181,7 @@ def _one_io_update(mm: PageTables, ptr: int, val: int) -> int:
 def _machphys_update(mm: PageTables, mfn: int, pfn: int) -> int:
     if not mm.get_page(mfn):
         return mm.refuse(Reason.NO_M2P_PAGE)
-    mm.set_gpfn_from_mfn(mfn, pfn)
+    mm.mem.set_gpfn_from_mfn(mfn, pfn)
     mm.put_page(mfn)
     return 0
 

@@ -79,8 +79,7 @@ class PageTypes:
         """get_gpfn_from_mfn(), for messages: what the machine-to-physical table says, or ones."""
         if not 0 <= mfn - self.base < self.nr:
             return (1 << 64) - 1
-        words = self.mem.d if self.abi.m2p_entry == 4 else self.mem.q
-        return int(words[((self.mem.m2p_mfn - self.base) << (10 if self.abi.m2p_entry == 4 else 9)) + mfn])
+        return int(self.mem.m2p[self.abi.m2p_entry].words[mfn])
 
     # -- the tables themselves, which pv/mm.py knows
 
@@ -199,13 +198,7 @@ class PageTypes:
         self.put_page_type(mfn)
         self.put_page(mfn)
 
-    # -- the machine-to-physical table and whole frames
-
-    def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:
-        """Set M2P[mfn]; `pfn` may be any word (INVALID_M2P_ENTRY is all ones)."""
-        words = self.mem.d if self.abi.m2p_entry == 4 else self.mem.q
-        start = (self.mem.m2p_mfn - self.base) << (10 if self.abi.m2p_entry == 4 else 9)
-        words[start + mfn] = pfn & ((1 << 8 * self.abi.m2p_entry) - 1)
+    # -- whole frames
 
     def alloc_domheap_page(self) -> int:
         """A frame for the guest, zeroed, held by its allocation; -1 when the machine has no more."""

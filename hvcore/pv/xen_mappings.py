@@ -53,12 +53,12 @@ class XenMappings:
         self.engine = engine
         self.two_level = self.abi.pt_levels == 2
         self.first_xen_l2_slot = self._first_xen_l2_slot()
-        self._init_m2p()
+        self.m2p = self.mem.use_m2p(self.abi.m2p_entry)
         self._perdomain_l1: list[int] = []
         if self.two_level:
             self._perdomain_l1.append(self.mem.alloc_xenheap_page())
             self._m2p_l1 = self.mem.alloc_xenheap_page()
-            self._fill(self._m2p_l1, [self.mem.m2p_mfn + i for i in range(self.mem.m2p_frames)], 0x21)
+            self._fill(self._m2p_l1, [self.m2p.mfn + i for i in range(self.m2p.frames)], 0x21)
         else:
             self._perdomain_l3 = self.mem.alloc_xenheap_page()
             perdomain_l2 = self.mem.alloc_xenheap_page()
@@ -93,18 +93,12 @@ class XenMappings:
         start = self.abi.hypervisor_virt_start
         return start >> 22 if self.two_level else (start >> 21) & 511
 
-    def _init_m2p(self) -> None:
-        """Every frame that is nobody's reads as INVALID_M2P_ENTRY."""
-        size = self.mem.first_mfn * self.abi.m2p_entry
-        start = (self.mem.m2p_mfn - self.mem.base_mfn) << 12
-        self.mem.view[start : start + size] = b"\xff" * size
-
     def _native_m2p(self) -> int:
         """L3 and L2 tables that show the M2P to 64-bit guests, read-only, by superpages."""
         l3, l2 = self.mem.alloc_xenheap_page(), self.mem.alloc_xenheap_page()
         self._set(l3, 0, l2 << 12 | _NX | 0x25)
-        for i in range(self.mem.m2p_frames // _M2P_SUPERPAGE):
-            self._set(l2, i, (self.mem.m2p_mfn + _M2P_SUPERPAGE * i) << 12 | _NX | 0xA5)
+        for i in range(self.m2p.frames // _M2P_SUPERPAGE):
+            self._set(l2, i, (self.m2p.mfn + _M2P_SUPERPAGE * i) << 12 | _NX | 0xA5)
         return l3
 
     def _directmap(self) -> int:
@@ -131,8 +125,8 @@ class XenMappings:
             return
         q, first = self.mem.q, start + self.first_xen_l2_slot
         for i in range(512 - self.first_xen_l2_slot):
-            covered = _M2P_SUPERPAGE * i < self.mem.m2p_frames
-            q[first + i] = (self.mem.m2p_mfn + _M2P_SUPERPAGE * i) << 12 | _M2P_L2E if covered else 0
+            covered = _M2P_SUPERPAGE * i < self.m2p.frames
+            q[first + i] = (self.m2p.mfn + _M2P_SUPERPAGE * i) << 12 | _M2P_L2E if covered else 0
 
     def init_xen_l4_slots(self, start: int) -> None:
         """Xen's slots of a 64-bit guest's L4, whose first entry is `start`."""

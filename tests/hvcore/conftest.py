@@ -37,7 +37,6 @@ class FakeMm:
 
     def __init__(self, d: Domain) -> None:
         self.d = d
-        self.m2p: dict[int, int] = {d.mem.first_mfn + i: i for i in range(d.nr_pages)}
         self.busy: set[int] = set()
         self.host_maps: list[tuple[int, int, int]] = []
         self.refuse_host_map = 0
@@ -63,7 +62,6 @@ class FakeMm:
         if not frames.count[i]:
             assert not frames.tcount[i]
             frames.free_domheap_page(i)
-            self.m2p.pop(mfn, None)
 
     def get_page_type(self, mfn: int, ptype: int) -> int:
         assert ptype == PGT_writable_page
@@ -105,9 +103,6 @@ class FakeMm:
         self.d.mem.frame(mfn)[:] = bytes(4096)
         return mfn
 
-    def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:
-        self.m2p[mfn] = pfn
-
     def flush_tlb(self) -> None:
         self.tlb_flushes += 1
 
@@ -140,7 +135,7 @@ class Guest:
         self, abi: abi_module.Abi, max_vcpus: int, *, domains: int = 1, beside: Guest | None = None
     ) -> None:
         if beside is None:
-            mem = MachineMemory(domains * NR_PAGES, m2p_entry=8)
+            mem = MachineMemory(domains * NR_PAGES, domains=domains)
             frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
             self.cell = memoryview(bytearray(8 * CELL_WORDS)).cast("q")
             self.cell[0] = 1 << 40
@@ -151,6 +146,7 @@ class Guest:
         domid = max(domain_list, default=0) + 1
         self.first_mfn = mem.first_mfn + (domid - 1) * NR_PAGES
         frames.assign(self.first_mfn, NR_PAGES, domid)
+        mem.use_m2p(abi.m2p_entry)
         shared_info_mfn = mem.alloc_xenheap_page()
         d = Domain(
             abi=abi,
@@ -190,6 +186,11 @@ class Guest:
         if page >= NR_PAGES or (write and page in self.read_only):
             return -1
         return (self.first_mfn - self.d.mem.base_mfn + page) << 12
+
+    def m2p(self, mfn: int) -> int:
+        """What the machine-to-phys table says of a frame."""
+        pfn: int = self.d.mem.m2p[self.d.abi.m2p_entry].words[mfn]
+        return pfn
 
     def _reschedule(self) -> None:
         self.reschedules += 1

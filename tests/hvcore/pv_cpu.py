@@ -12,6 +12,7 @@ import struct
 from hvcore import abi as abi_module
 from hvcore.abi import Abi
 from hvcore.clock import Clock
+from hvcore.common.domain import create_dom0
 from hvcore.cpu.engine import DS, ES, FS, GS, RAX, RBX, RCX, RDX, RIP, RSP, Engine
 from hvcore.domain import Domain
 from hvcore.errors import GuestError, GuestFault
@@ -49,7 +50,7 @@ class PvCpu:
     """One vCPU. `events` are the exceptions that reached the guest: (vector, error code, CR2)."""
 
     def __init__(self, abi: Abi) -> None:
-        mem = MachineMemory(NR_PAGES, m2p_entry=abi.m2p_entry)
+        mem = MachineMemory(NR_PAGES)
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
         frames.assign(mem.first_mfn, NR_PAGES, 1)
         self.abi, self.mem, self.base = abi, mem, mem.first_mfn
@@ -60,6 +61,7 @@ class PvCpu:
             abi=abi, mem=mem, frames=frames, clock=Clock(engine.cell), shared_info_mfn=shared,
             shared_info=mem.frame(shared), nr_pages=NR_PAGES, max_pages=NR_PAGES,
         )  # fmt: skip
+        create_dom0(mem, frames, d.clock, d.domain_list)
         d.engine, d.trace, d.reschedule = engine, Trace(), engine.stop
         self.v = v = Vcpu(d, 0)
         d.vcpus = [v]

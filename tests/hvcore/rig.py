@@ -32,7 +32,7 @@ class Rig:
     """Pages at linear 0 .. 64 * 4096 are RAM for ring 1, of which page 2 is open to ring 3 as well."""
 
     def __init__(self, *, live_window: bool = True) -> None:
-        self.mem = MachineMemory(1024, m2p_entry=4)
+        self.mem = MachineMemory(1024)
         self.engine = Engine(self.mem.buffer, self.mem.base_mfn << 12, live_window=live_window)
         self.exits: list[tuple[int, int, int, int]] = []  # vector, RIP, error code, CPL
         self.on_interrupt: Callable[[int], None] | None = None

@@ -174,7 +174,7 @@ class Requests:
         for i, mfn in enumerate(pool):  # read-only, so that they can become tables
             assert not self.update_va(0xC0300000 + (i << 12), mfn << 12 | 0x21)
         self.frames = [*pool, root, self.d.mem.frame(root).cast("I")[768] >> 12]
-        self.others = [self.d.shared_info_mfn, self.d.mem.m2p_mfn, self.d.mem.end_mfn, 0xFFFFF]
+        self.others = [self.d.shared_info_mfn, self.d.mem.m2p[4].mfn, self.d.mem.end_mfn, 0xFFFFF]
 
     def frame(self) -> int:
         return self.random.choice(self.frames if self.random.random() < 0.9 else self.others)

@@ -401,7 +401,7 @@ def test_cache_flush(guest: Guest) -> None:
     assert flush(at, 0, 0, 1) == 0
     assert flush(at, 0, 0, 1, resumed=0x1000) == -EILSEQ
     assert flush(0, 0, 1, 1) == -EINVAL
-    assert flush(guest.d.mem.m2p_mfn << 12, 0, 1, 1) == -EPERM
+    assert flush(guest.d.mem.m2p[8].mfn << 12, 0, 1, 1) == -EPERM
 
 
 def test_handles_are_used_again(guest: Guest) -> None:

@@ -199,7 +199,7 @@ def test_a_frame_is_transferred(pair: Pair) -> None:
     assert transfer(a, mfn, b.d.domain_id) == g.GNTST_okay
     assert (a.d.tot_pages, b.d.tot_pages) == (NR_PAGES - 1, NR_PAGES + 1)
     assert b.d.frames.owner[mfn - b.d.mem.base_mfn] == b.d.domain_id
-    assert (b.d.grant_table.frame_of(REF), b.mm.m2p[mfn]) == (mfn, 33)
+    assert (b.d.grant_table.frame_of(REF), b.m2p(mfn)) == (mfn, 33)
     flags = struct.unpack_from("<H", b.d.grant_table.entry(REF))[0]
     assert flags == g.GTF_accept_transfer | g.GTF_transfer_committed | g.GTF_transfer_completed
     assert transfer(a, mfn, b.d.domain_id) == g.GNTST_bad_page  # no longer the giver's

@@ -56,7 +56,7 @@ def test_decrease_then_populate(guest: Guest) -> None:
     assert reservation(guest, m.XENMEM_populate_physmap, 3) == 2  # two frames are free
     got = get_list(guest, 3)
     assert sorted(got[:2]) == gone
-    assert [guest.mm.m2p[f] for f in got[:2]] == [100, 101]
+    assert [guest.m2p(f) for f in got[:2]] == [100, 101]
     assert got[2] == 102
 
 
@@ -130,7 +130,7 @@ def test_exchange(guest: Guest) -> None:
     assert exchange(guest, LIST, 2, 0, 0, DOMID_SELF, out, 2, 0, 0, DOMID_SELF, 0) == 0
     assert nr_exchanged(guest) == 2
     new = get_list(guest, 2, out)
-    assert [guest.mm.m2p[f] for f in new] == [200, 201]
+    assert [guest.m2p(f) for f in new] == [200, 201]
     assert guest.d.tot_pages == 64
     # a larger piece for single frames
     put_list(guest, [mfn(guest, 48)])
@@ -201,7 +201,7 @@ def test_machphys(guest32: Guest, guest64: Guest) -> None:
     assert guest64.result("QQQ") == (0xFFFF800000000000, 0xFFFF804000000000, 0x7FFFFFFFF)
     assert guest32.call(do_memory_op, m.XENMEM_machphys_mfn_list, "III", 10, LIST, 0) == 0
     assert guest32.result("III") == (10, LIST, 1)
-    assert get_list(guest32, 1) == [guest32.d.mem.m2p_mfn]
+    assert get_list(guest32, 1) == [guest32.d.mem.m2p[4].mfn]
     assert guest64.call(do_memory_op, m.XENMEM_machphys_mfn_list, "I4xQI4x", 0, LIST, 7) == 0
     assert guest64.result("I4xQI4x") == (0, LIST, 0)
     assert guest64.call(do_memory_op, m.XENMEM_machphys_compat_mfn_list, "I4xQI4x", 1, LIST, 0) == -EOPNOTSUPP

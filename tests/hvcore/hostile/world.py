@@ -70,7 +70,7 @@ class World:
     def __init__(self, guest: str, folder: str) -> None:
         planned = _plan(guest, folder)
         self.abi: Abi = ABIS[planned.guest_type]
-        memory = MachineMemory(planned.nr_pages, m2p_entry=self.abi.m2p_entry)
+        memory = MachineMemory(planned.nr_pages)
         image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
         self.machine = Machine(image, memory=memory, vcpus=VCPUS)
         d = self.d = self.machine.domain

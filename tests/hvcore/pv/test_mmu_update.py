@@ -103,7 +103,7 @@ def test_plain_memory_is_written_as_it_is(cpu: PvCpu) -> None:
 def test_machphys(cpu: PvCpu) -> None:
     assert update(cpu, ((cpu.base + OTHER) << 12 | 1, 0x1234)) == 0
     size = cpu.abi.m2p_entry
-    at = (cpu.mem.m2p_mfn - cpu.mem.base_mfn << 12) + (cpu.base + OTHER) * size
+    at = (cpu.mem.m2p[size].mfn - cpu.mem.base_mfn << 12) + (cpu.base + OTHER) * size
     assert int.from_bytes(cpu.mem.view[at : at + size], "little") == 0x1234
 
 

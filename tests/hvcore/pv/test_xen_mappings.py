@@ -20,7 +20,7 @@ def m2p(cpu: PvCpu, mfn: int) -> int:
 
 
 def test_the_m2p_is_read_by_the_guest(cpu: PvCpu) -> None:
-    cpu.d.mm.set_gpfn_from_mfn(cpu.base + 5, 0x1234)
+    cpu.mem.set_gpfn_from_mfn(cpu.base + 5, 0x1234)
     assert cpu.run(LOAD, di=m2p(cpu, cpu.base + 5)) == [INT3]
     assert cpu.eax() & 0xFFFFFFFF == 0x1234
     assert cpu.run(LOAD, di=m2p(cpu, 0)) == [INT3]
@@ -57,7 +57,7 @@ def test_slots_of_xen_in_the_guests_tables() -> None:
     first = pv32.d.mm.xen.first_xen_l2_slot
     assert first == pv32.abi.hypervisor_virt_start >> 21 & 511
     assert not any(slots[:first])
-    covered = -(-pv32.mem.m2p_frames // 512)
+    covered = -(-pv32.mem.m2p[4].frames // 512)
     assert all(entry & 0x83 == 0x81 for entry in slots[first : first + covered])
     assert not any(slots[first + covered :])
     top = pv64.get(0, "512Q")
