@@ -17,11 +17,14 @@ $(VENV)/.made $(VENV)/bin/python &:
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) -m venv $(VENV)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@touch $(VENV)/.made
 
-$(VENV)/.run: $(VENV)/.made pyproject.toml
+# What the compiled core is made of: an installation is renewed with it.
+CORE := $(wildcard hvcore/cpu/core/*.[ch]) scripts/backend.py scripts/compile_core.py setup.py
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml $(CORE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.made pyproject.toml
+$(VENV)/.dev: $(VENV)/.made pyproject.toml $(CORE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev]'
 	@touch $@ $(VENV)/.run
 

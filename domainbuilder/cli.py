@@ -113,8 +113,9 @@ app = typer.Typer(
 def _show_version(value: bool) -> None:
     if value:
         from domainbuilder import __version__
+        from domainbuilder.launch.core import describe_core
 
-        typer.echo(f"domainbuilder {__version__}")
+        typer.echo(f"domainbuilder {__version__}\ncore: {describe_core()}")
         raise typer.Exit
 
 

@@ -24,14 +24,12 @@ class GuestFault(Exception):
 class HypercallPreempted(Exception):
     """A hypercall has used up the vCPU's turn: it is to be made again, with `arguments`, to do the rest.
 
-    hypercall_create_continuation(); caught only by the hypercall dispatcher and by multicall, which says in
-    `done` how many of its entries came before the one that was interrupted.
+    hypercall_create_continuation(); caught only by the hypercall dispatcher and by multicall.
     """
 
     def __init__(self, *arguments: int) -> None:
         super().__init__(arguments)
         self.arguments = arguments
-        self.done = 0
 
 
 class DomainCrash(Exception):

@@ -1,8 +1,8 @@
 """copy_from_guest() and copy_to_guest(): the running vCPU's virtual memory, by a software page walk.
 
-The walk's results are kept until the next TLB flush, as a real processor keeps them: `flush()` is called
-wherever the engine's TLB is flushed. All functions raise `GuestError(EFAULT)` for memory that the guest
-kernel itself could not touch, including any address in Xen's own range (access_ok()).
+Each access walks the tables anew: nothing is kept that could be stale, or differ from what the compiled core
+finds there. All functions raise `GuestError(EFAULT)` for memory that the guest kernel itself could not touch,
+including any address in Xen's own range (access_ok()).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hvcore.abi import Abi
     from hvcore.machine_memory import MachineMemory
 
-_MOST_KEPT = 1 << 16  # translations, of each kind
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -28,61 +27,33 @@ _U64 = struct.Struct("<Q")
 class GuestAccess:
     """Guest virtual memory. `walk(va, write)` gives the byte offset in `mem.view` of va's page, or -1."""
 
-    __slots__ = ("_abi", "_limit_hi", "_limit_lo", "_mask", "_read", "_ulong", "_view", "_walk", "_write")
+    __slots__ = ("_abi", "_limit_hi", "_limit_lo", "_mask", "_ulong", "_view", "_walk")
 
     def __init__(self, abi: Abi, mem: MachineMemory, walk: Callable[[int, bool], int]) -> None:
         self._abi = abi
         self._view = mem.view
         self._walk = walk
-        self._read: dict[int, int] = {}
-        self._write: dict[int, int] = {}
         self._mask = abi.word_mask
         # A 64-bit guest's bad addresses begin where they cease to be canonical.
         self._limit_lo = abi.hypervisor_virt_start if abi.is_32bit else 1 << 47
         self._limit_hi = abi.hypervisor_virt_end
         self._ulong = struct.Struct("<" + abi.word_format)
 
-    def flush(self) -> None:
-        """Forget every translation."""
-        self._read.clear()
-        self._write.clear()
-
-    def flush_page(self, va: int) -> None:
-        """Forget the translation of one page."""
-        page = (va & self._mask) >> 12
-        self._read.pop(page, None)
-        self._write.pop(page, None)
-
     def _readable(self, va: int) -> int:
-        page = self._read.get(va >> 12)
-        if page is None:
-            if self._limit_lo <= va < self._limit_hi:
-                raise GuestError(EFAULT)
-            page = self._walk(va, False)
-            if page < 0:
-                raise GuestError(EFAULT)
-            if len(self._read) >= _MOST_KEPT:
-                self._read.clear()
-            self._read[va >> 12] = page
+        if self._limit_lo <= va < self._limit_hi:
+            raise GuestError(EFAULT)
+        page = self._walk(va, False)
+        if page < 0:
+            raise GuestError(EFAULT)
         return page | (va & 0xFFF)
 
     def _writable(self, va: int) -> int:
-        page = self._write.get(va >> 12)
-        if page is None:
-            if self._limit_lo <= va < self._limit_hi:
-                raise GuestError(EFAULT)
-            page = self._walk(va, True)
-            if page < 0:
-                raise GuestError(EFAULT)
-            if len(self._write) >= _MOST_KEPT:
-                self._write.clear()
-            self._write[va >> 12] = page
+        if self._limit_lo <= va < self._limit_hi:
+            raise GuestError(EFAULT)
+        page = self._walk(va, True)
+        if page < 0:
+            raise GuestError(EFAULT)
         return page | (va & 0xFFF)
-
-    @property
-    def writable_pages(self) -> dict[int, int]:
-        """Page number -> place in `mem.view`, of the pages that were found to allow stores since flush()."""
-        return self._write
 
     def copy_from(self, va: int, size: int) -> bytes:
         """`size` bytes at guest virtual address `va`."""

@@ -43,6 +43,7 @@ from hvcore.pv.descriptor_tables import init_xen_gdt_page, validate_segdesc_page
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
 from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
+from hvcore.pv.lanes import Lanes
 from hvcore.pv.mm import PageTables
 from hvcore.pv.mmuext_op import pin_table
 from hvcore.pv.ro_page_fault import RoPageFault
@@ -110,6 +111,7 @@ class Machine:
         console_output: Callable[[bytes], None] = lambda _data: None,
         live_window: bool = True,
         upper_ptwr: bool = False,
+        lanes: bool = True,
     ) -> None:
         abi = ABIS[image.plan.guest_type]
         mem = memory if memory is not None else _adopt_ram(image, abi)
@@ -121,6 +123,7 @@ class Machine:
         self._paused = False
         self._nudged = False
         self._upper_ptwr = upper_ptwr
+        self._has_lanes = lanes
         self._slice = _SLICE_NS
         self._next_look = BOOT_TIME_NS + _SLICE_NS  # for a loop to leave out
         self.skip_loops = True  # tests compare with what happens otherwise
@@ -214,6 +217,7 @@ class Machine:
         ro.reject = self.traps.inject
         self.ro_page_fault = ro
         self.engine.install(self.traps)
+        self.lanes = Lanes(d)
 
     def _start_boot_vcpu(self) -> None:
         d, image = self.domain, self.image
@@ -434,6 +438,7 @@ class Machine:
             engine.load_state(v.saved_state)
         d.current_id = v.vcpu_id
         self._running = v
+        self.lanes.run(v if self._has_lanes else None)
         engine.close_ports()
         d.mm.xen.load_descriptor_tables(v)
         d.mm.xen.write_ptbase(v)

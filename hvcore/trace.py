@@ -1,8 +1,14 @@
-"""Counts, the last hypercalls and refusals of a run: always on, read by --stats and by crash reports."""
+"""Counts, the last hypercalls and refusals of a run: always on, read by --stats and by crash reports.
+
+What the compiled core counts as well lies in words whose address stays.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import struct
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,6 +16,14 @@ from hvcore.refusal import Reason, Refusal
 
 _MOST_UNKNOWN = 64
 _OTHERS = (1 << 64) - 1
+_NR_HYPERCALLS, _NR_VECTORS = 64, 256
+_RECENT = 16
+_M64 = (1 << 64) - 1
+_CALL = struct.Struct("<9Q")  # number, how many arguments, six of them, result
+
+
+def _words(count: int) -> memoryview:
+    return memoryview((ctypes.c_uint64 * count)()).cast("B").cast("Q")
 
 
 _MOST_PENDING = 32  # refusals of one hypercall; a chain from an L4 down to a page has ten
@@ -28,9 +42,9 @@ class FailedEntry(NamedTuple):
 
 
 class RefusedCall(NamedTuple):
-    """A hypercall with refusals; `call` is the very object in Trace.recent, while it is there."""
+    """A hypercall with refusals; `serial` counts all hypercalls from 1."""
 
-    call: Call
+    serial: int
     refusals: tuple[Refusal, ...]
     entries: tuple[FailedEntry, ...]
 
@@ -46,23 +60,39 @@ class RefusedFault(NamedTuple):
 
 @dataclass(slots=True)
 class Trace:
-    """What happened. Counters are indexed by hypercall or vector number; `recent` holds the last calls.
+    """What happened. Counters are indexed by hypercall or vector number; `recent` is how many hypercalls
+    there were, and a ring of the last.
 
     `pending` are the refusals and failed entries of the act under way; close_call() and close_fault() say
     whose they were. `refused` counts those that no other refusal led to, with the last of each kind.
     """
 
-    hypercalls: list[int] = field(default_factory=lambda: [0] * 64)
+    hypercalls: memoryview = field(default_factory=lambda: _words(_NR_HYPERCALLS))
     unknown_hypercalls: dict[int, int] = field(default_factory=dict)
-    exceptions: list[int] = field(default_factory=lambda: [0] * 256)
+    exceptions: list[int] = field(default_factory=lambda: [0] * _NR_VECTORS)
     emulated: dict[str, int] = field(default_factory=dict)
     events_delivered: int = 0
     tlb_flushes: int = 0
-    recent: deque[Call] = field(default_factory=lambda: deque(maxlen=16))
+    recent: memoryview = field(default_factory=lambda: _words(1 + _RECENT * _CALL.size // 8))
     pending: list[Refusal | FailedEntry] = field(default_factory=list)
     refused_calls: deque[RefusedCall] = field(default_factory=lambda: deque(maxlen=16))
     refused_faults: deque[RefusedFault] = field(default_factory=lambda: deque(maxlen=8))
     refused: dict[Reason, tuple[int, Refusal]] = field(default_factory=dict)
+
+    def note(self, number: int, args: tuple[int, ...], result: int) -> None:
+        """Keep one hypercall, of at most six arguments."""
+        calls = self.recent[0]
+        row = (number, len(args), *args, *(0,) * (6 - len(args)), result & _M64)
+        _CALL.pack_into(self.recent, 8 + calls % _RECENT * _CALL.size, *row)
+        self.recent[0] = calls + 1
+
+    def last_hypercalls(self) -> Iterator[tuple[int, Call]]:
+        """The last calls, the oldest first, each with its serial number."""
+        calls = self.recent[0]
+        for call in range(max(calls - _RECENT, 0), calls):
+            number, count, *rest = _CALL.unpack_from(self.recent, 8 + call % _RECENT * _CALL.size)
+            result = rest[6]
+            yield call + 1, (number, tuple(rest[:count]), result - (1 << 64) if result >> 63 else result)
 
     def unknown_hypercall(self, number: int) -> None:
         """Count one call of a number that does not exist; of too many such numbers only the first are told
@@ -88,12 +118,12 @@ class Trace:
         if len(self.pending) < _MOST_PENDING:
             self.pending.append(FailedEntry(address, number, arguments, result, refusals))
 
-    def close_call(self, call: Call) -> None:
-        """`call` has ended, and all that is pending was its."""
+    def close_call(self) -> None:
+        """The hypercall that was noted last has ended, and all that is pending was its."""
         refusals = self._take_refusals()
         entries = tuple(entry for entry in self.pending if isinstance(entry, FailedEntry))
         self.pending.clear()
-        self.refused_calls.append(RefusedCall(call, refusals, entries))
+        self.refused_calls.append(RefusedCall(self.recent[0], refusals, entries))
 
     def close_fault(self, vector: int, rip: int, address: int) -> None:
         """The guest is to see a fault instead of what is pending."""

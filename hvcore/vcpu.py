@@ -5,9 +5,11 @@ Sources: xen/include/xen/sched.h, xen/arch/x86/include/asm/domain.h (struct pv_v
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 from hvcore.abi import VCPU_INFO_SIZE, VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING
+from hvcore.cpu.words import VcpuWords
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
@@ -26,36 +28,32 @@ RUNSTATE_offline = 3
 NR_TRAPS = 256
 
 
-class Vcpu:
-    """One virtual CPU. Registers live in the engine while it runs, in `saved_state` while it does not."""
+class Vcpu(VcpuWords):
+    """One virtual CPU. Registers live in the engine while it runs, in `saved_state` while it does not.
+
+    What the compiled core knows of it, too, are the words of VcpuWords.
+    """
 
     __slots__ = (
         "arch_cr2_off",
         "async_exception_mask",
         "callbacks",
-        "cr3_mfn",
         "ctrlreg",
         "debugreg",
         "domain",
         "fs_base",
         "gdt_ents",
         "gdt_frames",
-        "gs_base_kernel",
-        "gs_base_user",
         "info",
         "info_mfn",
         "iobmp",
         "iobmp_limit",
         "iopl",
         "is_initialised",
-        "kernel_mode",
-        "kernel_sp",
-        "kernel_ss",
         "ldt_base",
         "ldt_ents",
         "ldt_shadow",
         "mcg_status",
-        "nmi_pending",
         "pause_flags",
         "periodic_last_event",
         "periodic_period",
@@ -67,18 +65,17 @@ class Vcpu:
         "saved_state",
         "time_info_guest",
         "trap_ctxt",
-        "ts_set",
-        "user_cr3_mfn",
-        "vcpu_id",
     )
 
+    __hash__ = object.__hash__
+
     def __init__(self, domain: Domain, vcpu_id: int) -> None:
+        super().__init__()
         self.domain = domain
         self.vcpu_id = vcpu_id
         start = VCPU_INFO_SIZE * vcpu_id
         # struct vcpu_info as bytes: in shared_info until VCPUOP_register_vcpu_info moves it.
-        self.info: memoryview = domain.shared_info[start : start + VCPU_INFO_SIZE]
-        self.info_mfn: int | None = None
+        self.place_info(domain.shared_info[start : start + VCPU_INFO_SIZE], None)
         self.arch_cr2_off = domain.abi.vcpu_cr2
         self.is_initialised = False
         self.pause_flags = VPF_down
@@ -117,6 +114,15 @@ class Vcpu:
         self.runstate_time = [0, 0, 0, 0]
         self.runstate_guest = 0  # guest virtual address of its runstate area, 0 for none
         self.time_info_guest = 0  # guest virtual address of a secondary vcpu_time_info
+
+    def place_info(self, info: memoryview, mfn: int | None) -> None:
+        """Have struct vcpu_info at `info`: in shared_info (`mfn` None), or in a frame that the guest named.
+
+        The only way to move it: the compiled core looks at its address.
+        """
+        self.info = info
+        self.info_mfn = mfn
+        self.info_address = ctypes.addressof(ctypes.c_char.from_buffer(info))
 
     @property
     def upcall_pending(self) -> int:

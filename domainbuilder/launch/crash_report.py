@@ -217,8 +217,8 @@ def _lines(refusals: tuple[Refusal, ...]) -> tuple[str, ...]:
 
 def _hypercalls(trace: Trace, word: int) -> tuple[HypercallRecord, ...]:
     """The last hypercalls, each with what was refused in it."""
-    refused = {id(row.call): row for row in trace.refused_calls}
-    return tuple(_hypercall(call, refused.get(id(call)), word) for call in trace.recent)
+    refused = {row.serial: row for row in trace.refused_calls}
+    return tuple(_hypercall(call, refused.get(serial), word) for serial, call in trace.last_hypercalls())
 
 
 def _hypercall(call: Call, refused: RefusedCall | None, word: int) -> HypercallRecord:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hvcore.common.handles import array_access_ok
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import EFAULT, EINVAL
-from hvcore.public.xen import PAGE_SIZE, Hypercall
+from hvcore.public.xen import Hypercall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # op; result (skipped); args[6]
 _ENTRY = {4: struct.Struct("<I4x6I"), 8: struct.Struct("<Q8x6Q")}
-_RESULT = {4: struct.Struct("<I"), 8: struct.Struct("<Q")}
 _ENTRY_NS = 50  # what an entry takes of the vCPU's turn, beside what its call does
 _MULTICALL = int(Hypercall.multicall)
 _IRET = int(Hypercall.iret)
@@ -35,6 +34,7 @@ def do_multicall(
     nr_calls: int,
     dispatch: Dispatch,
     preempted: Callable[[int, int], int] | None = None,
+    done: int = 0,
 ) -> int:
     """Make `nr_calls` calls; 0, or -EFAULT at the first entry that cannot be read or written.
 
@@ -42,112 +42,59 @@ def do_multicall(
     rest is dropped. When the vCPU must turn to something else before the list is done (it blocked, its turn
     is over, an event is to be delivered, or the domain shut down), `preempted(call_list, nr_calls)` is asked
     to have the rest made later and for the result until then; without it the list goes on. A call that was
-    itself put off stands first in that rest, with the arguments that it is to go on with.
+    itself put off stands first in that rest, with the arguments that it is to go on with. The first `done`
+    entries were made already.
     """
     d = v.domain
-    word = d.abi.word
     mask = d.abi.word_mask
-    size = _ENTRY[word].size
+    size = _ENTRY[d.abi.word].size
     nr_calls &= 0xFFFFFFFF
-    if word == 8 and not array_access_ok(d, call_list, nr_calls, size):
+    if d.abi.word == 8 and not array_access_ok(d, call_list, nr_calls, size):
         return -EFAULT
-    left = nr_calls
-    at = call_list
-    clock = d.clock
-    while left:
-        must_stop = _must_stop(v) or clock.turn_is_over()
-        if must_stop and preempted is not None and left < nr_calls:
-            return preempted(at & mask, left)
+    while done < nr_calls:
+        at = call_list + done * size
+        if done and preempted is not None and hypercall_preempt_check(v):
+            return preempted(at & mask, nr_calls - done)
         try:
-            done, iret_result = _entries_of_page(v, at, left, dispatch, preempted is not None)
+            iret_result = _one_entry(v, at, dispatch)
         except HypercallPreempted as rest:
+            _put_off(v, at, rest)
             if preempted is not None:
-                return preempted(at + rest.done * size & mask, left - rest.done)
-            done, iret_result = rest.done, None
+                return preempted(at & mask, nr_calls - done)
+            continue
         if iret_result is not None:
             return iret_result
-        at += done * size
-        left -= done
-        clock.spend(done * _ENTRY_NS)
+        done += 1
+        d.clock.spend(_ENTRY_NS)
     return 0
 
 
-def _must_stop(v: Vcpu) -> bool:
-    """hypercall_preempt_check(): the vCPU waits, its domain has shut down, or an event is to be delivered."""
+def hypercall_preempt_check(v: Vcpu) -> bool:
+    """The vCPU waits, its turn is over, its domain has shut down, or an event is to be delivered."""
     info = v.info
-    return bool(v.pause_flags or v.domain.is_shutting_down or (info[0] and not info[1]))
+    waits = bool(v.pause_flags or v.domain.is_shutting_down or (info[0] and not info[1]))
+    return waits or v.domain.clock.turn_is_over()
 
 
-def _put_off(v: Vcpu, at: int, done: int, rest: HypercallPreempted) -> None:
+def _put_off(v: Vcpu, at: int, rest: HypercallPreempted) -> None:
     """Leave in the entry at `at` what its call is to go on with."""
-    rest.done = done
     word = v.domain.abi.word
     for i, argument in enumerate(rest.arguments, 2):
         v.domain.guest.write_ulong(at + i * word, argument)
 
 
-def _entries_of_page(
-    v: Vcpu, at: int, left: int, dispatch: Dispatch, can_wait: bool
-) -> tuple[int, int | None]:
-    """Make the calls of the entries from `at` to the end of its page, or until one makes the vCPU wait.
-
-    The number made, and the result of an iret if one ended the list. The page is translated once; whether it
-    may still be stored to is asked after each call, which can have changed the page tables.
-    """
+def _one_entry(v: Vcpu, at: int, dispatch: Dispatch) -> int | None:
+    """Make the call of one entry; the result of an iret, which ends the list."""
     d = v.domain
-    word = d.abi.word
-    mask = d.abi.word_mask
-    layout = _ENTRY[word]
-    size = layout.size
-    pages = d.guest.writable_pages
-    number = at >> 12
-    page = pages.get(number)
-    fitting = (PAGE_SIZE - (at & 0xFFF)) // size
-    if page is None or not fitting:
-        return _one_entry(v, at, dispatch)
-    view = d.mem.view
-    unpack = layout.unpack_from
-    store = _RESULT[word].pack_into
-    first = page | (at & 0xFFF)
-    for place in range(first, first + min(left, fitting) * size, size):
-        call = unpack(view, place)
-        op = call[0]
-        if op == _IRET:
-            return 0, _leave(d, at + place - first + word, dispatch(v, op, call[1:]))
-        try:
-            result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
-        except HypercallPreempted as rest:
-            _put_off(v, at + place - first, (place - first) // size, rest)
-            raise
-        if result < 0:
-            d.trace.failed_entry(at + place - first, op, call[1:], result)
-        if pages.get(number) != page:
-            d.guest.write_ulong(at + place - first + word, result)
-            return (place - first) // size + 1, None
-        store(view, place + word, result & mask)
-        info = v.info
-        if can_wait and (v.pause_flags or d.is_shutting_down or (info[0] and not info[1])):  # _must_stop()
-            return (place - first) // size + 1, None
-    return min(left, fitting), None
-
-
-def _one_entry(v: Vcpu, at: int, dispatch: Dispatch) -> tuple[int, int | None]:
-    """The call of an entry that lies across pages, or in a page not seen yet."""
-    d = v.domain
-    word = d.abi.word
-    call = d.guest.unpack(_ENTRY[word], at)
+    call = d.guest.unpack(_ENTRY[d.abi.word], at)
     op = call[0]
     if op == _IRET:
-        return 0, _leave(d, at + word, dispatch(v, op, call[1:]))
-    try:
-        result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
-    except HypercallPreempted as rest:
-        _put_off(v, at, 0, rest)
-        raise
+        return _leave(d, at + d.abi.word, dispatch(v, op, call[1:]))
+    result = dispatch(v, op, call[1:]) if op != _MULTICALL else -EINVAL
     if result < 0:
         d.trace.failed_entry(at, op, call[1:], result)
-    d.guest.write_ulong(at + word, result)
-    return 1, None
+    d.guest.write_ulong(at + d.abi.word, result)
+    return None
 
 
 def _leave(d: Domain, at: int, result: int) -> int:

@@ -82,8 +82,7 @@ def map_vcpu_info(curr: Vcpu, v: Vcpu, mfn: int, offset: int) -> int:
         new[VCPU_UPCALL_MASK] = 1
     else:
         new[:] = bytes(v.info)
-    v.info = new
-    v.info_mfn = mfn
+    v.place_info(new, mfn)
     selector = d.abi.vcpu_pending_sel
     new[selector : selector + d.abi.word] = b"\xff" * d.abi.word
     vcpu_mark_events_pending(v)

@@ -1,1 +1,1 @@
-"""The processor, which has never heard of Xen: engine, its state, native code, loops."""
+"""The processor, which has never heard of Xen: engine, its state, the compiled core, loops."""

@@ -15,79 +15,64 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import TYPE_CHECKING
 
-from hvcore.cpu import native
+from hvcore.cpu.compiled import address_of_routine
 from hvcore.cpu.process_memory import address_of, find_word, function, jump_slot
+
+if TYPE_CHECKING:
+    from hvcore.cpu.words import EngineWords
 
 _HANDLE_SCAN = 0x1000
 _CPU_SCAN = 0x10000
 
 
 class CodePages:
-    """For one engine: its handle `uc`, the address of its CPUState, and its memory, which is physical
-    [base, base + size) and lies at `ram`.
-    """
+    """For the engine of `words` and its memory, which is physical [base, base + size) and lies at `ram`."""
 
     def __init__(
-        self, lib: ctypes.CDLL, uc: ctypes.c_void_p, cpu: int, base: int, size: int, ram: int
+        self, lib: ctypes.CDLL, core: ctypes.CDLL | None, words: EngineWords, base: int, size: int, ram: int
     ) -> None:
-        self._code: list[native.NativeCode] = []
         self._pages = (ctypes.c_uint8 * (size >> 12))()
-        self._block = (ctypes.c_uint64 * native.BLOCK_WORDS)()
-        self._block[native.BLOCK_CPU] = cpu
-        self._block[native.BLOCK_BASE] = base
-        self._block[native.BLOCK_PAGES] = len(self._pages)
-        self._block[native.BLOCK_CODE] = ctypes.addressof(self._pages)
+        words.ram_base = base
+        words.ram_pages = len(self._pages)
+        words.page_has_code = ctypes.addressof(self._pages)
         self.known = False
-        handle = uc.value or 0
-        mapping = self._answer_memory_mapping(lib, uc, base, size) - handle
-        if not cpu or mapping < 0:
+        if core is None:
             return
+        uc = ctypes.c_void_p(words.uc)
+        mapped = _answer_memory_mapping(lib, core, words, uc)
         fill = function(lib, "x86_cpu_tlb_fill")
-        if fill is None or not _is_numbered_from_0(lib, uc, ram):
+        if not words.cpu or not mapped or fill is None or not _is_numbered_from_0(lib, uc, ram):
             return
-        fill_at = find_word(cpu, _CPU_SCAN, address_of(fill))
-        uc_at = find_word(cpu, _CPU_SCAN, handle) - cpu
-        if not fill_at or uc_at < 0:
-            return
-        note = self._native(native.tlb_fill(ctypes.addressof(self._block), address_of(fill)))
-        if note and _track(lib, uc_at, mapping):
-            ctypes.c_uint64.from_address(fill_at).value = note
-            entry = ctypes.c_uint64.from_address(handle + mapping).value
-            magic = entry - native.MAPPING_ENTRY + native.MAPPING_MAGIC
-            ctypes.c_uint64.from_address(magic).value = native.MAGIC
+        fill_at = find_word(words.cpu, _CPU_SCAN, address_of(fill))
+        if fill_at and _track(lib, core):
+            ctypes.c_uint64.from_address(fill_at).value = address_of_routine(core, "hv_tlb_fill")
+            words.tracks_pages = 1
             self.known = True
 
     def holds_code(self, page: int) -> bool:
         """Whether page `page` of RAM holds translated code."""
         return bool(self._pages[page])
 
-    def _answer_memory_mapping(self, lib: ctypes.CDLL, uc: ctypes.c_void_p, base: int, size: int) -> int:
-        """Tell the library natively which memory region an address is in: there is one. 0 if it cannot be.
 
-        It asks at each store that it looks at, and its own way to the answer is long. The result is where the
-        answer is kept in the handle.
-        """
-        find = function(lib, "find_memory_mapping")
-        if find is None:
-            return 0
-        find.restype = ctypes.c_uint64
-        region = find(uc, ctypes.c_uint64(base))
-        slot = find_word(uc.value or 0, _HANDLE_SCAN, address_of(find))
-        if not slot or not region:
-            return 0
-        code = self._native(native.memory_mapping(ctypes.addressof(self._block), base, size, region))
-        if code:
-            ctypes.c_uint64.from_address(slot).value = code + native.MAPPING_ENTRY
-        return slot if code else 0
+def _answer_memory_mapping(
+    lib: ctypes.CDLL, core: ctypes.CDLL, words: EngineWords, uc: ctypes.c_void_p
+) -> bool:
+    """Have the core tell the library which memory region an address is in: there is one.
 
-    def _native(self, routine: bytes) -> int:
-        """The address of a routine that lives as long as this object; 0 where the host has none."""
-        code = native.native_code(routine)
-        if code is None:
-            return 0
-        self._code.append(code)
-        return code.addresses[0]
+    It asks at each store that it looks at, and its own way to the answer is long.
+    """
+    find = function(lib, "find_memory_mapping")
+    if find is None:
+        return False
+    find.restype = ctypes.c_uint64
+    words.region = find(uc, ctypes.c_uint64(words.ram_base))
+    slot = find_word(words.uc, _HANDLE_SCAN, address_of(find))
+    if not slot or not words.region:
+        return False
+    ctypes.c_uint64.from_address(slot).value = address_of_routine(core, "hv_memory_mapping")
+    return True
 
 
 def _is_numbered_from_0(lib: ctypes.CDLL, uc: ctypes.c_void_p, ram: int) -> bool:
@@ -100,27 +85,25 @@ def _is_numbered_from_0(lib: ctypes.CDLL, uc: ctypes.c_void_p, ram: int) -> bool
 
 
 @cache
-def _track(lib: ctypes.CDLL, uc: int, mapping: int) -> tuple[native.NativeCode, ...]:
-    """Put our routines into the library's jump slots, once; `uc` and `mapping` are offsets. Empty if refused.
+def _track(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
+    """Put the core's functions into the library's jump slots, once. False if one is refused.
 
-    Each routine looks whether it is called for an engine of ours, and if not is the library's own.
+    Each function looks whether it is called for an engine of ours, and if not is the library's own.
     """
-    names = ("tlb_set_page_with_attrs", "tlb_protect_code", "tlb_unprotect_code", "tlb_reset_dirty_by_vaddr")
-    functions = [function(lib, name) for name in (*names, "tlb_flush")]
-    if any(found is None for found in functions):
-        return ()
-    set_page, protect, unprotect, reset, flush = (address_of(found) for found in functions if found)
-    slots = [jump_slot(lib, target) for target in (set_page, protect, unprotect, reset)]
+    names = {
+        "tlb_set_page_with_attrs": "hv_set_page",
+        "tlb_protect_code": "hv_protect_code",
+        "tlb_unprotect_code": "hv_unprotect_code",
+        "tlb_reset_dirty_by_vaddr": "hv_reset_dirty",
+    }
+    found = [function(lib, name) for name in ("x86_cpu_tlb_fill", *names, "tlb_flush")]
+    addresses = [address_of(one) for one in found if one]
+    if len(addresses) != len(found):
+        return False
+    slots = [jump_slot(lib, target) for target in addresses[1:-1]]
     if not all(slots):
-        return ()
-    code = native.native_code(
-        native.set_page(uc, mapping, set_page),
-        native.protect_code(mapping, protect, flush),
-        native.unprotect_code(mapping, unprotect),
-        native.nothing_to_reset(uc, mapping, reset),
-    )
-    if code is None:
-        return ()
-    for slot, address in zip(slots, code.addresses, strict=True):
-        ctypes.c_uint64.from_address(slot).value = address
-    return (code,)
+        return False
+    core.hv_set_tlb_functions(*map(ctypes.c_void_p, addresses))
+    for slot, name in zip(slots, names.values(), strict=True):
+        ctypes.c_uint64.from_address(slot).value = address_of_routine(core, name)
+    return True

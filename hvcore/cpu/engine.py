@@ -14,26 +14,17 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import unicorn.unicorn_py3.unicorn as _binding
 
 from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.code_pages import CodePages
+from hvcore.cpu.compiled import address_of_routine, core
 from hvcore.cpu.division import guard_division
 from hvcore.cpu.engine_internals import Internals
-from hvcore.cpu.native import (
-    NO_RING,
-    PORTS_CELL,
-    PORTS_COST,
-    PORTS_ENV,
-    PORTS_HFLAGS,
-    PORTS_READS,
-    PORTS_RING,
-    PORTS_WORDS,
-    PORTS_WRITES,
-)
+from hvcore.cpu.words import NO_RING, EngineWords
 from hvcore.errors import EngineError
 
 _UC_ARCH_X86, _UC_MODE_64 = 4, 8
@@ -124,11 +115,13 @@ class Engine:
     """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
 
     `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`. `cell` is
-    the clock's block of words (clock.CELL_*), of which pacing uses LEFT and LIMIT. `live_window=False` forces
-    the portable fallback.
+    the clock's block of words (clock.CELL_*), of which pacing uses LEFT and LIMIT; it begins `words`, which
+    the compiled core shares. `live_window=False` forces the portable fallback, `use_core=False` Python alone.
     """
 
-    def __init__(self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True) -> None:
+    def __init__(
+        self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True, use_core: bool = True
+    ) -> None:
         self._lib: ctypes.CDLL = _binding.uclib
         self._uc = ctypes.c_void_p()
         self._call("uc_open", _UC_ARCH_X86, _UC_MODE_64, ctypes.byref(self._uc), handle=False)
@@ -145,27 +138,26 @@ class Engine:
             _UC_PROT_ALL,
             ctypes.c_void_p(ram),
         )
-        guard_division(self._lib)
         self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
         self.has_no_random = self.window.hide_features(_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED)
         self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
         self.q = self.window.q
         self.d = self.window.d
-        self.code_pages = CodePages(self._lib, self._uc, self.window.cpu_address, phys_base, len(memory), ram)
-        self._cell = (ctypes.c_int64 * CELL_WORDS)()
-        self.cell = memoryview(self._cell).cast("B").cast("q")
-        self._ports = (ctypes.c_uint64 * PORTS_WORDS)()
-        self.ports = memoryview(self._ports).cast("B").cast("Q")
+        self.words = EngineWords()
+        self.cell = memoryview(self.words).cast("B")[: 8 * CELL_WORDS].cast("q")
+        self._core = core() if use_core else None
+        if self._core is not None:
+            guard_division(self._lib, self._core)
+            self.internals.use_core(self._core, self.words)
+        self.code_pages = CodePages(self._lib, self._core, self.words, phys_base, len(memory), ram)
         self.close_ports()
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)
         self._pending: BaseException | None = None
         self._running = False
-        self._step_rechecked = False
         self._step_deferred = False
         self._keep: list[object] = []
         self._stop = self._lib.uc_emu_stop
-        self.tlb_flushes = 0
         self.native_pacing = False
 
     def _call(self, name: str, *args: object, handle: bool = True) -> None:
@@ -183,23 +175,27 @@ class Engine:
             handlers.cpuid,
             handlers.rdtsc,
         )
-        q, d = self.q, self.d
+        q, d, words = self.q, self.d, self.words
+        saved_by_core = self._core_sees_exits  # what `syscall` does to RCX and R11
         enter, leave = self._enter_leave()
 
         def on_interrupt(vector: int) -> None:
             d[_OLD_EXCEPTION] = 0xFFFFFFFF
-            if vector == _DEBUG and self._step_rechecked:
-                self._step_rechecked = False
+            if vector == _DEBUG and words.step_rechecked:
+                words.step_rechecked = 0
                 self.take_debug_status()
             else:
                 interrupt(vector)
 
         def on_syscall() -> int:
+            if not saved_by_core:
+                q[RCX] = q[_RIP] + 2 & 0xFFFFFFFFFFFFFFFF
+                q[R11] = self.read_eflags() & ~_RF
             syscall()
             q[_RIP] = (q[_RIP] - 2) & 0xFFFFFFFFFFFFFFFF  # the instruction's length is added on return
             # The engine looks at TF once more behind it, and so does a processor that comes back by `sysret`.
             # One that comes back by `iret` executes an instruction first.
-            self._step_rechecked = self._step_deferred and bool(q[_EFLAGS] & _TF)
+            words.step_rechecked = self._step_deferred and bool(q[_EFLAGS] & _TF)
             self._step_deferred = False
             return 0
 
@@ -228,16 +224,17 @@ class Engine:
             return 1
 
         guard = self._guard
-        self._hook(_UC_HOOK_INTR, _INTR_CB(self._interrupt_callback(on_interrupt, enter, leave)))
+        interrupt_callback = _INTR_CB(self._interrupt_callback(on_interrupt, enter, leave))
+        self._hook_exit(_UC_HOOK_INTR, "interrupt", interrupt_callback)
         self._hook(_UC_HOOK_INSN_INVALID, _INSN_CB(guard(on_invalid, enter, leave)))
-        for number, call in (
-            (_INS_CPUID, on_cpuid),
-            (_INS_RDTSC, on_rdtsc),
-            (_INS_RDTSCP, on_rdtscp),
-            (_INS_SYSENTER, on_sysenter),
+        for number, name, call in (
+            (_INS_CPUID, "", on_cpuid),
+            (_INS_RDTSC, "rdtsc", on_rdtsc),
+            (_INS_RDTSCP, "rdtscp", on_rdtscp),
+            (_INS_SYSCALL, "syscall", on_syscall),
+            (_INS_SYSENTER, "", on_sysenter),
         ):
-            self._hook(_UC_HOOK_INSN, _INSN_CB(guard(call, enter, leave)), number)
-        self._install_syscall(on_syscall, enter, leave)
+            self._hook_exit(_UC_HOOK_INSN, name, _INSN_CB(guard(call, enter, leave)), number)
         self._install_io_faults()
         self._install_pacing()
 
@@ -303,42 +300,39 @@ class Engine:
             *(ctypes.c_int(number) for number in extra),
         )
 
-    def _install_syscall(
-        self, call: Callable[[], int], enter: Callable[[], None] | None, leave: Callable[[], None] | None
-    ) -> None:
-        """`syscall` leaves the RIP behind it in RCX and the flags in R11, and then is an exit.
+    def _hook_core(self, kind: int, routine: str, *extra: int) -> None:
+        """Hook a function of the compiled core, which is given the engine's words."""
+        assert self._core is not None
+        address = ctypes.c_void_p(address_of_routine(self._core, routine))
+        self._hook(kind, address, *extra, data=ctypes.c_void_p(ctypes.addressof(self.words)))
 
-        The flags cost a microsecond from here, and most calls are hypercalls: native code is to read them.
-        """
-        q = self.q
+    def _hook_exit(self, kind: int, name: str, callback: Any, *extra: int) -> None:
+        """Hook an exit: through the core's `hv_NAME`, which may know what to do, where there is one."""
+        if not name or not self._core_sees_exits:
+            self._hook(kind, callback, *extra)
+            return
+        self._keep.append(callback)
+        setattr(self.words, f"python_{name}", ctypes.cast(callback, ctypes.c_void_p).value)
+        self._hook_core(kind, f"hv_{name}", *extra)
 
-        def saving() -> int:
-            q[RCX] = q[_RIP] + 2 & 0xFFFFFFFFFFFFFFFF
-            q[R11] = self.read_eflags() & ~_RF
-            return call()
+    @property
+    def _core_sees_exits(self) -> bool:
+        return self._core is not None and self.window.live
 
-        plain = _INSN_CB(self._guard(call, enter, leave))
-        native = self.internals.syscall_callback(_REG_EFLAGS, sw.RIP, plain) if self.window.live else None
-        if native is None:
-            self._hook(_UC_HOOK_INSN, _INSN_CB(self._guard(saving, enter, leave)), _INS_SYSCALL)
-        else:
-            self._keep.append(plain)
-            self._hook(_UC_HOOK_INSN, ctypes.c_void_p(native), _INS_SYSCALL)
+    @property
+    def has_lanes(self) -> bool:
+        """Whether the compiled core sees the exits and can do what a lane needs."""
+        words = self.words
+        return self._core_sees_exits and bool(words.tlb_flush and words.tlb_flush_page)
 
     def _install_io_faults(self) -> None:
         """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""
-        native = self.internals.io_callbacks()
-        if native is None:
+        found = self.internals.io_callbacks()
+        if found is None:
             self._install_io_refusal()
             return
-        on_in, on_out = native
-        ports = self.ports
-        ports[PORTS_ENV] = self.window.env_address
-        ports[PORTS_HFLAGS] = self.window.env_address + sw.HFLAGS
-        ports[PORTS_CELL] = ctypes.addressof(self._cell)
-        data = ctypes.c_void_p(ctypes.addressof(self._ports))
-        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_in), _INS_IN, data=data)
-        self._hook(_UC_HOOK_INSN, ctypes.c_void_p(on_out), _INS_OUT, data=data)
+        for routine, instruction in zip(found, (_INS_IN, _INS_OUT), strict=True):
+            self._hook_core(_UC_HOOK_INSN, routine, instruction)
 
     def _install_io_refusal(self) -> None:
         """A build that cannot raise #GP from here: better to stop than to let the guest reach a port."""
@@ -351,12 +345,10 @@ class Engine:
         self._hook(_UC_HOOK_INSN, _OUT_CB(refuse), _INS_OUT)
 
     def _install_pacing(self) -> None:
-        native = self.internals.pacing_callback()
-        if native is not None:
+        routine = self.internals.pacing_callback()
+        if routine is not None:
             self.native_pacing = True
-            self._hook(
-                _UC_HOOK_BLOCK, ctypes.c_void_p(native), data=ctypes.c_void_p(ctypes.addressof(self._cell))
-            )
+            self._hook_core(_UC_HOOK_BLOCK, routine)
             return
         cell, stop, uc = self.cell, self._stop, self._uc
 
@@ -379,13 +371,12 @@ class Engine:
         if not self.window.live:
             self.window.store()
         self._running = True
-        err = self._lib.uc_emu_start(
-            self._uc,
-            ctypes.c_uint64(self.q[_RIP]),
-            ctypes.c_uint64(0),
-            ctypes.c_uint64(0),
-            ctypes.c_size_t(0),
-        )
+        rip = ctypes.c_uint64(self.q[_RIP])
+        if self._core is not None:
+            err = self._core.hv_run(ctypes.byref(self.words), self._lib.uc_emu_start, rip)
+        else:
+            zero = ctypes.c_uint64(0)
+            err = self._lib.uc_emu_start(self._uc, rip, zero, zero, ctypes.c_size_t(0))
         self._running = False
         self.cell[CELL_LIMIT] = 0
         if not self.window.live:
@@ -400,7 +391,7 @@ class Engine:
     @property
     def port_accesses(self) -> tuple[int, int]:
         """How many reads and writes of ports were no exits."""
-        return self.ports[PORTS_READS], self.ports[PORTS_WRITES]
+        return self.words.port_reads, self.words.port_writes
 
     def stop(self) -> None:
         """In a handler: end the run when it returns."""
@@ -422,9 +413,14 @@ class Engine:
 
     # -- translation caches
 
+    @property
+    def tlb_flushes(self) -> int:
+        """How often every cached translation was dropped."""
+        return self.words.tlb_flushes
+
     def flush_tlb(self) -> None:
         """Drop every cached address translation (there is no flush of one page); about 1 us."""
-        self.tlb_flushes += 1
+        self.words.tlb_flushes += 1
         self._ctl(self._uc, _CTL_TLB_FLUSH)
 
     def flush_tlb_page(self, address: int) -> None:
@@ -531,12 +527,12 @@ class Engine:
 
         Until `close_ports()`; without it, and for the ports that Xen keeps, port I/O is a #GP.
         """
-        self.ports[PORTS_COST] = cost
-        self.ports[PORTS_RING] = self.cpl
+        self.words.port_cost = cost
+        self.words.port_ring = self.cpl
 
     def close_ports(self) -> None:
         """Make all port I/O a #GP again."""
-        self.ports[PORTS_RING] = NO_RING
+        self.words.port_ring = NO_RING
 
     def set_cr4_tsd(self, enabled: bool) -> None:
         """Set or clear CR4.TSD, which makes `rdtsc` #GP above ring 0."""

@@ -10,11 +10,14 @@ is looked up by name and may be missing.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-from hvcore.cpu import native
+from hvcore.cpu.compiled import address_of_routine
 from hvcore.cpu.process_memory import address_of, function, jump_slot
+
+if TYPE_CHECKING:
+    from hvcore.cpu.words import EngineWords
 
 
 class Internals:
@@ -23,8 +26,8 @@ class Internals:
     def __init__(self, lib: ctypes.CDLL, uc: ctypes.c_void_p, cpu: int, env: int) -> None:
         self._lib = lib
         self._uc = uc
-        self._code: list[native.NativeCode] = []
-        self._lean: _LeanTranslation | None = None
+        self._core: ctypes.CDLL | None = None
+        self._words: EngineWords | None = None
         self._cpu = ctypes.c_void_p(cpu)
         self._env = ctypes.c_void_p(env)
         self._flush_page = function(lib, "tlb_flush_page") if cpu else None
@@ -51,84 +54,77 @@ class Internals:
         if self._update_dr7 is not None:
             self._update_dr7(self._env, ctypes.c_uint32(value))
 
-    def io_callbacks(self) -> tuple[int, int] | None:
-        """Native callbacks for the `in` and `out` hooks (native.port_callback()); None without the means.
+    def use_core(self, core: ctypes.CDLL, words: EngineWords) -> None:
+        """Tell the compiled core what it calls of the library."""
+        self._core = core
+        self._words = words
+        words.uc = self._uc.value or 0
+        words.cpu = self._cpu.value or 0
+        words.env = self._env.value or 0
+        words.uc_reg_read = address_of(self._lib.uc_reg_read)
+        words.uc_emu_stop = address_of(self._lib.uc_emu_stop)
+        words.raise_exception_err = address_of(self._raise) if self._raise else 0
+        flush, flush_page = function(self._lib, "tlb_flush"), self._flush_page
+        words.tlb_flush = address_of(flush) if flush else 0
+        words.tlb_flush_page = address_of(flush_page) if flush_page else 0
+        if not core.hv_register(ctypes.byref(words)):
+            raise MemoryError
 
-        They are native because the exception leaves by longjmp, which no Python frame may be under.
+    def io_callbacks(self) -> tuple[str, str] | None:
+        """The core's callbacks for the `in` and `out` hooks; None without the means.
+
+        They are compiled because the exception leaves by longjmp, which no Python frame may be under.
         """
-        if self._raise is None:
+        return ("hv_in", "hv_out") if self._core is not None and self._raise is not None else None
+
+    def pacing_callback(self) -> str | None:
+        """The core's block hook that counts down; None without the core."""
+        if self._core is None:
             return None
-        target = address_of(self._raise)
-        code = self._native(*(native.port_callback(target, out=out) for out in (False, True)))
-        return None if code is None else (code[0], code[1])
-
-    def syscall_callback(self, eflags: int, rip: int, callback: object) -> int | None:
-        """A native hook that does what `syscall` does to RCX and R11, then calls the hook `callback`.
-
-        `eflags` and `rip` are as native.syscall_callback() wants them. None without the means.
-        """
-        if not self._env:
-            return None
-        target = ctypes.cast(callback, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
-        regs = self._env.value or 0
-        code = self._native(
-            native.syscall_callback(address_of(self._lib.uc_reg_read), eflags, regs, rip, target)
-        )
-        return None if code is None else code[0]
-
-    def pacing_callback(self) -> int | None:
-        """A native block hook (native.pacing_callback()); None where the host has none."""
-        self._lean = _lean_translation(self._lib)
-        if self._lean is not None:
-            return self._lean.pacing
-        code = self._native(native.pacing_callback(address_of(self._lib.uc_emu_stop)))
-        return None if code is None else code[0]
+        return lean_translation(self._lib, self._core) or "hv_pace"
 
     def close(self) -> None:
-        """Before the engine goes: its translator's address may become another's."""
-        if self._lean is not None:
-            self._lean.context.value = 0
-
-    def _native(self, *routines: bytes) -> list[int] | None:
-        """Addresses of routines that live as long as this object; None where the host has none."""
-        code = native.native_code(*routines)
-        if code is None:
-            return None
-        self._code.append(code)
-        return code.addresses
+        """Before the engine goes: its addresses may become another's."""
+        if self._core is not None and self._words is not None:
+            self._core.hv_unregister(ctypes.byref(self._words))
 
 
-@dataclass(frozen=True)
-class _LeanTranslation:
-    """`pacing` is the block hook for it, `context` the translator at work if it is to leave checks out."""
-
-    pacing: int
-    context: ctypes.c_uint64
-    code: tuple[native.NativeCode, ...]
+_TCG_FUNCTIONS = (
+    "tcg_gen_callN", "helper_check_exit_request", "tcg_temp_new_internal", "tcg_temp_free_internal",
+    "tcg_gen_extu_i32_i64", "tcg_const_i32", "tcg_const_i64", "tcg_gen_op1", "tcg_gen_op2", "tcg_gen_op3",
+    "tcg_gen_brcond_i64", "gen_new_label",
+)  # fmt: skip
 
 
 @cache
-def _lean_translation(lib: ctypes.CDLL) -> _LeanTranslation | None:
-    """Make the translators of this process generate no check_exit_request in blocks that pace themselves.
+def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
+    """Make the translators of this process leave checks out of blocks that pace themselves; their block hook.
 
-    Unicorn has them call it at the head of each block and after each access to memory, so that registers do
-    not stay in registers. The way from the translator to tcg_gen_callN is one jump slot; what is put there
-    drops those calls. None where the library or the host does not allow it.
+    Unicorn has them call check_exit_request at the head of each block and after each access to memory, so
+    that registers do not stay in registers. The way from the translator to tcg_gen_callN is one jump slot;
+    what is put there drops those calls (core/translate.c), and generates the count into the block where it
+    knows this library's translator. None where the library or the host does not allow it.
     """
     check, generate = function(lib, "helper_check_exit_request"), function(lib, "tcg_gen_callN")
     slot = jump_slot(lib, address_of(generate)) if check and generate else 0
     if not check or not generate or not slot:
         return None
-    context = ctypes.c_uint64()
-    stop, ask = address_of(lib.uc_emu_stop), address_of(check)
-    leave = native.native_code(native.leaving_pacing_callback(stop, ask))
-    if leave is None:
-        return None
-    pacing = leave.addresses[0]
-    drop = native.native_code(
-        native.call_filter(pacing, ask, ctypes.addressof(context), address_of(generate))
-    )
-    if drop is None:
-        return None
-    ctypes.c_uint64.from_address(slot).value = drop.addresses[0]
-    return _LeanTranslation(pacing, context, (leave, drop))
+    found = [function(lib, name) for name in _TCG_FUNCTIONS]
+    addresses = (ctypes.c_uint64 * len(found))(*(address_of(one) if one else 0 for one in found))
+    core.hv_set_check_exit_request(ctypes.c_void_p(address_of(check)))
+    core.hv_set_tcg_functions(addresses)
+    ctypes.c_uint64.from_address(slot).value = address_of_routine(core, "hv_gen_call")
+    return "hv_leave" if all(found) and _numbers_operations_alike(lib, core) else "hv_pace_and_leave"
+
+
+def _numbers_operations_alike(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
+    """Whether the core knows the numbers of this library's operations: tcg_const_i64() loads one of them."""
+    number = ctypes.c_uint64.in_dll(core, "hv_op_movi_i64").value
+    code = ctypes.string_at(address_of(lib.tcg_const_i64_x86_64), _CONST_CODE)
+    version = lib.uc_version(None, None) >> 8
+    return version == _KNOWN_VERSION and bytes((_MOV_ESI, number, 0, 0, 0)) in code
+
+
+_CONST_CODE = 64  # bytes of tcg_const_i64() to look at
+_MOV_ESI = 0xBE  # `mov esi, imm32`
+_KNOWN_VERSION = 0x020104

@@ -152,7 +152,7 @@ class HypercallTable:
         self._window = domain.engine.window.bytes
         self._q = domain.engine.q
         self._counts = domain.trace.hypercalls
-        self._recent = domain.trace.recent
+        self._trace = domain.trace
         self._pending = domain.trace.pending
         self.registers = _ARGUMENTS32 if domain.abi.is_32bit else _ARGUMENTS64
         for number, (handler, count) in rows.items():
@@ -162,7 +162,9 @@ class HypercallTable:
         self.arity[_H.multicall] = 2
 
     def _multicall(self, v: Vcpu, call_list: int, nr_calls: int) -> int:
-        return do_multicall(v, call_list, nr_calls, self.dispatch, self._continue_multicall)
+        words = self.d.engine.words
+        done, words.multicall_done = words.multicall_done, 0  # which the compiled core has made already
+        return do_multicall(v, call_list, nr_calls, self.dispatch, self._continue_multicall, done)
 
     def _continue_multicall(self, call_list: int, nr_calls: int) -> int:
         self._continue((call_list, nr_calls))
@@ -224,10 +226,9 @@ class HypercallTable:
             except HypercallPreempted as rest:
                 self._continue(rest.arguments)
                 return
-        call = (number, args, result)
-        self._recent.append(call)
+        self._trace.note(number, args, result)
         if self._pending:
-            d.trace.close_call(call)
+            d.trace.close_call()
         self._q[RAX] = result & mask
 
 

@@ -94,14 +94,12 @@ class PageTypes:
     # -- TLB
 
     def flush_tlb(self) -> None:
-        """Drop cached translations, the engine's and those of guest_access."""
+        """Drop cached translations."""
         self.engine.flush_tlb()
-        self.guest.flush()
 
     def flush_tlb_one(self, va: int) -> None:
         """Drop the translation of `va`."""
         self.engine.flush_tlb_page(va)
-        self.guest.flush_page(va)
 
     # -- general references
 

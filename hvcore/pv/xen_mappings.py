@@ -37,6 +37,7 @@ _M2P_SUPERPAGE = 512
 _L2_FRAMES = 512 * 512
 _PSE = 0x80
 
+FIRST_XEN_L4_SLOT, FIRST_GUEST_L4_SLOT = 256, 272
 ROOT_M2P_SLOT, ROOT_LINEAR_SLOT, ROOT_PERDOMAIN_SLOT = 256, 258, 260
 ROOT_XEN_SLOT, ROOT_DIRECTMAP_SLOT = 261, 262
 _TSS_SELECTOR = 0xE040
@@ -70,7 +71,6 @@ class XenMappings:
         self._xen_l3 = self.mem.alloc_xenheap_page() if self.abi.pt_levels == 4 else 0
         self._directmap_l3 = self._directmap() if self.abi.pt_levels == 4 else 0
         self.gdt_page_mfn = self.mem.alloc_xenheap_page()
-        self._compat_l4: dict[int, int] = {}
         self.initial_state = b""  # a processor in the mode of this guest, with nothing loaded
 
     def current(self) -> Vcpu:
@@ -130,14 +130,20 @@ class XenMappings:
 
     def init_xen_l4_slots(self, start: int) -> None:
         """Xen's slots of a 64-bit guest's L4, whose first entry is `start`."""
-        q = self.mem.q
-        for slot in range(256, 272):
-            q[start + slot] = 0
-        q[start + ROOT_M2P_SLOT] = self._m2p_l3 << 12 | _NX | 0x25
-        q[start + ROOT_LINEAR_SLOT] = ((start >> 9) + self.mem.base_mfn) << 12 | _NX | _HYPERVISOR_RW
-        q[start + ROOT_PERDOMAIN_SLOT] = self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW
-        q[start + ROOT_XEN_SLOT] = self._xen_l3 << 12 | _HYPERVISOR_RW  # nothing: Xen itself runs elsewhere
-        q[start + ROOT_DIRECTMAP_SLOT] = self._directmap_l3 << 12 | _NX | _HYPERVISOR_RW
+        own = ((start >> 9) + self.mem.base_mfn) << 12
+        for slot, entry in enumerate(self.xen_l4_slots(), FIRST_XEN_L4_SLOT):
+            self.mem.q[start + slot] = entry | own if slot == ROOT_LINEAR_SLOT else entry
+
+    def xen_l4_slots(self) -> list[int]:
+        """What stands in Xen's slots of every L4; the linear one still lacks the L4's own frame."""
+        entries = {
+            ROOT_M2P_SLOT: self._m2p_l3 << 12 | _NX | 0x25,
+            ROOT_LINEAR_SLOT: _NX | _HYPERVISOR_RW,
+            ROOT_PERDOMAIN_SLOT: self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW,
+            ROOT_XEN_SLOT: self._xen_l3 << 12 | _HYPERVISOR_RW,  # nothing: Xen itself runs elsewhere
+            ROOT_DIRECTMAP_SLOT: self._directmap_l3 << 12 | _NX | _HYPERVISOR_RW,
+        }
+        return [entries.get(slot, 0) for slot in range(FIRST_XEN_L4_SLOT, FIRST_GUEST_L4_SLOT)]
 
     # -- address spaces
 
@@ -145,14 +151,12 @@ class XenMappings:
         """Load the engine's CR3 with the page table of the vCPU's mode, and drop the TLB."""
         mfn = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
         if self.abi.pt_levels == 3:
-            l4 = self._compat_l4.get(v.vcpu_id)
-            if l4 is None:
-                l4 = self._compat_l4[v.vcpu_id] = self.mem.alloc_xenheap_page()
-                self._set(l4, ROOT_PERDOMAIN_SLOT, self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW)
-            self._set(l4, 0, mfn << 12 | 0x27)
-            mfn = l4
+            if not v.compat_l4:
+                v.compat_l4 = self.mem.alloc_xenheap_page()
+                self._set(v.compat_l4, ROOT_PERDOMAIN_SLOT, self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW)
+            self._set(v.compat_l4, 0, mfn << 12 | 0x27)
+            mfn = v.compat_l4
         self.engine.set_control(3, mfn << 12)
-        self.domain.guest.flush()
 
     # -- descriptor tables
 

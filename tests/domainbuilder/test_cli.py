@@ -81,7 +81,9 @@ def test_importing_the_package_imports_no_module_of_ours() -> None:
 
 def test_version() -> None:
     done = run("--version")
-    assert (done.returncode, done.stdout) == (0, f"domainbuilder {domainbuilder.__version__}\n")
+    name, core = done.stdout.splitlines()
+    assert (done.returncode, name) == (0, f"domainbuilder {domainbuilder.__version__}")
+    assert core.startswith(("core: compiled (", "core: Python"))
 
 
 def test_the_version_is_the_distributions() -> None:

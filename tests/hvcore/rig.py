@@ -31,9 +31,10 @@ CODE_PAGES = 64
 class Rig:
     """Pages at linear 0 .. 64 * 4096 are RAM for ring 1, of which page 2 is open to ring 3 as well."""
 
-    def __init__(self, *, live_window: bool = True) -> None:
+    def __init__(self, *, live_window: bool = True, use_core: bool = True) -> None:
         self.mem = MachineMemory(1024)
-        self.engine = Engine(self.mem.buffer, self.mem.base_mfn << 12, live_window=live_window)
+        start = self.mem.base_mfn << 12
+        self.engine = Engine(self.mem.buffer, start, live_window=live_window, use_core=use_core)
         self.exits: list[tuple[int, int, int, int]] = []  # vector, RIP, error code, CPL
         self.on_interrupt: Callable[[int], None] | None = None
         self.on_syscall: Callable[[], None] | None = None

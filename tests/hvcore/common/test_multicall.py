@@ -85,7 +85,6 @@ def test_a_bad_entry_ends_the_list_and_keeps_what_was_done(guest: Guest) -> None
 
 def test_a_result_that_cannot_be_written_ends_the_list(guest: Guest) -> None:
     put(guest, [entry(17, 1), entry(17, 2)])
-    guest.d.guest.flush()
     guest.read_only.add(LIST >> 12)
     dispatch = Dispatch()
     with pytest.raises(GuestError):

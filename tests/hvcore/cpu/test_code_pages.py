@@ -9,7 +9,6 @@ import unicorn
 from unicorn.x86_const import UC_X86_REG_EBX
 
 from hvcore import abi as abi_module
-from hvcore.cpu import native
 from hvcore.cpu.engine import RBX
 from tests.hvcore.pv_cpu import CODE, INT3, NR_PAGES, PvCpu
 
@@ -120,16 +119,13 @@ def test_another_unicorn_in_the_process_sees_its_code_change(cpu: PvCpu) -> None
 
 
 def test_without_it_code_still_changes_where_it_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvcore.cpu.code_pages._track", lambda *_: ())
-    plain = PvCpu(abi_module.PV64)
-    assert not plain.engine.code_pages.known
-    assert patched_calls(plain, TARGET) == [sum(VALUES)]
-    plain.engine.close()
-
-    def refused(*_: bytes) -> native.NativeCode:
-        raise OSError
-
-    monkeypatch.setattr(native, "NativeCode", refused)
+    monkeypatch.setattr("hvcore.cpu.code_pages._track", lambda *_: False)
+    untracked = PvCpu(abi_module.PV64)
+    assert not untracked.engine.code_pages.known
+    assert patched_calls(untracked, TARGET) == [sum(VALUES)]
+    untracked.engine.close()
+    monkeypatch.setattr("hvcore.cpu.engine.core", lambda: None)
     bare = PvCpu(abi_module.PV64)
+    assert not bare.engine.native_pacing
     assert patched_calls(bare, TARGET) == [sum(VALUES)]
     bare.engine.close()

@@ -236,16 +236,7 @@ class World:
                         found.append(f"L1 {pg + mm.base:#x} slot {slot:#x} maps table {mfn:#x} writable")
                     elif not (0 <= mfn - mm.base < mm.nr and mm.owner[mfn - mm.base] == mm.domid):
                         found.append(f"L1 {pg + mm.base:#x} slot {slot:#x} maps {mfn:#x}, not the guest's")
-        return found + self._stale_translations(protected)
-
-    def _stale_translations(self, protected: set[int]) -> list[str]:
-        """A kept translation that still allows stores to what has become a table."""
-        mm = self.mm
-        return [
-            f"a kept translation of {page << 12:#x} allows stores to {(at >> 12) + mm.base:#x}"
-            for page, at in self.d.guest._write.items()
-            if (at >> 12) + mm.base in protected
-        ]
+        return found
 
     def _unbounded(self) -> list[str]:
         d, clock = self.d, self.machine.clock

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from hvcore.cpu.engine import GS, RAX, RCX, RDI, RDX, RSI
+from hvcore.guest_access import GuestAccess
 from hvcore.pv.emul_priv_op import _OPS, pv_emulate_privileged_op
 from tests.hvcore.pv_cpu import CODE, DATA, HOLE, INT3, PV32, PV64, PvCpu
 
@@ -118,6 +119,7 @@ def test_cr4_gives_the_guest_tsd_and_de_alone(cpu: PvCpu) -> None:
 def test_cr3_is_folded_for_pae(cpu: PvCpu) -> None:
     assert cpu.run("0f20d8") == [INT3]
     assert cpu.eax() == cpu.base << 12 | cpu.base >> 20
+    cpu.d.guest = GuestAccess(cpu.abi, cpu.mem, lambda va, write: cpu.d.mm.walk(cpu.base, va, write))
     cpu.v.cr3_mfn = 0x123456
     assert cpu.run("0f20d8") == [INT3]
     assert cpu.eax() == 0x23456001

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import unicorn
 from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RCX
 
-from hvcore.cpu import engine_internals, native
+from hvcore.cpu import compiled, engine_internals
 from hvcore.cpu.engine import RAX, RCX, RDX, RIP
+from hvcore.cpu.words import LAYOUT, EngineWords
 from tests.hvcore.rig import RING3_CS, RING3_DS, Rig
 
 GP = 13
@@ -22,22 +25,44 @@ def rig() -> Iterator[Rig]:
     rig.engine.close()
 
 
-def test_a_label_is_the_distance_from_behind_its_byte() -> None:
-    code = native.assemble("eb >end", 0x1122334455667788, ":back 90 :end eb >back")
-    assert code.hex() == "eb09" + "8877665544332211" + "90" + "ebfd"
-
-
-def test_a_label_out_of_reach_is_refused() -> None:
-    with pytest.raises(OverflowError):
-        native.assemble("eb >end", *[0] * 16, ":end")
+def library() -> ctypes.CDLL:
+    found = compiled.core()
+    assert found is not None
+    return found
 
 
 def test_the_memory_region_is_told_for_its_addresses_alone() -> None:
-    code = native.NativeCode(native.memory_mapping(0, 0x1000, 0x3000, 0x5678))
-    entry = code.addresses[0] + native.MAPPING_ENTRY
-    region = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64)(entry)
-    answers = [region(None, address) for address in (0xFFF, 0x1000, 0x3FFF, 0x4000, 0, (1 << 64) - 1)]
+    words = EngineWords(uc=0x7000, region=0x5678, ram_base=0x1000, ram_pages=3)
+    library().hv_register(ctypes.byref(words))
+    region = library().hv_memory_mapping
+    region.restype = ctypes.c_uint64
+    addresses = (0xFFF, 0x1000, 0x3FFF, 0x4000, 0, (1 << 64) - 1)
+    answers = [region(ctypes.c_void_p(0x7000), ctypes.c_uint64(address)) for address in addresses]
+    library().hv_unregister(ctypes.byref(words))
     assert answers == [0, 0x5678, 0x5678, 0, 0, 0]
+
+
+def test_a_core_with_other_words_is_not_used(tmp_path: Path) -> None:
+    assert compiled.load(compiled.LIBRARY, LAYOUT)[0] is not None
+    assert compiled.load(compiled.LIBRARY, LAYOUT + "more ") == (
+        None,
+        "Python: the compiled core is another version's",
+    )
+    assert compiled.load(tmp_path / "none.so", LAYOUT) == (None, "Python: no compiled core is installed")
+    assert compiled.load(Path(unicorn.unicorn_py3.unicorn.uclib._name), LAYOUT)[0] is None
+
+
+def test_a_core_older_than_its_sources_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "core").mkdir()
+    for source in compiled.SOURCES.iterdir():
+        shutil.copy(source, tmp_path / "core")
+    path = Path(shutil.copy(compiled.LIBRARY, tmp_path))
+    assert compiled.load(path, LAYOUT, tmp_path / "core")[0] is not None
+    (tmp_path / "core" / "pacing.c").write_text("")
+    assert compiled.load(path, LAYOUT, tmp_path / "core") == (
+        None,
+        "Python: the compiled core is older than its sources",
+    )
 
 
 def port(rig: Rig, code: str, number: int, *, ring3: bool = False) -> int | None:
@@ -120,17 +145,6 @@ def test_another_unicorn_in_the_process_stops_as_it_always_did(rig: Rig) -> None
     assert (stores, uc.reg_read(UC_X86_REG_RCX)) == ([0], 0)
 
 
-def test_a_translator_at_the_address_of_one_that_is_gone_has_its_checks() -> None:
-    lean = engine_internals._lean_translation(unicorn.unicorn_py3.unicorn.uclib)
-    assert lean is not None
-    rig = Rig()
-    rig.code(0, "cc")
-    rig.engine.run()
-    assert lean.context.value
-    rig.engine.close()
-    assert not lean.context.value
-
-
 # -- without
 
 
@@ -151,25 +165,21 @@ def counted(rig: Rig) -> list[tuple[int, int, int, int]]:
     return seen
 
 
-def no_native_code(*_routines: bytes) -> native.NativeCode:
-    raise OSError("no executable memory")
-
-
-def without_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_internals, "_lean_translation", lambda _lib: None)
-    monkeypatch.setattr(native, "NativeCode", no_native_code)
-
-
-WITHOUT: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "a plain translator": lambda m: m.setattr(engine_internals, "_lean_translation", lambda _lib: None),
-    "native code": without_native_code,
+WITHOUT: dict[str, tuple[dict[str, bool], Callable[[pytest.MonkeyPatch], None]]] = {
+    "a count in the code": (
+        {},
+        lambda m: m.setattr(engine_internals, "lean_translation", lambda *_: "hv_pace_and_leave"),
+    ),
+    "a lean translator": ({}, lambda m: m.setattr(engine_internals, "lean_translation", lambda *_: None)),
+    "the core": ({"use_core": False}, lambda _m: None),
 }
 
 
 @pytest.mark.parametrize("way", WITHOUT)
 def test_runs_are_the_same_without(rig: Rig, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    WITHOUT[way](monkeypatch)
-    slow = Rig()
-    assert slow.engine.native_pacing == (way != "native code")
+    options, change = WITHOUT[way]
+    change(monkeypatch)
+    slow = Rig(**options)
+    assert slow.engine.native_pacing == (way != "the core")
     assert counted(slow) == counted(rig)
     slow.engine.close()

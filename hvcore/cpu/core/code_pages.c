@@ -1,0 +1,103 @@
+/* Which pages hold translated code (hvcore/cpu/code_pages.py tells why): what lies in the library's jump slots.
+ *
+ * Each function looks whether it is called for an engine of ours, and if not is the library's own.
+ */
+#include "core.h"
+
+enum { PAGE_EXEC = 4, PAGE_WRITE_INV = 0x40 };
+enum { MMU_INST_FETCH = 2 };
+enum { PAGE_SHIFT = 12 };
+
+typedef bool fill_function(void *cpu, uint64_t address, int size, int access, int mmu_idx, bool probe, uintptr_t from);
+typedef void set_page_function(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx, uint64_t size);
+typedef void protect_function(void *uc, uint64_t ram_address);
+typedef void reset_function(void *cpu, uint64_t start, uint64_t length);
+typedef void flush_function(void *cpu);
+
+static struct { /* the library's own functions */
+    fill_function *tlb_fill;
+    set_page_function *set_page;
+    protect_function *protect, *unprotect;
+    reset_function *reset;
+    flush_function *tlb_flush;
+} library;
+
+HV_EXPORT void hv_set_tlb_functions(fill_function *tlb_fill, set_page_function *set_page, protect_function *protect,
+                                    protect_function *unprotect, reset_function *reset, flush_function *tlb_flush) {
+    library.tlb_fill = tlb_fill;
+    library.set_page = set_page;
+    library.protect = protect;
+    library.unprotect = unprotect;
+    library.reset = reset;
+    library.tlb_flush = tlb_flush;
+}
+
+/* The engine that `key` belongs to, if it keeps marks. */
+static struct hv_engine *tracking(const void *key) {
+    struct hv_engine *e = hv_engine_of(key);
+    return e && e->tracks_pages ? e : NULL;
+}
+
+static uint8_t *mark_of(const struct hv_engine *e, uint64_t page) {
+    return page < e->ram_pages ? (uint8_t *)e->page_has_code + page : NULL;
+}
+
+/* find_memory_mapping() of a machine that has one region of memory. */
+HV_EXPORT void *hv_memory_mapping(void *uc, uint64_t pa) {
+    const struct hv_engine *e = hv_engine_of(uc);
+    return pa - e->ram_base < e->ram_pages << PAGE_SHIFT ? (void *)e->region : NULL;
+}
+
+/* x86_cpu_tlb_fill(): note the kind of access for hv_set_page(). */
+HV_EXPORT bool hv_tlb_fill(void *cpu, uint64_t address, int size, int access, int mmu_idx, bool probe, uintptr_t from) {
+    struct hv_engine *e = tracking(cpu);
+    if (e)
+        e->access = (uint64_t)access;
+    return library.tlb_fill(cpu, address, size, access, mmu_idx, probe, from);
+}
+
+/* tlb_set_page_with_attrs(): a page that holds no translated code is not executable until it is executed. One
+ * that does, and is not executable at this address, is looked up anew for each store. */
+HV_EXPORT void hv_set_page(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx, uint64_t size) {
+    struct hv_engine *e = tracking(cpu);
+    if (e && e->access != MMU_INST_FETCH) {
+        const uint8_t *has_code = mark_of(e, (pa - e->ram_base) >> PAGE_SHIFT);
+        if (has_code && !*has_code)
+            prot &= ~PAGE_EXEC;
+        else if (has_code && !(prot & PAGE_EXEC))
+            prot |= PAGE_WRITE_INV;
+    }
+    library.set_page(cpu, va, pa, attrs, prot, mmu_idx, size);
+}
+
+/* tlb_protect_code(): the page has its first code. Drop the TLB, which may have it as clean. */
+HV_EXPORT void hv_protect_code(void *uc, uint64_t ram_address) {
+    struct hv_engine *e = tracking(uc);
+    if (!e) {
+        library.protect(uc, ram_address);
+        return;
+    }
+    uint8_t *has_code = mark_of(e, ram_address >> PAGE_SHIFT);
+    if (has_code) {
+        *has_code = 1;
+        library.tlb_flush((void *)e->cpu);
+    }
+}
+
+/* tlb_unprotect_code(): the page has no code any more. */
+HV_EXPORT void hv_unprotect_code(void *uc, uint64_t ram_address) {
+    struct hv_engine *e = tracking(uc);
+    if (!e) {
+        library.unprotect(uc, ram_address);
+        return;
+    }
+    uint8_t *has_code = mark_of(e, ram_address >> PAGE_SHIFT);
+    if (has_code)
+        *has_code = 0;
+}
+
+/* tlb_reset_dirty_by_vaddr(): the two above leave nothing of it to do. */
+HV_EXPORT void hv_reset_dirty(void *cpu, uint64_t start, uint64_t length) {
+    if (!tracking(cpu))
+        library.reset(cpu, start, length);
+}

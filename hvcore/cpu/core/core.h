@@ -1,0 +1,27 @@
+/* What the files of this core share beside the words: how calls are made, and what is exported. */
+#ifndef HV_CORE_H
+#define HV_CORE_H
+
+#include "words.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define HV_EXPORT __attribute__((visibility("default")))
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* A call that must become a jump: the callee looks at the address that this function returns to. */
+#if defined(__has_attribute)
+#if __has_attribute(musttail)
+#define HV_TAIL_CALL __attribute__((musttail)) return
+#endif
+#endif
+#ifndef HV_TAIL_CALL
+#define HV_TAIL_CALL return /* -foptimize-sibling-calls, which the build asks for */
+#endif
+
+/* The engine whose Unicorn handle or CPUState `key` is; NULL for one that is not ours. */
+struct hv_engine *hv_engine_of(const void *key);
+
+#endif

@@ -1,0 +1,54 @@
+/* Which engines of this process are ours: what is put into the library's jump slots is called for all. */
+#include "core.h"
+
+#include <stdlib.h>
+
+enum { BUCKETS = 256 };
+
+struct node { /* never freed, so that other threads may look while Python enters and leaves */
+    struct node *next;
+    const void *key;
+    struct hv_engine *engine; /* NULL: of one that is gone */
+};
+
+static struct node *buckets[BUCKETS];
+
+static struct node **bucket_of(const void *key) {
+    return &buckets[((uintptr_t)key >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 56];
+}
+
+struct hv_engine *hv_engine_of(const void *key) {
+    struct node *node = __atomic_load_n(bucket_of(key), __ATOMIC_ACQUIRE);
+    while (node && node->key != key)
+        node = node->next;
+    return node ? node->engine : NULL;
+}
+
+static bool enter(const void *key, struct hv_engine *engine) {
+    struct node **bucket = bucket_of(key), *node = *bucket;
+    while (node && node->key != key)
+        node = node->next;
+    if (node) {
+        node->engine = engine;
+        return true;
+    }
+    node = malloc(sizeof *node);
+    if (!node)
+        return false;
+    *node = (struct node){.next = *bucket, .key = key, .engine = engine};
+    __atomic_store_n(bucket, node, __ATOMIC_RELEASE);
+    return true;
+}
+
+/* Make an engine known by its handle and its CPUState. Called under Python's lock; 0 without memory. */
+HV_EXPORT int hv_register(struct hv_engine *e) {
+    return enter((void *)e->uc, e) && (!e->cpu || enter((void *)e->cpu, e));
+}
+
+/* Forget an engine, before its addresses become another's. */
+HV_EXPORT void hv_unregister(struct hv_engine *e) {
+    if (hv_engine_of((void *)e->uc) == e)
+        enter((void *)e->uc, NULL);
+    if (e->cpu && hv_engine_of((void *)e->cpu) == e)
+        enter((void *)e->cpu, NULL);
+}

@@ -1,0 +1,74 @@
+/* The guest's memory as its kernel sees it: hvcore/guest_access.py, for what lies in one page. */
+#include "lane.h"
+
+static uint64_t word_mask(const struct hv_call *c) { return c->is_32bit ? UINT32_MAX : UINT64_MAX; }
+
+/* access_ok() */
+static uint64_t limit_low(const struct hv_call *c) { return c->is_32bit ? 0xF5800000 : UINT64_C(1) << 47; }
+static uint64_t limit_high(const struct hv_call *c) {
+    return c->is_32bit ? UINT64_C(1) << 32 : UINT64_C(0xFFFF880000000000);
+}
+
+/* guest_handle_okay(): whether [va, va + size) lies outside of Xen's range; nothing of mappings. */
+bool hv_okay(const struct hv_call *c, uint64_t va, uint64_t size) {
+    uint64_t last = va + (size ? size - 1 : 0);
+    if (last < va) /* beyond 2^64, which Python's numbers are not: not mine to say */
+        return false;
+    return last < limit_low(c) || (va >= limit_high(c) && last <= word_mask(c));
+}
+
+static uint64_t *table_entry(const struct hv_domain *d, uint64_t mfn, unsigned slot) {
+    uint64_t pg = hv_frame(d, mfn);
+    return hv_is_frame(d, pg) ? (uint64_t *)hv_page(d, pg) + slot : NULL;
+}
+
+/* PageTables.l1_entry_of(): the L1 entry that maps `va` under `root_mfn`, or NULL. */
+uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va) {
+    uint64_t mfn = root_mfn;
+    for (unsigned level = (unsigned)d->levels; level > 1; level--) {
+        const uint64_t *entry = table_entry(d, mfn, va >> (3 + 9 * level) & 511);
+        if (!entry || !(*entry & PAGE_PRESENT) || (level < 4 && *entry & PAGE_PSE))
+            return NULL;
+        mfn = hv_mfn_of(*entry);
+    }
+    return table_entry(d, mfn, va >> PAGE_SHIFT & 511);
+}
+
+/* PageTables._writable_above(): what a linear page table shows may not be written. */
+static bool writable_above(const struct hv_domain *d, uint64_t root_mfn, uint64_t va) {
+    uint64_t mfn = root_mfn;
+    for (unsigned level = (unsigned)d->levels; level > 1; level--) {
+        const uint64_t *entry = table_entry(d, mfn, va >> (3 + 9 * level) & 511);
+        if (!entry || !(*entry & PAGE_RW))
+            return false;
+        mfn = hv_mfn_of(*entry);
+    }
+    return true;
+}
+
+/* PageTables.walk(): the accessed and dirty bits are set, as the processor sets them when Xen copies. */
+static uint8_t *walk(struct hv_call *c, uint64_t va, uint64_t size, bool write) {
+    va &= word_mask(c);
+    if ((va & (PAGE_SIZE - 1)) + size > PAGE_SIZE || (va >= limit_low(c) && va < limit_high(c)))
+        return NULL;
+    uint64_t root = c->v->kernel_mode ? c->v->cr3_mfn : c->v->user_cr3_mfn;
+    uint64_t *l1e = hv_l1_entry_of(c->d, root, va);
+    uint64_t readable = c->is_32bit ? PAGE_PRESENT : PAGE_PRESENT | PAGE_USER;
+    if (!l1e || (*l1e & readable) != readable)
+        return NULL;
+    if (write && !(*l1e & PAGE_RW && writable_above(c->d, root, va)))
+        return NULL;
+    uint64_t pg = hv_frame(c->d, hv_mfn_of(*l1e));
+    if (!hv_is_frame(c->d, pg))
+        return NULL;
+    uint64_t touched = *l1e | PAGE_ACCESSED | (write ? PAGE_DIRTY : 0);
+    if (touched != *l1e)
+        hv_set64(c->j, l1e, touched);
+    return hv_page(c->d, pg) + (va & (PAGE_SIZE - 1));
+}
+
+/* Where `size` bytes at `va` can be read; NULL where they cannot, or lie in two pages. */
+uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size) { return walk(c, va, size, false); }
+
+/* Where they can be written; what is written goes through the journal. */
+uint8_t *hv_copy_to(struct hv_call *c, uint64_t va, uint64_t size) { return walk(c, va, size, true); }

@@ -1,0 +1,142 @@
+/* What a lane is made of: the call, the journal by which it is undone, the guest's memory and its frames.
+ *
+ * A fast lane does what the Python beside it does, in the common case, or says "not mine" and leaves no trace:
+ * all that it writes goes through the journal, and what is not mine is rolled back before Python is asked, which
+ * then decides everything. So a lane need not foresee; it is right if each of its steps is Python's.
+ */
+#ifndef HV_LANE_H
+#define HV_LANE_H
+
+#include "core.h"
+
+#include <string.h>
+
+enum { NOT_MINE = false, MINE = true };
+
+/* xen.h: hypercalls that have a lane, and the counts of other lanes behind them */
+enum {
+    HC_mmu_update = 1, HC_stack_switch = 3, HC_fpu_taskswitch = 5, HC_multicall = 13, HC_update_va_mapping = 14,
+    HC_xen_version = 17, HC_vcpu_op = 24, HC_set_segment_base = 25, HC_mmuext_op = 26, HC_sched_op = 29,
+    NR_HYPERCALLS = 64,
+    LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, NR_LANES,
+};
+
+/* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, RIP = 16, EFLAGS = 17, CR0 = 53, CR3 = 56, DR7 = 682 };
+enum { HFLAGS_OFFSET = 176, OLD_EXCEPTION_OFFSET = 5496 };
+enum { HF_CPL = 3, HF_TS = 1 << 11, HF_CS64 = 1 << 15 };
+enum { X86_EFLAGS_TF = 0x100 };
+
+/* hvcore/clock.py and where the costs are named */
+enum { NS_PER_EXIT = 100, NS_PER_RDTSC = 1000, TSC_PER_NS = 2, REQUEST_NS = 100, ENTRY_NS = 50, TABLE_NS = 2000 };
+
+enum { PAGE_SHIFT = 12, PAGE_SIZE = 4096 };
+enum {
+    PAGE_PRESENT = 0x1, PAGE_RW = 0x2, PAGE_USER = 0x4, PAGE_PWT = 0x8, PAGE_PCD = 0x10, PAGE_ACCESSED = 0x20,
+    PAGE_DIRTY = 0x40, PAGE_PSE = 0x80, PAGE_GLOBAL = 0x100, PAGE_AVAIL = 0xe00,
+};
+
+/* hvcore/page_info.py */
+enum { PGT_none, PGT_l1_page_table, PGT_l2_page_table, PGT_l3_page_table, PGT_l4_page_table, PGT_writable_page = 7 };
+enum { PGC_allocated = 1, PGT_validated = 2, PGT_pinned = 4, PGT_pae_xen_l2 = 8 };
+
+enum { DOMID_SELF = 0x7ff0 };
+
+struct hv_lane_count {
+    uint64_t taken, not_mine;
+};
+
+enum { JOURNAL_SIZE = 4096 };
+
+struct hv_journal {
+    uint64_t used, is_full;
+    struct {
+        void *at;
+        uint64_t old;
+        uint64_t size;
+    } written[JOURNAL_SIZE];
+};
+
+struct hv_call {
+    struct hv_engine *e;
+    struct hv_vcpu *v;
+    struct hv_domain *d;
+    struct hv_journal *j;
+    uint64_t *regs; /* the state window */
+    uint64_t args[6];
+    uint64_t result;
+    bool is_32bit;
+};
+
+/* journal.c */
+void hv_set8(struct hv_journal *j, void *at, uint8_t value);
+void hv_set32(struct hv_journal *j, void *at, uint32_t value);
+void hv_set64(struct hv_journal *j, void *at, uint64_t value);
+void hv_undo(struct hv_journal *j, uint64_t down_to);
+
+/* guest_access.c */
+uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size);
+uint8_t *hv_copy_to(struct hv_call *c, uint64_t va, uint64_t size);
+bool hv_okay(const struct hv_call *c, uint64_t va, uint64_t size);
+uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va);
+
+/* mm.c */
+bool hv_mod_l1_entry(struct hv_call *c, uint64_t *at, uint64_t nl1e, bool preserve_ad);
+bool hv_mod_upper(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad, bool *replaced);
+bool hv_get_page(struct hv_call *c, uint64_t mfn);
+bool hv_get_page_and_type(struct hv_call *c, uint64_t mfn, int ptype);
+bool hv_put_page_and_type(struct hv_call *c, uint64_t mfn);
+bool hv_put_page(struct hv_call *c, uint64_t mfn);
+void hv_flush_tlb(struct hv_call *c);
+void hv_flush_tlb_one(struct hv_call *c, uint64_t va);
+void hv_write_ptbase(struct hv_call *c);
+
+/* the lanes, by the hypercall that each is for */
+bool hv_mmu_update(struct hv_call *c);
+bool hv_update_va_mapping(struct hv_call *c);
+bool hv_mmuext_op(struct hv_call *c);
+bool hv_multicall(struct hv_call *c);
+bool hv_stack_switch(struct hv_call *c);
+bool hv_set_segment_base(struct hv_call *c);
+bool hv_fpu_taskswitch(struct hv_call *c);
+bool hv_xen_version(struct hv_call *c);
+bool hv_vcpu_op(struct hv_call *c);
+bool hv_hypercall(struct hv_call *c, uint64_t number);
+
+static inline uint64_t hv_now(const struct hv_engine *e) { return e->horizon - e->left; }
+
+static inline bool hv_turn_is_over(const struct hv_engine *e) { return hv_now(e) >= e->turn_end; }
+
+static inline void hv_spend(struct hv_call *c, uint64_t ns) {
+    hv_set64(c->j, &c->e->left, c->e->left - ns);
+    hv_set64(c->j, &c->e->spent, c->e->spent + ns);
+}
+
+/* Whether something is to be delivered to the guest before it goes on. */
+static inline bool hv_has_event(const struct hv_vcpu *v) {
+    const uint8_t *info = (const uint8_t *)v->info_address; /* evtchn_upcall_pending, evtchn_upcall_mask */
+    return (info[0] && !info[1]) || v->nmi_pending;
+}
+
+/* The frame's place in the frame table, or nr_frames for one that is no memory. */
+static inline uint64_t hv_frame(const struct hv_domain *d, uint64_t mfn) {
+    uint64_t pg = mfn - d->base_mfn;
+    return pg < d->nr_frames ? pg : d->nr_frames;
+}
+
+static inline bool hv_is_frame(const struct hv_domain *d, uint64_t pg) { return pg < d->nr_frames; }
+
+static inline uint64_t hv_mfn_of(uint64_t entry) { return entry >> PAGE_SHIFT & ((UINT64_C(1) << 40) - 1); }
+
+static inline uint8_t *hv_page(const struct hv_domain *d, uint64_t pg) {
+    return (uint8_t *)d->ram + (pg << PAGE_SHIFT);
+}
+
+static inline uint16_t hv_owner(const struct hv_domain *d, uint64_t pg) { return ((uint16_t *)d->owner)[pg]; }
+static inline uint8_t *hv_ptype(const struct hv_domain *d, uint64_t pg) { return (uint8_t *)d->ptype + pg; }
+static inline uint8_t *hv_pflags(const struct hv_domain *d, uint64_t pg) { return (uint8_t *)d->pflags + pg; }
+static inline uint32_t *hv_count(const struct hv_domain *d, uint64_t pg) { return (uint32_t *)d->count + pg; }
+static inline uint32_t *hv_tcount(const struct hv_domain *d, uint64_t pg) { return (uint32_t *)d->tcount + pg; }
+static inline uint32_t *hv_stamp(const struct hv_domain *d, uint64_t pg) { return (uint32_t *)d->stamp + pg; }
+
+#endif

@@ -1,0 +1,109 @@
+/* do_mmu_update() and do_update_va_mapping(): hvcore/pv/mmu_update.py. */
+#include "lane.h"
+
+struct mmu_update {
+    uint64_t ptr, val;
+};
+
+enum { MMU_NORMAL_PT_UPDATE, MMU_MACHPHYS_UPDATE, MMU_PT_UPDATE_PRESERVE_AD, MMU_PT_UPDATE_NO_TRANSLATE };
+enum { UVMF_FLUSHTYPE_MASK = 3, UVMF_TLB_FLUSH = 1, UVMF_INVLPG = 2, UVMF_LOCAL = 0, UVMF_ALL = 4 };
+
+static bool machphys_update(struct hv_call *c, uint64_t mfn, uint64_t pfn) {
+    uint64_t pg = hv_frame(c->d, mfn);
+    if (!hv_is_frame(c->d, pg) || hv_owner(c->d, pg) != c->d->domain_id || !*hv_count(c->d, pg))
+        return NOT_MINE;
+    if (mfn >= c->d->end_mfn)
+        return NOT_MINE;
+    if (c->d->m2p) /* set_gpfn_from_mfn() */
+        hv_set64(c->j, (uint64_t *)c->d->m2p + mfn, pfn);
+    if (c->d->compat_m2p)
+        hv_set32(c->j, (uint32_t *)c->d->compat_m2p + mfn, (uint32_t)pfn);
+    return MINE;
+}
+
+static bool one_update(struct hv_call *c, uint64_t ptr, uint64_t val, bool *replaced) {
+    unsigned cmd = ptr & 7;
+    uint64_t mfn = ptr >> PAGE_SHIFT;
+    if (cmd == MMU_MACHPHYS_UPDATE)
+        return machphys_update(c, mfn, val);
+    uint64_t pg = hv_frame(c->d, mfn);
+    if (cmd > MMU_PT_UPDATE_NO_TRANSLATE || !hv_is_frame(c->d, pg))
+        return NOT_MINE;
+    if (hv_owner(c->d, pg) != c->d->domain_id || !*hv_count(c->d, pg) || !*hv_tcount(c->d, pg))
+        return NOT_MINE;
+    uint64_t *at = (uint64_t *)hv_page(c->d, pg) + (ptr % PAGE_SIZE) / 8;
+    bool preserve_ad = cmd == MMU_PT_UPDATE_PRESERVE_AD;
+    int ptype = *hv_ptype(c->d, pg);
+    switch (ptype) {
+    case PGT_l1_page_table:
+        return hv_mod_l1_entry(c, at, val, preserve_ad);
+    case PGT_l2_page_table:
+        if (*hv_pflags(c->d, pg) & PGT_pae_xen_l2)
+            return NOT_MINE;
+        return hv_mod_upper(c, at, val, ptype, preserve_ad, replaced);
+    case PGT_l3_page_table:
+    case PGT_l4_page_table:
+        return c->is_32bit ? NOT_MINE : hv_mod_upper(c, at, val, ptype, preserve_ad, replaced);
+    case PGT_writable_page:
+        hv_set64(c->j, at, val);
+        return MINE;
+    default:
+        return NOT_MINE;
+    }
+}
+
+/* A batch that lies in one page: Python, too, reads it before it applies the first request. */
+bool hv_mmu_update(struct hv_call *c) {
+    uint64_t ureqs = c->args[0], count = c->args[1], pdone = c->args[2], foreigndom = c->args[3];
+    if (!count || count > PAGE_SIZE / sizeof(struct mmu_update) || !hv_okay(c, ureqs, count * sizeof(struct mmu_update)))
+        return NOT_MINE;
+    if (foreigndom != DOMID_SELF && foreigndom != c->d->domain_id)
+        return NOT_MINE;
+    const uint8_t *from = hv_copy_from(c, ureqs, count * sizeof(struct mmu_update));
+    if (!from)
+        return NOT_MINE;
+    struct mmu_update requests[PAGE_SIZE / sizeof(struct mmu_update)];
+    memcpy(requests, from, count * sizeof *requests);
+    bool replaced = false;
+    for (uint64_t i = 0; i < count; i++)
+        if (!one_update(c, requests[i].ptr, requests[i].val, &replaced))
+            return NOT_MINE;
+    hv_spend(c, count * REQUEST_NS);
+    if (replaced)
+        hv_flush_tlb(c);
+    if (pdone) {
+        uint8_t *to = hv_copy_to(c, pdone, 4);
+        if (!to)
+            return NOT_MINE;
+        hv_set32(c->j, to, (uint32_t)count);
+    }
+    c->result = 0;
+    return MINE;
+}
+
+bool hv_update_va_mapping(struct hv_call *c) {
+    uint64_t va = c->args[0], val = c->args[1], flags = c->args[2];
+    if (c->is_32bit) {
+        val |= c->args[2] << 32;
+        flags = c->args[3];
+    }
+    uint64_t *at = hv_l1_entry_of(c->d, c->v->cr3_mfn, va);
+    if (!at)
+        return NOT_MINE;
+    uint64_t pg = ((uintptr_t)at - c->d->ram) >> PAGE_SHIFT;
+    if (hv_owner(c->d, pg) != c->d->domain_id || *hv_ptype(c->d, pg) != PGT_l1_page_table)
+        return NOT_MINE;
+    if (!hv_mod_l1_entry(c, at, val, false))
+        return NOT_MINE;
+    uint64_t flush = flags & UVMF_FLUSHTYPE_MASK, target = flags & ~(uint64_t)UVMF_FLUSHTYPE_MASK;
+    if (flush == UVMF_TLB_FLUSH || flush == UVMF_INVLPG) {
+        if (target != UVMF_LOCAL && target != UVMF_ALL)
+            return NOT_MINE;
+        if (flush == UVMF_INVLPG)
+            hv_flush_tlb_one(c, va);
+        else
+            hv_flush_tlb(c);
+    }
+    c->result = 0;
+    return MINE;
+}

@@ -1,0 +1,38 @@
+/* The block hook: guest code pays for itself, and the engine leaves between two blocks and nowhere else. */
+#include "core.h"
+
+typedef int stop_function(void *uc);
+typedef void check_function(void *uc, uint32_t in_delay_slot);
+
+static check_function *check_exit_request;
+
+/* Where the library is found that leaves a block by the address to which its helper returns. */
+HV_EXPORT void hv_set_check_exit_request(check_function *found) { check_exit_request = found; }
+
+/* UC_HOOK_BLOCK for translators that keep their checks: `uc_emu_stop` is seen by the check behind this. */
+HV_EXPORT void hv_pace(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
+    (void)address;
+    if (unlikely((int64_t)e->left <= (int64_t)e->limit))
+        ((stop_function *)e->uc_emu_stop)(uc);
+    else
+        e->left -= size;
+}
+
+/* UC_HOOK_BLOCK where the checks are left out (translate.c): it leaves the block itself, before anything. */
+HV_EXPORT void hv_pace_and_leave(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
+    (void)address;
+    if (likely((int64_t)e->left > (int64_t)e->limit)) {
+        e->left -= size;
+        return;
+    }
+    ((stop_function *)e->uc_emu_stop)(uc);
+    HV_TAIL_CALL check_exit_request(uc, 0);
+}
+
+/* The same where the count is generated into the block, which has paid and calls this only to leave. */
+HV_EXPORT void hv_leave(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
+    (void)address;
+    e->left += size;
+    ((stop_function *)e->uc_emu_stop)(uc);
+    HV_TAIL_CALL check_exit_request(uc, 0);
+}

@@ -1,0 +1,72 @@
+/* Hypercalls of a few lines: hvcore/pv/misc_hypercalls.py, hvcore/common/kernel.py and vcpu_op.py. */
+#include "lane.h"
+
+enum { XENVER_version = 0, XEN_VERSION = 4 << 16 | 17 };
+enum { SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL };
+enum { VCPUOP_is_up = 3 };
+enum { FS_BASE = (184 + 24 * 4 + 8) / 8, GS_BASE = (184 + 24 * 5 + 8) / 8, HF_ADDSEG = 1 << 6, CR0_TS = 8 };
+
+bool hv_xen_version(struct hv_call *c) {
+    if ((uint32_t)c->args[0] != XENVER_version)
+        return NOT_MINE;
+    c->result = XEN_VERSION;
+    return MINE;
+}
+
+/* VCPUOP_is_up of the vCPU that asks, which runs */
+bool hv_vcpu_op(struct hv_call *c) {
+    if ((uint32_t)c->args[0] != VCPUOP_is_up || (uint32_t)c->args[1] != c->v->vcpu_id)
+        return NOT_MINE;
+    c->result = 1;
+    return MINE;
+}
+
+bool hv_stack_switch(struct hv_call *c) {
+    uint64_t selector = c->args[0], kernel_cpl = c->is_32bit ? 1 : 3;
+    if ((selector & 3) < kernel_cpl) /* fixup_guest_selector() */
+        selector = (selector & ~UINT64_C(3)) | kernel_cpl;
+    hv_set64(c->j, &c->v->kernel_ss, selector & 0xffff);
+    hv_set64(c->j, &c->v->kernel_sp, c->args[1]);
+    c->result = 0;
+    return MINE;
+}
+
+static bool is_canonical(uint64_t address) { return address >> 47 == 0 || address >> 47 == 0x1ffff; }
+
+/* Engine.set_segment_base() for 64-bit code, in which no base but these two counts */
+static void set_base(struct hv_call *c, int index, uint64_t base) {
+    uint32_t *hflags = (uint32_t *)((uint8_t *)c->regs + HFLAGS_OFFSET);
+    hv_set64(c->j, &c->regs[index], base);
+    hv_set32(c->j, hflags, *hflags & ~(uint32_t)HF_ADDSEG);
+}
+
+bool hv_set_segment_base(struct hv_call *c) {
+    uint64_t base = c->args[1];
+    if (c->is_32bit || !is_canonical(base))
+        return NOT_MINE;
+    switch ((uint32_t)c->args[0]) {
+    case SEGBASE_FS:
+        set_base(c, FS_BASE, base);
+        break;
+    case SEGBASE_GS_USER:
+        hv_set64(c->j, &c->v->gs_base_user, base);
+        break;
+    case SEGBASE_GS_KERNEL:
+        set_base(c, GS_BASE, base);
+        break;
+    default:
+        return NOT_MINE;
+    }
+    c->result = 0;
+    return MINE;
+}
+
+bool hv_fpu_taskswitch(struct hv_call *c) {
+    uint32_t *hflags = (uint32_t *)((uint8_t *)c->regs + HFLAGS_OFFSET);
+    bool set = (uint32_t)c->args[0];
+    hv_set64(c->j, &c->v->ts_set, set);
+    hv_set64(c->j, &c->regs[CR0], set ? c->regs[CR0] | CR0_TS : c->regs[CR0] & ~(uint64_t)CR0_TS);
+    hv_set32(c->j, hflags, set ? *hflags | HF_TS : *hflags & ~(uint32_t)HF_TS);
+    c->result = 0;
+    return MINE;
+}

@@ -1,0 +1,100 @@
+/* The words that Python and this core share: blocks of 64-bit words, as hvcore/cpu/words.py has them.
+ *
+ * A word holds a number, or the address of something that lives as long as the block. Each list below is also
+ * exported as text (words.c), and the loader compares that with Python's list before it uses the library.
+ */
+#ifndef HV_WORDS_H
+#define HV_WORDS_H
+
+#include <stdint.h>
+
+/* An engine's block. The first six words are the clock's (hvcore/clock.py). */
+#define HV_ENGINE_WORDS(WORD) \
+    WORD(left)                /* nanoseconds to the horizon: a byte of guest code takes one */ \
+    WORD(spent)               /* how much of what was taken was not code */ \
+    WORD(limit)               /* the engine leaves where `left` is no more than this */ \
+    WORD(horizon)             /* system time when nothing is left: now is horizon - left */ \
+    WORD(turn_end)            /* when the guest's turn is over */ \
+    WORD(idle) \
+    WORD(uc)                  /* Unicorn's handle */ \
+    WORD(cpu)                 /* its CPUState */ \
+    WORD(env)                 /* its CPUX86State, which is what the state window shows */ \
+    WORD(translator)          /* the TCGContext whose blocks pace themselves */ \
+    WORD(uc_emu_stop)         /* functions of the library */ \
+    WORD(uc_reg_read) \
+    WORD(raise_exception_err) \
+    WORD(tlb_flush) \
+    WORD(tlb_flush_page) \
+    WORD(port_ring)           /* the ring that may do port I/O, or NO_RING */ \
+    WORD(port_cost)           /* what an access takes of the budget */ \
+    WORD(port_reads) \
+    WORD(port_writes) \
+    WORD(region)              /* the MemoryRegion that RAM is */ \
+    WORD(ram_base)            /* physical address of RAM */ \
+    WORD(ram_pages) \
+    WORD(page_has_code)       /* a byte for each page of RAM */ \
+    WORD(tracks_pages)        /* whether these marks are kept */ \
+    WORD(access)              /* the kind of the access that fills the TLB */ \
+    WORD(tlb_flushes)         /* how often the whole TLB was dropped */ \
+    WORD(step_rechecked)      /* the engine looks at TF once more behind this `syscall` */ \
+    WORD(python_interrupt)    /* what is called for an exit that no lane takes */ \
+    WORD(python_syscall) \
+    WORD(python_rdtsc) \
+    WORD(python_rdtscp) \
+    WORD(vcpu)                /* the block of the vCPU that runs; 0: no lanes */ \
+    WORD(journal)             /* struct hv_journal */ \
+    WORD(lane_counts)         /* struct hv_lane_count for each lane */ \
+    WORD(multicall_done)      /* entries of a list that were made before Python was asked */
+
+/* A vCPU's block: fields of struct vcpu (hvcore/vcpu.py). */
+#define HV_VCPU_WORDS(WORD) \
+    WORD(domain_words)        /* the block of its domain */ \
+    WORD(info_address)        /* struct vcpu_info */ \
+    WORD(vcpu_id) \
+    WORD(kernel_mode)         /* TF_kernel_mode */ \
+    WORD(nmi_pending) \
+    WORD(cr3_mfn) \
+    WORD(user_cr3_mfn) \
+    WORD(compat_l4)           /* the root under which the L3 of a 32-bit guest hangs; 0: none yet */ \
+    WORD(kernel_ss) \
+    WORD(kernel_sp) \
+    WORD(gs_base_user) \
+    WORD(gs_base_kernel) \
+    WORD(ts_set)
+
+/* A domain's block: its frames, and what is counted. */
+#define HV_DOMAIN_WORDS(WORD) \
+    WORD(domain_id) \
+    WORD(levels)              /* of page tables: 3 or 4, with entries of eight bytes */ \
+    WORD(ram)                 /* the frame base_mfn; the arrays below begin with it */ \
+    WORD(base_mfn) \
+    WORD(nr_frames) \
+    WORD(m2p)                 /* the machine-to-phys table from frame 0 on; 0: not in use */ \
+    WORD(compat_m2p)          /* that of 32-bit guests */ \
+    WORD(end_mfn)             /* how many entries they have */ \
+    WORD(owner)               /* uint16_t */ \
+    WORD(ptype)               /* uint8_t */ \
+    WORD(pflags)              /* uint8_t */ \
+    WORD(count)               /* uint32_t */ \
+    WORD(tcount)              /* uint32_t */ \
+    WORD(stamp)               /* uint32_t */ \
+    WORD(linear_pt_count)     /* int16_t */ \
+    WORD(xen_l4_slots)        /* what stands in slots 256 to 271 of every L4, the linear one left out */ \
+    WORD(hypercalls)          /* counts by number */ \
+    WORD(recent)              /* the last calls: hvcore/trace.py */
+
+#define HV_WORD(name) uint64_t name;
+
+struct hv_engine {
+    HV_ENGINE_WORDS(HV_WORD)
+};
+
+struct hv_vcpu {
+    HV_VCPU_WORDS(HV_WORD)
+};
+
+struct hv_domain {
+    HV_DOMAIN_WORDS(HV_WORD)
+};
+
+#endif

@@ -1,0 +1,124 @@
+"""The words that Python and the compiled core share: blocks of 64-bit words (hvcore/cpu/core/words.h).
+
+Where there is no compiled core they are simply where Python keeps these numbers. A ctypes structure is what
+both can see: an attribute of it costs Python what an item of a memoryview does, and C gets `addressof()`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+NO_RING = 0xFFFFFFFF  # of `port_ring`: no port is open
+CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
+
+# Of lanes: hypercalls by number, and these.
+LANE_RDTSC, LANE_MULTICALL_ENTRY, NR_LANES = 64, 65, 66
+JOURNAL_BYTES = 8 * (2 + 3 * 4096)  # struct hv_journal
+
+
+_Field = tuple[str, type[ctypes.c_uint64 | ctypes.c_bool | ctypes.Array[ctypes.c_char]]]
+
+
+def _fields(annotations: dict[str, str]) -> list[_Field]:
+    """A word each; what Python knows as a bool is the lowest byte of its word."""
+    fields: list[_Field] = []
+    for name, kind in annotations.items():
+        if kind == "bool":
+            fields += [(name, ctypes.c_bool), (f"_above_{name}", ctypes.c_char * 7)]
+        else:
+            fields.append((name, ctypes.c_uint64))
+    return fields
+
+
+class EngineWords(ctypes.Structure):
+    """struct hv_engine."""
+
+    left: int
+    spent: int
+    limit: int
+    horizon: int
+    turn_end: int
+    idle: int
+    uc: int
+    cpu: int
+    env: int
+    translator: int
+    uc_emu_stop: int
+    uc_reg_read: int
+    raise_exception_err: int
+    tlb_flush: int
+    tlb_flush_page: int
+    port_ring: int
+    port_cost: int
+    port_reads: int
+    port_writes: int
+    region: int
+    ram_base: int
+    ram_pages: int
+    page_has_code: int
+    tracks_pages: int
+    access: int
+    tlb_flushes: int
+    step_rechecked: int
+    python_interrupt: int
+    python_syscall: int
+    python_rdtsc: int
+    python_rdtscp: int
+    vcpu: int
+    journal: int
+    lane_counts: int
+    multicall_done: int
+
+    _fields_ = _fields(__annotations__)
+
+
+class VcpuWords(ctypes.Structure):
+    """struct hv_vcpu."""
+
+    domain_words: int
+    info_address: int
+    vcpu_id: int
+    kernel_mode: bool
+    nmi_pending: bool
+    cr3_mfn: int
+    user_cr3_mfn: int
+    compat_l4: int
+    kernel_ss: int
+    kernel_sp: int
+    gs_base_user: int
+    gs_base_kernel: int
+    ts_set: bool
+
+    _fields_ = _fields(__annotations__)
+
+
+class DomainWords(ctypes.Structure):
+    """struct hv_domain."""
+
+    domain_id: int
+    levels: int
+    ram: int
+    base_mfn: int
+    nr_frames: int
+    m2p: int
+    compat_m2p: int
+    end_mfn: int
+    owner: int
+    ptype: int
+    pflags: int
+    count: int
+    tcount: int
+    stamp: int
+    linear_pt_count: int
+    xen_l4_slots: int
+    hypercalls: int
+    recent: int
+
+    _fields_ = _fields(__annotations__)
+
+
+# As the compiled core says it of itself.
+LAYOUT = "".join(
+    f"{name}: " + "".join(f"{word} " for word in block.__annotations__)
+    for name, block in (("engine", EngineWords), ("vcpu", VcpuWords), ("domain", DomainWords))
+)

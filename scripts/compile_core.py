@@ -1,0 +1,73 @@
+"""Compiles the compiled core (hvcore/cpu/core) in place: `python scripts/compile_core.py [compiler options]`.
+
+The compiler is $CC, cc, gcc or clang, or zig where the ziglang package is installed. Installation does the
+same by scripts/backend.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "hvcore" / "cpu" / "core"
+LIBRARY = ROOT / "hvcore" / "cpu" / "_core.so"
+MACHINES = ("x86_64", "aarch64")  # where the core is of use, and where the ziglang wheel is to be had
+FLAGS = (
+    "-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror=implicit-function-declaration", "-fPIC",
+    "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-foptimize-sibling-calls",
+)  # fmt: skip
+
+
+def is_wanted() -> bool:
+    """Whether this machine can use the core, and nobody asked for a package without it."""
+    on_linux = sys.platform == "linux" and platform.machine() in MACHINES
+    return on_linux and not os.environ.get("HVCORE_WITHOUT_CORE")
+
+
+def compiler() -> list[str] | None:
+    """The command that compiles C here; None where there is none."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    if importlib.util.find_spec("ziglang") is not None:
+        # The oldest C library that wheels are for; nothing newer is needed.
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu.2.17"]
+    return None
+
+
+def digest() -> str:
+    """Of the sources, so that the loader can tell a library that is older than they are."""
+    sha = hashlib.sha256()
+    for path in sorted(SOURCES.glob("*.[ch]")):
+        sha.update(path.name.encode() + b"\0" + path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def compile_core(target: Path, command: list[str], *more: str) -> None:
+    """Compile the core to `target`. Raises subprocess.CalledProcessError or OSError when that fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
+    partial = target.with_name(f"{target.name}.{os.getpid()}")  # never half a library in its place
+    define = f'-DHV_SOURCES="{digest()}"'
+    try:
+        subprocess.run([*command, *FLAGS, *more, define, *sources, "-o", str(partial)], check=True)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    found = compiler()
+    if found is None:
+        raise SystemExit("no C compiler (cc, gcc, clang, or the ziglang package)")
+    compile_core(LIBRARY, found, *sys.argv[1:])
