@@ -175,7 +175,13 @@ def write_cr(v: Vcpu, reg: int, value: int) -> bool:
     return True
 
 
+# Control registers that no processor has: #UD there, whatever the ring.
+_NO_CR = frozenset((1, 5, 6, 7, *range(9, 16)))
+
+
 def _mov_from_cr(c: _Context) -> bool:
+    if c.insn.reg in _NO_CR:
+        raise GuestFault(TRAP_invalid_op)
     if not _require_ring0(c):
         return False
     value = read_cr(c.v, c.insn.reg)
@@ -186,6 +192,8 @@ def _mov_from_cr(c: _Context) -> bool:
 
 
 def _mov_to_cr(c: _Context) -> bool:
+    if c.insn.reg in _NO_CR:
+        raise GuestFault(TRAP_invalid_op)
     return _require_ring0(c) and write_cr(c.v, c.insn.reg, c.gpr(c.insn.rm))
 
 

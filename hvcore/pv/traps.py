@@ -20,6 +20,7 @@ from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
 from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
+from hvcore.pv.engine_faults import general_protection, invalid_opcode
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.segments import mark_accessed
 
@@ -176,8 +177,9 @@ class Traps:
 
     def do_invalid_op(self) -> None:
         """#UD: Xen's forced-emulation prefix, or the guest's own."""
-        if not pv_emulate_invalid_op(self.d.current):
-            self.inject(TRAP_invalid_op)
+        v = self.d.current
+        if not pv_emulate_invalid_op(v):
+            self.inject(*invalid_opcode(v))
 
     def do_device_not_available(self) -> None:
         """#NM: the guest's FPU is given back to it; the guest hears of it if it had set TS itself."""
@@ -196,7 +198,10 @@ class Traps:
                 return
         elif pv_emulate_privileged_op(v):
             return
-        self.inject(TRAP_gp_fault, error_code)
+        if self.engine.code_is_64bit:
+            self.inject(*general_protection(v, error_code))
+        else:
+            self.inject(TRAP_gp_fault, error_code)
 
     def do_page_fault(self) -> None:
         """#PF: the LDT's lazy mapping, a writable page table, or the guest's own fault."""

@@ -30,6 +30,18 @@ _FAR_INDIRECT = 0xFF
 _PLAIN_0F = frozenset((0x06, 0x09, 0x30, 0x31, 0x32, 0xA2))
 _MODRM_0F = frozenset((0x01, 0x20, 0x21, 0x22, 0x23))
 
+# Which opcodes have a ModRM byte (SDM volume 2, appendix A); of those after 0F, which have none.
+_ANY_MODRM = frozenset((
+    *(group + i for group in range(0, 0x40, 8) for i in range(4)), 0x62, 0x63, 0x69, 0x6B,
+    *range(0x80, 0x90), 0xC0, 0xC1, *range(0xC4, 0xC8), *range(0xD0, 0xD4), *range(0xD8, 0xE0),
+    0xF6, 0xF7, 0xFE, 0xFF,
+))  # fmt: skip
+_NO_MODRM_0F = frozenset((
+    *range(0x04, 0x0D), 0x0E, *range(0x30, 0x38), 0x77, *range(0x80, 0x90), *range(0xA0, 0xA3),
+    *range(0xA8, 0xAB), *range(0xC8, 0xD0),
+))  # fmt: skip
+_THREE_BYTES = (0x38, 0x3A)
+
 # 16-bit addressing: base and index registers, and whether the stack segment is the default.
 _BX, _BP, _SI, _DI = 3, 5, 6, 7
 _FORMS16 = (
@@ -53,13 +65,18 @@ class Instruction:
     rep: bool = False
     prefixed: bool = False  # 66, F2 or F3 stood before the opcode
     lock: bool = False
-    mod: int = 0
+    mod: int = 3
     reg: int = 0
     rm: int = 0
     imm: int = 0
     imm2: int = 0
     ea: int = 0
     ea_segment: int = DS
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether ModRM names memory."""
+        return self.mod != 3
 
 
 class Fetcher:
@@ -159,6 +176,25 @@ def decode(fetch: Fetcher, bits: int, gpr: Callable[[int], int]) -> Instruction 
     if opcode == _FAR_INDIRECT:
         return _with_modrm(fetch, prefixes, opcode, bits, gpr)
     return None
+
+
+def decode_any(fetch: Fetcher, bits: int, gpr: Callable[[int], int]) -> Instruction:
+    """Any instruction's opcode and memory operand; without its immediates, and `next_ip` is where they begin.
+
+    Opcodes of three bytes are told by their first two. Raises what `fetch` raises.
+    """
+    prefixes = _Prefixes(fetch, bits)
+    opcode = prefixes.opcode
+    if opcode != 0x0F:
+        has_modrm = opcode in _ANY_MODRM
+    else:
+        second = fetch.take(1)
+        opcode, has_modrm = TWO_BYTE | second, second not in _NO_MODRM_0F
+        if second in _THREE_BYTES:
+            fetch.take(1)
+    if has_modrm:
+        return _with_modrm(fetch, prefixes, opcode, bits, gpr)
+    return _make(fetch, prefixes, opcode)
 
 
 def _make(fetch: Fetcher, prefixes: _Prefixes, opcode: int, **fields: int) -> Instruction:

@@ -28,6 +28,7 @@ from hvcore.pv.descriptor_tables import (
 )
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
 from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
+from hvcore.pv.engine_faults import general_protection, invalid_opcode
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.mm import PageTables
 from hvcore.pv.segments import load_cs_ss, load_data
@@ -160,6 +161,10 @@ class PvCpu:
                 return
             if vector == 6 and pv_emulate_invalid_op(self.v):
                 return
+            if vector == 6:
+                vector, error_code = invalid_opcode(self.v)
+            elif vector == 13 and engine.code_is_64bit:
+                vector, error_code = general_protection(self.v, error_code or 0)
             ldt = self.d.mm.xen.ldt_virt_start(self.v)
             if (
                 vector == 14
