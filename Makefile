@@ -59,7 +59,8 @@ samples: $(VENV)/.dev ## Rebuild the bundled sample guests from samples/, byte f
 bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
 	$(BIN)/python -m benchmarks
 
-bench-xen: $(VENV)/.run ## The same Debian boot under real Xen in QEMU and here, with ratios (see scripts/bench_xen.py)
+bench-xen: $(VENV)/.dev ## Xen's services and a Debian boot under real Xen in QEMU and here, with ratios (see scripts/bench_*.py)
+	$(BIN)/python scripts/bench_services.py --runs 3
 	$(BIN)/python scripts/bench_xen.py --runs 3
 
 clean: ## Remove what was built and installed; keeps the fetched kernels

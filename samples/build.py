@@ -8,6 +8,8 @@
                                   build the conformance guests, both widths, into DIR
     samples/build.py --pvkernel --to DIR
                                   build the teaching kernel into DIR, and NAME.map beside it
+    samples/build.py --bench --to DIR
+                                  build the guest that benchmarks time, both widths, into DIR
     samples/build.py --two-level --to DIR
                                   build hello and conformance guests for two-level page tables into DIR
 
@@ -97,6 +99,12 @@ def pvkernel() -> Sample:
         ("common/print.c", *(f"pvkernel/{name}" for name in sources)),
         script="pvkernel/pvkernel.lds",
     )
+
+
+def bench() -> tuple[Sample, ...]:
+    """The guest that benchmarks time, for speed: bench-32 and bench-64."""
+    widths = (("32", I386), ("64", X86_64))
+    return tuple(Sample(f"bench-{name}", (*RUNTIME, "bench/main.c"), width) for name, width in widths)
 
 
 def conformance() -> tuple[Sample, ...]:
@@ -207,6 +215,7 @@ def main() -> int:
         "--two-level", action="store_true", help="guests with two-level page tables (with --to)"
     )
     others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
+    others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
     arguments = parser.parse_args()
     try:
@@ -221,6 +230,8 @@ def main() -> int:
             samples = two_level()
         elif arguments.pvkernel:
             samples = (pvkernel(),)
+        elif arguments.bench:
+            samples = bench()
         for path in build(samples, arguments.to, maps=arguments.pvkernel):
             print(f"{path.name}: {path.stat().st_size} bytes")
     except BuildFailure as failure:

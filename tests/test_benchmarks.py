@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import bench_hypervisor
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", bench_hypervisor.CASES)
@@ -23,3 +29,23 @@ def test_figures_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert json.loads(capsys.readouterr().out) == {
         "empty hypercall": {"best_us": 1.0, "median_us": 2.0, "real_xen_us": 1.4}
     }
+
+
+@pytest.mark.parametrize("width", ["32", "64"])
+def test_the_bench_guest_times_all_its_loops(width: str, tmp_path: Path) -> None:
+    source = (ROOT / "samples" / "bench" / "main.c").read_text()
+    loops = re.findall(r'^    \{ "(\w+)", ', source, flags=re.MULTILINE)
+    build = [sys.executable, str(ROOT / "samples" / "build.py"), "--bench", "--to", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True)
+    launch = [
+        sys.executable,
+        "-m",
+        "domainbuilder",
+        "launch",
+        str(tmp_path / f"bench-{width}.elf"),
+        "-m",
+        "32",
+    ]
+    done = subprocess.run([*launch, "--cmdline", "scale=1"], check=True, capture_output=True, text=True)
+    marks = re.findall(r"^bench (begin|end) (\w+)", done.stdout, flags=re.MULTILINE)
+    assert marks == [(mark, name) for name in loops for mark in ("begin", "end")]
