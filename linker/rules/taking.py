@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeAlias
 
 from linker import ast
 from linker.bounds import Bounds, bounds_of
@@ -25,6 +26,9 @@ def covers(wide: str, narrow: str) -> bool:
     return matches(wide, narrow.replace("*", "\1").replace("?", "\2"))
 
 
+_WILD = re.compile(r"[*?\[\\]")
+
+
 class _Taken(NamedTuple):
     """A pattern that takes sections of every file that `file` names, and where it stands."""
 
@@ -34,16 +38,25 @@ class _Taken(NamedTuple):
     number: int
 
 
+_Same: TypeAlias = dict[tuple[str, str], tuple[int, _Taken]]
+
+
 class _Catalogue:
-    """The patterns before some place of the script: literal ones by name, the others one by one."""
+    """The patterns before a place of the script: literal ones by name, others by how they begin and end."""
 
     def __init__(self) -> None:
         self._literal: dict[str, _Taken] = {}
-        self._globs: dict[tuple[str, str], _Taken] = {}
+        # What stands before the first wildcard -> behind the last -> (pattern, file) -> its turn, and where.
+        self._globs: dict[str, dict[str, _Same]] = {}
+        self._turn = 0
 
     def add(self, taken: _Taken) -> None:
         if is_glob(taken.name):
-            self._globs.setdefault((taken.name, taken.file), taken)
+            self._turn += 1
+            parts = _WILD.split(taken.name)
+            tail = parts[-1] if taken.name.endswith("*" + parts[-1]) else ""
+            same = self._globs.setdefault(parts[0], {}).setdefault(tail, {})
+            same.setdefault((taken.name, taken.file), (self._turn, taken))
         elif taken.file == "*":
             self._literal.setdefault(taken.name, taken)
 
@@ -51,10 +64,23 @@ class _Catalogue:
         found = self._literal.get(name)
         if found is not None:
             return found
-        for taken in self._globs.values():
-            if covers(taken.name, name) and covers(taken.file, file):
-                return taken
-        return None
+        wide = [
+            one
+            for length in range(len(name) + 1)
+            if name[:length] in self._globs
+            for same in self._ending(self._globs[name[:length]], name)
+            for one in same.values()
+            if covers(one[1].name, name) and covers(one[1].file, file)
+        ]
+        return min(wide)[1] if wide else None
+
+    @staticmethod
+    def _ending(by_tail: dict[str, _Same], name: str) -> Iterable[_Same]:
+        """Return what may end as the name does."""
+        if len(by_tail) <= len(name):
+            return by_tail.values()
+        tails = (name[start:] for start in range(len(name) + 1))
+        return (by_tail[tail] for tail in tails if tail in by_tail)
 
 
 class Shadowed(NamedTuple):

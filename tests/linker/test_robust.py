@@ -282,6 +282,26 @@ GROWING = {
     "sections": lambda n: (
         "SECTIONS { " + " ".join(f".s{i} : {{ *(.s{i}) x{i} = .; }}" for i in range(n)) + "}"
     ),
+    "globs": lambda n: (
+        "SECTIONS { "
+        + " ".join(f".s{i} : {{ b{i} = .; *(.s{i} .s{i}.*) e{i} = .; }}" for i in range(n))
+        + "}"
+    ),
+    "kept globs": lambda n: (
+        "SECTIONS { .t : { " + " ".join(f"KEEP(*(.s{i}* .z*{i})) *(SORT(.d{i}.*))" for i in range(n)) + "} }"
+    ),
+    "regions": lambda n: (
+        "MEMORY { "
+        + " ".join(f"r{i} : ORIGIN = {i * 4096}, LENGTH = 4K" for i in range(n))
+        + " } SECTIONS { "
+        + " ".join(f".s{i} : {{ *(.s{i}) }} > r{i}" for i in range(n))
+        + "}"
+    ),
+    "load addresses": lambda n: (
+        "SECTIONS { "
+        + " ".join(f".s{i} : AT(ADDR(.s{i}) - 4) {{ *(.s{i}) }} l{i} = LOADADDR(.s{i});" for i in range(n))
+        + "}"
+    ),
     "quotes": lambda n: '"' * n,
     "digits": lambda n: "x = " + "9" * n + ";",
     "line markers": lambda n: '# 1 "a"\nx = ;\n' * n,
