@@ -1,21 +1,22 @@
-"""The `domainbuilder` command: which subcommands there are, and how errors end.
+"""The `domainbuilder` command: which subcommands there are, and how a run ends, whatever happens.
 
-A subcommand is a function in domainbuilder/commands/NAME.py. Its module is imported when it is run or
-its own help is asked for, never before: COMMANDS holds the one-line help, so that `domainbuilder --help`
-and shell completion cost what Typer costs and no more (a test holds the table to the docstrings).
+A subcommand is a function in domainbuilder/commands/NAME.py. Its module is imported when it is run or its own
+help is asked for, never before, and so is Typer (command_line.py): COMMANDS holds the one-line help, so that
+`domainbuilder --help` costs what Python costs and no more (a test holds the table to the docstrings).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from importlib import import_module
-from typing import Annotated, Any, NamedTuple, NoReturn
+from types import FrameType
+from typing import NamedTuple, NoReturn
 
-import typer
-from typer.core import TyperGroup
-
+from domainbuilder import streams
 from domainbuilder.errors import BuildError, ExitCode
+
+XEN_VERSION = "4.17"
 
 
 class Command(NamedTuple):
@@ -51,82 +52,56 @@ COMMANDS: dict[str, Command] = {
     "lint format": Command("lint", "format_script", "Print linker scripts in one style, comments kept."),
 }
 
-EPILOG = """\b
-Examples:
+ABOUT = "Inspect, plan, build and run Xen PV kernels, on a machine without Xen."
+
+EXAMPLES = """\
   domainbuilder notes vmlinuz                     what it asks of Xen, and Xen's verdict
   domainbuilder plan vmlinuz -m 256 --format svg  its address space, as a picture
   domainbuilder build vmlinuz -o linux.core       the built domain, for readelf and launch
   domainbuilder launch vmlinuz                    run it; Ctrl-] leaves the console
-  domainbuilder lint vmlinux.lds.S                what is wrong with its layout
+  domainbuilder lint vmlinux.lds.S                what is wrong with its layout"""
 
-\b
-Exit codes: 0 fine, 1 a check failed, 2 unusable input or usage,
-            3 the domain crashed, 4 timed out."""
+EXIT_CODES = """\
+  0  fine
+  1  a check failed
+  2  unusable input or usage
+  3  the domain crashed
+  4  timed out"""
 
-
-def load(name: str) -> Any:
-    """The function behind the subcommand `name`, a key of COMMANDS."""
-    command = COMMANDS[name]
-    return getattr(import_module(f"domainbuilder.commands.{command.module}"), command.function)
-
-
-class LazyGroup(TyperGroup):
-    """A group that knows its commands by COMMANDS and imports one only to run it or to show its help."""
-
-    def list_commands(self, _ctx: Any) -> list[str]:
-        """The names to complete: verbs of two words are found through their first word."""
-        return [name for name in COMMANDS if " " not in name]
-
-    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """The Typer command for a name, built on demand; None for an unknown one."""
-        if cmd_name not in COMMANDS:
-            return None
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name, context_settings=CONTEXT_SETTINGS)(load(cmd_name))
-        return typer.main.get_command(single)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As the base class does, with the verbs of two words tried first."""
-        if (verb := " ".join(args[:2])) in COMMANDS:
-            return verb, self.get_command(ctx, verb), args[2:]
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, _ctx: Any, formatter: Any) -> None:
-        """The list of commands, from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
+OPTIONS = {
+    "--version": "Show the version, and those of what it stands on, and exit.",
+    "--install-completion": "Install completion for the current shell.",
+    "--show-completion": "Show completion for the current shell, to copy or change.",
+    "-h, --help": "Show this message and exit.",
+}
 
 
-CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-app = typer.Typer(
-    name="domainbuilder",
-    cls=LazyGroup,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    epilog=EPILOG,
-    context_settings=CONTEXT_SETTINGS,
-)
+def help_text() -> str:
+    """What `domainbuilder --help` prints."""
+    options = "\n".join(f"  {name:22}{text}" for name, text in OPTIONS.items())
+    commands = "\n".join(f"  {name:13}{command.help}" for name, command in COMMANDS.items())
+    return (
+        f"Usage: domainbuilder [OPTIONS] COMMAND [ARGS]...\n\n  {ABOUT}\n\nOptions:\n{options}\n\n"
+        f"Commands:\n{commands}\n\nExamples:\n{EXAMPLES}\n\nExit codes:\n{EXIT_CODES}\n"
+    )
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        from domainbuilder import __version__
-        from domainbuilder.launch.core import describe_core
+def version_text() -> str:
+    """What `domainbuilder --version` prints: ours, then what a run depends on."""
+    from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"domainbuilder {__version__}\ncore: {describe_core()}")
-        raise typer.Exit
+    from domainbuilder import __version__
+    from domainbuilder.launch.core import describe_core
 
-
-@app.callback()
-def domainbuilder(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
-    ] = False,
-) -> None:
-    """Inspect, plan, build and run Xen PV kernels, on a machine without Xen."""
+    try:
+        unicorn = version("unicorn")
+    except PackageNotFoundError:
+        unicorn = "not installed"
+    python = ".".join(map(str, sys.version_info[:3]))
+    return (
+        f"domainbuilder {__version__}\nPython {python}, Unicorn {unicorn}, after Xen {XEN_VERSION}\n"
+        f"core: {describe_core()}\n"
+    )
 
 
 def _refuse(message: object) -> NoReturn:
@@ -134,33 +109,52 @@ def _refuse(message: object) -> NoReturn:
     sys.exit(ExitCode.UNUSABLE_INPUT)
 
 
-def _close_quietly() -> NoReturn:
-    """Leave after the reader of our output has gone; nothing is left to be flushed when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(ExitCode.FINE)
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """A signal that asks to end: an exception, so that what is half done is undone."""
+    sys.exit(128 + number)
+
+
+def completing() -> bool:
+    """Whether the shell asks for completions, instead of a person for a command."""
+    return "_DOMAINBUILDER_COMPLETE" in os.environ
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command line; the exit code, if SystemExit has not said so already."""
+    first = arguments[0] if arguments else ""
+    if completing() or first not in ("", "-h", "--help", "--version"):
+        from domainbuilder.command_line import run
+
+        run(arguments)
+    if first == "--version":
+        sys.stdout.write(version_text())
+    else:
+        (sys.stdout if first else sys.stderr).write(help_text())
+    return ExitCode.FINE if first else ExitCode.UNUSABLE_INPUT
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with one of `ExitCode`, or 130 after Ctrl-C.
+    """Run the command line; exit with one of `ExitCode`, or 128 and the number of the signal that ended it.
 
     Errors in the user's input end in one line on stderr and exit code 2; any other exception is a bug of
     ours and shows as one.
     """
+    streams.prepare()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
     try:
-        typer.main.get_command(app).main(argv, prog_name="domainbuilder", standalone_mode=True)
-        sys.exit(ExitCode.FINE)
-    except SystemExit:
         try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        finally:
             sys.stdout.flush()
-        except BrokenPipeError:
-            _close_quietly()
-        raise
-    except BrokenPipeError:
-        _close_quietly()
+        sys.exit(code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
     except BuildError as error:
         _refuse(" ".join(str(error).split()))
     except OSError as error:
         name = f"{error.filename}: " if error.filename is not None else ""
         _refuse(f"{name}{error.strerror or error}")
+    except MemoryError:
+        _refuse("this machine has not enough memory for that")

@@ -27,7 +27,8 @@ class Where:
     offset: int | None = None
 
     def __str__(self) -> str:
-        return self.file if self.offset is None else f"{self.file}+{self.offset:#x}"
+        file = self.file or "''"
+        return file if self.offset is None else f"{file}+{self.offset:#x}"
 
 
 class BuildError(Exception):

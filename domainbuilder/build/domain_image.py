@@ -18,7 +18,6 @@ from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.domain_plan import (
     DEFAULT_CONSOLE_EVTCHN,
-    DEFAULT_MEMORY_MIB,
     DEFAULT_STORE_EVTCHN,
     DomainPlan,
     plan,
@@ -63,8 +62,8 @@ class DomainImage:
 
 def build(
     kernel: DomainPlan | KernelFile | str | os.PathLike[str],
+    memory_mib: int | None = None,
     *,
-    memory_mib: int = DEFAULT_MEMORY_MIB,
     ramdisk: str | os.PathLike[str] | bytes | None = None,
     cmdline: str | bytes = "",
     guest_type: str | None = None,
@@ -75,7 +74,7 @@ def build(
     console_evtchn: int = DEFAULT_CONSOLE_EVTCHN,
     ram: memoryview | None = None,
 ) -> DomainImage:
-    """Build the domain of a plan; or of a kernel, planned with the first four options, which a plan has done.
+    """Build the domain of a plan; or of a kernel, planned with the first four options, which are the plan's.
 
     `frames` says which machine frame backs which page: "xen" as Xen's heap hands them out (descending 2 MB
     extents), "linear" first_mfn + pfn. `ram` is where to build, zeroed, nr_pages << 12 bytes in machine
@@ -83,7 +82,9 @@ def build(
     not fit where the guest has to find it.
     """
     if not isinstance(kernel, DomainPlan):
-        kernel = plan(kernel, memory_mib=memory_mib, ramdisk=ramdisk, cmdline=cmdline, guest_type=guest_type)
+        kernel = plan(kernel, memory_mib, ramdisk=ramdisk, cmdline=cmdline, guest_type=guest_type)
+    elif (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
+        raise BuildError("a plan has its memory, ramdisk and command line already")
     if kernel.elf is None:
         raise BuildError("a plan read back from a built image has no kernel to build from")
     nr_pages, width = kernel.nr_pages, kernel.guest.width

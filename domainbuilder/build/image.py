@@ -32,6 +32,7 @@ from domainbuilder.build.dump_core import (
 )
 from domainbuilder.build.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
 from domainbuilder.errors import BuildError, ImageError, Where
+from domainbuilder.inputs import LIMITS
 from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.domain_plan import DomainPlan, lay_out
@@ -43,7 +44,7 @@ from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 __all__ = ["is_image", "load_image", "save_image"]
 
 _CHUNK = 2 << 20
-_MAX_NOTES = 1 << 16
+_MAX_NOTES = LIMITS["image notes"].size
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:

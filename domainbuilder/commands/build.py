@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,14 +9,20 @@ import typer
 
 def build(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A kernel: ELF, gzip or bzImage.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="FILE", help="A kernel: ELF, gzip or bzImage; - is standard input.", show_default=False
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write the built domain.")
+        str, typer.Option("--output", "-o", metavar="OUT", help="Where to write the built domain.")
     ],
-    memory: Annotated[int, typer.Option("--memory", "-m", metavar="MB", help="The domain's memory.")] = 64,
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64, or what it needs."),
+    ] = None,
     ramdisk: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
     ] = None,
     cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
@@ -25,15 +30,21 @@ def build(
     """Build a kernel's domain into a dump-core ELF file.
 
     OUT is what Xen's dump-core would write at the guest's first instruction; `domainbuilder launch` runs it,
-    readelf reads it. Pages of zeros are holes in it.
+    readelf reads it. Pages of zeros are holes in it. What `domainbuilder plan` warns of is said here, too.
     """
     from domainbuilder.build.domain_image import build as build_domain
     from domainbuilder.build.image import save_image
+    from domainbuilder.output import refuse_to_overwrite
+    from domainbuilder.plan.domain_plan import plan
+    from domainbuilder.plan.findings import warn
     from domainbuilder.plan.regions import human, printable
 
-    image = build_domain(file, memory_mib=memory, ramdisk=ramdisk, cmdline=cmdline)
+    refuse_to_overwrite([output], [file, ramdisk])
+    planned = plan(file, memory, ramdisk=ramdisk, cmdline=cmdline)
+    warn(planned)
+    image = build_domain(planned)
     written = save_image(image, output)
-    typer.echo(
-        f"{printable(str(output))}: {image.plan.guest.name}, {memory} MB, {human(written)} of it in use, "
-        f"starts at {image.context.ip:#x}"
+    print(
+        f"{printable(output)}: {planned.guest.name}, {planned.nr_pages >> 8} MB, {human(written)} of it "
+        f"in use, starts at {image.context.ip:#x}"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from domainbuilder import streams
 
 
 class Format(StrEnum):
@@ -20,9 +22,20 @@ class Format(StrEnum):
     junit = "junit"
 
 
+def _guests(incomplete: str) -> Iterator[tuple[str, str]]:
+    """The bundled guests, each with what it covers, for the shell to complete."""
+    from domainbuilder.conform.run import bundled
+
+    with bundled() as known:
+        for guest in known:
+            if guest.name.startswith(incomplete):
+                yield guest.name, guest.covers
+
+
 def conform(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Only these.", show_default=False, autocompletion=_guests),
     ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Name the guests and what they cover; run none.")
@@ -57,9 +70,9 @@ def conform(
         if output_format is not Format.text:
             results = runner.run_all(tests, timeout)
             render = report.as_json if output_format is Format.json else report.as_junit
-            sys.stdout.write(render(results))
+            streams.document(render(results))
         else:
-            table = report.Table(tests, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+            table = report.Table(tests, color=streams.colour(sys.stdout))
 
             def tell(result: runner.Result) -> None:
                 sys.stdout.write(table.row(result))

@@ -19,13 +19,19 @@ class Format(StrEnum):
 
 # The command line, option by option.
 File = Annotated[
-    Path, typer.Argument(metavar="FILE|IMAGE", help="A kernel, or what `build` wrote.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="FILE|IMAGE",
+        help="A kernel, - for stdin, or a built domain.",
+        show_default=False,
+    ),
 ]
 Memory = Annotated[
-    int | None, typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64 if not given.")
+    int | None,
+    typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64, or what it needs."),
 ]
 Ramdisk = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False)
+    str | None, typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False)
 ]
 Cmdline = Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")]
 Vcpus = Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from domainbuilder import streams
+from domainbuilder.output import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -79,6 +82,17 @@ StdinName = Annotated[
 ]
 
 
+def _rules(incomplete: str) -> Iterator[tuple[str, str]]:
+    """The rules, each with what it says, for the shell to complete."""
+    from linker import rules, special
+
+    known = [(rule.id, rule.summary) for rule in rules.load()]
+    known += [(name, one.summary) for name, one in special.SPECIAL.items()]
+    for name, summary in [("all", "list them"), *known]:
+        if name.startswith(incomplete):
+            yield name, summary
+
+
 @contextmanager
 def _input_errors() -> Iterator[None]:
     """Turn the linter's error about an input into the one that every command ends with."""
@@ -89,32 +103,6 @@ def _input_errors() -> Iterator[None]:
         yield
     except LayoutInputError as error:
         raise BuildError(str(error)) from error
-
-
-def _refuse_to_overwrite(outputs: Iterable[Path | str | None], inputs: Iterable[str | None]) -> None:
-    """Raise BuildError when an output is one of the inputs, by whatever name, or two outputs are one file."""
-    from domainbuilder.errors import BuildError, Where
-
-    given = [name for name in inputs if name]
-    seen: list[str] = []
-    for output in outputs:
-        if output is None:
-            continue
-        if any(_same_file(str(output), name) for name in given):
-            raise BuildError("this is an input and would be overwritten", where=Where(str(output)))
-        if any(_same_file(str(output), name) for name in seen):
-            raise BuildError("two outputs are the same file", where=Where(str(output)))
-        seen.append(str(output))
-
-
-def _same_file(one: str, other: str) -> bool:
-    if os.path.realpath(one) == os.path.realpath(other):
-        # /dev/null and a terminal may be both.
-        return not Path(one).exists() or Path(one).is_file()
-    try:
-        return Path(one).is_file() and Path(one).samefile(other)
-    except OSError:
-        return False
 
 
 def _write(text: str, output: Path | None) -> None:
@@ -131,8 +119,6 @@ def _write(text: str, output: Path | None) -> None:
             output.write_bytes(data)
             return
         with atomic_output(output) as fd, os.fdopen(os.dup(fd), "wb") as stream:
-            if output.exists():
-                os.fchmod(fd, output.stat().st_mode & 0o7777)
             stream.write(data)
     except OSError as error:
         raise BuildError(f"cannot be written: {error.strerror}", where=Where(str(output))) from error
@@ -145,14 +131,14 @@ def _explain(name: str) -> None:
 
     if name == "all":
         for rule in rules.load():
-            typer.echo(f"{rule.id:28} {rule.severity:8} {rule.summary}")
+            print(f"{rule.id:28} {rule.severity:8} {rule.summary}")
         for key, one in special.SPECIAL.items():
-            typer.echo(f"{key:28} {one.severity:8} {one.summary}")
+            print(f"{key:28} {one.severity:8} {one.summary}")
         return
     found = rules.find(name)
     if found is None and name not in special.SPECIAL:
         raise BuildError("there is no such rule", found=name, expected="one of `lint --explain all`")
-    typer.echo(explain(found) if found is not None else special.explain(name), nl=False)
+    sys.stdout.write(explain(found) if found is not None else special.explain(name))
 
 
 def _unpacked(path: str) -> bytes | mmap | None:
@@ -252,7 +238,7 @@ def _judge(request: Request, *, fix: bool, show: bool) -> tuple[Report, bool]:
         return lint_files(request), False
     for one in changed:
         _write(one.after, Path(one.file))
-    typer.echo(f"fixed {', '.join(one.file for one in changed)}", err=True)
+    print(f"fixed {', '.join(one.file for one in changed)}", file=sys.stderr)
     return report, False
 
 
@@ -308,7 +294,10 @@ def lint(
         Path | None, typer.Option("--svg", help="Draw the sections of the ELF or map.", show_default=False)
     ] = None,
     explain: Annotated[
-        str | None, typer.Option("--explain", metavar="RULE", help="Explain a rule; `all` lists them.")
+        str | None,
+        typer.Option(
+            "--explain", metavar="RULE", help="Explain a rule; `all` lists them.", autocompletion=_rules
+        ),
     ] = None,
     library: Library = None,
     cpp: Cpp = "",
@@ -340,9 +329,9 @@ def lint(
             _serve(request)
             return
         outputs = (output, svg, write_baseline)
-        _refuse_to_overwrite(outputs, (*request.scripts, link_map, elf, config, baseline))
+        refuse_to_overwrite(outputs, (*request.scripts, link_map, elf, config, baseline))
         report, to_mend = _judge(request, fix=fix, show=show_diff)
-        _refuse_to_overwrite(outputs, report.files)
+        refuse_to_overwrite(outputs, report.files)
         if svg is not None:
             _draw(request, svg)
         if write_baseline is not None and report.usable:
@@ -350,16 +339,18 @@ def lint(
 
             text, count = baseline_of([report])
             _write(text, Path(write_baseline))
-            typer.echo(f"{count} findings written to {write_baseline}", err=True)
+            print(f"{count} findings written to {write_baseline}", file=sys.stderr)
             return
         if baseline is not None:
             from linker.fingerprint import apply_baseline, read_baseline
 
             report = apply_baseline(report, read_baseline(baseline))
-        color = output is None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        color = output is None and streams.colour(sys.stdout)
         text = render(report, output_format.value, request, color=color)
         if fix and "-" in request.scripts and output is None:
             sys.stderr.write(text)
+        elif output is None and output_format is not Format.text:
+            streams.document(text)
         elif not show_diff:
             _write(text, output)
     for error in report.errors:
@@ -389,8 +380,10 @@ def diff(
         from linker.elffile import read_elf
 
         changes = compare(read_elf(old, _unpacked), read_elf(new, _unpacked))
-    text = as_json(changes) if output_format is DiffFormat.json else render(changes, everything=everything)
-    _write(text, None)
+    if output_format is DiffFormat.json:
+        streams.document(as_json(changes))
+    else:
+        sys.stdout.write(render(changes, everything=everything))
     if any(change.lost for change in changes):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
@@ -426,7 +419,7 @@ def regions(
             raise LayoutInputError("regions are filled by a link", expected="--elf or --map")
         how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()), tuple(library or ()))
         request = Request((script,) if script else (), link_map, elf, config, how, unpack=_unpacked)
-        _refuse_to_overwrite((output,), (script, link_map, elf, config))
+        refuse_to_overwrite((output,), (script, link_map, elf, config))
         fills = _fills(request)
         if output_format is RegionsFormat.svg:
             _draw(request, output)
@@ -465,7 +458,7 @@ def format_script(
         changed |= after != before
         if check:
             if after != before:
-                typer.echo(f"would reformat {name}", err=True)
+                print(f"would reformat {name}", file=sys.stderr)
         elif not in_place or name == "-":
             sys.stdout.write(after)
         elif after != before:

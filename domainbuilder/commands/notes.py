@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from domainbuilder import streams
 
 if TYPE_CHECKING:
     from domainbuilder.errors import BuildError
@@ -24,8 +25,10 @@ class Format(StrEnum):
 
 def notes(
     files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="Kernels: ELF, gzip or bzImage.", show_default=False),
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Kernels: ELF, gzip or bzImage; - is standard input.", show_default=False
+        ),
     ],
     output_format: Annotated[
         Format, typer.Option("--format", help="Print text, or JSON for programs.")
@@ -40,16 +43,16 @@ def notes(
     """
     from domainbuilder.errors import ExitCode
 
-    results = [(str(path), _inspect(path)) for path in files]
+    results = [(path, _inspect(path)) for path in files]
     if output_format is Format.json:
         from domainbuilder.reports.notes_report import notes_report
 
-        typer.echo(notes_report(results).model_dump_json(indent=2))
+        streams.document(notes_report(results).model_dump_json(indent=2))
     else:
         _print_text([result for _, result in results])
     for _, result in results:
         if isinstance(result, Exception):
-            typer.echo(f"domainbuilder: error: {' '.join(str(result).split())}", err=True)
+            print(f"domainbuilder: error: {' '.join(str(result).split())}", file=sys.stderr)
     if any(isinstance(result, Exception) for _, result in results):
         raise typer.Exit(ExitCode.UNUSABLE_INPUT)
     if check and any(result.errors for _, result in results if not isinstance(result, Exception)):
@@ -57,7 +60,7 @@ def notes(
 
 
 def fix(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ELF kernel, gzipped or not.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An ELF kernel, gzipped or not.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write the repaired kernel.")
     ],
@@ -71,20 +74,22 @@ def fix(
     What gets loaded stays as it is, and OUT appears whole or not at all.
     """
     from domainbuilder.kernel.fix import fix as repair
+    from domainbuilder.output import refuse_to_overwrite
 
+    refuse_to_overwrite([output], [file])
     result = repair(file, output)
     if output_format is Format.json:
         from domainbuilder.reports.notes_report import fix_report
 
-        typer.echo(fix_report(result).model_dump_json(indent=2))
+        streams.document(fix_report(result).model_dump_json(indent=2))
         return
     for line in result.changes or ("nothing to repair: a copy",):
-        typer.echo(f"{result.output}: {line}")
+        print(f"{result.output}: {line}")
     for line in result.left:
-        typer.echo(f"{result.output}: note: {line}")
+        print(f"{result.output}: note: {line}")
 
 
-def _inspect(path: Path) -> Inspection | BuildError:
+def _inspect(path: str) -> Inspection | BuildError:
     from domainbuilder.errors import BuildError
     from domainbuilder.kernel.inspection import inspect
 
@@ -97,6 +102,6 @@ def _inspect(path: Path) -> Inspection | BuildError:
 def _print_text(results: list[Inspection | BuildError]) -> None:
     from domainbuilder.kernel.notes_text import render
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    colour = streams.colour(sys.stdout)
     reports = [render(result, colour=colour) for result in results if not isinstance(result, Exception)]
     sys.stdout.write("\n".join(reports))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from domainbuilder import streams
 
 
 class Format(StrEnum):
@@ -21,18 +21,19 @@ class Format(StrEnum):
 
 def plan(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="FILE|IMAGE",
-            help="A kernel: ELF, gzip or bzImage; or what `build` wrote.",
+            help="A kernel, - for stdin, or a built domain.",
             show_default=False,
         ),
     ],
     memory: Annotated[
-        int | None, typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64 if not given.")
+        int | None,
+        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64, or what it needs."),
     ] = None,
     ramdisk: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
     ] = None,
     cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
@@ -48,7 +49,6 @@ def plan(
     """
     from domainbuilder.build.image import is_image, load_image
     from domainbuilder.errors import BuildError, ExitCode
-    from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB
     from domainbuilder.plan.domain_plan import plan as make_plan
     from domainbuilder.plan.findings import survey
 
@@ -57,21 +57,19 @@ def plan(
             raise BuildError("a built domain has its memory, ramdisk and command line already")
         planned = load_image(file).plan
     else:
-        mib = DEFAULT_MEMORY_MIB if memory is None else memory
-        planned = make_plan(file, memory_mib=mib, ramdisk=ramdisk, cmdline=cmdline)
+        planned = make_plan(file, memory, ramdisk=ramdisk, cmdline=cmdline)
     surveyed = survey(planned)
     if output_format is Format.json:
         from domainbuilder.reports.plan_report import plan_report
 
-        typer.echo(plan_report(planned, surveyed).model_dump_json(indent=2))
+        streams.document(plan_report(planned, surveyed).model_dump_json(indent=2))
     elif output_format is Format.svg:
         from domainbuilder.plan.svg import svg
 
-        typer.echo(svg(planned, surveyed), nl=False)
+        streams.document(svg(planned, surveyed))
     else:
         from domainbuilder.plan.text import render
 
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        sys.stdout.write(render(planned, surveyed, colour=colour))
+        sys.stdout.write(render(planned, surveyed, colour=streams.colour(sys.stdout)))
     if check and surveyed.failed:
         raise typer.Exit(ExitCode.CHECK_FAILED)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from domainbuilder.errors import KernelFormatError, Where
+from domainbuilder.inputs import LIMITS, open_input
 
 Image = bytes | mmap.mmap
 
-DEFAULT_LIMIT = 512 << 20
+DEFAULT_LIMIT = LIMITS["kernel"].size
 """Most bytes a kernel may decompress to. Xen's own bound, XC_DOM_DECOMPRESS_MAX, is 1 GiB."""
 
 _LZMA_MEMLIMIT = 256 << 20  # LZMA_BLOCK_SIZE, xg_dom_bzimageloader.c
@@ -73,17 +73,14 @@ class _Packed:
 
 
 def load_kernel(path: str | os.PathLike[str], *, limit: int = DEFAULT_LIMIT) -> KernelFile:
-    """Open the kernel at `path`.
+    """Open the kernel at `path`, or at standard input where that is "-".
 
-    Raises KernelFormatError: not readable, not a regular file, empty, truncated, or more than
+    Raises KernelFormatError: not readable, neither a regular file nor a pipe, empty, truncated, or more than
     `limit` bytes when decompressed.
     """
     name = os.fspath(path)
     try:
-        with os.fdopen(_open_regular(name), "rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise KernelFormatError("zero length file", where=Where(name))
-            image = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        image = open_input(name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise KernelFormatError(reason, where=Where(name)) from error
@@ -101,15 +98,6 @@ def load_kernel_bytes(data: Image, name: str, *, limit: int = DEFAULT_LIMIT) -> 
     if inner.container == "elf":
         return KernelFile(name, "gzip", "gzip", 0, image, trailing)
     return KernelFile(name, "bzimage", inner.compression, inner.payload_offset, inner.image, trailing, True)
-
-
-def _open_regular(name: str) -> int:
-    """Opens without waiting for the other end of a pipe, and takes nothing but regular files."""
-    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ValueError("not a regular file")
-    return fd
 
 
 def _unwrapped(data: Image, name: str, limit: int) -> KernelFile:
@@ -195,29 +183,51 @@ def _too_large(packed: _Packed) -> KernelFormatError:
 
 
 def _gunzip(packed: _Packed) -> tuple[Image, int]:
-    """xc_dom_do_gunzip: one member; the last four bytes state its size, 16 more are forgiven."""
+    """xc_dom_do_gunzip: one member; the last four bytes state its size, 16 more are forgiven.
+
+    No more than that is unpacked, nothing behind a head that is no kernel's; pages of zeros take no memory.
+    """
     import zlib
 
     stream = zlib.decompressobj(wbits=31)
+    stated = int.from_bytes(packed.data[-4:], "little")
+    room = min(stated + 16, packed.limit) + 1
+    image, at, fed = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0, 0
     try:
-        image = stream.decompress(packed.data, packed.limit + 1)
+        while fed < len(packed.data) and not stream.eof and at < room:
+            data: bytes | memoryview = packed.data[fed : fed + _PIECE]
+            fed += len(data)
+            while data and not stream.eof and at < room:
+                piece = stream.decompress(data, min(_PIECE, room - at))
+                if not at and piece and not _looks_like_a_kernel(piece):
+                    return piece, 0
+                if piece.count(0) != len(piece):
+                    image[at : at + len(piece)] = piece
+                at += len(piece)
+                data = stream.unconsumed_tail
     except zlib.error as error:
         raise packed.fail(f"xc_dom_do_gunzip: inflate failed: {error}") from error
-    if len(image) > packed.limit:
+    if at > packed.limit:
         raise _too_large(packed)
-    if not stream.eof:
-        raise packed.fail(
-            "xc_dom_do_gunzip: inflate failed: the stream is cut short",
-            found=f"{len(packed.data):#x} bytes, which hold {len(image):#x}",
-        )
-    (stated,) = struct.unpack("<I", packed.data[-4:])
-    if len(image) > stated + 16:
+    if at > stated + 16:
         raise packed.fail(
             "xc_dom_do_gunzip: inflate failed: the size at the end of the file is too small",
             found=stated,
-            expected=len(image),
+            expected=f"{at:#x} or more",
         )
-    return image, len(stream.unused_data)
+    if not stream.eof:
+        raise packed.fail(
+            "xc_dom_do_gunzip: inflate failed: the stream is cut short",
+            found=f"{len(packed.data):#x} bytes, which hold {at:#x}",
+        )
+    if not at:
+        return b"", 0
+    image.resize(at)
+    return image, len(stream.unused_data) + len(packed.data) - fed
+
+
+def _looks_like_a_kernel(start: bytes) -> bool:
+    return start[:4] == b"\x7fELF" or start[_HDR_MAGIC : _HDR_MAGIC + 4] == b"HdrS" or len(start) < 4
 
 
 def _stated_size(packed: _Packed) -> int:

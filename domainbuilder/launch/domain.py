@@ -22,17 +22,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
+from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
 from domainbuilder.launch.transcript import Transcript
-from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, plan
+from domainbuilder.plan.domain_plan import DomainPlan, plan
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
@@ -49,6 +51,7 @@ _TICK = "launch"  # the name of our timer among the host's
 _TICK_NS = 10_000_000
 _GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
 _PAGE = 4096
+_ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FOREVER = 1e9  # seconds
 _INPUT_ROOM = 4096
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{4,16}\b")
@@ -185,21 +188,36 @@ class RunningDomain:
     # -- running
 
     def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
-        """Run until `wanted` is true after some output (None), or for another reason (that)."""
-        if self._outcome is not None:
-            return self._outcome
-        self._check_open()
+        """Run until `wanted` is true (None), or for another reason (that)."""
         now = time.monotonic()
         limits = [self._limit] if self._limit is not None else []
         self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
         self._wanted, self._expired = wanted, ""
-        with self._watchdog(), self._keyboard():
-            while True:
+        if self._met():
+            return None
+        if self._outcome is not None:
+            return self._outcome
+        self._check_open()
+        with self._watchdog(), self._signals():
+            outcome = None
+            while outcome is None:
+                if self._expired:
+                    return Outcome("timeout", self._expired)
                 outcome = self._resume()
-                if wanted is not None and wanted():
+                if self._met():
                     return None
-                if outcome is not None:
-                    return outcome
+        return outcome
+
+    def _met(self) -> bool:
+        """Whether what is wanted has come. A pattern that takes for ever ends with the time, or a signal."""
+        if self._wanted is None:
+            return False
+        try:
+            with self._interruptible(), until(self._deadline):
+                return self._wanted()
+        except TimeIsUp:
+            self._expire("wall time ran out while a pattern was looked for")
+            return False
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -212,19 +230,27 @@ class RunningDomain:
             self._may_raise = False
 
     @contextmanager
-    def _keyboard(self) -> Iterator[None]:
-        """While the block runs, Ctrl-C ends it by KeyboardInterrupt: where that is what it does anyway."""
-        if (
-            threading.current_thread() is not threading.main_thread()
-            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        ):
+    def _signals(self) -> Iterator[None]:
+        """While the block runs, signal handlers raise where that is not lost."""
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signal.signal(signal.SIGINT, lambda _number, _frame: self.interrupt(KeyboardInterrupt()))
+        found = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handlers[number](number, frame)
+            except BaseException as error:
+                self.interrupt(error)
+
+        for number in handlers:
+            signal.signal(number, handle)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
@@ -309,7 +335,11 @@ class RunningDomain:
             except BaseException as error:  # which must not end the guest's hypercall half done
                 self._interruption = error
                 self.machine.pause()
-        if self._wanted is not None and self._wanted():
+        try:
+            if self._met():
+                self.machine.pause()
+        except BaseException as error:
+            self._interruption = error
             self.machine.pause()
 
     def _arm_tick(self) -> None:
@@ -386,7 +416,7 @@ class RunningDomain:
 
 
 def launch(
-    kernel: str | os.PathLike[str] | DomainImage,
+    kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
     memory_mib: int | None = None,
     *,
     ramdisk: str | os.PathLike[str] | bytes | None = None,
@@ -398,11 +428,11 @@ def launch(
     max_guest_seconds: float | None = None,
     console_output: Callable[[bytes], None] | None = None,
 ) -> RunningDomain:
-    """Build the domain of a kernel, or take one that `build` made (in memory or as a file), ready to run.
+    """The domain of a kernel, of a plan, or that `build` made (in memory or as a file), ready to run.
 
-    memory_mib: the domain's memory, 64 where nothing is said; ramdisk, cmdline, guest_type: see `plan`. A
-    built domain has all these already. upper_ptwr: let the guest store to page tables of all levels, where
-    Xen lets it store to L1 tables alone. timeout: seconds of wall time for everything from now on, a guard
+    memory_mib, ramdisk, cmdline, guest_type: see `plan`; a plan and a built domain have these already.
+    upper_ptwr: let the guest store to page tables of all levels, where Xen lets it store to L1 tables alone.
+    timeout: seconds of wall time for everything from now on, a guard
     that only ends the run; max_guest_seconds: the same in the guest's own time, which is the same every run.
     console_output: called with the guest's output as it is printed.
 
@@ -413,25 +443,17 @@ def launch(
         if limit is not None and not 0 < limit < _FOREVER:
             raise BuildError("a limit in seconds has to be above 0 and finite", found=limit)
     if not 1 <= vcpus <= XEN_LEGACY_MAX_VCPUS:
-        raise BuildError("that many vCPUs cannot be had", found=vcpus, expected=f"1-{XEN_LEGACY_MAX_VCPUS}")
-    if isinstance(kernel, DomainImage) or is_image(kernel):
-        if (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
-            raise BuildError("a built domain has its memory, ramdisk and command line already")
-        image = kernel if isinstance(kernel, DomainImage) else load_image(kernel)
-        image, memory = _move(image)
-    else:
-        planned = plan(
-            kernel,
-            memory_mib=DEFAULT_MEMORY_MIB if memory_mib is None else memory_mib,
-            ramdisk=ramdisk,
-            cmdline=cmdline,
-            guest_type=guest_type,
+        raise BuildError(
+            "that many vCPUs cannot be had", found=str(vcpus), expected=f"1-{XEN_LEGACY_MAX_VCPUS}"
         )
-        memory = _allocate(planned.nr_pages, _abi(planned.guest_type, planned.kernel))
-        image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
-        # The unpacked kernel would stay in memory beside its copy in the guest's.
-        image = replace(image, plan=replace(planned, elf=None, ramdisk=None))
-        del planned
+    if not isinstance(kernel, DomainPlan | DomainImage | KernelFile) and is_image(kernel):
+        kernel = load_image(kernel)
+    if not isinstance(kernel, DomainPlan | DomainImage):
+        kernel = plan(kernel, memory_mib, ramdisk=ramdisk, cmdline=cmdline, guest_type=guest_type)
+    elif (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
+        raise BuildError("a domain that is planned or built has its memory, ramdisk and command line already")
+    image, memory = _move(kernel) if isinstance(kernel, DomainImage) else _build(kernel)
+    del kernel
     try:
         return RunningDomain(
             image,
@@ -445,6 +467,13 @@ def launch(
         )
     except EngineError as error:
         raise LayoutError(f"the domain cannot be started: {error}", where=Where(image.plan.kernel)) from error
+
+
+def _build(planned: DomainPlan) -> tuple[DomainImage, MachineMemory]:
+    """The domain, in a machine's memory, without its unpacked kernel, of which the guest has its copy."""
+    memory = _allocate(planned.nr_pages, _abi(planned.guest_type, planned.kernel))
+    image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
+    return replace(image, plan=replace(planned, elf=None, ramdisk=None)), memory
 
 
 def _abi(guest_type: str, kernel: str) -> Abi:

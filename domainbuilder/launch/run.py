@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from domainbuilder import streams
+from domainbuilder.build.domain_image import DomainImage
+from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
 from domainbuilder.launch.terminal import FileInput, TerminalInput, raw_terminal, write_all
+from domainbuilder.output import refuse_to_overwrite
+from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, DomainPlan, plan
+from domainbuilder.plan.findings import warn
 from domainbuilder.progress import Progress
-
-_STDIN, _STDOUT = 0, 1
+from domainbuilder.streams import STDIN, STDOUT
+from hvcore.public.xen import PAGE_SHIFT
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
     """The command line of `domainbuilder launch`, parsed."""
 
-    file: Path
+    file: str
     memory_mib: int | None
-    ramdisk: Path | None
+    ramdisk: str | None
     cmdline: str
     vcpus: int
     upper_ptwr: bool
@@ -46,24 +53,44 @@ class _Result:
     failure: ExpectError | None
 
 
+class _ReaderGone(Exception):
+    """Nobody reads the guest's output any more, and nothing else was wanted of it."""
+
+
 class _Output:
     """Guest output on its way to stdout, as it is, and to the log."""
 
-    def __init__(self, progress: Progress, log: Path | None, stack: ExitStack) -> None:
+    def __init__(self, progress: Progress, *, needed: bool) -> None:
         self._progress = progress
-        self._log = stack.enter_context(log.open("wb", buffering=0)) if log is not None else None
+        self._log: BinaryIO | None = None
+        self._needed = needed
         self._last = b"\n"
+
+    def log_to(self, path: Path, stack: ExitStack) -> None:
+        """Write it to `path`, too, which is emptied now that the inputs are known to be good."""
+        self._log = stack.enter_context(path.open("wb", buffering=0))
 
     def __call__(self, data: bytes) -> None:
         self._progress.heard(data)
         self._last = data[-1:]
-        write_all(_STDOUT, data)
+        try:
+            write_all(STDOUT, data)
+        except BrokenPipeError:
+            streams.silence(STDOUT)
+            if self._needed:
+                raise _ReaderGone from None
+        except OSError as error:
+            streams.silence(STDOUT)
+            raise OSError(error.errno, error.strerror, "stdout") from error
         if self._log is not None:
-            write_all(self._log.fileno(), data)
+            try:
+                write_all(self._log.fileno(), data)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self._log.name) from error
 
     def end_line(self) -> None:
         """Begin a new line on a terminal that shows both the guest's output and our messages."""
-        if self._last not in (b"\n", b"\r") and sys.stderr.isatty() and os.isatty(_STDOUT):
+        if self._last not in (b"\n", b"\r") and sys.stderr.isatty() and os.isatty(STDOUT):
             sys.stderr.write("\n")
 
 
@@ -74,15 +101,14 @@ def run_launch(options: LaunchOptions) -> ExitCode:
     expects = [step for step in options.steps if step.kind == "expect"]
     if options.until_match and not expects:
         raise BuildError("--until-match needs an --expect")
-    with ExitStack() as stack:
+    refuse_to_overwrite([options.console_log], [options.file, options.ramdisk])
+    streams.require_stdout()
+    with ExitStack() as stack, suppress(_ReaderGone):
         progress = stack.enter_context(Progress("building the domain", silent=options.json))
-        output = _Output(progress, options.console_log, stack)
+        output = _Output(progress, needed=not options.steps)
         dom = stack.enter_context(
             launch(
-                options.file,
-                options.memory_mib,
-                ramdisk=options.ramdisk,
-                cmdline=options.cmdline,
+                _planned(options),
                 vcpus=options.vcpus,
                 upper_ptwr=options.upper_ptwr,
                 timeout=options.timeout,
@@ -90,6 +116,8 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 console_output=output,
             )
         )
+        if options.console_log is not None:
+            output.log_to(options.console_log, stack)
         if dom.machine.domain.abi.pt_levels == 2 and not options.json:
             progress.close()
             sys.stderr.write(
@@ -102,7 +130,23 @@ def run_launch(options: LaunchOptions) -> ExitCode:
         output.end_line()
         code = _exit_code(result, len(expects))
         _report(dom, options, result, expects, code)
-    return code
+        return code
+    return ExitCode.FINE
+
+
+def _planned(options: LaunchOptions) -> DomainPlan | DomainImage:
+    """The plan of a kernel, with what is to be said of it said; or the domain that was built before."""
+    if is_image(options.file):
+        if (options.memory_mib, options.ramdisk, options.cmdline) != (None, None, ""):
+            raise BuildError("a built domain has its memory, ramdisk and command line already")
+        return load_image(options.file)
+    planned = plan(options.file, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
+    mib = planned.nr_pages >> 20 - PAGE_SHIFT
+    if options.memory_mib is None and mib != DEFAULT_MEMORY_MIB and not options.json:
+        print(f"domainbuilder: {options.file} gets {mib} MB of memory; -m MB says otherwise", file=sys.stderr)
+    if not options.json:
+        warn(planned)
+    return planned
 
 
 def _play(dom: RunningDomain, options: LaunchOptions) -> _Result:
@@ -122,8 +166,8 @@ def _play(dom: RunningDomain, options: LaunchOptions) -> _Result:
 
 def _connect(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> Outcome:
     """The user's terminal, or whatever stdin is, becomes the console's input."""
-    if not os.isatty(_STDIN):
-        dom.attach(FileInput(_STDIN))
+    if not os.isatty(STDIN):
+        dom.attach(FileInput(STDIN))
         return dom.wait()
     progress.close()
     if not options.json:
@@ -131,8 +175,8 @@ def _connect(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> 
             f"domainbuilder: the console of {options.file}; Ctrl-] closes it and ends the domain\n"
         )
         sys.stderr.flush()
-    dom.attach(TerminalInput(_STDIN))
-    with raw_terminal(_STDIN, dom.interrupt):
+    dom.attach(TerminalInput(STDIN))
+    with raw_terminal(STDIN, dom.interrupt):
         return dom.wait()
 
 

@@ -108,12 +108,11 @@ class Console:
         ExpectTimeout when time is up, ExpectEOF when the guest ends or idles for good.
         """
         search = Search(compile_pattern(pattern), self._transcript, self._used)
-        if not search.more():
-            outcome = self._run(search.more, timeout)
-            if search.match is None and outcome is not None:
-                kind = ExpectTimeout if outcome.reason == "timeout" else ExpectEOF
-                shown = pattern if isinstance(pattern, str) else pattern.pattern
-                raise kind(shown, outcome, self._transcript.tail())
+        outcome = self._run(search.more, timeout)
+        if search.match is None and outcome is not None:
+            kind = ExpectTimeout if outcome.reason == "timeout" else ExpectEOF
+            shown = pattern if isinstance(pattern, str) else pattern.pattern
+            raise kind(shown, outcome, self._transcript.tail())
         if search.match is None:
             raise RuntimeError("the guest was stopped without a match")
         self._used = search.consumed

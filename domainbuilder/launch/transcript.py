@@ -9,7 +9,9 @@ from __future__ import annotations
 import codecs
 import re
 
-TRANSCRIPT_LIMIT = 16 << 20
+from domainbuilder.inputs import LIMITS
+
+TRANSCRIPT_LIMIT = LIMITS["transcript"].size
 WINDOW = 4096
 _SLACK = 1 << 20
 

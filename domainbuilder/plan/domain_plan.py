@@ -7,6 +7,7 @@ as they decide and not write.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from domainbuilder.build.guest_memory import MAX_PAGES
@@ -37,6 +38,7 @@ from domainbuilder.plan.vcpu_context import VcpuContext, vcpu_x86_32, vcpu_x86_6
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE, SIF_MOD_START_PFN
 
 DEFAULT_MEMORY_MIB = 64
+_MOST_BY_DEFAULT = 1024  # beyond that a kernel is larger than any: the user has to say so
 DEFAULT_STORE_EVTCHN = 1
 DEFAULT_CONSOLE_EVTCHN = 2
 
@@ -115,15 +117,16 @@ class DomainPlan:
 
 def plan(
     kernel: KernelFile | str | os.PathLike[str],
+    memory_mib: int | None = None,
     *,
-    memory_mib: int = DEFAULT_MEMORY_MIB,
     ramdisk: str | os.PathLike[str] | bytes | None = None,
     cmdline: str | bytes = "",
     guest_type: str | None = None,
 ) -> DomainPlan:
     """Work out the domain that `kernel` would get with `memory_mib` MiB, without allocating its memory.
 
-    `guest_type` chooses among the kinds of guest that the kernel itself offers (PAE_MODE "bimodal"). Raises
+    Without `memory_mib` it gets 64, or what `default_memory` says that it needs. `guest_type` chooses among
+    the kinds of guest that the kernel itself offers (PAE_MODE "bimodal"). Raises
     BuildError: the file is no kernel Xen would start, or (LayoutError, in Xen's words) does not fit.
     """
     opened = kernel if isinstance(kernel, KernelFile) else load_kernel(kernel)
@@ -133,18 +136,36 @@ def plan(
     module = None if ramdisk is None else open_ramdisk(ramdisk)
     given = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
     kept = guest_cmdline(given)
-    try:
-        planned = lay_out(
+
+    def at(mib: int) -> DomainPlan:
+        return lay_out(
             parms,
-            memory_mib << 20 >> PAGE_SHIFT,
+            mib << 20 >> PAGE_SHIFT,
             kernel=opened.path,
             module_size=None if module is None else module.segment_size,
             cmdline=kept,
             guest_type=guest_type,
         )
+
+    mib = DEFAULT_MEMORY_MIB if memory_mib is None else memory_mib
+    try:
+        planned = at(mib)
     except LayoutError as error:
-        error.where = error.where or elf.where()
-        raise
+        roomy = default_memory(at)
+        if roomy is None or not 0 < mib < roomy:
+            error.where = error.where or elf.where()
+            raise
+        if memory_mib is not None or roomy > _MOST_BY_DEFAULT:
+            raise LayoutError(
+                error.reason,
+                where=error.where or elf.where(),
+                found=f"{mib} MB of memory",
+                expected=f"-m {roomy} (memory_mib={roomy})",
+            ) from error
+        planned = at(roomy)
+    else:
+        if memory_mib is None and not _roomy(planned):
+            planned = at(default_memory(at) or DEFAULT_MEMORY_MIB)
     return replace(planned, cmdline_dropped=len(given) - len(kept), elf=elf, ramdisk=module)
 
 
@@ -166,6 +187,24 @@ def check_kernel(elf: ElfImage, parms: ElfDomParms) -> None:
             f"{parms.virt_kend:#x}",
             expected=f"the kernel's end within {MAX_PAGES >> 30 - PAGE_SHIFT} GB of VIRT_BASE",
         )
+
+
+def default_memory(at: Callable[[int], DomainPlan]) -> int | None:
+    """The MiB that a kernel gets if nobody says how many, `at` being its plan for so many: the first power of
+    two from 64 on of which it takes no more than half to start. None where no memory makes it fit.
+    """
+    for shift in range(DEFAULT_MEMORY_MIB.bit_length() - 1, (MAX_PAGES >> 20 - PAGE_SHIFT).bit_length()):
+        try:
+            planned = at(1 << shift)
+        except LayoutError:
+            continue
+        if _roomy(planned):
+            return 1 << shift
+    return None
+
+
+def _roomy(planned: DomainPlan) -> bool:
+    return 2 * planned.layout.pfn_alloc_end <= planned.nr_pages
 
 
 def check_load_segments(elf: ElfImage, parms: ElfDomParms) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,15 @@ def survey(plan: DomainPlan) -> Survey:
     found_here = [finding for check in _CHECKS for finding in check(plan)]
     found_here += layout.findings if layout else ()
     return Survey(layout, tuple(sorted(found_here, key=lambda finding: -finding.severity)))
+
+
+def warn(plan: DomainPlan) -> None:
+    """Say on stderr, a line each, what is more than information; for commands that go on with the plan."""
+    for finding in survey(plan).findings:
+        if finding.severity is not Severity.INFO:
+            word, rule = finding.severity.name.lower(), finding.rule
+            told = " ".join(f"{rule.slug}: {finding.message}; {rule.advice}".split())
+            print(f"domainbuilder: {word}: {rule.id} {told}", file=sys.stderr)
 
 
 def canonical(paging: Paging, address: int) -> int:

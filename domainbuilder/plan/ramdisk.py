@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from domainbuilder.build.guest_memory import GuestMemory
 from domainbuilder.errors import BuildError, LayoutError, Where
+from domainbuilder.inputs import LIMITS, open_input
 
-XC_DOM_DECOMPRESS_MAX = 1 << 30  # xenguest.h; also the default limit on a module
+XC_DOM_DECOMPRESS_MAX = LIMITS["ramdisk"].size  # xenguest.h; also the default limit on a module
 _GUNZIP_SLACK = 16  # xc_dom_check_gzip adds this to the size that gzip states
 _CHUNK = 1 << 20
 
@@ -86,32 +85,22 @@ def check_gzip(blob: bytes | mmap.mmap | memoryview) -> int:
 
 
 def open_ramdisk(ramdisk: str | os.PathLike[str] | bytes) -> Ramdisk:
-    """A ramdisk from a path, which is mapped and not read, or from bytes.
+    """A ramdisk from a path ("-" is standard input), which is mapped where it can be, or from bytes.
 
-    Raises BuildError in Xen's words: missing, not a regular file, empty; LayoutError: larger than 1 GB.
+    Raises BuildError in Xen's words: missing, neither a regular file nor a pipe, empty; LayoutError: larger
+    than 1 GB.
     """
     if isinstance(ramdisk, bytes):
         return _ramdisk("<ramdisk>", ramdisk)
-    path = Path(ramdisk)
-    where = Where(str(path))
+    name = os.fspath(ramdisk)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        blob = open_input(name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BuildError(f"xc_dom_malloc_filemap: failed to open file: {reason}", where=where) from error
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise BuildError("xc_dom_malloc_filemap: failed to map file: not a regular file", where=where)
-        if not found.st_size:
-            return _ramdisk(str(path), b"")
-        blob = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        reason = f"xc_dom_malloc_filemap: failed to map file: {error.strerror}"
-        raise BuildError(reason, where=where) from error
-    finally:
-        os.close(fd)
-    return _ramdisk(str(path), blob)
+        raise BuildError(
+            f"xc_dom_malloc_filemap: failed to open file: {reason}", where=Where(name)
+        ) from error
+    return _ramdisk(name, blob)
 
 
 def _ramdisk(name: str, blob: bytes | mmap.mmap) -> Ramdisk:

@@ -16,6 +16,7 @@ from domainbuilder.launch.crash_report import CrashReport, HypercallRecord
 from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
+from domainbuilder.reports import Text
 
 Address = Annotated[
     int,
@@ -31,7 +32,7 @@ class _Model(BaseModel):
 class ExpectationReport(_Model):
     """One `--expect`, in order."""
 
-    pattern: str
+    pattern: Text
     met: bool
 
 
@@ -180,9 +181,9 @@ class LaunchReport(_Model):
     """One run. `schema_version` grows when a field changes its meaning or goes away."""
 
     schema_version: Literal[1] = 1
-    file: str
+    file: Text
     reason: str
-    message: str
+    message: Text
     exit_code: int
     expectations: list[ExpectationReport]
     statistics: StatisticsReport | None = None

@@ -18,6 +18,7 @@ from domainbuilder.kernel.elfnotes import Note, Value, decode, feature_names
 from domainbuilder.kernel.fix import FixResult
 from domainbuilder.kernel.inspection import Inspection
 from domainbuilder.kernel.parms import UNSET_ADDR, UNSET_ADDR32, ElfDomParms
+from domainbuilder.reports import Text
 
 Address = Annotated[
     int,
@@ -117,15 +118,15 @@ class FindingReport(_Model):
     slug: str
     severity: Literal["info", "warning", "error"]
     offset: int | None
-    message: str
+    message: Text
     advice: str
 
 
 class FileReport(_Model):
     """One file: `error` where it cannot be used, and then nothing else."""
 
-    file: str
-    error: str | None = None
+    file: Text
+    error: Text | None = None
     kernel: KernelReport | None = None
     verdicts: list[VerdictReport] = []
     notes_source: Literal["PT_NOTE", "SHT_NOTE", "__xen_guest", ""] = ""
@@ -147,10 +148,10 @@ class FixReport(_Model):
     """What `notes fix` did."""
 
     schema_version: Literal[1] = 1
-    file: str
-    output: str
-    changes: list[str]
-    left: list[str]
+    file: Text
+    output: Text
+    changes: list[Text]
+    left: list[Text]
 
 
 _NoteKind = Literal["number", "string", "bytes", "fields", "unreadable"]

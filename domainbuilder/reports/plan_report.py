@@ -7,7 +7,6 @@ docs/plan.schema.json is the JSON Schema of `PlanReport`.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import Literal
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.findings import Survey, virtual_range
 from domainbuilder.plan.regions import regions, registers, tables
+from domainbuilder.reports import Text
 from domainbuilder.reports.notes_report import Address, FindingReport
 from hvcore.public.xen import PAGE_SHIFT
 
@@ -70,6 +70,7 @@ class StartInfoReport(_Model):
     mod_start: Address
     mod_len: int
     cmd_line: str
+    cmd_line_hex: str
     first_p2m_pfn: Address
     nr_p2m_frames: int
 
@@ -98,7 +99,7 @@ class PlanReport(_Model):
     """A whole plan. `schema_version` grows when a field changes its meaning or goes away."""
 
     schema_version: Literal[1] = 1
-    kernel: str
+    kernel: Text
     guest_type: str
     paging: Literal["two-level", "PAE", "4-level"]
     memory_mib: int
@@ -128,11 +129,12 @@ def plan_report(plan: DomainPlan, survey: Survey) -> PlanReport:
         "store_pfn": plan.xenstore_pfn,
         "console_pfn": plan.console_pfn,
         "cmd_line": plan.start_info.cmd_line.decode("utf-8", "backslashreplace"),
+        "cmd_line_hex": plan.start_info.cmd_line.hex(),
     }
     layout = survey.layout
     return PlanReport.model_validate(
         {
-            "kernel": os.fsencode(plan.kernel).decode("utf-8", "backslashreplace"),
+            "kernel": plan.kernel,
             "guest_type": plan.guest.name,
             "paging": plan.guest.paging.name,
             "memory_mib": plan.nr_pages >> 20 - PAGE_SHIFT,

@@ -43,6 +43,7 @@ _TLB_CPU = 0
 _CTL_CPU_MODEL = 7 | 1 << 26 | _IO_WRITE
 _CTL_TCG_BUFFER_SIZE = 13 | 1 << 26 | _IO_WRITE
 _TCG_BUFFER_SIZE = 256 << 20
+_TCG_SLACK = 8 << 20  # what else Unicorn maps on that occasion
 _CPU_MODEL_EPYC = 35  # SSE4.2, AES, FSGSBASE instructions; what the guest sees is decided by cpuid
 
 _REASONS = {6: "read from unmapped memory", 7: "write to unmapped memory", 8: "fetch from unmapped memory"}
@@ -111,6 +112,14 @@ class _Msr(ctypes.Structure):
     _fields_ = (("rid", ctypes.c_uint32), ("value", ctypes.c_uint64))
 
 
+def _require_room() -> None:
+    """Raise EngineError where there is no address space for translations: Unicorn ends the process then."""
+    try:
+        mmap.mmap(-1, _TCG_BUFFER_SIZE + _TCG_SLACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise EngineError(f"no address space for translated code: {error.strerror}") from error
+
+
 class Engine:
     """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
 
@@ -122,6 +131,7 @@ class Engine:
     def __init__(
         self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True, use_core: bool = True
     ) -> None:
+        _require_room()
         self._lib: ctypes.CDLL = _binding.uclib
         self._uc = ctypes.c_void_p()
         self._call("uc_open", _UC_ARCH_X86, _UC_MODE_64, ctypes.byref(self._uc), handle=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import domainbuilder
-from domainbuilder import cli
+from domainbuilder import cli, command_line
 from domainbuilder.errors import BuildError, Where
+from hvcore.common.kernel import XEN_VERSION
 
 COMMANDS = Path(domainbuilder.__file__).parent / "commands"
 
@@ -23,7 +26,7 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_the_table_of_help_lines_is_what_the_commands_say(name: str) -> None:
-    docstring = inspect.getdoc(cli.load(name))
+    docstring = inspect.getdoc(command_line.load(name))
     assert docstring is not None
     assert docstring.splitlines()[0] == cli.COMMANDS[name].help
 
@@ -59,8 +62,8 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stderr.split()}
-    assert "typer" in loaded
     assert not loaded & {
+        "typer",
         "unicorn",
         "lief",
         "pydantic",
@@ -81,9 +84,11 @@ def test_importing_the_package_imports_no_module_of_ours() -> None:
 
 def test_version() -> None:
     done = run("--version")
-    name, core = done.stdout.splitlines()
-    assert (done.returncode, name) == (0, f"domainbuilder {domainbuilder.__version__}")
-    assert core.startswith(("core: compiled (", "core: Python"))
+    first, second, third = done.stdout.splitlines()
+    assert (done.returncode, first) == (0, f"domainbuilder {domainbuilder.__version__}")
+    unicorn, xen = importlib.metadata.version("unicorn"), f"{XEN_VERSION >> 16}.{XEN_VERSION & 0xFFFF}"
+    assert second == f"Python {platform.python_version()}, Unicorn {unicorn}, after Xen {xen}"
+    assert third.startswith(("core: compiled (", "core: Python"))
 
 
 def test_the_version_is_the_distributions() -> None:
@@ -129,7 +134,7 @@ def raising(error: BaseException) -> object:
 
 
 def main_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
-    monkeypatch.setattr(cli, "load", lambda name: raising(error))
+    monkeypatch.setattr(command_line, "load", lambda name: raising(error))
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["notes"])
     assert isinstance(exit_info.value.code, int)
@@ -156,7 +161,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bugs_show_as_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load", lambda name: raising(ZeroDivisionError()))
+    monkeypatch.setattr(command_line, "load", lambda name: raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["notes"])
 

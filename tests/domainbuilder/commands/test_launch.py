@@ -255,7 +255,7 @@ def test_a_log_that_cannot_be_written_is_one_line_and_2(hello: Path, tmp_path: P
     assert len(done.stderr.splitlines()) == 1
     full = command(hello, "--console-log", "/dev/full", "--timeout", 60)
     assert full.returncode == 2
-    assert full.stderr == b"domainbuilder: error: No space left on device\n"
+    assert full.stderr == b"domainbuilder: error: /dev/full: No space left on device\n"
 
 
 def test_a_reader_that_goes_away(hello: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_kernel_called_fix_can_be_shown(tmp_path: Path) -> None:
         [sys.executable, "-m", "domainbuilder", "notes", "./fix"],
         capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.startswith("fix: PV 32-bit PAE")
+    assert done.stdout.startswith("./fix: PV 32-bit PAE")
 
 
 def test_hostile_strings_do_not_reach_the_terminal(tmp_path: Path) -> None:

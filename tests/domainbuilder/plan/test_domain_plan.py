@@ -185,7 +185,7 @@ BAD = {
         "missing: xc_dom_malloc_filemap: failed to open file",
     ),
     "empty ramdisk": (["kernel", "--ramdisk", "empty"], "empty: xc_dom_malloc_filemap: zero length file"),
-    "ramdisk too large": (["kernel", "--ramdisk", "large"], "segment module0 too large"),
+    "ramdisk too large": (["kernel", "-m", "64", "--ramdisk", "large"], "segment module0 too large"),
     "memory too small": (["kernel", "-m", "1"], "kernel: xc_dom_chk_alloc_pages: segment kernel too large"),
     "mapping too large": (["kernel", "-m", "2"], "not enough memory for initial mapping (0x3ff > 0x200)"),
     "no memory": (["kernel", "-m", "0"], "failed to allocate 0x0 pages"),

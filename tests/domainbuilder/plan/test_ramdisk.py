@@ -103,7 +103,7 @@ def test_what_is_no_ramdisk(tmp_path: Path) -> None:
     for name, reason in {
         "missing": "failed to open file: No such file or directory",
         "empty": "zero length file",
-        "pipe": "not a regular file",
+        "pipe": "zero length file",
         "": "not a regular file",
         "nul\0": "failed to open file: .*embedded null",
     }.items():

@@ -1,0 +1,66 @@
+"""Opening input files: what may be one, how much of it is read, and what stands for standard input.
+
+LIMITS says what the largest input of each kind is; tests/test_limits.py walks it, and the linter's own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import stat
+from typing import NamedTuple
+
+STDIN_NAME = "-"
+_CHUNK = 1 << 20
+
+
+class Limit(NamedTuple):
+    """At most how many bytes a reader takes, of what."""
+
+    size: int
+    what: str
+
+
+LIMITS = {
+    "kernel": Limit(512 << 20, "a kernel, unpacked"),
+    "pipe": Limit(1 << 30, "a kernel or ramdisk that comes through a pipe"),
+    "ramdisk": Limit(1 << 30, "a ramdisk: XC_DOM_DECOMPRESS_MAX of xenguest.h"),
+    "image notes": Limit(1 << 16, "the notes of a built domain"),
+    "transcript": Limit(16 << 20, "a guest's output that is kept for --expect and reports"),
+}
+
+
+def open_input(name: str | os.PathLike[str]) -> bytes | mmap.mmap:
+    """The contents of the file called `name`: a regular file mapped, a pipe read to its end; empty if it is.
+
+    "-" is standard input. A pipe that nobody has opened for writing is no input: nothing is waited for.
+    Raises OSError, and ValueError with the reason for what is neither file nor pipe, or too large.
+    """
+    path = os.fspath(name)
+    standard = path == STDIN_NAME
+    fd = os.dup(0) if standard else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode):
+            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ) if found.st_size else b""
+        if not (stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode)):
+            raise ValueError("not a regular file, and no pipe")
+        return _read_pipe(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_pipe(fd: int) -> bytes:
+    data = bytearray()
+    while True:
+        try:
+            piece = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            select.select([fd], [], [])
+            continue
+        if not piece:
+            return bytes(data)
+        data += piece
+        if len(data) > LIMITS["pipe"].size:
+            raise ValueError(f"more than {LIMITS['pipe'].size:#x} bytes came through the pipe")

@@ -1,0 +1,185 @@
+"""Each reader's limit, walked by table: an input beyond it is one line, exit code 2, and not much memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from domainbuilder.inputs import LIMITS
+from domainbuilder.launch.transcript import Transcript
+from tests.domainbuilder.elfwriter import xen_kernel
+
+ROOT = Path(__file__).resolve().parent.parent
+_PAGE = 4096
+
+
+def gzip_of(start: bytes, size: int) -> bytes:
+    """A gzip file of `start` and then zeros, `size` bytes in all, made of one block again and again."""
+    block = 1 << 20
+    packer = zlib.compressobj(9, wbits=31)
+    first = packer.compress(start.ljust(block, b"\0")) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
+    last = packer.flush()[:-8]
+    return first + again * (size // block - 1) + last + bytes(4) + (size & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def peak(command: list[str], **options: object) -> tuple[int, str, int]:
+    """Exit code, stderr, and the most memory that the command had, in bytes. It gets two minutes, 8 GB."""
+    with subprocess.Popen(
+        ["bash", "-c", 'ulimit -Sv 8000000; exec "$@"', "-", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **options,
+    ) as child:  # type: ignore[call-overload]
+        assert child.stderr is not None
+        said = child.stderr.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, said, usage.ru_maxrss << 10
+
+
+def ours(*arguments: object) -> list[str]:
+    return ["timeout", "120", sys.executable, "-m", "domainbuilder", *map(str, arguments)]
+
+
+def sparse(path: Path, size: int, start: bytes = b"") -> Path:
+    with path.open("wb") as stream:
+        stream.write(start)
+        stream.truncate(size)
+    return path
+
+
+def a_bomb(folder: Path) -> list[str]:
+    """20 MB that unpack to 20 GB, with the head of a kernel."""
+    (folder / "bomb").write_bytes(gzip_of(xen_kernel().build(), 20 << 30))
+    return ours("notes", folder / "bomb")
+
+
+def a_kernel(folder: Path) -> list[str]:
+    """One byte too many, and the size at the end is the true one."""
+    size = LIMITS["kernel"].size + (1 << 20)
+    (folder / "large").write_bytes(gzip_of(xen_kernel().build(), size))
+    return ours("notes", folder / "large")
+
+
+def a_pipe(folder: Path) -> list[str]:
+    return ["bash", "-c", f"head -c {LIMITS['pipe'].size + 1} /dev/zero | {' '.join(ours('notes', '-'))}"]
+
+
+def a_ramdisk(folder: Path) -> list[str]:
+    (folder / "kernel").write_bytes(xen_kernel().build())
+    ramdisk = sparse(folder / "ramdisk", LIMITS["ramdisk"].size + 1)
+    return ours("plan", folder / "kernel", "--ramdisk", ramdisk)
+
+
+def image_notes(folder: Path) -> list[str]:
+    """A built domain whose section of notes claims to be larger than any is."""
+    (folder / "kernel").write_bytes(xen_kernel().build())
+    image = folder / "image"
+    subprocess.run(ours("build", folder / "kernel", "-o", image, "-m", "16"), check=True, capture_output=True)
+    data = bytearray(image.read_bytes())
+    table = int.from_bytes(data[40:48], "little")
+    for at in range(table, table + 64 * 8, 64):
+        if int.from_bytes(data[at + 4 : at + 8], "little") == 7:  # SHT_NOTE
+            data[at + 32 : at + 40] = (LIMITS["image notes"].size + 1).to_bytes(8, "little")
+    image.write_bytes(data)
+    return ours("launch", image)
+
+
+# Reader -> what makes an input beyond its limit, what is said of it, and the memory it may take.
+MiB = 1 << 20
+CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
+    "kernel": (a_kernel, "kernel image too large", 200 * MiB),
+    "kernel, a bomb": (a_bomb, "", 200 * MiB),
+    "pipe": (a_pipe, "bytes came through the pipe", 2300 * MiB),
+    "ramdisk": (a_ramdisk, "module 0 image too large", 200 * MiB),
+    "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),
+}
+LINTED: dict[str, tuple[list[str], str]] = {
+    "script": (["{zero}"], "too large"),
+    "map": (["--map", "{zero}"], "no link map"),
+    "ELF": (["--elf", "{zero}"], ""),
+    "config": (["{script}", "--config", "{zero}"], "too large"),
+    "baseline": (["{script}", "--baseline", "{zero}"], "too large"),
+}
+
+
+def test_every_limit_has_its_case() -> None:
+    walked = {name.partition(",")[0] for name in CASES} | {"transcript"}
+    assert walked == set(LIMITS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_beyond_a_limit(name: str, tmp_path: Path) -> None:
+    make, reason, memory = CASES[name]
+    code, said, most = peak(make(tmp_path))
+    assert code == 2, said
+    lines = said.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("domainbuilder: error: ")
+    assert reason in lines[0]
+    assert most < memory
+
+
+@pytest.mark.parametrize("name", LINTED)
+def test_what_never_ends(name: str, tmp_path: Path) -> None:
+    """/dev/zero for each input of the linter."""
+    (tmp_path / "s.lds").write_text("SECTIONS { .text : { *(.text) } }\n")
+    arguments, reason = LINTED[name]
+    files = {"zero": "/dev/zero", "script": str(tmp_path / "s.lds")}
+    code, said, most = peak(ours("lint", *(one.format(**files) for one in arguments)))
+    assert code == 2, said
+    assert "/dev/zero" in said
+    assert reason in said
+    assert "Traceback" not in said
+    assert most < 600 * MiB
+
+
+def test_the_transcript_keeps_its_last_bytes() -> None:
+    limit = LIMITS["transcript"].size
+    transcript = Transcript()
+    for _ in range(3 * limit // MiB):
+        transcript.append(b"x" * MiB)
+    assert transcript.end == 3 * limit
+    assert limit <= len(transcript.since(0)) <= limit + MiB
+
+
+@pytest.mark.parametrize("pattern", [r"(?:x+x+)+y", r"(x|xx)+$y"])
+def test_a_pattern_that_backtracks_for_ever_ends_with_the_time(
+    pattern: str, sample_guest: Callable[[str], Path]
+) -> None:
+    """Wall time is all that can end it: nothing else happens any more. The guest types forty x to us."""
+    send = "x" * 40 + "\\n"
+    code, said, _ = peak(
+        ours("launch", sample_guest("hello"), "--timeout", 3, "--expect", "hello> ", "--send", send,
+             "--expect", pattern),
+    )  # fmt: skip
+    assert code == 4, said
+    assert "expectation 2 of 2" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "70000000", "99999999999999999999"])
+def test_memory_that_cannot_be_had_is_one_line(size: str, sample_guest: Callable[[str], Path]) -> None:
+    for command in ("plan", "launch"):
+        code, said, most = peak(ours(command, sample_guest("hello"), "-m", size))
+        assert (code, len(said.splitlines())) == (2, 1), said
+        assert most < 300 * MiB
+
+
+def test_a_machine_without_memory(sample_guest: Callable[[str], Path]) -> None:
+    """Whatever fails first, Python, Unicorn or mmap: one line and exit code 2, at any limit."""
+    for kib in (400_000, 900_000, 1_300_000, 2_000_000):
+        launch = ours("launch", sample_guest("hello"), "-m", "1024", "--expect", "hello> ", "--until-match")
+        code, said, _ = peak(["bash", "-c", f'ulimit -v {kib}; exec "$@"', "-", *launch])
+        assert code in (0, 2), said
+        assert "Traceback" not in said, (kib, said)
+        assert code == 0 or len(said.splitlines()) == 1, said
