@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -64,30 +66,86 @@ def test_hooks_name_commands_that_exist():
     assert not re.search(patterns[1], "arch/x86/kernel/vmlinux.lds.S")
 
 
-def test_action_runs_the_linter_with_its_inputs(tmp_path):
-    """The last step's shell, run with a `domainbuilder` that only shows what it was given."""
-    text = (ROOT / "action.yml").read_text()
-    script = text.rpartition("run: |\n")[2]
-    shim = tmp_path / "domainbuilder"
+@pytest.fixture
+def action(tmp_path):
+    """`action(SCRIPTS=...)`: the last step's shell, with a `domainbuilder` that shows its arguments."""
+    script = textwrap.dedent((ROOT / "action.yml").read_text().rpartition("run: |\n")[2])
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    shim = programs / "domainbuilder"
     shim.write_text('#!/bin/sh\nfor word; do printf "<%s>" "$word"; done; echo\n')
     shim.chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin", "SCRIPTS": "a.lds\nb.lds $(touch x)", "MAP": "k map", "ELF": "",
-        "CONFIG": "", "BASELINE": "b.json", "SARIF": "out.sarif", "ARGUMENTS": "-I include",
+    (programs / "python").symlink_to(sys.executable)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run_step(**given):
+        names = ("SCRIPTS", "MAP", "ELF", "CONFIG", "BASELINE", "SARIF", "REGIONS", "ARGUMENTS")
+        environment = {name: given.get(name, "") for name in names}
+        done = subprocess.run(
+            ["bash", "-e", "-c", script],
+            env={"PATH": f"{programs}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": "", **environment},
+            cwd=work,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == given.get("code", 0), done.stderr
+        return done.stdout.splitlines()
+
+    run_step.work = work
+    return run_step
+
+
+def test_action_runs_the_linter_with_its_inputs(action):
+    for name in ("a.lds", "b.lds"):
+        (action.work / name).touch()
+    sarif, regions, github = action(
+        SCRIPTS="a.lds\nb.lds", MAP="k map", BASELINE="b.json", SARIF="out.sarif", REGIONS="fill.md",
+        ARGUMENTS="-I include -D 'A=b c' $(touch x)",
+    )  # fmt: skip
+    words = "<-I><include><-D><A=b c><$(touch><x)><--map><k map><--baseline><b.json><--><a.lds><b.lds>"
+    assert sarif == "<lint><--format><sarif><--output><out.sarif>" + words
+    assert regions == "<lint><regions><--format><markdown><--output><fill.md><--map><k map><--><a.lds>"
+    assert github == "<lint><--format><github>" + words
+    assert not (action.work / "x").exists()
+
+
+def test_action_takes_globs_and_blanks(action):
+    for name in ("one two.lds", "sub/deep/k.lds", "sub/x.ld", "-odd.lds", "$(touch x).lds", "b[1].lds"):
+        path = action.work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def scripts(text):
+        (line,) = action(SCRIPTS=text)
+        return re.findall("<(.*?)>", line.partition("<-->")[2])
+
+    assert scripts("one two.lds") == ["one two.lds"]
+    assert scripts("  sub/deep/k.lds  \n\n") == ["sub/deep/k.lds"]
+    assert scripts("sub/x.ld sub/deep/k.lds") == ["sub/x.ld", "sub/deep/k.lds"]
+    assert scripts("sub/**/*.ld*") == ["sub/deep/k.lds", "sub/x.ld"]
+    assert scripts("one *.lds") == ["one two.lds"]
+    assert scripts("b[1].lds") == ["b[1].lds"]
+    assert sorted(scripts("*.lds")) == sorted(["-odd.lds", "$(touch x).lds", "b[1].lds", "one two.lds"])
+    assert not (action.work / "x").exists()
+    assert action(SCRIPTS="nowhere*.lds", code=2) == ["::error::no file matches 'nowhere*.lds'"]
+
+
+def test_hooks_leave_version_scripts_and_parts_alone(tmp_path):
+    """What the hooks run, on texts that are no whole scripts: nothing fails and nothing changes."""
+    texts = {
+        "version.lds": "V1 {  global: a;  local: *; };\n", "part.ld": ".text :  { *(.text) }\n",
+        "regions.ld": "ROM : ORIGIN = 0,  LENGTH = 4K\n", "inputs.ld": "KEEP(*(.init))   *(.text)\n",
     }  # fmt: skip
-    done = subprocess.run(
-        ["bash", "-e", "-c", script],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    sarif, github = done.stdout.splitlines()
-    words = "<lint><a.lds><b.lds><$(touch><x)><-I><include><--map><k map><--baseline><b.json>"
-    assert sarif == words + "<--format><sarif><--output><out.sarif>"
-    assert github == words + "<--format><github>"
-    assert not (tmp_path / "x").exists()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    hooks = (ROOT / ".pre-commit-hooks.yaml").read_text()
+    for entry in re.findall(r"^  entry: (.*)$", hooks, re.MULTILINE):
+        words = [sys.executable, "-m", *shlex.split(entry), *texts]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: (tmp_path / name).read_text() for name in texts} == texts
 
 
 def test_document_lists_every_rule_and_setting():
