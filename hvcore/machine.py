@@ -32,13 +32,15 @@ from hvcore.common.time import (
     update_vcpu_system_time,
 )
 from hvcore.cpu.engine import RIP, Engine
-from hvcore.cpu.loops import ENDLESS, counting_loop
+from hvcore.cpu.loops import counting_loop
 from hvcore.domain import SHUTDOWN_NAMES, Domain
-from hvcore.errors import DomainCrash, EngineError, GuestFault
+from hvcore.errors import DomainCrash, EngineError, GuestError, GuestFault
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import FrameTable
+from hvcore.public.errno import EFAULT
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
+from hvcore.public.xen import PAGE_SIZE
 from hvcore.pv.descriptor_tables import init_xen_gdt_page, validate_segdesc_page
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
@@ -384,11 +386,11 @@ class Machine:
         v = self.domain.current
         if self.ro_page_fault.pending or not engine.is_flat:
             return False
-        loop = counting_loop(q[:16].tolist(), q[RIP], engine.code_is_64bit, v.domain.guest.copy_from)
+        loop = counting_loop(q[:16].tolist(), q[RIP], engine.code_is_64bit, self._look)
         if loop is None or loop.rounds * loop.size < _WORTH_BYTES:
             return False
         end = min(self._next_event(v), clock.host.next_deadline())
-        if (loop.rounds == ENDLESS and end == NEVER) or (end - clock.now()) // loop.size < 4:
+        if (end - clock.now()) // loop.size < 4:
             return False
         rip, spent = q[RIP], clock.cell[CELL_SPENT]
         self._execute_round(loop.size)
@@ -403,14 +405,28 @@ class Machine:
             self._execute_round(loop.size)
         return True
 
+    def _look(self, va: int, size: int) -> bytes:
+        """Memory of the running vCPU, with no trace of having been read. Raises GuestError."""
+        d = self.domain
+        data = bytearray()
+        while size:
+            va &= d.abi.word_mask
+            page, fitting = d.mm.look(d.current_root(), va), min(size, PAGE_SIZE - va % PAGE_SIZE)
+            if page < 0:
+                raise GuestError(EFAULT)
+            start = page + va % PAGE_SIZE
+            data += self.mem.view[start : start + fitting]
+            va, size = va + fitting, size - fitting
+        return bytes(data)
+
     def _next_event(self, v: Vcpu) -> int:
-        """When something may happen to `v` where it only executes code: NEVER, if nothing can."""
+        """When something may happen to `v` where it only executes code: the end of a turn that matters."""
         clock = self.clock
-        deadline = min(clock.next_deadline(), next_update_of_system_time(v))
         others = any(w.is_initialised and not w.pause_flags for w in self.domain.vcpus if w is not v)
-        if others or v.nmi_pending or v.event_needs_delivery():
-            return min(deadline, clock.turn_end)
-        return deadline
+        due = next_update_of_system_time(v)
+        if others or v.nmi_pending or v.event_needs_delivery() or due <= clock.turn_end:
+            return clock.turn_end
+        return min(clock.next_deadline(), -(-due // _TURN_NS) * _TURN_NS)
 
     def _pick(self) -> Vcpu | None:
         """The next runnable vCPU, in turn."""

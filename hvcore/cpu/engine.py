@@ -55,6 +55,8 @@ _HFLAGS = sw.HFLAGS // 4
 _RIP = sw.RIP // 8
 _EFLAGS = sw.EFLAGS // 8
 _DEBUG, _TF, _RF = 1, 0x100, 0x10000
+_ARITHMETIC = 0x8D5  # OF SF ZF AF PF CF
+_CC_OP_EFLAGS = 1  # they are in cc_src
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 R11 = 11
@@ -464,8 +466,8 @@ class Engine:
         """
         q, d = self.q, self.d
         q[sw.EFLAGS // 8] = (value & ~0xCD5 if self._running else value) | 2
-        q[sw.CC_SRC // 8] = value & 0x8D5
-        d[sw.CC_OP // 4] = 1  # CC_OP_EFLAGS
+        q[sw.CC_SRC // 8] = value & _ARITHMETIC
+        d[sw.CC_OP // 4] = _CC_OP_EFLAGS
         d[sw.DF // 4] = 0xFFFFFFFF if value & 0x400 else 1
 
     @property
@@ -689,8 +691,18 @@ class Engine:
     # -- a vCPU's whole state
 
     def save_state(self) -> bytes:
-        """Everything of the CPU state that belongs to a vCPU, FPU and debug registers included."""
-        return bytes(self.window.bytes[: sw.DR + 64])
+        """Everything of the CPU state that belongs to a vCPU, FPU and debug registers included.
+
+        Between runs. The arithmetic flags can be kept in many ways; here they are always in the same.
+        """
+        eflags = self.read_eflags()
+        state = bytearray(self.window.bytes[: sw.DR + 64])
+        words = memoryview(state).cast("Q")
+        words[sw.EFLAGS // 8] = eflags
+        words[sw.CC_SRC // 8] = eflags & _ARITHMETIC
+        words[sw.CC_DST // 8] = words[sw.CC_SRC2 // 8] = 0
+        memoryview(state).cast("I")[sw.CC_OP // 4] = _CC_OP_EFLAGS
+        return bytes(state)
 
     def load_state(self, state: bytes) -> None:
         """Put back what `save_state()` gave, and drop translations."""

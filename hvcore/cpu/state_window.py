@@ -18,7 +18,9 @@ from hvcore.errors import EngineError
 # Offsets in CPUX86State, in bytes from regs[0] (target/i386/cpu.h of QEMU 5.0.1 as Unicorn 2.1 carries it).
 RIP = 128
 EFLAGS = 136
+CC_DST = 144
 CC_SRC = 152
+CC_SRC2 = 160
 CC_OP = 168
 DF = 172
 HFLAGS = 176

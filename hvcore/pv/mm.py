@@ -438,6 +438,14 @@ class PageTables(PageTypes):
         e[at] = l1e | (_AD if write else PAGE_ACCESSED)
         return int((((l1e >> 12) & self.mfn_mask) - self.base) << 12)
 
+    def look(self, root_mfn: int, va: int) -> int:
+        """The byte offset in `mem.view` of va's page for the guest kernel to read, or -1; nothing is set."""
+        at = self.l1_entry_of(root_mfn, va)
+        l1e = self.e[at] if at >= 0 else 0
+        if l1e & self.readable != self.readable:
+            return -1
+        return int((((l1e >> 12) & self.mfn_mask) - self.base) << 12)
+
     def _writable_above(self, root_mfn: int, va: int) -> bool:
         """Whether the entries above the leaf let `va` be written, as a linear page table's does not."""
         table = root_mfn
