@@ -77,5 +77,9 @@ class LayoutError(BuildError):
     """The domain cannot be laid out: memory too small, segments overlap, addresses out of range."""
 
 
+class SymbolsError(BuildError):
+    """A file of symbols cannot be read, or is another kernel's."""
+
+
 class ImageError(BuildError):
     """A built image (dump-core ELF) is malformed."""

@@ -26,6 +26,7 @@ LIMITS = {
     "kernel": Limit(512 << 20, "a kernel, unpacked"),
     "pipe": Limit(1 << 30, "a kernel or ramdisk that comes through a pipe"),
     "ramdisk": Limit(1 << 30, "a ramdisk: XC_DOM_DECOMPRESS_MAX of xenguest.h"),
+    "symbols": Limit(128 << 20, "a System.map"),
     "image notes": Limit(1 << 16, "the notes of a built domain"),
     "transcript": Limit(16 << 20, "a guest's output that is kept for --expect and reports"),
 }

@@ -10,6 +10,8 @@
                                   build the teaching kernel into DIR, and NAME.map beside it
     samples/build.py --bench --to DIR
                                   build the guest that benchmarks time, both widths, into DIR
+    samples/build.py --debug --to DIR
+                                  build the bundled guests with symbols and debug information into DIR
     samples/build.py --two-level --to DIR
                                   build hello and conformance guests for two-level page tables into DIR
 
@@ -74,8 +76,10 @@ FLAGS = (
     "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables",
     "-fno-sanitize=all",
-    "-g0",
 )
+
+
+DEBUG_FLAGS = ("-g", "-fforce-dwarf-frame", "-fdebug-prefix-map=" + str(SAMPLES) + "=.")
 
 
 @dataclass(frozen=True)
@@ -151,20 +155,38 @@ def _zig(*arguments: str, cache: Path) -> None:
         raise BuildFailure(f"zig {' '.join(arguments)}\n{done.stderr or done.stdout}")
 
 
-def compile_object(source: str, width: Width, scratch: Path) -> Path:
+def compile_object(source: str, width: Width, scratch: Path, debug: bool = False) -> Path:
     """Compile one source, given relative to samples/ so that no path of this machine enters the object."""
     output = scratch / f"{width.name}-{source.replace('/', '-')}.o"
     if not output.exists():
-        flags = (*FLAGS, *width.flags, "-target", width.target, "-mcpu=baseline", "-Icommon", "-Iconformance")
+        flags = (
+            *FLAGS,
+            *(DEBUG_FLAGS if debug else ("-g0",)),
+            *width.flags,
+            "-target",
+            width.target,
+            "-mcpu=baseline",
+            "-Icommon",
+            "-Iconformance",
+        )
         _zig("cc", "-c", *flags, source, "-o", str(output), cache=scratch / "cache")
     return output
 
 
-def link(sample: Sample, objects: list[Path], scratch: Path, output: Path, *options: str) -> None:
-    """Link the objects with its script into a stripped `output`."""
+def link(
+    sample: Sample, objects: list[Path], scratch: Path, output: Path, *options: str, debug: bool = False
+) -> None:
+    """Link the objects with its script into `output`, which is stripped where it is not for a debugger."""
     _zig(
         "ld.lld",
-        *("-m", sample.width.emulation, "-T", sample.script, "--build-id=none", "--strip-all"),
+        *(
+            "-m",
+            sample.width.emulation,
+            "-T",
+            sample.script,
+            "--build-id=none",
+            *(() if debug else ("--strip-all",)),
+        ),
         *("-z", "max-page-size=4096", "-z", "nognustack", "--orphan-handling=error"),
         f"--defsym=VIRT_BASE={sample.width.virt_base:#x}",
         *options,
@@ -175,20 +197,23 @@ def link(sample: Sample, objects: list[Path], scratch: Path, output: Path, *opti
     output.chmod(0o644)
 
 
-def build(samples: tuple[Sample, ...], folder: Path, maps: bool = False) -> list[Path]:
-    """Build `samples` into `folder`, with link maps if asked to; the files made. Raises BuildFailure."""
+def build(samples: tuple[Sample, ...], folder: Path, maps: bool = False, debug: bool = False) -> list[Path]:
+    """Build `samples` into `folder`, with link maps or debug information if asked to; the files made.
+
+    Raises BuildFailure.
+    """
     folder = folder.resolve()  # the tools run in samples/
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         scratch = Path(name)
         wanted = dict.fromkeys((source, sample.width) for sample in samples for source in sample.sources)
-        jobs = {key: pool.submit(compile_object, *key, scratch) for key in wanted}
+        jobs = {key: pool.submit(compile_object, *key, scratch, debug) for key in wanted}
         for sample in samples:
             objects = [jobs[source, sample.width].result() for source in sample.sources]
             made.append(folder / f"{sample.name}.elf")
             options = [f"-Map={made[-1].with_suffix('.map')}"] if maps else []
-            link(sample, objects, scratch, made[-1], *options)
+            link(sample, objects, scratch, made[-1], *options, debug=debug)
     return made
 
 
@@ -216,6 +241,7 @@ def main() -> int:
     )
     others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
     others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
+    parser.add_argument("--debug", action="store_true", help="with symbols and debug information (with --to)")
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
     arguments = parser.parse_args()
     try:
@@ -232,7 +258,7 @@ def main() -> int:
             samples = (pvkernel(),)
         elif arguments.bench:
             samples = bench()
-        for path in build(samples, arguments.to, maps=arguments.pvkernel):
+        for path in build(samples, arguments.to, maps=arguments.pvkernel, debug=arguments.debug):
             print(f"{path.name}: {path.stat().st_size} bytes")
     except BuildFailure as failure:
         print(failure, file=sys.stderr)

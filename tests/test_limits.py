@@ -94,6 +94,12 @@ def image_notes(folder: Path) -> list[str]:
     return ours("launch", image)
 
 
+def a_system_map(folder: Path) -> list[str]:
+    (folder / "kernel").write_bytes(xen_kernel().build())
+    symbols = sparse(folder / "System.map", LIMITS["symbols"].size + 1)
+    return ours("plan", folder / "kernel", "--symbols", symbols)
+
+
 # Reader -> what makes an input beyond its limit, what is said of it, and the memory it may take.
 MiB = 1 << 20
 CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
@@ -101,6 +107,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "kernel, a bomb": (a_bomb, "", 200 * MiB),
     "pipe": (a_pipe, "bytes came through the pipe", 2300 * MiB),
     "ramdisk": (a_ramdisk, "module 0 image too large", 200 * MiB),
+    "symbols": (a_system_map, "too large for a System.map", 200 * MiB),
     "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),
 }
 LINTED: dict[str, tuple[list[str], str]] = {

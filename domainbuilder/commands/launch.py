@@ -59,6 +59,12 @@ MaxGuestSeconds = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", help="Give up after so much of the guest's time: always the same."),
 ]
+SymbolsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--symbols", metavar="FILE", help="Names for reports: vmlinux or System.map; else the kernel's own."
+    ),
+]
 ConsoleLog = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
 OutputFormat = Annotated[
@@ -80,6 +86,7 @@ def launch(
     timeout: Timeout = None,
     max_guest_seconds: MaxGuestSeconds = None,
     console_log: ConsoleLog = None,
+    symbols: SymbolsFile = None,
     stats: Stats = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
@@ -111,6 +118,7 @@ def launch(
         timeout=timeout,
         max_guest_seconds=max_guest_seconds,
         console_log=console_log,
+        symbols=symbols,
         stats=stats,
         json=output_format is Format.json,
     )

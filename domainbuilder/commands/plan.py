@@ -37,6 +37,14 @@ def plan(
         typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
     ] = None,
     cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
+    symbols: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The kernel's symbols: vmlinux or System.map; else its own.",
+            show_default=False,
+        ),
+    ] = None,
     output_format: Annotated[
         Format, typer.Option("--format", help="Print text, JSON for programs, or a picture.")
     ] = Format.text,
@@ -58,7 +66,12 @@ def plan(
         planned = load_image(file).plan
     else:
         planned = make_plan(file, memory, ramdisk=ramdisk, cmdline=cmdline)
-    surveyed = survey(planned)
+    names = None
+    if symbols is not None:
+        from domainbuilder.symbols.read import read_symbols
+
+        names = read_symbols(symbols, planned.elf)
+    surveyed = survey(planned, names)
     if output_format is Format.json:
         from domainbuilder.reports.plan_report import plan_report
 

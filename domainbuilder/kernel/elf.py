@@ -1,4 +1,4 @@
-"""ELF images as Xen's libelf reads them: headers, segments, sections, symbols.
+"""ELF images as Xen's libelf reads them: headers, segments, sections.
 
 Follows xen/common/libelf/libelf-loader.c and libelf-tools.c of Xen 4.17. What libelf refuses is an
 ElfError; what it lets pass (a read past the end is 0 there, and the image "broken") passes here too
@@ -9,7 +9,6 @@ are missing from the file are an error here, where libelf leaves them zero and g
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,13 +45,12 @@ class _Layout:
     phdr: str
     phdr_order: tuple[int, ...]  # of type, flags, offset, vaddr, paddr, filesz, memsz, align
     shdr: str
-    sym_words: int  # 32-bit words in a symbol
     round: int  # elf_round_up
 
 
 _LAYOUTS = {
-    32: _Layout("HHIIIIIHHHHHH", 52, "8I", (0, 6, 1, 2, 3, 4, 5, 7), "10I", 4, 4),
-    64: _Layout("HHIQQQIHHHHHH", 64, "2I6Q", (0, 1, 2, 3, 4, 5, 6, 7), "2I4Q2I2Q", 6, 8),
+    32: _Layout("HHIIIIIHHHHHH", 52, "8I", (0, 6, 1, 2, 3, 4, 5, 7), "10I", 4),
+    64: _Layout("HHIQQQIHHHHHH", 64, "2I6Q", (0, 1, 2, 3, 4, 5, 6, 7), "2I4Q2I2Q", 8),
 }
 
 
@@ -330,100 +328,3 @@ def elf_parse_bsdsyms(elf: ElfImage, pstart: int) -> tuple[int, int] | None:
     size = elf_round_up(elf, size + symtab.size)
     size = elf_round_up(elf, size + strtab.size)
     return start, (start + size) & _MASK
-
-
-# symbols
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """Elf32_Sym or Elf64_Sym. `value` is an address, `size` bytes (0: not stated)."""
-
-    name: str
-    value: int
-    size: int
-    info: int
-    shndx: int
-
-    @property
-    def type(self) -> int:
-        """ELF_ST_TYPE: 0 none, 1 object, 2 function, 3 section, 4 file."""
-        return self.info & 15
-
-
-class Symbols:
-    """The symbol table, by name and by address. Columns are read whole, names only on demand."""
-
-    def __init__(self, table: bytes, strings: bytes, elf_class: int) -> None:
-        words_per = _LAYOUTS[elf_class].sym_words
-        table = table[: len(table) // (4 * words_per) * 4 * words_per]
-        words = memoryview(table).cast("I")
-        self._strings = strings
-        self._names = words[::words_per].tolist()
-        if elf_class == 64:
-            quads = memoryview(table).cast("Q")
-            self._values, self._sizes = quads[1::3].tolist(), quads[2::3].tolist()
-            self._infos = words[1::6].tolist()
-        else:
-            self._values, self._sizes = words[1::4].tolist(), words[2::4].tolist()
-            self._infos = words[3::4].tolist()
-        self._by_address: tuple[list[int], list[int]] | None = None
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __iter__(self) -> Iterator[Symbol]:
-        return map(self._symbol, range(len(self)))
-
-    def lookup(self, name: str) -> Symbol | None:
-        """The first symbol of that name that is defined, else the first one, else None."""
-        found = None
-        for index in self._indices(name):
-            symbol = self._symbol(index)
-            if symbol.shndx:
-                return symbol
-            found = found or symbol
-        return found
-
-    def at(self, address: int) -> tuple[Symbol, int] | None:
-        """The function or object at or before `address`, and how far into it; None before the first.
-
-        Past the end of a symbol that states its size there is none either.
-        """
-        if self._by_address is None:
-            kept = [
-                i for i, info in enumerate(self._infos) if info & 15 <= 2 and info >> 16 and self._names[i]
-            ]
-            kept.sort(key=self._values.__getitem__)
-            self._by_address = [self._values[i] for i in kept], kept
-        values, indices = self._by_address
-        at = bisect_right(values, address) - 1
-        if at < 0:
-            return None
-        symbol = self._symbol(indices[at])
-        offset = address - symbol.value
-        return None if symbol.size and offset >= symbol.size else (symbol, offset)
-
-    def _indices(self, name: str) -> Iterator[int]:
-        """The symbols whose name is `name`: string tables share tails, so every occurrence counts."""
-        wanted, offsets, at = name.encode() + b"\0", set(), -1
-        while (at := self._strings.find(wanted, at + 1)) >= 0:
-            offsets.add(at)
-        if offsets:
-            yield from (index for index, offset in enumerate(self._names) if offset in offsets)
-
-    def _symbol(self, index: int) -> Symbol:
-        start = self._names[index]
-        end = self._strings.find(0, start, start + ELF_MAX_STRING_LENGTH + 1)
-        name = self._strings[start:end].decode("latin-1") if end >= 0 else ""
-        info = self._infos[index]
-        return Symbol(name, self._values[index], self._sizes[index], info & 0xFF, info >> 16)
-
-
-def symbols(elf: ElfImage) -> Symbols:
-    """The symbols of `elf`; empty where it has none, or is not little-endian."""
-    symtab = elf.symtab
-    if symtab is None or elf.endian != "<":
-        return Symbols(b"", b"", elf.elf_class)
-    strtab = elf.sections[symtab.link]
-    return Symbols(bytes(elf.section_bytes(symtab)), bytes(elf.section_bytes(strtab)), elf.elf_class)

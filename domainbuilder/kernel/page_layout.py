@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from domainbuilder.kernel.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section, Symbol, symbols
+from domainbuilder.kernel.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section
 from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
 from domainbuilder.plan.rules import found
+from domainbuilder.symbols.table import ABSOLUTE, Symbol, Symbols
 from hvcore.public.xen import PAGE_SIZE
 
 PAGE_TABLE = "page table"
@@ -94,18 +95,18 @@ class PageLayout:
     findings: tuple[Finding, ...]
 
 
-def page_layout(elf: ElfImage, parms: ElfDomParms) -> PageLayout:
+def page_layout(elf: ElfImage, parms: ElfDomParms, symbols: Symbols) -> PageLayout:
     """Check the pages of a linked kernel, by symbol, by section, and by the address of its hypercall page."""
-    table = [s for s in symbols(elf) if 0 < s.shndx < len(elf.sections) and s.type <= 2 and s.name]
     alloc = [s for s in elf.sections if s.flags & SHF_ALLOC and s.size]
     aligned = tuple(s for s in alloc if _PAGE_ALIGNED_NAME.match(s.name))
-    wanted = sorted((s for s in table if s.name in PAGE_OWNERS), key=lambda s: s.value)
-    spans = [_Span(s.value, s.value + (s.size or PAGE_SIZE), PAGE_OWNERS[s.name]) for s in wanted]
+    named = (symbols.lookup(name) for name in PAGE_OWNERS)
+    wanted = sorted((s for s in named if s is not None and s.kind != ABSOLUTE), key=lambda s: s.value)
+    spans = [_Span(s.value, s.value + _size(s, symbols), PAGE_OWNERS[s.name]) for s in wanted]
     if parms.virt_hypercall != UNSET_ADDR:
         spans.append(_Span(parms.virt_hypercall, parms.virt_hypercall + PAGE_SIZE, HYPERCALL_PAGE))
-    others = _neighbours(table, spans)
+    others = _neighbours(symbols, wanted, spans)
     owners = tuple(
-        PageOwner(s.name, span.kind, s.value, span.end - span.start, elf.sections[s.shndx].name, names)
+        PageOwner(s.name, span.kind, s.value, span.end - span.start, _section_name(elf, s), names)
         for s, span, names in zip(wanted, spans, others, strict=False)
     )
     findings = [
@@ -113,11 +114,24 @@ def page_layout(elf: ElfImage, parms: ElfDomParms) -> PageLayout:
         *(finding for owner in owners for finding in _owner_findings(elf, owner)),
         *_section_findings(elf, aligned, alloc),
     ]
-    if not table:
-        findings.append(
-            found("page-layout-unchecked", "no symbols: which of them own whole pages cannot be told")
-        )
-    return PageLayout(len(table), owners, aligned, tuple(findings))
+    if not len(symbols) or not (owners or symbols.have_data):
+        lacking = "no symbols" if not len(symbols) else f"no symbols of data in the {symbols.origin}"
+        findings.append(found("page-layout-unchecked", f"{lacking}: which own whole pages cannot be told"))
+    return PageLayout(len(symbols), owners, aligned, tuple(findings))
+
+
+def _size(symbol: Symbol, symbols: Symbols) -> int:
+    """Its bytes: a whole page where nobody says, and of a page of stubs, which have names of their own."""
+    if PAGE_OWNERS[symbol.name] == HYPERCALL_PAGE and not symbol.size:
+        return PAGE_SIZE
+    return symbols.extent(symbol) or PAGE_SIZE
+
+
+def _section_name(elf: ElfImage, symbol: Symbol) -> str:
+    if 0 < symbol.section < len(elf.sections):
+        return elf.sections[symbol.section].name
+    here = (s for s in elf.sections[1:] if s.flags & SHF_ALLOC and s.addr <= symbol.value < s.addr + s.size)
+    return next((section.name for section in here), "")
 
 
 class _Span(NamedTuple):
@@ -138,18 +152,16 @@ class _Span(NamedTuple):
         return not (inside and stub)
 
 
-def _neighbours(table: Sequence[Symbol], spans: Sequence[_Span]) -> list[tuple[str, ...]]:
+def _neighbours(symbols: Symbols, owners: Sequence[Symbol], spans: Sequence[_Span]) -> list[tuple[str, ...]]:
     """For each span, the names of the symbols that disturb it, by address."""
     intruders: list[list[str]] = [[] for _ in spans]
     if not spans:
         return []
     low = min(span.start for span in spans) & -PAGE_SIZE
     high = max(span.end for span in spans) + PAGE_SIZE
-    for symbol in sorted(table, key=lambda s: s.value):
-        size = symbol.size or (PAGE_SIZE if symbol.name in PAGE_OWNERS else 0)
-        first, last = symbol.value, symbol.value + size
-        if not size or last <= low or first >= high:
-            continue
+    sizeless = [replace(owner, size=_size(owner, symbols)) for owner in owners if not symbols.extent(owner)]
+    for symbol in sorted([*symbols.overlapping(low, high), *sizeless], key=lambda s: s.value):
+        first, last = symbol.value, symbol.value + symbol.size
         for names, span in zip(intruders, spans, strict=True):
             if span.disturbed_by(symbol, first, last):
                 names.append(symbol.name)

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from domainbuilder.errors import BuildError
-from domainbuilder.kernel.elf import PF_X, ElfImage, Symbols, parse_elf, symbols
-from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.launch.disassembly import Instruction, disassemble
 from domainbuilder.launch.guest_view import GuestView, Walk
 from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
+from domainbuilder.launch.names import Names
+from domainbuilder.symbols.backtrace import Frame, backtrace
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
+    from domainbuilder.symbols.table import Symbols
     from hvcore.machine import Machine
     from hvcore.refusal import Refusal
     from hvcore.trace import Call, FailedEntry, RefusedCall, Trace
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 STACK_WORDS = 48
 _TRACE_WORDS = 1024
 _TRACE_LIMIT = 24
-_NAME_LIMIT = 80
 _MULTICALL_ENTRY_WORDS = 8
 
 GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
@@ -113,56 +112,32 @@ class CrashReport:
     guest_ns: int
     registers: Registers
     symbol: str  # RIP's
+    line: str  # RIP's: "file.c:34"
     code: tuple[Instruction, ...]
     stack_address: int
     stack: tuple[int, ...]
     trace: tuple[StackWord, ...]
+    backtrace: tuple[Frame, ...]  # none in user mode
+    symbols: str  # where the names are from
     hypercalls: tuple[HypercallRecord, ...]  # the oldest first
     refused_faults: tuple[RefusedFaultRecord, ...]  # the oldest first
     addresses: tuple[AddressReport, ...]
 
 
-def _kernel_elf(machine: Machine) -> ElfImage | None:
-    """The kernel that was launched, opened again for its symbols; None if it has gone or is no file."""
-    plan = machine.image.plan
-    if plan.elf is not None:
-        return plan.elf
-    try:
-        return parse_elf(load_kernel(plan.kernel).image, plan.kernel)
-    except (BuildError, OSError):
-        return None
+def capture(
+    machine: Machine,
+    reason: str,
+    *,
+    address: int | None,
+    role: str,
+    guest_ns: int,
+    symbols: Symbols | None = None,
+) -> CrashReport:
+    """Look at the running vCPU as it stands. `address` is one whose mapping matters, `role` says why.
 
-
-class _Names:
-    """Addresses to `symbol+offset`, where the kernel has symbols."""
-
-    def __init__(self, machine: Machine) -> None:
-        elf = _kernel_elf(machine)
-        self._symbols = symbols(elf) if elf is not None else Symbols(b"", b"", 32)
-        self._code = (
-            [] if elf is None else [(p.vaddr, p.vaddr + p.memsz) for p in elf.load_segments if p.flags & PF_X]
-        )
-
-    def __call__(self, address: int) -> str:
-        found = self._symbols.at(address) if len(self._symbols) else None
-        if found is None or not self.in_code(address):
-            return ""
-        symbol, offset = found
-        name = "".join(c if c.isprintable() else "?" for c in symbol.name[:_NAME_LIMIT])
-        return f"{name}+{offset:#x}"
-
-    def start(self, address: int) -> int | None:
-        """Where the function starts that `address` is in."""
-        found = self._symbols.at(address) if len(self._symbols) else None
-        return found[0].value if found else None
-
-    def in_code(self, address: int) -> bool:
-        return any(start <= address < end for start, end in self._code)
-
-
-def capture(machine: Machine, reason: str, *, address: int | None, role: str, guest_ns: int) -> CrashReport:
-    """Look at the running vCPU as it stands. `address` is one whose mapping matters, `role` says why."""
-    d, names = machine.domain, _Names(machine)
+    `symbols` are those of a file that the user names; without them it is the kernel's own.
+    """
+    d, names = machine.domain, Names(machine, symbols)
     v, word = d.current, d.abi.word
     view = GuestView(machine)
     registers = _registers(machine)
@@ -178,16 +153,33 @@ def capture(machine: Machine, reason: str, *, address: int | None, role: str, gu
         guest_ns=guest_ns,
         registers=registers,
         symbol=names(linear),
+        line=names.line(linear),
         code=disassemble(view.read, linear, start=names.start(linear), names=names, long_mode=word == 8),
         stack_address=stack_at,
         stack=tuple(words[:STACK_WORDS]),
         trace=_trace(words, stack_at, names, word),
+        backtrace=guest_backtrace(registers, word, view, names),
+        symbols=names.symbols.origin,
         hypercalls=_hypercalls(d.trace, word),
         refused_faults=tuple(
             RefusedFaultRecord(vector_name(f.vector), f.rip, names(f.rip), f.address, _lines(f.refusals))
             for f in d.trace.refused_faults
         ),
         addresses=_addresses(view, names, {} if address is None else {address: role}, linear, stack_at),
+    )
+
+
+def guest_backtrace(registers: Registers, word: int, view: GuestView, names: Names) -> tuple[Frame, ...]:
+    """Who called the kernel's function that the vCPU stands in; nothing of user mode."""
+    if not registers.kernel_mode:
+        return ()
+    return backtrace(
+        {**registers.general, "rip": registers.rip},
+        word=word,
+        read=view.read,
+        in_code=names.in_code,
+        symbols=names.symbols,
+        stubs=names.stubs,
     )
 
 
@@ -246,7 +238,7 @@ def _entry(e: FailedEntry) -> HypercallRecord:
     )
 
 
-def _trace(words: list[int], at: int, names: _Names, word: int) -> tuple[StackWord, ...]:
+def _trace(words: list[int], at: int, names: Names, word: int) -> tuple[StackWord, ...]:
     found = []
     for i, value in enumerate(words):
         symbol = names(value)
@@ -258,7 +250,7 @@ def _trace(words: list[int], at: int, names: _Names, word: int) -> tuple[StackWo
 
 
 def _addresses(
-    view: GuestView, names: _Names, wanted: dict[int, str], linear: int, stack: int
+    view: GuestView, names: Names, wanted: dict[int, str], linear: int, stack: int
 ) -> tuple[AddressReport, ...]:
     """The addresses wanted; the code and the stack, too, where these are what cannot be read."""
     for address, role in ((linear, "instruction"), (stack, "stack")):

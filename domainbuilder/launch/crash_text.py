@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from domainbuilder.launch.crash_report import AddressReport, CrashReport, HypercallRecord, Registers
+from domainbuilder.symbols.backtrace import CALL_FRAME_INFORMATION, ORC, Frame
 
 _ROWS = (
     ("rax", "rbx", "rcx"),
@@ -34,7 +35,7 @@ def _head(report: CrashReport) -> Iterator[str]:
 def _registers(r: Registers, report: CrashReport) -> Iterator[str]:
     """_show_registers() of xen/arch/x86/x86_64/traps.c."""
     g, s = r.general, r.selectors
-    where = f" <{report.symbol}>" if report.symbol else ""
+    where = named(report.symbol, report.line)
     mode = "" if r.kernel_mode else ", user mode"
     yield f"RIP:    {s['cs']:04x}:[<{r.rip:016x}>]{where}"
     yield (
@@ -71,10 +72,26 @@ def _stack(report: CrashReport) -> Iterator[str]:
         yield "  Guest-inaccessible memory."
     for i in range(0, len(report.stack), per_line):
         yield "  " + " ".join(f"{value:0{width}x}" for value in report.stack[i : i + per_line])
-    if report.trace:
+    yield from frames(report.backtrace, width)
+    if report.trace and not any(frame.how in {CALL_FRAME_INFORMATION, ORC} for frame in report.backtrace):
         yield "Call trace (every word of the stack that points into code):"
         for word in report.trace:
             yield f"  [<{word.value:0{width}x}>] <{word.symbol}>"
+
+
+def named(symbol: str, line: str) -> str:
+    """As " <function+0x12> at file.c:34", as much of it as is known."""
+    return (f" <{symbol}>" if symbol else "") + (f" at {line}" if line else "")
+
+
+def frames(backtrace: Sequence[Frame], width: int) -> Iterator[str]:
+    """A backtrace, and by what each step of it was taken."""
+    if len(backtrace) < 2:
+        return
+    yield "Backtrace:"
+    for frame in backtrace:
+        how = f"   ({frame.how})" if frame.how else ""
+        yield f"  [<{frame.address:0{width}x}>]{named(frame.symbol, frame.line)}{how}"
 
 
 def _mappings(report: CrashReport) -> Iterator[str]:

@@ -43,7 +43,9 @@ from hvcore.machine_memory import MachineMemory
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
+    from domainbuilder.kernel.elf import ElfImage
     from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.symbols.table import Symbols
 
 __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "RunningDomain", "launch"]
 
@@ -93,8 +95,10 @@ class RunningDomain:
         max_guest_seconds: float | None,
         console_output: Callable[[bytes], None] | None,
         started: float,
+        symbols: Symbols | None = None,
     ) -> None:
         self._started = started
+        self._symbols = symbols
         self._limit = None if timeout is None else started + timeout
         self._deadline = self._limit
         self._guest_limit = NEVER
@@ -321,7 +325,9 @@ class RunningDomain:
         from domainbuilder.launch.crash_report import capture
 
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
-        return capture(self.machine, reason, address=address, role=role, guest_ns=guest_ns)
+        return capture(
+            self.machine, reason, address=address, role=role, guest_ns=guest_ns, symbols=self._symbols
+        )
 
     # -- what the machine calls
 
@@ -427,6 +433,7 @@ def launch(
     timeout: float | None = None,
     max_guest_seconds: float | None = None,
     console_output: Callable[[bytes], None] | None = None,
+    symbols: str | os.PathLike[str] | None = None,
 ) -> RunningDomain:
     """The domain of a kernel, of a plan, or that `build` made (in memory or as a file), ready to run.
 
@@ -434,7 +441,8 @@ def launch(
     upper_ptwr: let the guest store to page tables of all levels, where Xen lets it store to L1 tables alone.
     timeout: seconds of wall time for everything from now on, a guard
     that only ends the run; max_guest_seconds: the same in the guest's own time, which is the same every run.
-    console_output: called with the guest's output as it is printed.
+    console_output: called with the guest's output as it is printed. symbols: a file with the kernel's symbols
+    (vmlinux, also with debug information, or System.map), for reports; without it they are the kernel's own.
 
     Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs.
     """
@@ -452,6 +460,7 @@ def launch(
         kernel = plan(kernel, memory_mib, ramdisk=ramdisk, cmdline=cmdline, guest_type=guest_type)
     elif (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
         raise BuildError("a domain that is planned or built has its memory, ramdisk and command line already")
+    names = _symbols(symbols, kernel.elf if isinstance(kernel, DomainPlan) else kernel.plan.elf)
     image, memory = _move(kernel) if isinstance(kernel, DomainImage) else _build(kernel)
     del kernel
     try:
@@ -464,6 +473,7 @@ def launch(
             max_guest_seconds=max_guest_seconds,
             console_output=console_output,
             started=started,
+            symbols=names,
         )
     except EngineError as error:
         raise LayoutError(f"the domain cannot be started: {error}", where=Where(image.plan.kernel)) from error
@@ -474,6 +484,14 @@ def _build(planned: DomainPlan) -> tuple[DomainImage, MachineMemory]:
     memory = _allocate(planned.nr_pages, _abi(planned.guest_type, planned.kernel))
     image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
     return replace(image, plan=replace(planned, elf=None, ramdisk=None)), memory
+
+
+def _symbols(path: str | os.PathLike[str] | None, kernel: ElfImage | None) -> Symbols | None:
+    if path is None:
+        return None
+    from domainbuilder.symbols.read import read_symbols
+
+    return read_symbols(path, kernel)
 
 
 def _abi(guest_type: str, kernel: str) -> Abi:

@@ -42,6 +42,7 @@ class LaunchOptions:
     console_log: Path | None
     stats: bool
     json: bool
+    symbols: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def run_launch(options: LaunchOptions) -> ExitCode:
     expects = [step for step in options.steps if step.kind == "expect"]
     if options.until_match and not expects:
         raise BuildError("--until-match needs an --expect")
-    refuse_to_overwrite([options.console_log], [options.file, options.ramdisk])
+    refuse_to_overwrite([options.console_log], [options.file, options.ramdisk, options.symbols])
     streams.require_stdout()
     with ExitStack() as stack, suppress(_ReaderGone):
         progress = stack.enter_context(Progress("building the domain", silent=options.json))
@@ -114,6 +115,7 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 timeout=options.timeout,
                 max_guest_seconds=options.max_guest_seconds,
                 console_output=output,
+                symbols=options.symbols,
             )
         )
         if options.console_log is not None:

@@ -17,6 +17,7 @@ from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from domainbuilder.plan.domain_plan import DomainPlan
+    from domainbuilder.symbols.table import Symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,28 @@ class Survey:
         return any(finding.severity is Severity.ERROR for finding in self.findings)
 
 
-def survey(plan: DomainPlan) -> Survey:
-    """Check the plan, and the pages of the kernel it is for."""
-    layout = page_layout(plan.elf, plan.parms) if plan.elf else None
+def survey(plan: DomainPlan, symbols: Symbols | None = None) -> Survey:
+    """Check the plan, and the pages of the kernel it is for, by `symbols` or by the kernel's own."""
+    layout = None
+    if plan.elf is not None:
+        from domainbuilder.symbols.read import kernel_symbols
+
+        layout = page_layout(plan.elf, plan.parms, kernel_symbols(plan.elf) if symbols is None else symbols)
     found_here = [finding for check in _CHECKS for finding in check(plan)]
     found_here += layout.findings if layout else ()
     return Survey(layout, tuple(sorted(found_here, key=lambda finding: -finding.severity)))
 
 
 def warn(plan: DomainPlan) -> None:
-    """Say on stderr, a line each, what is more than information; for commands that go on with the plan."""
-    for finding in survey(plan).findings:
+    """Say on stderr, a line each, what is more than information; for commands that go on with the plan.
+
+    Of a kernel's pages only what its symbol table says: decoding kallsyms takes a tenth of a boot.
+    """
+    from domainbuilder.symbols.symtab import symtab_symbols
+    from domainbuilder.symbols.table import no_symbols
+
+    symbols = symtab_symbols(plan.elf) if plan.elf is not None else None
+    for finding in survey(plan, no_symbols() if symbols is None else symbols).findings:
         if finding.severity is not Severity.INFO:
             word, rule = finding.severity.name.lower(), finding.rule
             told = " ".join(f"{rule.slug}: {finding.message}; {rule.advice}".split())

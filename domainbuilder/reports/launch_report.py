@@ -17,6 +17,7 @@ from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
 from domainbuilder.reports import Text
+from domainbuilder.symbols.backtrace import Frame
 
 Address = Annotated[
     int,
@@ -103,6 +104,15 @@ class StackWordReport(_Model):
     symbol: str
 
 
+class FrameReport(_Model):
+    """A function that is not done yet, the innermost first; `how` is by what it was found."""
+
+    address: Address
+    symbol: str
+    line: str
+    how: str
+
+
 class CallReport(_Model):
     """A hypercall; `refusals` are lines in the words of Xen's log that say why, the cause first."""
 
@@ -168,10 +178,13 @@ class CrashModel(_Model):
     guest_ns: int
     registers: RegistersReport
     symbol: str
+    line: str
     code: list[InstructionReport]
     stack_address: Address
     stack: list[Address]
     trace: list[StackWordReport]
+    backtrace: list[FrameReport]
+    symbols: str
     hypercalls: list[HypercallReport]
     refused_faults: list[RefusedFaultReport]
     addresses: list[AddressReport]
@@ -264,6 +277,10 @@ def _call(call: HypercallRecord) -> dict[str, Any]:
     }
 
 
+def _frames(backtrace: Sequence[Frame]) -> list[FrameReport]:
+    return [FrameReport(address=f.address, symbol=f.symbol, line=f.line, how=f.how) for f in backtrace]
+
+
 def _crash(crash: CrashReport) -> CrashModel:
     return CrashModel(
         reason=crash.reason,
@@ -272,6 +289,7 @@ def _crash(crash: CrashReport) -> CrashModel:
         guest_ns=crash.guest_ns,
         registers=_registers(crash),
         symbol=crash.symbol,
+        line=crash.line,
         code=[
             InstructionReport(
                 address=i.address, code=i.code.hex(" "), text=i.text, symbol=i.symbol, current=i.current
@@ -281,6 +299,8 @@ def _crash(crash: CrashReport) -> CrashModel:
         stack_address=crash.stack_address,
         stack=list(crash.stack),
         trace=[StackWordReport(address=w.address, value=w.value, symbol=w.symbol) for w in crash.trace],
+        backtrace=_frames(crash.backtrace),
+        symbols=crash.symbols,
         hypercalls=[_hypercall(call) for call in crash.hypercalls],
         refused_faults=[
             RefusedFaultReport(

@@ -12,6 +12,7 @@ from domainbuilder.kernel.page_layout import PAGE_OWNERS, PageLayout, page_layou
 from domainbuilder.kernel.parms import xc_dom_parse_elf_kernel
 from domainbuilder.plan.domain_plan import plan
 from domainbuilder.plan.findings import survey
+from domainbuilder.symbols.read import kernel_symbols
 from tests.domainbuilder.elfwriter import SHT_NOBITS, SHT_PROGBITS, xen_kernel
 from tests.needs import find_tool
 
@@ -85,7 +86,7 @@ def linked(tmp_path: Path, *, source: str = SOURCE, data: str = "*(.data)", page
 
 def looked_at(path: Path) -> PageLayout:
     elf = parse_elf(path.read_bytes(), path.name)
-    return page_layout(elf, xc_dom_parse_elf_kernel(elf))
+    return page_layout(elf, xc_dom_parse_elf_kernel(elf), kernel_symbols(elf))
 
 
 def ids(layout: PageLayout) -> list[str]:

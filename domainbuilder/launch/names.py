@@ -1,0 +1,62 @@
+"""The names that reports about a running guest give to its addresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from domainbuilder.errors import BuildError
+from domainbuilder.kernel.elf import PF_X, ElfImage, parse_elf
+from domainbuilder.kernel.kernel_file import load_kernel
+from domainbuilder.kernel.parms import UNSET_ADDR
+from domainbuilder.symbols.read import kernel_symbols
+from domainbuilder.symbols.table import Symbols, no_symbols
+from hvcore.public.xen import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from hvcore.machine import Machine
+
+
+def _kernel_elf(machine: Machine) -> ElfImage | None:
+    """The kernel that was launched, opened again for its symbols; None if it has gone or is no file."""
+    plan = machine.image.plan
+    if plan.elf is not None:
+        return plan.elf
+    try:
+        return parse_elf(load_kernel(plan.kernel).image, plan.kernel)
+    except (BuildError, OSError):
+        return None
+
+
+class Names:
+    """Addresses to `symbol+offset`, for the guest's code, by `symbols` or by the kernel's own."""
+
+    def __init__(self, machine: Machine, symbols: Symbols | None = None) -> None:
+        elf = _kernel_elf(machine)
+        if symbols is None:
+            symbols = kernel_symbols(elf) if elf is not None else no_symbols()
+        self.symbols = symbols
+        stubs = machine.image.plan.parms.virt_hypercall
+        self.stubs = (
+            range(0) if stubs == UNSET_ADDR else range(stubs & -PAGE_SIZE, (stubs & -PAGE_SIZE) + PAGE_SIZE)
+        )
+        if elf is None:  # a built domain, whose kernel is nowhere but in its memory
+            parms = machine.image.plan.parms
+            self._code = [(parms.virt_kstart, parms.virt_kend)]
+        else:
+            self._code = [(p.vaddr, p.vaddr + p.memsz) for p in elf.load_segments if p.flags & PF_X]
+
+    def __call__(self, address: int) -> str:
+        return self.symbols.name(address) if self.in_code(address) else ""
+
+    def line(self, address: int) -> str:
+        """As "file.c:34", of an address in code, where that is known."""
+        return self.symbols.line(address) if self.in_code(address) else ""
+
+    def start(self, address: int) -> int | None:
+        """Where the function starts that `address` is in."""
+        found = self.symbols.at(address)
+        return found[0].value if found else None
+
+    def in_code(self, address: int) -> bool:
+        """Whether the kernel has code there."""
+        return any(start <= address < end for start, end in self._code)
