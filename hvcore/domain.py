@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hvcore.cpu.words import DomainWords
 from hvcore.public.xen import DOMID_SELF
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Domain:
     domain_list: dict[int, Domain] = field(default_factory=dict)  # by domid, all that share the machine
     handle: bytes = bytes(16)
     vcpus: list[Vcpu] = field(default_factory=list)
-    vm_assist: int = 0
+    words: DomainWords = field(default_factory=DomainWords)  # what the compiled core knows of it, too
     wallclock_ns: int = 0  # Unix time at system time 0
     pci_cf8: int = 0  # the last 32-bit value written to port 0xcf8
     cmos_idx: int = 0  # the last byte written to port 0x70
@@ -69,6 +70,15 @@ class Domain:
 
     def __post_init__(self) -> None:
         self.domain_list[self.domain_id] = self
+
+    @property
+    def vm_assist(self) -> int:
+        """Which VMASST_TYPE_* are enabled."""
+        return self.words.vm_assist
+
+    @vm_assist.setter
+    def vm_assist(self, value: int) -> None:
+        self.words.vm_assist = value
 
     @property
     def current(self) -> Vcpu:

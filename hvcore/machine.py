@@ -471,7 +471,7 @@ class Machine:
         """The counts so far."""
         trace = self.domain.trace
         reads, writes = self.engine.port_accesses
-        exceptions, emulated = trace.exceptions.copy(), trace.emulated.copy()
+        exceptions, emulated = trace.exceptions.tolist(), trace.emulated.copy()
         exceptions[TRAP_gp_fault] += reads + writes  # which is what they are under Xen
         for name, count in (("in", reads), ("out", writes)):
             if count:
@@ -483,7 +483,7 @@ class Machine:
             emulated=dict(sorted(emulated.items())),
             refused=dict(trace.refused),
             page_table_stores=self.ro_page_fault.stores,
-            events_delivered=trace.events_delivered,
+            events_delivered=self.domain.words.events_delivered,
             tlb_flushes=self.engine.tlb_flushes,
             code_bytes=self.clock.code_bytes,
             system_time_ns=self.clock.now(),

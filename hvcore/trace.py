@@ -69,9 +69,8 @@ class Trace:
 
     hypercalls: memoryview = field(default_factory=lambda: _words(_NR_HYPERCALLS))
     unknown_hypercalls: dict[int, int] = field(default_factory=dict)
-    exceptions: list[int] = field(default_factory=lambda: [0] * _NR_VECTORS)
+    exceptions: memoryview = field(default_factory=lambda: _words(_NR_VECTORS))
     emulated: dict[str, int] = field(default_factory=dict)
-    events_delivered: int = 0
     tlb_flushes: int = 0
     recent: memoryview = field(default_factory=lambda: _words(1 + _RECENT * _CALL.size // 8))
     pending: list[Refusal | FailedEntry] = field(default_factory=list)

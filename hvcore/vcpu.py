@@ -5,11 +5,11 @@ Sources: xen/include/xen/sched.h, xen/arch/x86/include/asm/domain.h (struct pv_v
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING
 
 from hvcore.abi import VCPU_INFO_SIZE, VCPU_UPCALL_MASK, VCPU_UPCALL_PENDING
-from hvcore.cpu.words import VcpuWords
+from hvcore.cpu.words import VcpuWords, address_of, shared_words
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
@@ -28,6 +28,71 @@ RUNSTATE_offline = 3
 NR_TRAPS = 256
 
 
+NR_CALLBACKS = 8
+Entry = tuple[int, int, int]
+
+
+class Entries:
+    """Where Xen enters the guest, by number: (flags, cs, address). The compiled core sees the words, too."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, count: int) -> None:
+        self.words = shared_words(3 * count)
+
+    def __len__(self) -> int:
+        return len(self.words) // 3
+
+    def __getitem__(self, number: int) -> Entry:
+        at, words = 3 * number, self.words
+        return words[at], words[at + 1], words[at + 2]
+
+    def __setitem__(self, number: int, entry: Entry) -> None:
+        at, words = 3 * number, self.words
+        words[at], words[at + 1], words[at + 2] = entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[number] for number in range(len(self)))
+
+    def fill(self, entries: list[Entry]) -> None:
+        """Set the first entries, and clear all others."""
+        flat = [word for entry in entries for word in entry]
+        for at in range(len(self.words)):
+            self.words[at] = flat[at] if at < len(flat) else 0
+
+
+class Callbacks(MutableMapping[int, Entry]):
+    """CALLBACKTYPE_* -> (cs, address, flags); none where the guest registered none."""
+
+    __slots__ = ("_entries", "_known", "words")
+
+    def __init__(self) -> None:
+        self._entries = Entries(NR_CALLBACKS)
+        self.words = self._entries.words
+        self._known: set[int] = set()
+
+    def __getitem__(self, kind: int) -> Entry:
+        if kind not in self._known:
+            raise KeyError(kind)
+        flags, cs, address = self._entries[kind]
+        return cs, address, flags
+
+    def __setitem__(self, kind: int, entry: Entry) -> None:
+        cs, address, flags = entry
+        self._entries[kind] = flags, cs, address
+        self._known.add(kind)
+
+    def __delitem__(self, kind: int) -> None:
+        self._known.remove(kind)
+        self._entries[kind] = 0, 0, 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._known))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 class Vcpu(VcpuWords):
     """One virtual CPU. Registers live in the engine while it runs, in `saved_state` while it does not.
 
@@ -36,7 +101,6 @@ class Vcpu(VcpuWords):
 
     __slots__ = (
         "arch_cr2_off",
-        "async_exception_mask",
         "callbacks",
         "ctrlreg",
         "debugreg",
@@ -48,7 +112,6 @@ class Vcpu(VcpuWords):
         "info_mfn",
         "iobmp",
         "iobmp_limit",
-        "iopl",
         "is_initialised",
         "ldt_base",
         "ldt_ents",
@@ -81,9 +144,11 @@ class Vcpu(VcpuWords):
         self.pause_flags = VPF_down
         self.saved_state: bytes | None = None
         # Trap table: vector -> (flags, cs, address), address 0 where the guest set none.
-        self.trap_ctxt: list[tuple[int, int, int]] = [(0, 0, 0)] * NR_TRAPS
+        self.trap_ctxt = Entries(NR_TRAPS)
+        self.trap_words = address_of(self.trap_ctxt.words)
         # CALLBACKTYPE_* -> (cs, address, flags)
-        self.callbacks: dict[int, tuple[int, int, int]] = {}
+        self.callbacks = Callbacks()
+        self.callback_words = address_of(self.callbacks.words)
         self.kernel_mode = True  # TF_kernel_mode; a 64-bit guest's kernel and processes share CPL 3
         self.kernel_ss = 0
         self.kernel_sp = 0
@@ -94,7 +159,9 @@ class Vcpu(VcpuWords):
         self.ldt_shadow: dict[int, int] = {}  # page of the LDT -> frame mapped there
         self.cr3_mfn = 0  # frame of the kernel's top-level page table
         self.user_cr3_mfn = 0  # PV64 only
-        self.ctrlreg = [0] * 8
+        self.ctrlreg = shared_words(8)
+        self.ctrlreg_words = address_of(self.ctrlreg)
+        self.cr2_offset = domain.abi.vcpu_cr2
         self.debugreg = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
         self.iopl = 0  # where EFLAGS has it: 0x0000 to 0x3000
         self.iobmp = 0  # guest virtual address of the I/O permission bitmap, of `iobmp_limit` bits
@@ -122,7 +189,7 @@ class Vcpu(VcpuWords):
         """
         self.info = info
         self.info_mfn = mfn
-        self.info_address = ctypes.addressof(ctypes.c_char.from_buffer(info))
+        self.info_address = address_of(info)
 
     @property
     def upcall_pending(self) -> int:

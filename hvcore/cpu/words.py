@@ -12,7 +12,7 @@ NO_RING = 0xFFFFFFFF  # of `port_ring`: no port is open
 CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
 
 # Of lanes: hypercalls by number, and these.
-LANE_RDTSC, LANE_MULTICALL_ENTRY, NR_LANES = 64, 65, 66
+LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, NR_LANES = 64, 65, 66, 67, 68
 JOURNAL_BYTES = 8 * (2 + 3 * 4096)  # struct hv_journal
 
 
@@ -28,6 +28,16 @@ def _fields(annotations: dict[str, str]) -> list[_Field]:
         else:
             fields.append((name, ctypes.c_uint64))
     return fields
+
+
+def shared_words(count: int) -> memoryview:
+    """Zeroed words whose address stays for as long as somebody holds them."""
+    return memoryview((ctypes.c_uint64 * count)()).cast("B").cast("Q")
+
+
+def address_of(words: memoryview) -> int:
+    """Where the words lie."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(words))
 
 
 class EngineWords(ctypes.Structure):
@@ -88,6 +98,12 @@ class VcpuWords(ctypes.Structure):
     gs_base_user: int
     gs_base_kernel: int
     ts_set: bool
+    iopl: int
+    async_exception_mask: bool
+    cr2_offset: int
+    ctrlreg_words: int
+    trap_words: int
+    callback_words: int
 
     _fields_ = _fields(__annotations__)
 
@@ -111,7 +127,10 @@ class DomainWords(ctypes.Structure):
     stamp: int
     linear_pt_count: int
     xen_l4_slots: int
+    vm_assist: int
     hypercalls: int
+    exceptions: int
+    events_delivered: int
     recent: int
 
     _fields_ = _fields(__annotations__)

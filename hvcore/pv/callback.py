@@ -106,7 +106,7 @@ def do_set_callbacks(v: Vcpu, *args: int) -> int:
 def do_set_trap_table(v: Vcpu, traps: int) -> int:
     """Set the handlers that the array at `traps` names, to an address of zero; no array clears all."""
     if not traps:
-        v.trap_ctxt[:] = [(0, 0, 0)] * len(v.trap_ctxt)
+        v.trap_ctxt.fill([])
         return 0
     layout = _TRAP_INFO[v.domain.abi.word]
     guest = v.domain.guest

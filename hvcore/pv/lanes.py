@@ -10,7 +10,14 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.words import JOURNAL_BYTES, LANE_MULTICALL_ENTRY, LANE_RDTSC, NR_LANES, DomainWords
+from hvcore.cpu.words import (
+    JOURNAL_BYTES,
+    LANE_MULTICALL_ENTRY,
+    LANE_PAGE_FAULT,
+    LANE_RDTSC,
+    LANE_SYSCALL,
+    NR_LANES,
+)
 from hvcore.public.xen import Hypercall
 
 if TYPE_CHECKING:
@@ -19,7 +26,12 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
     from hvcore.vcpu import Vcpu
 
-_NAMES = {LANE_RDTSC: "rdtsc", LANE_MULTICALL_ENTRY: "multicall entry"}
+_NAMES = {
+    LANE_RDTSC: "rdtsc",
+    LANE_MULTICALL_ENTRY: "multicall entry",
+    LANE_SYSCALL: "syscall",
+    LANE_PAGE_FAULT: "page fault",
+}
 
 
 class Lanes:
@@ -31,7 +43,7 @@ class Lanes:
         self._held: list[object] = []
         self._counts = (ctypes.c_uint64 * (2 * NR_LANES))()
         self._journal = ctypes.create_string_buffer(JOURNAL_BYTES) if self.possible else None
-        self._words = DomainWords()
+        self._words = domain.words
         if self._journal is not None:
             self._describe(domain)
             words = domain.engine.words
@@ -54,6 +66,7 @@ class Lanes:
         words.stamp = self._hold(frames.tlbflush_timestamp)
         words.linear_pt_count = self._hold(frames.linear_pt_count)
         words.hypercalls = self._hold(d.trace.hypercalls)
+        words.exceptions = self._hold(d.trace.exceptions)
         words.recent = self._hold(d.trace.recent)
         if d.abi.pt_levels == 4:
             slots = d.mm.xen.xen_l4_slots()

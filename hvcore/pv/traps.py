@@ -290,5 +290,5 @@ class Traps:
         info = v.info
         if info[0] and not info[1]:
             cs, address, _flags = v.callbacks.get(CALLBACKTYPE_event, (0, 0, 0))
-            self.trace.events_delivered += 1
+            self.d.words.events_delivered += 1
             self.frames.create_bounce_frame(v, cs, address, True, None)

@@ -7,6 +7,7 @@ and pass the same checks. Source: xen/arch/x86/domain.c; layouts: xen/include/pu
 from __future__ import annotations
 
 import struct
+from array import array
 from typing import TYPE_CHECKING
 
 from hvcore.common.handles import array_access_ok
@@ -54,11 +55,11 @@ def arch_set_info_guest(v: Vcpu, raw: bytes) -> int:
     if v.vcpu_id == 0:
         d.vm_assist = field["vm_assist"]
     _take_callbacks(v, field["vgcf"], callbacks)
-    v.trap_ctxt = [(row[1], fixup_guest_selector(v, row[2]), row[-1]) for row in traps]
+    v.trap_ctxt.fill([(row[1], fixup_guest_selector(v, row[2]), row[-1]) for row in traps])
     v.iopl = field["flags"] & X86_EFLAGS_IOPL
     v.ldt_ents, v.ldt_base = field["ldt_ents"], field["ldt_base"] if field["ldt_ents"] else 0
     v.kernel_ss, v.kernel_sp = fixup_guest_selector(v, field["kernel_ss"]), field["kernel_sp"]
-    v.ctrlreg = list(ctrlreg)
+    v.ctrlreg[:] = array("Q", ctrlreg)
     v.ts_set = bool(ctrlreg[0] & _CR0_TS)
     v.kernel_mode = abi.is_32bit or bool(field["vgcf"] & VGCF_in_kernel)
     rc = _take_tables(v, gdt_frames, field["gdt_ents"], ctrlreg, field["vgcf"])

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 
 from domainbuilder import guests
 from domainbuilder.build.domain_image import build
-from domainbuilder.conform.run import MEMORY_MIB, VCPUS, bundled
+from domainbuilder.conform.run import MEMORY_MIB, VCPUS
 from domainbuilder.plan.domain_plan import plan
 from hvcore.cpu import words
 from hvcore.cpu.compiled import core
 from hvcore.machine import Machine, Stats, Stop
 from hvcore.machine_memory import MachineMemory
+from hvcore.pv.audit import audit
 
-# Those that do most of what has a lane, and what is near to it; every guest of `conform` may be asked for.
+# Those that do most of what has a lane, and what is near to it.
 CONFORMANCE = (
-    "mmu_update", "update_va_mapping", "mmuext_op", "multicall", "multicall_stops", "pinning", "linear_pt",
-    "upper_tables", "stack_switch", "tls", "fpu", "xen_version", "user_mode", "syscall", "tlb_flush",
-    "bad_entries", "event_mask", "nested_faults",
+    "mmu_update", "update_va_mapping", "mmuext_op", "multicall_stops", "pinning", "linear_pt", "stack_switch",
+    "tls", "user_mode", "syscall", "iret", "event_mask", "ptwr",
 )  # fmt: skip
+
+
+HOSTILE_SEEDS = range(1, 9)
+HOSTILE_ACTS = 4000
 
 
 class Run(NamedTuple):
@@ -39,15 +44,18 @@ class Run(NamedTuple):
     recent: tuple[object, ...]
 
 
-def run(kernel: Path, *, lanes: bool, vcpus: int = VCPUS) -> tuple[Run, dict[str, tuple[int, int]]]:
+def run(
+    kernel: Path, *, lanes: bool, cmdline: str = "", memory_mib: int = MEMORY_MIB
+) -> tuple[Run, dict[str, tuple[int, int]]]:
     """Run a guest to its end; what lanes did is not part of what is seen."""
-    planned = plan(kernel, memory_mib=MEMORY_MIB)
+    planned = plan(kernel, memory_mib=memory_mib, cmdline=cmdline)
     memory = MachineMemory(planned.nr_pages)
     image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
     printed: list[bytes] = []
-    machine = Machine(image, memory=memory, vcpus=vcpus, console_output=printed.append, lanes=lanes)
+    machine = Machine(image, memory=memory, vcpus=VCPUS, console_output=printed.append, lanes=lanes)
     machine.clock.set_host_timer("enough", machine.clock.now() + 20_000_000_000, machine.pause)
     stop = machine.run()
+    assert audit(machine.domain) == []
     seen = Run(
         stop,
         machine.shutdown_reason or str(machine.crash),
@@ -63,22 +71,48 @@ def run(kernel: Path, *, lanes: bool, vcpus: int = VCPUS) -> tuple[Run, dict[str
 
 
 @pytest.fixture(scope="module")
-def conformance() -> Iterator[dict[str, Path]]:
-    with bundled() as found:
-        yield {guest.name: guest.kernel for guest in found}
+def guest_file(
+    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    pytest.importorskip("ziglang")
+    builder, folder = samples_builder(), tmp_path_factory.mktemp("guests")
+
+    samples = list(builder.conformance())
+    for width in (builder.I386, builder.X86_64):
+        sources = (*builder.RUNTIME, "hostile/main.c")
+        samples.append(builder.Sample(f"hostile-{width.name}", sources, width))
+
+    def build_one(name: str) -> Path:
+        found = [sample for sample in samples if sample.name == name]
+        return Path(builder.build(found, folder)[0])
+
+    return build_one
 
 
-def same_with_and_without(kernel: Path) -> dict[str, tuple[int, int]]:
-    without, none = run(kernel, lanes=False)
-    seen, counts = run(kernel, lanes=True)
+def same_with_and_without(
+    kernel: Path, cmdline: str = "", memory_mib: int = MEMORY_MIB
+) -> dict[str, tuple[int, int]]:
+    without, none = run(kernel, lanes=False, cmdline=cmdline, memory_mib=memory_mib)
+    seen, counts = run(kernel, lanes=True, cmdline=cmdline, memory_mib=memory_mib)
     assert seen == without
     assert none == {}
     return counts
 
 
+@pytest.mark.parametrize("width", ["32", "64"])
 @pytest.mark.parametrize("name", CONFORMANCE)
-def test_a_run_is_the_same_without_lanes(conformance: dict[str, Path], name: str) -> None:
-    assert same_with_and_without(conformance[name])
+def test_a_run_is_the_same_without_lanes(guest_file: Callable[[str], Path], name: str, width: str) -> None:
+    assert same_with_and_without(guest_file(f"{name}-{width}"))
+
+
+@pytest.mark.parametrize("width", ["32", "64"])
+def test_a_hostile_guest_is_the_same_without_lanes(guest_file: Callable[[str], Path], width: str) -> None:
+    kernel, left, taken = guest_file(f"hostile-{width}"), 0, 0
+    for seed in HOSTILE_SEEDS:
+        counts = same_with_and_without(kernel, f"seed={seed} acts={HOSTILE_ACTS}", 8)
+        taken += sum(pair[0] for pair in counts.values())
+        left += sum(pair[1] for pair in counts.values())
+    assert min(left, taken) > 100
 
 
 def test_hello_is_the_same_without_lanes() -> None:

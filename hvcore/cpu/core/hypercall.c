@@ -8,7 +8,7 @@ enum { HYPERCALL_VECTOR = 0x82 };
 enum { RECENT = 16, RECENT_WORDS = 9 };
 #define OUT (UINT64_C(1) << 62) /* clock.OUT */
 enum { CS_SELECTOR = (184 + 24) / 4, SS_SELECTOR = (184 + 48) / 4 };
-enum { FLAT_RING3_CS64 = 0xe033, FLAT_RING3_SS = 0xe02b };
+enum { SYSCALL_SIZE = 2 };
 enum { UC_X86_REG_EFLAGS = 25, EFLAGS_KNOWN = 0x3f7fd7, X86_EFLAGS_MBS = 2, X86_EFLAGS_RF = 0x10000 };
 
 typedef bool lane_function(struct hv_call *c);
@@ -65,22 +65,31 @@ static void take_time(struct hv_engine *e, uint64_t ns) {
     e->spent += ns;
 }
 
-/* HypercallTable._enter() between the cost of the exit and the look at what comes before the guest goes on. */
-static bool enter(struct hv_call *c, uint64_t number) {
-    uint64_t args[6];
+static struct hv_lane_count *lane_count(const struct hv_engine *e, int lane) {
+    return (struct hv_lane_count *)e->lane_counts + lane;
+}
+
+static bool count_lane(const struct hv_engine *e, int lane, bool taken) {
+    if (taken)
+        lane_count(e, lane)->taken++;
+    else
+        lane_count(e, lane)->not_mine++;
+    return taken;
+}
+
+/* The exit begins: its cost is taken outside of the journal, which a multicall empties on its way. */
+static bool begin(struct hv_call *c) {
     if (hv_has_event(c->v) || c->regs[EFLAGS] & X86_EFLAGS_TF)
         return NOT_MINE;
-    memcpy(args, c->args, sizeof args);
     c->j->used = 0;
     take_time(c->e, NS_PER_EXIT);
-    if (!hv_hypercall(c, number) || hv_has_event(c->v)) {
-        hv_undo(c->j, 0);
-        take_time(c->e, -(uint64_t)NS_PER_EXIT);
-        return NOT_MINE;
-    }
-    note_recent(c, number, args);
-    c->regs[RAX] = c->is_32bit ? (uint32_t)c->result : c->result;
     return MINE;
+}
+
+static bool give_back(struct hv_call *c) {
+    hv_undo(c->j, 0);
+    take_time(c->e, -(uint64_t)NS_PER_EXIT);
+    return NOT_MINE;
 }
 
 static struct hv_call call_of(struct hv_engine *e) {
@@ -91,37 +100,84 @@ static struct hv_call call_of(struct hv_engine *e) {
     };
 }
 
-/* `syscall` of a 64-bit kernel */
+static bool is_flat(const struct hv_call *c) {
+    const uint32_t *words = (const uint32_t *)c->regs;
+    return words[CS_SELECTOR] == FLAT_RING3_CS64 && words[SS_SELECTOR] == FLAT_RING3_SS;
+}
+
+/* A hypercall of a 64-bit kernel: HypercallTable.entry64(). */
+static bool hypercall64(struct hv_call *c) {
+    const uint64_t *regs = c->regs;
+    const uint64_t number = regs[RAX], args[6] = {regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9]};
+    if (!is_flat(c))
+        return NOT_MINE;
+    if (number == HC_iret) {
+        uint64_t *calls = (uint64_t *)c->d->hypercalls + HC_iret;
+        hv_set64(c->j, calls, *calls + 1);
+        return count_lane(c->e, HC_iret, hv_iret64(c) && hv_test_all_events64(c) && !c->j->is_full);
+    }
+    memcpy(c->args, args, sizeof args);
+    if (!hv_hypercall(c, number))
+        return NOT_MINE;
+    hv_set64(c->j, &c->regs[RAX], c->result);
+    if (!hv_test_all_events64(c) || c->j->is_full)
+        return NOT_MINE;
+    note_recent(c, number, args);
+    return MINE;
+}
+
+/* `syscall`: a hypercall from the kernel, the guest's own system call from a process (lstar_enter). */
 static bool syscall_lane(struct hv_engine *e) {
     if (!e->vcpu)
         return NOT_MINE;
     struct hv_call c = call_of(e);
     uint32_t hflags = *(const uint32_t *)(e->env + HFLAGS_OFFSET);
-    const uint32_t *words = (const uint32_t *)e->env;
-    if (c.d->levels != 4 || !c.v->kernel_mode || !(hflags & HF_CS64))
+    if (c.d->levels != 4 || !(hflags & HF_CS64) || !begin(&c))
         return NOT_MINE;
-    if (words[CS_SELECTOR] != FLAT_RING3_CS64 || words[SS_SELECTOR] != FLAT_RING3_SS)
-        return NOT_MINE;
-    const uint64_t *regs = c.regs;
-    const uint64_t args[6] = {regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9]};
-    memcpy(c.args, args, sizeof args);
-    return enter(&c, regs[RAX]);
+    uint64_t rip = c.regs[RIP];
+    c.regs[RIP] = rip + SYSCALL_SIZE;
+    bool mine = c.v->kernel_mode
+                    ? hypercall64(&c)
+                    : count_lane(e, LANE_syscall, hv_switch_to_kernel(&c) && hv_test_all_events64(&c) && !c.j->is_full);
+    if (mine) {
+        c.regs[RIP] -= SYSCALL_SIZE; /* which the library adds behind this */
+        return MINE;
+    }
+    give_back(&c);
+    c.regs[RIP] = rip;
+    return NOT_MINE;
 }
 
-/* `int 0x82` from ring 1 */
+/* `int 0x82` from ring 1: HypercallTable.entry32(). */
+static bool hypercall32(struct hv_call *c) {
+    static const uint8_t registers[6] = {RBX, RCX, RDX, RSI, RDI, RBP};
+    const uint64_t number = (uint32_t)c->regs[RAX];
+    uint64_t args[6];
+    for (int i = 0; i < 6; i++)
+        args[i] = (uint32_t)c->regs[registers[i]];
+    memcpy(c->args, args, sizeof args);
+    if (!hv_hypercall(c, number) || hv_has_event(c->v))
+        return NOT_MINE;
+    note_recent(c, number, args);
+    c->regs[RAX] = (uint32_t)c->result;
+    return MINE;
+}
+
 static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
-    if (vector != HYPERCALL_VECTOR || !e->vcpu)
+    if ((vector != HYPERCALL_VECTOR && vector != TRAP_page_fault) || !e->vcpu)
         return NOT_MINE;
     struct hv_call c = call_of(e);
     const uint32_t *words = (const uint32_t *)e->env;
-    if (c.d->levels != 3 || (words[CS_SELECTOR] & 3) != 1)
+    c.is_32bit = c.d->levels == 3;
+    bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (words[CS_SELECTOR] & 3) == 1;
+    bool is_fault = !c.is_32bit && vector == TRAP_page_fault;
+    if (!(is_hypercall || is_fault) || !begin(&c))
         return NOT_MINE;
-    c.is_32bit = true;
-    static const uint8_t registers[6] = {RBX, RCX, RDX, RSI, RDI, RBP};
-    for (int i = 0; i < 6; i++)
-        c.args[i] = (uint32_t)c.regs[registers[i]];
-    if (!enter(&c, (uint32_t)c.regs[RAX]))
-        return NOT_MINE;
+    bool mine = is_hypercall ? hypercall32(&c)
+                             : count_lane(e, LANE_page_fault,
+                                          hv_page_fault64(&c) && hv_test_all_events64(&c) && !c.j->is_full);
+    if (!mine)
+        return give_back(&c);
     *(uint32_t *)(e->env + OLD_EXCEPTION_OFFSET) = UINT32_MAX; /* or the next would be a double fault */
     if ((int64_t)e->left <= (int64_t)e->limit) { /* no block of code may follow that would notice */
         e->limit = OUT;
@@ -131,19 +187,17 @@ static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
 }
 
 /* EFLAGS, with the lazily kept arithmetic flags worked out: Engine.read_eflags() */
-static uint64_t read_eflags(const struct hv_engine *e) {
+uint64_t hv_read_eflags(const struct hv_engine *e) {
     uint64_t eflags = 0;
     ((reg_read_function *)e->uc_reg_read)((void *)e->uc, UC_X86_REG_EFLAGS, &eflags);
     return (eflags & EFLAGS_KNOWN) | X86_EFLAGS_MBS;
 }
 
-/* UC_HOOK_INSN of `syscall`, whose length the library adds to RIP behind this: what the instruction itself does,
- * and the exit.
- */
+/* UC_HOOK_INSN of `syscall`: what the instruction itself does, and the exit. */
 HV_EXPORT void hv_syscall(void *uc, struct hv_engine *e) {
     uint64_t *regs = (uint64_t *)e->env;
-    regs[RCX] = regs[RIP] + 2;
-    regs[R11] = read_eflags(e) & ~(uint64_t)X86_EFLAGS_RF;
+    regs[RCX] = regs[RIP] + SYSCALL_SIZE;
+    regs[R11] = hv_read_eflags(e) & ~(uint64_t)X86_EFLAGS_RF;
     if (syscall_lane(e))
         e->step_rechecked = 0;
     else
@@ -165,8 +219,7 @@ static bool rdtsc_lane(struct hv_engine *e) {
     uint64_t tsc = hv_now(e) * TSC_PER_NS;
     regs[RAX] = (uint32_t)tsc;
     regs[RDX] = tsc >> 32;
-    ((struct hv_lane_count *)e->lane_counts)[LANE_rdtsc].taken++;
-    return MINE;
+    return count_lane(e, LANE_rdtsc, MINE);
 }
 
 HV_EXPORT int hv_rdtsc(void *uc, struct hv_engine *e) {

@@ -16,16 +16,21 @@ enum { NOT_MINE = false, MINE = true };
 /* xen.h: hypercalls that have a lane, and the counts of other lanes behind them */
 enum {
     HC_mmu_update = 1, HC_stack_switch = 3, HC_fpu_taskswitch = 5, HC_multicall = 13, HC_update_va_mapping = 14,
-    HC_xen_version = 17, HC_vcpu_op = 24, HC_set_segment_base = 25, HC_mmuext_op = 26, HC_sched_op = 29,
+    HC_xen_version = 17, HC_iret = 23, HC_vcpu_op = 24, HC_set_segment_base = 25, HC_mmuext_op = 26, HC_sched_op = 29,
     NR_HYPERCALLS = 64,
-    LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, NR_LANES,
+    LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, LANE_syscall, LANE_page_fault, NR_LANES,
 };
 
 /* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, RIP = 16, EFLAGS = 17, CR0 = 53, CR3 = 56, DR7 = 682 };
-enum { HFLAGS_OFFSET = 176, OLD_EXCEPTION_OFFSET = 5496 };
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, RIP = 16, EFLAGS = 17, CC_SRC = 19, CR0 = 53 };
+enum { CR2 = CR0 + 2, CR3 };
+enum { CC_OP = 168 / 4, DF = 172 / 4, CC_OP_EFLAGS = 1 }; /* of 32-bit words */
+enum { HFLAGS_OFFSET = 176, ERROR_CODE_OFFSET = 5384, OLD_EXCEPTION_OFFSET = 5496 };
 enum { HF_CPL = 3, HF_TS = 1 << 11, HF_CS64 = 1 << 15 };
 enum { X86_EFLAGS_TF = 0x100 };
+enum { FLAT_RING3_CS32 = 0xe023, FLAT_RING3_CS64 = 0xe033, FLAT_RING3_SS = 0xe02b };
+enum { TRAP_page_fault = 14 };
+#define NO_RING UINT64_C(0xffffffff)
 
 /* hvcore/clock.py and where the costs are named */
 enum { NS_PER_EXIT = 100, NS_PER_RDTSC = 1000, TSC_PER_NS = 2, REQUEST_NS = 100, ENTRY_NS = 50, TABLE_NS = 2000 };
@@ -102,6 +107,13 @@ bool hv_fpu_taskswitch(struct hv_call *c);
 bool hv_xen_version(struct hv_call *c);
 bool hv_vcpu_op(struct hv_call *c);
 bool hv_hypercall(struct hv_call *c, uint64_t number);
+uint64_t hv_read_eflags(const struct hv_engine *e);
+
+/* frames64.c */
+bool hv_test_all_events64(struct hv_call *c);
+bool hv_switch_to_kernel(struct hv_call *c);
+bool hv_iret64(struct hv_call *c);
+bool hv_page_fault64(struct hv_call *c);
 
 static inline uint64_t hv_now(const struct hv_engine *e) { return e->horizon - e->left; }
 

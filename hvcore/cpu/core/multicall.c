@@ -3,7 +3,6 @@
  */
 #include "lane.h"
 
-enum { HC_iret = 23 };
 
 /* hypercall_preempt_check(); no call that has a lane makes the vCPU wait, or its domain shut down. */
 static bool must_stop(const struct hv_call *c) { return hv_has_event(c->v) || hv_turn_is_over(c->e); }

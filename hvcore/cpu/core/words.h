@@ -60,7 +60,13 @@
     WORD(kernel_sp) \
     WORD(gs_base_user) \
     WORD(gs_base_kernel) \
-    WORD(ts_set)
+    WORD(ts_set) \
+    WORD(iopl)                /* where EFLAGS has it */ \
+    WORD(async_exception_mask) \
+    WORD(cr2_offset)          /* of arch.cr2 in struct vcpu_info */ \
+    WORD(ctrlreg_words)       /* CR0 to CR7 as the guest reads them */ \
+    WORD(trap_words)          /* struct hv_entry by vector */ \
+    WORD(callback_words)      /* struct hv_entry by CALLBACKTYPE_* */
 
 /* A domain's block: its frames, and what is counted. */
 #define HV_DOMAIN_WORDS(WORD) \
@@ -80,10 +86,18 @@
     WORD(stamp)               /* uint32_t */ \
     WORD(linear_pt_count)     /* int16_t */ \
     WORD(xen_l4_slots)        /* what stands in slots 256 to 271 of every L4, the linear one left out */ \
+    WORD(vm_assist) \
     WORD(hypercalls)          /* counts by number */ \
+    WORD(exceptions)          /* counts by vector */ \
+    WORD(events_delivered) \
     WORD(recent)              /* the last calls: hvcore/trace.py */
 
 #define HV_WORD(name) uint64_t name;
+
+/* Where Xen enters the guest; address 0 where the guest said nothing. */
+struct hv_entry {
+    uint64_t flags, cs, address;
+};
 
 struct hv_engine {
     HV_ENGINE_WORDS(HV_WORD)

@@ -184,7 +184,7 @@ def test_a_system_call_of_a_process(kind: int, cs: int, masks: int) -> None:
     """switch_to_kernel: DF is cleared, and the 64-bit callback's flag says whether events are masked."""
     cpu = bench(PV64, user=True, flags=0x203 | DF)
     cpu.engine.q[RIP], cpu.engine.q[RCX], cpu.engine.q[R11] = CODE, CODE + 2, 0x203 | DF
-    cpu.v.callbacks = {SYSCALL: (0xE033, HANDLER, masks), SYSCALL32: (0xE033, HANDLER, 1 - masks)}
+    cpu.v.callbacks.update({SYSCALL: (0xE033, HANDLER, masks), SYSCALL32: (0xE033, HANDLER, 1 - masks)})
     if kind == SYSCALL32:
         load_cs_ss(cpu.v, 0xE023, 0xE02B)
     assert frames_of(cpu).syscall_entry(cpu.v) is False
