@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from difflib import unified_diff
 from typing import NamedTuple
@@ -25,17 +26,19 @@ class Fixed(NamedTuple):
 
 
 Lint = Callable[[Mapping[str, str]], Report]
+_Key = tuple[str, str, str]
 
 
 def fix(lint: Lint, given: Mapping[str, str] | None = None) -> tuple[list[Fixed], Report]:
     """Return the files that change, and the report of what is left.
 
     `lint` is called with texts by file name that replace what is on the disk; `given` are those from the
-    start (standard input). Nothing is written. A fix after which a script could not be read is not made.
+    start (standard input). Nothing is written. A fix after which a script could not be read, or the finding
+    is still there, is not made.
     """
     before: dict[str, str] = dict(given or {})
     texts = dict(before)
-    refused: set[tuple[FileEdit, ...]] = set()
+    refused: set[_Key] = set()
     report = lint(texts)
     most: int | None = None
     for _ in range(MAX_ROUNDS):
@@ -43,21 +46,39 @@ def fix(lint: Lint, given: Mapping[str, str] | None = None) -> tuple[list[Fixed]
         if not chosen:
             break
         trial = dict(texts)
-        for file in {edit.place.file for fix in chosen for edit in fix}:
+        for file in {edit.place.file for one in chosen for edit in one.fix}:
             if file not in texts:
                 before[file] = texts[file] = trial[file] = read_text(file)
-            trial[file] = _edited(
-                texts[file], [edit for fix in chosen for edit in fix if edit.place.file == file]
-            )
+            edits = {edit for one in chosen for edit in one.fix if edit.place.file == file}
+            trial[file] = _edited(texts[file], edits)
         outcome = lint(trial)
-        if report.usable and not outcome.usable:
+        useless = _still_there(chosen, report, outcome)
+        if useless or (report.usable and not outcome.usable):
             # One of them is wrong: from here on one a round.
-            refused.update(chosen if most else ())
+            refused |= useless if outcome.usable else {_key(one) for one in chosen if most}
             most = 1
             continue
         texts, report = trial, outcome
     changed = [Fixed(file, before[file], texts[file]) for file in texts if texts[file] != before[file]]
-    return changed, report
+    return changed, _without(report, refused)
+
+
+def _key(one: Diagnostic) -> _Key:
+    return one.rule, one.file, one.message
+
+
+def _still_there(chosen: Iterable[Diagnostic], before: Report, after: Report) -> set[_Key]:
+    """Return the findings of which there are more than there should be when all the fixes had worked."""
+    left = Counter(map(_key, before.diagnostics))
+    left.subtract(map(_key, chosen))
+    found = Counter(map(_key, after.diagnostics))
+    return {key for key in map(_key, chosen) if found[key] > left[key]}
+
+
+def _without(report: Report, refused: set[_Key]) -> Report:
+    """Return the report with the fixes taken away that do not work."""
+    diagnostics = tuple(one._replace(fix=()) if _key(one) in refused else one for one in report.diagnostics)
+    return report._replace(diagnostics=diagnostics)
 
 
 def fixable(report: Report) -> list[Diagnostic]:
@@ -68,18 +89,15 @@ def fixable(report: Report) -> list[Diagnostic]:
     ]
 
 
-def _chosen(report: Report, refused: set[tuple[FileEdit, ...]]) -> list[tuple[FileEdit, ...]]:
-    """Return the fixes that do not touch each other; of two that do, the first."""
-    chosen: list[tuple[FileEdit, ...]] = []
-    for diagnostic in fixable(report):
-        edits = diagnostic.fix
-        taken = [edit for fix in chosen for edit in fix]
-        if (
-            edits not in refused
-            and edits not in chosen
-            and not any(_touch(a, b) for a in edits for b in taken)
-        ):
-            chosen.append(edits)
+def _chosen(report: Report, refused: set[_Key]) -> list[Diagnostic]:
+    """Return the findings whose fixes do not touch each other; of two that do, the first."""
+    chosen: list[Diagnostic] = []
+    taken: set[FileEdit] = set()
+    for one in fixable(report):
+        new = [edit for edit in one.fix if edit not in taken]
+        if _key(one) not in refused and not any(_touch(edit, other) for edit in new for other in taken):
+            chosen.append(one)
+            taken.update(new)
     return chosen
 
 

@@ -134,7 +134,13 @@ def _align_before(outline: Outline, section: ast.OutputSection) -> tuple[Edit, .
     for placed in outline.kept_sections:
         if placed.section is section:
             break
-        if section.lma_region in {placed.section.region, placed.section.lma_region}:
+        loaded = placed.section.type != "NOLOAD" and kinds_in(placed.section) - {
+            ZERO,
+            RESERVED,
+            THREAD_ZERO,
+            UNLOADED,
+        }
+        if loaded and section.lma_region in {placed.section.region, placed.section.lma_region}:
             before = placed.section
     last = (
         next((item for item in reversed(before.body) if isinstance(item, ast.InputSpec)), None)

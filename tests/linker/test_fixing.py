@@ -133,7 +133,7 @@ def edit(line, column, text, end=None):
 
 
 def report(*fixes, usable=True):
-    found = tuple(Diagnostic("r", "warning", "m", "k.lds", 1, 1, fix=one) for one in fixes)
+    found = tuple(Diagnostic("r", "warning", one[0].text, "k.lds", 1, 1, fix=one) for one in fixes)
     return Report(found, 0, usable, ("k.lds",))
 
 
@@ -149,9 +149,25 @@ def test_a_fix_that_breaks_the_script_is_not_made(tmp_path, monkeypatch):
 
     changed, left = fix(lint)
     assert changed == [Fixed("k.lds", "abc\n", "AbC\n")]
-    assert left.diagnostics[0].fix == fixes["!"]
+    assert [(one.message, one.fix) for one in left.diagnostics] == [("!", ())]
 
 
 def test_the_diff_tells_of_a_missing_line_end():
     text = diff([Fixed("k.lds", "a\nb", "a\nc\n")])
     assert text == "--- a/k.lds\n+++ b/k.lds\n@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+c\n"
+
+
+def test_a_fix_that_does_not_end_its_finding_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k.lds").write_text("abc\n")
+
+    def lint(texts):
+        text = texts.get("k.lds", "abc\n")
+        found = [Diagnostic("stays", "warning", "m", "k.lds", fix=(edit(1, 1, "x"),))]
+        if "C" not in text:
+            found.append(Diagnostic("goes", "warning", "m", "k.lds", fix=(edit(1, 3, "C", 4),)))
+        return Report(tuple(found), 0, True, ("k.lds",))
+
+    changed, left = fix(lint)
+    assert changed == [Fixed("k.lds", "abc\n", "abC\n")]
+    assert [(one.rule, one.fix) for one in left.diagnostics] == [("stays", ())]
