@@ -12,6 +12,8 @@
                                   build the guest that benchmarks time, both widths, into DIR
     samples/build.py --debug --to DIR
                                   build the bundled guests with symbols and debug information into DIR
+    samples/build.py --recursive --to DIR
+                                  build the kernel with recursive page tables, for two, three and four levels
     samples/build.py --two-level --to DIR
                                   build hello and conformance guests for two-level page tables into DIR
 
@@ -109,6 +111,14 @@ def bench() -> tuple[Sample, ...]:
     """The guest that benchmarks time, for speed: bench-32 and bench-64."""
     widths = (("32", I386), ("64", X86_64))
     return tuple(Sample(f"bench-{name}", (*RUNTIME, "bench/main.c"), width) for name, width in widths)
+
+
+def recursive() -> tuple[Sample, ...]:
+    """The kernel with recursive page tables, for each kind of them."""
+    sources = (*RUNTIME, "recursive/main.c")
+    return tuple(
+        Sample(f"recursive-{width.name}", sources, width) for width in (I386, X86_64, I386_TWO_LEVEL)
+    )
 
 
 def conformance() -> tuple[Sample, ...]:
@@ -239,6 +249,9 @@ def main() -> int:
     others.add_argument(
         "--two-level", action="store_true", help="guests with two-level page tables (with --to)"
     )
+    others.add_argument(
+        "--recursive", action="store_true", help="the kernel with recursive page tables (with --to)"
+    )
     others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
     others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
     parser.add_argument("--debug", action="store_true", help="with symbols and debug information (with --to)")
@@ -254,6 +267,8 @@ def main() -> int:
             samples = conformance()
         elif arguments.two_level:
             samples = two_level()
+        elif arguments.recursive:
+            samples = recursive()
         elif arguments.pvkernel:
             samples = (pvkernel(),)
         elif arguments.bench:
