@@ -9,7 +9,17 @@ The four steps, each a function that returns a frozen value (`launch` returns a 
     >>> with domainbuilder.launch("vmlinuz", memory_mib=256) as dom:
     ...     dom.console.expect("login:")
 
-They are imported when first used: `import domainbuilder` alone costs nothing.
+`plan`, `build` and `launch` take the same kernel, memory, ramdisk, command line and kind of guest; each also
+takes what an earlier step has made. What they return and raise is here as well:
+
+- values: Inspection, KernelFile, Finding, Severity, DomainPlan, DomainImage (`save_image`, `load_image` keep
+  it in a file), RunningDomain, Console, Outcome, Statistics, CrashReport, ExitCode;
+- errors in the input: BuildError with its kinds KernelFormatError, ElfError, NotesError, LayoutError and
+  ImageError;
+- expectations that were not met: ExpectError with its kinds ExpectTimeout and ExpectEOF.
+
+`initramfs` makes a ramdisk for Linux guests. Everything is imported when first used: `import domainbuilder`
+alone costs nothing.
 """
 
 from __future__ import annotations
@@ -20,20 +30,78 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from domainbuilder.build.domain_image import build
-    from domainbuilder.kernel.inspection import inspect
-    from domainbuilder.launch.domain import launch
-    from domainbuilder.plan.domain_plan import plan
+    from domainbuilder.build.domain_image import DomainImage, build
+    from domainbuilder.build.image import load_image, save_image
+    from domainbuilder.errors import (
+        BuildError,
+        ElfError,
+        ExitCode,
+        ImageError,
+        KernelFormatError,
+        LayoutError,
+        NotesError,
+    )
+    from domainbuilder.initramfs import initramfs
+    from domainbuilder.kernel.findings import Finding, Severity
+    from domainbuilder.kernel.inspection import Inspection, inspect
+    from domainbuilder.kernel.kernel_file import KernelFile
+    from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.launch.domain import RunningDomain, launch
+    from domainbuilder.launch.run_stats import Statistics
+    from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
+    from domainbuilder.plan.domain_plan import DomainPlan, plan
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "build", "inspect", "launch", "plan"]
+__all__ = [
+    "BuildError",
+    "Console",
+    "CrashReport",
+    "DomainImage",
+    "DomainPlan",
+    "ElfError",
+    "ExitCode",
+    "ExpectEOF",
+    "ExpectError",
+    "ExpectTimeout",
+    "Finding",
+    "ImageError",
+    "Inspection",
+    "KernelFile",
+    "KernelFormatError",
+    "LayoutError",
+    "NotesError",
+    "Outcome",
+    "RunningDomain",
+    "Severity",
+    "Statistics",
+    "__version__",
+    "build",
+    "initramfs",
+    "inspect",
+    "launch",
+    "load_image",
+    "plan",
+    "save_image",
+]
 
 _HOMES = {
-    "inspect": "kernel.inspection",
-    "plan": "plan.domain_plan",
-    "build": "build.domain_image",
-    "launch": "launch.domain",
+    name: module
+    for module, names in {
+        "build.domain_image": "DomainImage build",
+        "build.image": "load_image save_image",
+        "errors": "BuildError ElfError ExitCode ImageError KernelFormatError LayoutError NotesError",
+        "initramfs": "initramfs",
+        "kernel.findings": "Finding Severity",
+        "kernel.inspection": "Inspection inspect",
+        "kernel.kernel_file": "KernelFile",
+        "launch.crash_report": "CrashReport",
+        "launch.domain": "RunningDomain launch",
+        "launch.run_stats": "Statistics",
+        "launch.session": "Console ExpectEOF ExpectError ExpectTimeout Outcome",
+        "plan.domain_plan": "DomainPlan plan",
+    }.items()
+    for name in names.split()
 }
 
 
@@ -41,6 +109,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'domainbuilder' has no attribute {name!r}")
     return getattr(import_module(f"domainbuilder.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]
 
 
 class _Package(ModuleType):

@@ -22,6 +22,7 @@ class Progress:
 
     def __init__(self, phase: str, *, silent: bool = False) -> None:
         self.phase = phase
+        self.once = False  # nothing more is shown after the first output: somebody types there
         self._enabled = not silent and sys.stderr.isatty()
         self._started = self._heard = time.monotonic()
         self._line_start = True
@@ -42,7 +43,7 @@ class Progress:
 
     def close(self) -> None:
         """Show nothing any more."""
-        if self._enabled:
+        if self._thread.is_alive():
             self._enabled = False
             self._done.set()
             self._thread.join()
@@ -53,6 +54,7 @@ class Progress:
         if self._enabled:
             with self._lock:
                 self._erase()
+                self._enabled = not self.once
                 self._heard = time.monotonic()
                 self._line_start = data.endswith((b"\n", b"\r"))
 
@@ -66,7 +68,7 @@ class Progress:
         while not self._done.wait(_REDRAW_SECONDS):
             with self._lock:
                 now = time.monotonic()
-                if self._line_start and now - self._heard > _QUIET_SECONDS:
+                if self._enabled and self._line_start and now - self._heard > _QUIET_SECONDS:
                     self._shown = True
                     sys.stderr.write(f"{_ERASE}[{self.phase}: {now - self._started:.0f} s]")
                     sys.stderr.flush()

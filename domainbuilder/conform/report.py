@@ -115,8 +115,9 @@ class Table:
         expected = f" ({known} known)" if known else ""
         checks = sum(result.checks for result in results)
         refusals = sum(result.refusals for result in results)
+        guests = "1 guest" if len(results) == 1 else f"{len(results)} guests"
         return (
-            f"{len(results)} guests: {counts}{expected}; {hypercalls:,} hypercalls in {seconds:.2f} s\n"
+            f"{guests}: {counts}{expected}; {hypercalls:,} hypercalls in {seconds:.2f} s\n"
             f"{checks:,} checks: {checks - refusals:,} of what works, {refusals:,} of what is refused\n"
         )
 

@@ -507,7 +507,7 @@ def _allocate(nr_pages: int, abi: Abi, first_mfn: int | None = None) -> MachineM
             return MachineMemory(nr_pages)
         return MachineMemory(nr_pages, first_mfn=first_mfn)
     except (OSError, ValueError, OverflowError) as error:
-        raise LayoutError(f"no memory for {nr_pages:#x} pages: {error}") from error
+        raise LayoutError(f"no memory for {nr_pages:#x} pages ({nr_pages >> 8:,} MB): {error}") from error
 
 
 def _move(image: DomainImage) -> tuple[DomainImage, MachineMemory]:

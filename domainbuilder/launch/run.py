@@ -109,7 +109,7 @@ def run_launch(options: LaunchOptions) -> ExitCode:
         output = _Output(progress, needed=not options.steps)
         dom = stack.enter_context(
             launch(
-                _planned(options),
+                _planned(options, progress),
                 vcpus=options.vcpus,
                 upper_ptwr=options.upper_ptwr,
                 timeout=options.timeout,
@@ -136,13 +136,14 @@ def run_launch(options: LaunchOptions) -> ExitCode:
     return ExitCode.FINE
 
 
-def _planned(options: LaunchOptions) -> DomainPlan | DomainImage:
+def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainImage:
     """The plan of a kernel, with what is to be said of it said; or the domain that was built before."""
     if is_image(options.file):
         if (options.memory_mib, options.ramdisk, options.cmdline) != (None, None, ""):
             raise BuildError("a built domain has its memory, ramdisk and command line already")
         return load_image(options.file)
     planned = plan(options.file, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
+    progress.heard(b"\n")
     mib = planned.nr_pages >> 20 - PAGE_SHIFT
     if options.memory_mib is None and mib != DEFAULT_MEMORY_MIB and not options.json:
         print(f"domainbuilder: {options.file} gets {mib} MB of memory; -m MB says otherwise", file=sys.stderr)
@@ -171,7 +172,8 @@ def _connect(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> 
     if not os.isatty(STDIN):
         dom.attach(FileInput(STDIN))
         return dom.wait()
-    progress.close()
+    progress.heard(b"\n")
+    progress.once = True
     if not options.json:
         sys.stderr.write(
             f"domainbuilder: the console of {options.file}; Ctrl-] closes it and ends the domain\n"

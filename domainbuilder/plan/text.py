@@ -96,7 +96,7 @@ def _start_info(plan: DomainPlan, pen: Pen) -> Iterator[str]:
     hypercall = plan.hypercall_page_pfn
     rows = [
         ("magic", f'"{info.magic}"'),
-        ("nr_pages", f"{info.nr_pages:#x}"),
+        ("nr_pages", f"{info.nr_pages:#x} ({human(info.nr_pages << PAGE_SHIFT)})"),
         ("flags", f"{info.flags:#x}" + (" (SIF_MOD_START_PFN)" if info.flags else "")),
         ("store_mfn", f"machine frame of pfn {plan.xenstore_pfn:#x}"),
         ("console.domU.mfn", f"machine frame of pfn {plan.console_pfn:#x}"),
@@ -110,7 +110,7 @@ def _start_info(plan: DomainPlan, pen: Pen) -> Iterator[str]:
     if info.nr_p2m_frames:
         rows += [
             ("first_p2m_pfn", f"{info.first_p2m_pfn:#x}"),
-            ("nr_p2m_frames", f"{info.nr_p2m_frames:#x}"),
+            ("nr_p2m_frames", f"{info.nr_p2m_frames:#x} ({human(info.nr_p2m_frames << PAGE_SHIFT)})"),
         ]
     yield from _pairs(f"start_info, at {plan.vcpu.si:#x}", rows, pen)
     page = "none asked for: the guest places it itself" if hypercall is None else f"pfn {hypercall:#x}"
