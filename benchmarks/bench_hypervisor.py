@@ -21,7 +21,7 @@ from pathlib import Path
 
 from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import plan
-from hvcore.machine import Machine, Stop
+from hvcore.host import Host, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.public.xen import Hypercall
 from hvcore.pv.mmu_update import do_update_va_mapping
@@ -102,7 +102,7 @@ class Bench:
         memory = MachineMemory(planned.nr_pages)
         image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
         self.p2m = image.p2m
-        self.machine = Machine(image, memory=memory)
+        self.machine = Host(memory).create(image.boot_image())
         self.mm = self.machine.domain.mm
         self.v = self.machine.domain.vcpus[0]
 
@@ -242,7 +242,7 @@ def measure(name: str, operations: int = OPERATIONS, repeat: int = REPEAT) -> Fi
             bench = Bench(Path(folder))
             bench.write(CODE, CASES[name](bench, operations))
             runs.append(bench.run() / operations * 1e6)
-            bench.machine.close()
+            bench.machine.host.close()
     return Figure(name, min(runs), statistics.median(runs), REAL_XEN_US.get(name))
 
 

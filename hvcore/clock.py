@@ -82,19 +82,32 @@ class Timers:
 class Clock:
     """Nanoseconds of system time since boot. `cell` is the block of words, of which LEFT may be set already.
 
-    `timers` are the guest's: what they do reaches it, and they end its turn. Those of `host` belong to
-    whoever holds the machine, and the guest never knows of them.
+    `timers` are the guest's: what they do reaches it, and they end its turn.
     """
 
-    __slots__ = ("_start", "_words", "cell", "host", "timers")
+    __slots__ = ("_start", "_words", "cell", "timers")
 
     def __init__(self, cell: memoryview, start_ns: int = 0) -> None:
         self.cell = cell
         self._words = cell.cast("B").cast("Q")
         self._start = start_ns
         self.timers = Timers()
-        self.host = Timers()
         self._words[CELL_HORIZON] = self._words[CELL_TURN_END] = start_ns + cell[CELL_LEFT]
+
+    def detach(self) -> None:
+        """Stand still, in words of its own, while another clock has the engine's."""
+        self._move(memoryview(bytearray(8 * CELL_WORDS)).cast("q"))
+
+    def attach(self, cell: memoryview) -> None:
+        """Go on in the engine's words. The limit there stays: it is no domain's."""
+        limit = cell[CELL_LIMIT]
+        self._move(cell)
+        cell[CELL_LIMIT] = limit
+
+    def _move(self, cell: memoryview) -> None:
+        cell[:CELL_WORDS] = self.cell[:CELL_WORDS]
+        self.cell = cell
+        self._words = cell.cast("B").cast("Q")
 
     def restart(self) -> None:
         """Forget what time has passed: the clock is as it was made, with nothing left of the turn."""
@@ -109,7 +122,12 @@ class Clock:
     @property
     def code_bytes(self) -> int:
         """Bytes of guest code executed, and left out by working out what they would have done."""
-        return self.now() - self._start - self.cell[CELL_SPENT] - self.cell[CELL_IDLE]
+        return self.busy_ns - self.cell[CELL_SPENT]
+
+    @property
+    def busy_ns(self) -> int:
+        """How much of the time that passed was not idle."""
+        return self.now() - self._start - self.cell[CELL_IDLE]
 
     def spend(self, ns: int) -> None:
         """Let Xen's own work take `ns` nanoseconds of the vCPU's turn."""
@@ -136,7 +154,8 @@ class Clock:
         words[CELL_HORIZON] = when
         self.cell[CELL_LEFT] = left
 
-    def _look_at(self, when: int) -> None:
+    def look_at(self, when: int) -> None:
+        """Have the engine come back at `when`, if it would not earlier; the guest does not see it."""
         if when < self._words[CELL_HORIZON]:
             self.set_horizon(max(when, self.now()))
 
@@ -148,7 +167,7 @@ class Clock:
         """Let the turn be over now; no time passes by that."""
         now = self.now()
         self._words[CELL_TURN_END] = min(self._words[CELL_TURN_END], now)
-        self._look_at(now)
+        self.look_at(now)
 
     @property
     def turn_end(self) -> int:
@@ -167,7 +186,7 @@ class Clock:
         self.timers.set(key, when, action)
         if when < self._words[CELL_TURN_END]:
             self._words[CELL_TURN_END] = max(when, 0)
-            self._look_at(when)
+            self.look_at(when)
 
     def stop_timer(self, key: object) -> None:
         """Disarm a timer of the guest's; unknown keys are ignored."""
@@ -184,8 +203,3 @@ class Clock:
     def run_due(self) -> int:
         """Fire the guest's timers that are due by now; the number fired."""
         return self.timers.run_due(self.now)
-
-    def set_host_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
-        """Arm (or move) a timer of the host's: it comes between two of the guest's instructions."""
-        self.host.set(key, when, action)
-        self._look_at(when)

@@ -66,10 +66,17 @@ class Domain:
     # Who may do port I/O may have changed: the next access is looked at again (engine.open_ports()).
     close_ports: Callable[[], None] = lambda: None
 
+    xenheap: list[int] = field(default_factory=list)  # frames of Xen's own that it has for this domain
     is_dying: bool = False  # it goes as soon as nobody holds any of its frames
 
     def __post_init__(self) -> None:
         self.domain_list[self.domain_id] = self
+
+    def alloc_xenheap_page(self) -> int:
+        """A zeroed frame of Xen's own (its mfn), for this domain. Raises MemoryError when there is none."""
+        mfn = self.mem.alloc_xenheap_page()
+        self.xenheap.append(mfn)
+        return mfn
 
     @property
     def vm_assist(self) -> int:

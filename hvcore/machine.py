@@ -1,12 +1,8 @@
-"""The machine: puts the parts together and runs the domain.
+"""A domain that runs: its clock, the turns of its vCPUs, and the two backends that every domain has.
 
-`Machine(image)` is what a host under Xen is to `xl create`: memory, processor, hypervisor, and the two
-backends that every domain has, console and xenstore. `run()` goes on until something happens that whoever
-holds the machine wants to know; it can be called again unless the domain is gone.
-
-No stop is seen. What the run loop does to the guest (timers, another vCPU's turn, its time, its events) it
-does where the guest's turn is over, and only the guest's acts, its timers and its input decide when that is.
-Stops for whoever holds the machine lie anywhere between, as often as they like, and only read.
+No stop is seen. What is done to the guest (timers, another vCPU's turn, its time, its events) is done where
+the guest's turn is over, and only the guest's acts, its timers and its input decide when that is. Stops for
+whoever holds the host lie anywhere between, as often as they like, and only read.
 """
 
 from __future__ import annotations
@@ -18,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from hvcore.abi import ABIS, Abi
+from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.xenstore import XenstoreBackend
-from hvcore.clock import CELL_SPENT, NEVER, Clock
+from hvcore.clock import CELL_SPENT, Clock
 from hvcore.common.domain import DOM0, create_dom0
 from hvcore.common.event import EvtchnTable
 from hvcore.common.grant_table import GrantTable
@@ -31,13 +27,12 @@ from hvcore.common.time import (
     update_domain_wallclock_time,
     update_vcpu_system_time,
 )
-from hvcore.cpu.engine import RIP, Engine
+from hvcore.cpu.engine import RIP
 from hvcore.cpu.loops import counting_loop
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestError, GuestFault
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
-from hvcore.page_info import FrameTable
 from hvcore.public.errno import EFAULT
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hvcore.public.xen import PAGE_SIZE
@@ -56,14 +51,14 @@ from hvcore.trace import Trace
 from hvcore.vcpu import Vcpu
 
 if TYPE_CHECKING:
-    from domainbuilder.build.domain_image import DomainImage
+    from hvcore.boot_image import BootImage
+    from hvcore.host import Host
     from hvcore.pv.frames import Frames
     from hvcore.refusal import Reason, Refusal
 
 CR0 = 0x80050033  # PE MP ET NE WP AM PG
 CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
 CR4_2LEVEL = 0x640
-DOMAIN_ID = 1
 MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts with
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
@@ -71,15 +66,16 @@ _TURN_NS = 10_000_000  # turns end where system time is a multiple of it, if not
 _SLICE_NS = 10_000_000  # how long the engine runs until a loop is looked for
 _PROBE_NS = 20_000  # where a loop has been left out, its next run is near
 _WORTH_BYTES = 500_000  # a shorter loop is faster executed
+_CAP_PERIOD_NS = 30_000_000  # over which a cap is kept, as by Xen's credit scheduler
 
 
 class Stop(Enum):
-    """Why `Machine.run()` came back."""
+    """Why `Host.run()` came back."""
 
     SHUTDOWN = "shutdown"  # the guest asked for it; `machine.shutdown_reason`
     CRASHED = "crashed"  # Xen would have crashed it; `machine.crash`
-    IDLE = "idle"  # every vCPU is blocked and nothing is due, ever
-    PAUSED = "paused"  # `machine.pause()` was called
+    IDLE = "idle"  # every vCPU of the host is blocked and nothing is due, ever
+    PAUSED = "paused"  # `host.pause()` was called
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,135 +95,130 @@ class Stats:
 
 
 class Machine:
-    """One domain on its machine. `console_output` is called with what the guest writes, as it writes it.
+    """One domain of `host`, as `Host.create()` makes it. `clock` stands still while another domain runs.
 
-    `upper_ptwr` lets the guest store to L2 to L4 tables where Xen would not (pv/ro_page_fault.py).
+    `cap` is how much of its time the domain may have at most, in percent (0: all of it).
     """
 
     def __init__(
         self,
-        image: DomainImage,
+        host: Host,
+        image: BootImage,
         *,
-        memory: MachineMemory | None = None,
-        vcpus: int = 1,
-        console_output: Callable[[bytes], None] = lambda _data: None,
-        live_window: bool = True,
-        upper_ptwr: bool = False,
-        lanes: bool = True,
+        domain_id: int,
+        vcpus: int,
+        console_output: Callable[[bytes], None],
+        upper_ptwr: bool,
+        lanes: bool,
+        cap: int,
+        start_ns: int | None,
     ) -> None:
-        abi = ABIS[image.plan.guest_type]
-        mem = memory if memory is not None else _adopt_ram(image, abi)
-        self.image = image
-        self.mem = mem
-        self.engine = Engine(mem.buffer, mem.base_mfn << 12, live_window=live_window)
-        self.clock = Clock(self.engine.cell, BOOT_TIME_NS)
+        self.host = host
+        self.mem, self.engine = host.mem, host.engine
+        self.clock = Clock(host.engine.cell, BOOT_TIME_NS if start_ns is None else start_ns)
+        self.cap = cap
+        self._cap_since = self.clock.now()  # the cap is kept from here on, where so much had been used
+        self._cap_used = 0
         self.crash: DomainCrash | None = None
-        self._paused = False
-        self._nudged = False
-        self._upper_ptwr = upper_ptwr
+        self.is_over = False  # the domain has shut down or crashed
         self._has_lanes = lanes
         self._slice = _SLICE_NS
-        self._next_look = BOOT_TIME_NS + _SLICE_NS  # for a loop to leave out
+        self._next_look = self.clock.now() + _SLICE_NS  # for a loop to leave out
         self.skip_loops = True  # tests compare with what happens otherwise
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
         self._input: deque[bytes] = deque()
-        # How an idle machine passes time until `when` (NEVER: nothing is due). A front end may wait for
-        # input instead, give it to `input()`, and come back early.
-        self.idle: Callable[[int], None] = self._skip_idle_time
-        self.attend: Callable[[], None] = lambda: None  # what `nudge()` asks for
-        self.domain = self._create_domain(abi, vcpus)
-        self._create_backends(console_output)
-        self._connect()
-        self._start_boot_vcpu()
+        self.domain = self._create_domain(image, domain_id, vcpus)
+        self._create_backends(image, console_output)
+        self._connect(upper_ptwr)
+        self._start_boot_vcpu(image)
 
     # -- building
 
-    def _create_domain(self, abi: Abi, vcpus: int) -> Domain:
-        image, mem = self.image, self.mem
-        frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-        frames.assign(mem.first_mfn, mem.nr_pages, DOMAIN_ID)
+    def _create_domain(self, image: BootImage, domain_id: int, vcpus: int) -> Domain:
+        mem, frames = self.mem, self.host.frames
         shared_info_mfn = mem.alloc_xenheap_page()
         if shared_info_mfn != image.shared_info_mfn:
             raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
+        frames.assign(image.first_mfn, image.nr_pages, domain_id)
         shared_info = mem.frame(shared_info_mfn)
         shared_info[:] = image.shared_info
         d = Domain(
-            abi=abi,
+            abi=ABIS[image.guest_type],
             mem=mem,
             frames=frames,
             clock=self.clock,
             shared_info_mfn=shared_info_mfn,
             shared_info=shared_info,
-            domain_id=DOMAIN_ID,
-            nr_pages=mem.nr_pages,
-            max_pages=mem.nr_pages + MAX_PAGES_SLACK,
+            domain_id=domain_id,
+            domain_list=self.host.domain_list,
+            nr_pages=image.nr_pages,
+            max_pages=image.nr_pages + MAX_PAGES_SLACK,
             max_vcpus=vcpus,
             wallclock_ns=WALLCLOCK_NS,
         )
+        d.xenheap.append(shared_info_mfn)
         d.engine = self.engine
         d.trace = Trace()
         d.reschedule = self._reschedule
         d.close_ports = self.engine.close_ports
         d.vcpus = [Vcpu(d, i) for i in range(vcpus)]
-        self._create_memory_management(d)
+        self._create_memory_management(d, image)
         return d
 
-    def _create_memory_management(self, d: Domain) -> None:
-        image, mem, engine = self.image, self.mem, self.engine
+    def _create_memory_management(self, d: Domain, image: BootImage) -> None:
+        mem, engine = self.mem, self.engine
         xen = XenMappings(d, engine)
         d.guest = GuestAccess(d.abi, mem, lambda va, write: d.mm.walk(d.current_root(), va, write))
         d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
         d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, d.abi)
         d.frames.share_xen_page_with_guest(d.shared_info_mfn, d.domain_id, writable=True)
-        _fill_m2p(mem, image.first_mfn, image.p2m)
+        _fill_m2p(mem, image)
         init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), d.abi)
-        if image.plan.hypercall_page_pfn is not None:
-            page = mem.frame(image.p2m[image.plan.hypercall_page_pfn])
-            init_hypercall_page(page, ring1=d.abi.is_32bit)
+        if image.hypercall_page_mfn is not None:
+            init_hypercall_page(mem.frame(image.hypercall_page_mfn), ring1=d.abi.is_32bit)
         engine.set_long_mode(d.abi.pt_levels != 2)
         engine.set_control(0, CR0)
         engine.set_control(4, CR4_2LEVEL if d.abi.pt_levels == 2 else CR4_PAE)
         xen.initial_state = engine.save_state()
 
-    def _create_backends(self, console_output: Callable[[bytes], None]) -> None:
-        d, start_info = self.domain, self.image.start_info
+    def _create_backends(self, image: BootImage, console_output: Callable[[bytes], None]) -> None:
+        d = self.domain
         d.evtchn = EvtchnTable(d)
         d.grant_table = GrantTable(d)
-        create_dom0(d.mem, d.frames, d.clock, d.domain_list)
         for ref, mfn in (
-            (GNTTAB_RESERVED_XENSTORE, start_info.store_mfn),
-            (GNTTAB_RESERVED_CONSOLE, start_info.console_mfn),
+            (GNTTAB_RESERVED_XENSTORE, image.store_mfn),
+            (GNTTAB_RESERVED_CONSOLE, image.console_mfn),
         ):
             if not d.grant_table.grant_to_backend(ref, mfn):
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
-        self.xenstore = XenstoreBackend(self.mem.frame(start_info.store_mfn), d)
-        self.console = ConsoleBackend(self.mem.frame(start_info.console_mfn), console_output)
-        dom0 = d.domain_list[DOM0]
+        self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d)
+        self.console = ConsoleBackend(self.mem.frame(image.console_mfn), console_output)
+        dom0 = d.domain_list.get(DOM0) or create_dom0(d.mem, d.frames, d.domain_list)
         ports = (self.xenstore.connect(d, dom0), self.console.connect(d, dom0))
-        if ports != (start_info.store_evtchn, start_info.console_evtchn):
-            wanted = (start_info.store_evtchn, start_info.console_evtchn)
+        if ports != (image.store_evtchn, image.console_evtchn):
+            wanted = (image.store_evtchn, image.console_evtchn)
             raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")
 
-    def _connect(self) -> None:
+    def _connect(self, upper_ptwr: bool) -> None:
         d = self.domain
         self.frames: Frames = (Frames32 if d.abi.is_32bit else Frames64)(d.vcpus)
         table = HypercallTable(d, self.frames)
         entry = table.entry32 if d.abi.is_32bit else table.entry64
-        ro = RoPageFault(d, upper_tables=self._upper_ptwr)
+        ro = RoPageFault(d, upper_tables=upper_ptwr)
         self.traps = Traps(d, self.frames, ro, entry)
         ro.reject = self.traps.inject
         self.ro_page_fault = ro
-        self.engine.install(self.traps)
+        self.engine.set_handlers(self.traps)
         self.lanes = Lanes(d)
 
-    def _start_boot_vcpu(self) -> None:
-        d, image = self.domain, self.image
-        rc = pin_table(d.vcpus[0], image.p2m[image.plan.pgtables_pfn])
+    def _start_boot_vcpu(self, image: BootImage) -> None:
+        d = self.domain
+        rc = pin_table(d.vcpus[0], image.root_mfn)
         if rc:
             raise EngineError(f"the built page tables do not validate: error {rc}")
         v = d.vcpus[0]
-        rc = arch_set_info_guest(v, image.context.pack(d.abi.word))
+        rc = arch_set_info_guest(v, image.context)
         if rc:
             raise EngineError(f"the built vCPU context is refused: error {rc}")
         v.pause_flags = 0
@@ -244,18 +235,6 @@ class Machine:
             return ""
         return SHUTDOWN_NAMES[code] if code < len(SHUTDOWN_NAMES) else f"reason {code}"
 
-    # What the engine is told is told last: whoever is overtaken by its leaving finds the flag.
-
-    def pause(self) -> None:
-        """Make `run()` return as soon as the guest is between two instructions. Any thread may."""
-        self._paused = True
-        self.engine.want_out()
-
-    def nudge(self) -> None:
-        """Have `attend()` called as soon as the guest is between two instructions. Any thread may."""
-        self._nudged = True
-        self.engine.want_out()
-
     def input(self, data: bytes) -> None:
         """Type `data` on the console; the guest gets it where it stands when it next could."""
         self._input.append(data)
@@ -267,60 +246,66 @@ class Machine:
         return sum(map(len, self._input)) + self.console.pending_input
 
     def run(self) -> Stop:
-        """Run the domain until it stops, crashes, idles for good, or `pause()` is called."""
-        if self.crash is not None:
-            return Stop.CRASHED
-        try:
-            return self._run()
-        except DomainCrash as crash:
-            self.crash = crash
-            return Stop.CRASHED
+        """Run the host until this domain stops or crashes, all are idle for good, or the host is paused."""
+        while not self.is_over:
+            machine, stop = self.host.run()
+            if machine is None:
+                return stop
+        return Stop.CRASHED if self.crash is not None else Stop.SHUTDOWN
 
-    def _run(self) -> Stop:
-        d, clock, ro = self.domain, self.clock, self.ro_page_fault
-        while True:
-            if clock.turn_is_over() and not ro.pending:  # nothing may come within a store
-                clock.run_due()
-                if d.is_shutting_down:
-                    return Stop.SHUTDOWN
-                self._schedule()
-            if self._serve_host():
-                return Stop.PAUSED
-            if self._input and not ro.pending:
-                self._type(self._input.popleft())
-            elif self._is_idle:
-                if self._pass_idle_time():
-                    return Stop.IDLE
-            elif clock.now() >= self._next_look:
-                self._look_for_loop()
-            else:
-                self._enter()
+    # -- what the host asks
 
-    # -- for whoever holds the machine
+    def turn_is_over(self) -> bool:
+        """Whether the guest's turn is over; nothing may come within a half-done store (ro_page_fault.py)."""
+        return self.clock.turn_is_over() and not self.ro_page_fault.pending
 
-    def _serve_host(self) -> bool:
-        """Do what was asked for from outside; whether it was to stop."""
+    def waits(self) -> bool:
+        """Every vCPU is blocked, and there is nothing to wake one but time and others."""
+        return self._is_idle and not self._input and self._pick() is None
+
+    def due(self) -> tuple[int, int]:
+        """When this domain has something to do next; of two with the same time the lower domid is first."""
+        when = self.clock.next_deadline() if self.waits() else self.clock.now()
+        return when, self.domain.domain_id
+
+    def begin_turn(self) -> bool:
+        """The next turn, unless the domain is over: whether it is."""
+        self.clock.run_due()
+        if self.domain.is_shutting_down:
+            self.is_over = True
+            return True
+        if self.cap:
+            self._keep_cap()
+        self._schedule()
+        return False
+
+    def go_on(self) -> None:
+        """Input, or a piece of the guest's code."""
         clock = self.clock
-        clock.host.run_due(clock.now)
-        if self._nudged:
-            self._nudged = False
-            self.attend()
-        paused, self._paused = self._paused, False
-        return paused
+        if self._input and not self.ro_page_fault.pending:
+            self._type(self._input.popleft())
+        elif self._is_idle:
+            clock.end_turn()  # somebody woke a vCPU
+        elif clock.now() >= self._next_look:
+            self._look_for_loop()
+        else:
+            self._enter()
 
-    def _pass_idle_time(self) -> bool:
-        """Every vCPU is blocked; whether nothing can change that any more."""
-        clock = self.clock
-        if self._pick() is not None:  # a backend had news for the guest
-            clock.end_turn()
-            return False
-        when = min(clock.next_deadline(), clock.host.next_deadline())
-        self.idle(when)
-        return when == NEVER and not (self._input or self._paused or self._pick() or clock.turn_is_over())
+    def crashed(self, crash: DomainCrash) -> None:
+        """The guest did what Xen crashes a domain for."""
+        self.crash = crash
+        self.is_over = True
 
-    def _skip_idle_time(self, when: int) -> None:
-        if when != NEVER:
-            self.clock.advance_to(when)
+    def _keep_cap(self) -> None:
+        """Where the domain had more than its cap of the time, let time pass until it had not."""
+        clock, cap = self.clock, self.cap
+        now, used = clock.now(), clock.busy_ns
+        left = (now - self._cap_since) * cap // 100 - (used - self._cap_used)
+        if left > _CAP_PERIOD_NS * cap // 100:  # what was not used is not saved up
+            self._cap_since, self._cap_used = now - _CAP_PERIOD_NS, used
+        elif left < 0:
+            clock.advance_to(now - left * 100 // cap)
+            clock.run_due()
 
     # -- for the guest
 
@@ -356,7 +341,7 @@ class Machine:
     def _enter(self) -> None:
         """Let the guest run to the end of its turn, or until somebody outside wants to be heard."""
         clock = self.clock
-        end = min(self._next_look, clock.turn_end, clock.host.next_deadline())
+        end = min(self._next_look, clock.turn_end, self.host.timers.next_deadline())
         if self.ro_page_fault.pending:  # whatever the time is, its one instruction is executed
             end = max(end, clock.now() + 1)
         clock.set_horizon(end)
@@ -389,7 +374,8 @@ class Machine:
         loop = counting_loop(q[:16].tolist(), q[RIP], engine.code_is_64bit, self._look)
         if loop is None or loop.rounds * loop.size < _WORTH_BYTES:
             return False
-        end = min(self._next_event(v), clock.host.next_deadline())
+        others = max(self.host.others_due(self), clock.turn_end)  # nobody is left behind by more than a turn
+        end = min(self._next_event(v), self.host.timers.next_deadline(), others)
         if (end - clock.now()) // loop.size < 4:
             return False
         rip, spent = q[RIP], clock.cell[CELL_SPENT]
@@ -424,7 +410,7 @@ class Machine:
         clock = self.clock
         others = any(w.is_initialised and not w.pause_flags for w in self.domain.vcpus if w is not v)
         due = next_update_of_system_time(v)
-        if others or v.nmi_pending or v.event_needs_delivery() or due <= clock.turn_end:
+        if others or self.cap or v.nmi_pending or v.event_needs_delivery() or due <= clock.turn_end:
             return clock.turn_end
         return min(clock.next_deadline(), -(-due // _TURN_NS) * _TURN_NS)
 
@@ -489,26 +475,11 @@ class Machine:
             system_time_ns=self.clock.now(),
         )
 
-    def close(self) -> None:
-        """Give the engine's memory back."""
-        self.engine.close()
 
-
-def _adopt_ram(image: DomainImage, abi: Abi) -> MachineMemory:
-    """Machine memory with the image's contents, for an image that was built somewhere else."""
-    mem = MachineMemory(image.plan.nr_pages, first_mfn=image.first_mfn)
-    zero = bytes(4096)
-    for start in range(0, len(image.ram), 4096):
-        page = image.ram[start : start + 4096]
-        if page != zero:
-            mem.ram[start : start + 4096] = page
-    return mem
-
-
-def _fill_m2p(mem: MachineMemory, first_mfn: int, p2m: array[int]) -> None:
-    inverse = array("Q", bytes(8 * len(p2m)))
-    for pfn, mfn in enumerate(p2m):
-        inverse[mfn - first_mfn] = pfn
+def _fill_m2p(mem: MachineMemory, image: BootImage) -> None:
+    inverse = array("Q", bytes(8 * len(image.p2m)))
+    for pfn, mfn in enumerate(image.p2m):
+        inverse[mfn - image.first_mfn] = pfn
     for table in mem.m2p.values():
         if table.in_use:
-            table.fill(first_mfn, inverse)
+            table.fill(image.first_mfn, inverse)

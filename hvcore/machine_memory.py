@@ -52,6 +52,7 @@ class MachineMemory:
         if first_mfn % _SUPERPAGE_FRAMES or self.base_mfn <= 0:
             raise ValueError(f"first_mfn {first_mfn:#x} leaves no aligned room for the heap below it")
         self._heap_top = first_mfn
+        self._freed: list[int] = []
         size = (self.end_mfn - self.base_mfn) << PAGE_SHIFT
         self.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.buffer)
@@ -88,10 +89,29 @@ class MachineMemory:
 
     def alloc_xenheap_page(self) -> int:
         """A zeroed frame of Xen's own (its mfn). Raises MemoryError when the heap is used up."""
-        if self._heap_top == self._heap_floor:
+        mfn = self.next_xenheap_mfn
+        if self._freed:
+            self._freed.pop()
+        elif self._heap_top == self._heap_floor:
             raise MemoryError("xen heap exhausted")
-        self._heap_top -= 1
-        return self._heap_top
+        else:
+            self._heap_top -= 1
+        return mfn
+
+    @property
+    def next_xenheap_mfn(self) -> int:
+        """What alloc_xenheap_page() will hand out next, if anything."""
+        return self._freed[-1] if self._freed else self._heap_top - 1
+
+    def free_xenheap_page(self, mfn: int) -> None:
+        """Give a frame of Xen's own back."""
+        self.frame(mfn)[:] = bytes(PAGE_SIZE)
+        self._freed.append(mfn)
+
+    def scrub(self, start_mfn: int, nr: int) -> None:
+        """Make `nr` frames read as zeroes, and give their memory back to this machine's own host."""
+        start = (start_mfn - self.base_mfn) << PAGE_SHIFT
+        self.buffer.madvise(mmap.MADV_DONTNEED, start, nr << PAGE_SHIFT)
 
     def frame(self, mfn: int) -> memoryview:
         """The 4096 bytes of a frame. Raises IndexError for a frame that the machine does not have."""

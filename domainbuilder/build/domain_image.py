@@ -26,6 +26,7 @@ from domainbuilder.plan.pgtables import setup_pgtables_pv
 from domainbuilder.plan.segments import KERNEL, MODULE0, PHYS2MACH, Segment
 from domainbuilder.plan.start_info import StartInfo, shared_info
 from domainbuilder.plan.vcpu_context import VcpuContext
+from hvcore.boot_image import BootImage
 from hvcore.public.vcpu_guest_context import xen_pfn_to_cr3
 from hvcore.public.xen import PAGE_SHIFT
 
@@ -53,6 +54,26 @@ class DomainImage:
     context: VcpuContext
     start_info: StartInfo
     shared_info: bytes
+
+    def boot_image(self) -> BootImage:
+        """The same, in the hypervisor's terms."""
+        plan, pfn = self.plan, self.plan.hypercall_page_pfn
+        return BootImage(
+            guest_type=plan.guest_type,
+            nr_pages=plan.nr_pages,
+            first_mfn=self.first_mfn,
+            p2m=self.p2m,
+            ram=self.ram,
+            root_mfn=self.p2m[plan.pgtables_pfn],
+            hypercall_page_mfn=None if pfn is None else self.p2m[pfn],
+            shared_info_mfn=self.shared_info_mfn,
+            shared_info=self.shared_info,
+            context=self.context.pack(plan.guest.width),
+            store_mfn=self.start_info.store_mfn,
+            store_evtchn=self.start_info.store_evtchn,
+            console_mfn=self.start_info.console_mfn,
+            console_evtchn=self.start_info.console_evtchn,
+        )
 
     @property
     def memory(self) -> GuestMemory:

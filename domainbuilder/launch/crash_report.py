@@ -18,6 +18,7 @@ from domainbuilder.symbols.backtrace import Frame, backtrace
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
+    from domainbuilder.plan.domain_plan import DomainPlan
     from domainbuilder.symbols.table import Symbols
     from hvcore.machine import Machine
     from hvcore.refusal import Refusal
@@ -126,6 +127,7 @@ class CrashReport:
 
 def capture(
     machine: Machine,
+    plan: DomainPlan,
     reason: str,
     *,
     address: int | None,
@@ -135,9 +137,9 @@ def capture(
 ) -> CrashReport:
     """Look at the running vCPU as it stands. `address` is one whose mapping matters, `role` says why.
 
-    `symbols` are those of a file that the user names; without them it is the kernel's own.
+    `plan` is the domain's; `symbols` are those of a file that the user names, without them the kernel's own.
     """
-    d, names = machine.domain, Names(machine, symbols)
+    d, names = machine.domain, Names(plan, symbols)
     v, word = d.current, d.abi.word
     view = GuestView(machine)
     registers = _registers(machine)

@@ -25,7 +25,7 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from domainbuilder.build.domain_image import DomainImage, build
+from domainbuilder.build.domain_image import DEFAULT_FIRST_MFN, DomainImage, build
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
 from domainbuilder.kernel.kernel_file import KernelFile
@@ -35,10 +35,11 @@ from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
 from domainbuilder.launch.transcript import Transcript
 from domainbuilder.plan.domain_plan import DomainPlan, plan
-from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
+from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
-from hvcore.machine import BOOT_TIME_NS, Machine, Stop
+from hvcore.host import Host
+from hvcore.machine import BOOT_TIME_NS, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.pv.traps import vector_name
 
@@ -81,16 +82,19 @@ class Input(Protocol):
 class RunningDomain:
     """A domain that runs whenever it is asked to: by `console.expect` and `wait`, and not in between.
 
-    A context manager; leaving it destroys the domain. `machine` is the whole hypervisor, for experts.
+    A context manager; leaving it destroys the domain. `machine` and its `host` are the hypervisor, for
+    experts. Where the domain shares its host with others, they run beside it.
     """
 
     def __init__(
         self,
         image: DomainImage,
-        memory: MachineMemory,
+        host: Host,
         *,
+        shares_host: bool,
         vcpus: int,
         upper_ptwr: bool,
+        cap: int,
         timeout: float | None,
         max_guest_seconds: float | None,
         console_output: Callable[[bytes], None] | None,
@@ -115,11 +119,11 @@ class RunningDomain:
         self._running = False  # within Machine.run()
         self._may_raise = False  # within it, but where an exception is not lost
         self._interruption: BaseException | None = None
-        self.machine = Machine(
-            image, memory=memory, vcpus=vcpus, console_output=self._output, upper_ptwr=upper_ptwr
+        self._shares_host = shares_host
+        self.image = image
+        self.machine = host.create(
+            image.boot_image(), vcpus=vcpus, console_output=self._output, upper_ptwr=upper_ptwr, cap=cap
         )
-        self.machine.idle = self._idle
-        self.machine.attend = self._check_limits
         self.console = Console(self._run, self._send, self._transcript)
 
     def __enter__(self) -> Self:
@@ -135,7 +139,10 @@ class RunningDomain:
         if self._closed:
             return
         self._closed = True
-        self.machine.close()
+        if self._shares_host:
+            self.machine.host.destroy(self.machine)
+            return
+        self.machine.host.close()
         with suppress(OSError, AttributeError):  # its memory, though views of it may live on
             self.machine.mem.buffer.madvise(mmap.MADV_REMOVE)
 
@@ -147,7 +154,7 @@ class RunningDomain:
         if not self._running or self._may_raise:
             raise error
         self._interruption = error
-        self.machine.pause()
+        self.machine.host.pause()
 
     def attach(self, source: Input) -> None:
         """Take console input from `source` too."""
@@ -278,11 +285,13 @@ class RunningDomain:
     def _watch(self, done: threading.Event, deadline: float) -> None:
         delay = deadline + _GRACE - time.monotonic()
         while not done.wait(max(delay, 0.0)):
-            self.machine.nudge()
+            self.machine.host.nudge()
             delay = _GRACE / 10
 
     def _resume(self) -> Outcome | None:
         """One `Machine.run()`; None where there is nothing to say about its end."""
+        host = self.machine.host
+        host.idle, host.attend = self._idle, self._check_limits
         self._arm_tick()
         self._running, self._interruption = True, None
         try:
@@ -326,7 +335,13 @@ class RunningDomain:
 
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
         return capture(
-            self.machine, reason, address=address, role=role, guest_ns=guest_ns, symbols=self._symbols
+            self.machine,
+            self.image.plan,
+            reason,
+            address=address,
+            role=role,
+            guest_ns=guest_ns,
+            symbols=self._symbols,
         )
 
     # -- what the machine calls
@@ -340,17 +355,17 @@ class RunningDomain:
                     self._sink(data)
             except BaseException as error:  # which must not end the guest's hypercall half done
                 self._interruption = error
-                self.machine.pause()
+                self.machine.host.pause()
         try:
             if self._met():
-                self.machine.pause()
+                self.machine.host.pause()
         except BaseException as error:
             self._interruption = error
-            self.machine.pause()
+            self.machine.host.pause()
 
     def _arm_tick(self) -> None:
-        clock = self.machine.clock
-        clock.set_host_timer(_TICK, min(clock.now() + _TICK_NS, self._guest_limit), self._tick)
+        now = self.machine.clock.now()
+        self.machine.host.set_timer(_TICK, min(now + _TICK_NS, self._guest_limit), self._tick)
 
     def _tick(self) -> None:
         """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
@@ -367,7 +382,7 @@ class RunningDomain:
 
     def _expire(self, why: str) -> None:
         self._expired = why
-        self.machine.pause()
+        self.machine.host.pause()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -388,16 +403,16 @@ class RunningDomain:
         with self._interruptible():
             data = source.read(seconds)
         if source.detached:
-            self.machine.pause()
+            self.machine.host.pause()
         elif data:
             self.machine.input(data)
         return bool(data)
 
     def _idle(self, deadline: int) -> None:
         """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
-        clock = self.machine.clock
-        clock.host.stop(_TICK)
-        due = min(clock.next_deadline(), clock.host.next_deadline())
+        host = self.machine.host
+        host.timers.stop(_TICK)
+        due = host.next_deadline()
         if due == NEVER and deadline != NEVER:
             return  # the tick was all there was: the machine looks again, and finds that out
         due = due if due == NEVER else min(due, self._guest_limit)
@@ -405,8 +420,7 @@ class RunningDomain:
             self._wait(due)
         else:
             # A pipe is waited for only where nothing else can ever happen.
-            if due != NEVER:
-                clock.advance_to(due)
+            host.advance_to(due)
             self._take_input(None if due == NEVER else 0.0)
         self._check_limits()
         if not self._expired:
@@ -414,11 +428,10 @@ class RunningDomain:
 
     def _wait(self, due: int) -> None:
         """Wait for input as long as the guest would."""
-        clock = self.machine.clock
-        now, started = clock.now(), time.monotonic_ns()
+        now, started = self.machine.clock.now(), time.monotonic_ns()
         typed = self._take_input(None if due == NEVER else max(due - now, 0) / 1e9)
         passed = now + time.monotonic_ns() - started
-        clock.advance_to(min(passed, due) if typed or due == NEVER else due)
+        self.machine.host.advance_to(min(passed, due) if typed or due == NEVER else due)
 
 
 def launch(
@@ -446,6 +459,39 @@ def launch(
 
     Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs.
     """
+    return launch_on(
+        None,
+        kernel,
+        memory_mib,
+        ramdisk=ramdisk,
+        cmdline=cmdline,
+        guest_type=guest_type,
+        vcpus=vcpus,
+        upper_ptwr=upper_ptwr,
+        timeout=timeout,
+        max_guest_seconds=max_guest_seconds,
+        console_output=console_output,
+        symbols=symbols,
+    )
+
+
+def launch_on(
+    host: Host | None,
+    kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
+    memory_mib: int | None,
+    *,
+    ramdisk: str | os.PathLike[str] | bytes | None,
+    cmdline: str | bytes,
+    guest_type: str | None,
+    vcpus: int,
+    upper_ptwr: bool,
+    timeout: float | None,
+    max_guest_seconds: float | None,
+    console_output: Callable[[bytes], None] | None,
+    symbols: str | os.PathLike[str] | None,
+    cap: int = 0,
+) -> RunningDomain:
+    """`launch` on a host that others may share, or on one of its own (None)."""
     started = time.monotonic()
     for limit in (timeout, max_guest_seconds):
         if limit is not None and not 0 < limit < _FOREVER:
@@ -461,14 +507,17 @@ def launch(
     elif (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
         raise BuildError("a domain that is planned or built has its memory, ramdisk and command line already")
     names = _symbols(symbols, kernel.elf if isinstance(kernel, DomainPlan) else kernel.plan.elf)
-    image, memory = _move(kernel) if isinstance(kernel, DomainImage) else _build(kernel)
+    shares_host = host is not None
+    image, host = _move(kernel, host) if isinstance(kernel, DomainImage) else _build(kernel, host)
     del kernel
     try:
         return RunningDomain(
             image,
-            memory,
+            host,
+            shares_host=shares_host,
             vcpus=vcpus,
             upper_ptwr=upper_ptwr,
+            cap=cap,
             timeout=timeout,
             max_guest_seconds=max_guest_seconds,
             console_output=console_output,
@@ -476,14 +525,16 @@ def launch(
             symbols=names,
         )
     except EngineError as error:
-        raise LayoutError(f"the domain cannot be started: {error}", where=Where(image.plan.kernel)) from error
+        raise _not_started(error, image.plan) from error
 
 
-def _build(planned: DomainPlan) -> tuple[DomainImage, MachineMemory]:
-    """The domain, in a machine's memory, without its unpacked kernel, of which the guest has its copy."""
-    memory = _allocate(planned.nr_pages, _abi(planned.guest_type, planned.kernel))
-    image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
-    return replace(image, plan=replace(planned, elf=None, ramdisk=None)), memory
+def _build(planned: DomainPlan, host: Host | None) -> tuple[DomainImage, Host]:
+    """The domain, in a host's memory, without its unpacked kernel, of which the guest has its copy."""
+    _check_guest_type(planned)
+    host = host or _new_host(planned, DEFAULT_FIRST_MFN)
+    first_mfn, ram = _room(host, planned.nr_pages)
+    image = build(planned, ram=ram, first_mfn=first_mfn, shared_info_mfn=host.mem.next_xenheap_mfn)
+    return replace(image, plan=replace(planned, elf=None, ramdisk=None)), host
 
 
 def _symbols(path: str | os.PathLike[str] | None, kernel: ElfImage | None) -> Symbols | None:
@@ -494,28 +545,54 @@ def _symbols(path: str | os.PathLike[str] | None, kernel: ElfImage | None) -> Sy
     return read_symbols(path, kernel)
 
 
-def _abi(guest_type: str, kernel: str) -> Abi:
-    abi = ABIS.get(guest_type)
-    if abi is None:
-        raise BuildError("launch does not run such guests", where=Where(kernel), found=guest_type)
-    return abi
+def _check_guest_type(plan: DomainPlan) -> None:
+    if plan.guest_type not in ABIS:
+        raise BuildError("launch does not run such guests", where=Where(plan.kernel), found=plan.guest_type)
 
 
-def _allocate(nr_pages: int, abi: Abi, first_mfn: int | None = None) -> MachineMemory:
+def _new_host(plan: DomainPlan, first_mfn: int) -> Host:
+    """A host for that domain alone."""
     try:
-        if first_mfn is None:
-            return MachineMemory(nr_pages)
+        return Host(_allocate(plan.nr_pages, first_mfn))
+    except EngineError as error:
+        raise _not_started(error, plan) from error
+
+
+def _not_started(error: EngineError, plan: DomainPlan) -> LayoutError:
+    return LayoutError(f"the domain cannot be started: {error}", where=Where(plan.kernel))
+
+
+def _allocate(nr_pages: int, first_mfn: int = DEFAULT_FIRST_MFN) -> MachineMemory:
+    try:
         return MachineMemory(nr_pages, first_mfn=first_mfn)
     except (OSError, ValueError, OverflowError) as error:
         raise LayoutError(f"no memory for {nr_pages:#x} pages ({nr_pages >> 8:,} MB): {error}") from error
 
 
-def _move(image: DomainImage) -> tuple[DomainImage, MachineMemory]:
-    """A built domain, with its memory in a machine's: pages of zeros are not copied."""
-    memory = _allocate(image.plan.nr_pages, _abi(image.plan.guest_type, image.plan.kernel), image.first_mfn)
+def _room(host: Host, nr_pages: int) -> tuple[int, memoryview]:
+    """Where the next domain's memory begins, and that memory, zeroed."""
+    try:
+        first_mfn = host.room_for(nr_pages)
+    except MemoryError as error:
+        raise LayoutError(str(error)) from error
+    host.mem.scrub(first_mfn, nr_pages)
+    start = (first_mfn - host.mem.first_mfn) * _PAGE
+    return first_mfn, host.mem.ram[start : start + nr_pages * _PAGE]
+
+
+def _move(image: DomainImage, host: Host | None) -> tuple[DomainImage, Host]:
+    """A built domain, with its memory in a host's: pages of zeros are not copied."""
+    _check_guest_type(image.plan)
+    host = host or _new_host(image.plan, image.first_mfn)
+    first_mfn, ram = _room(host, image.plan.nr_pages)
+    if (first_mfn, host.mem.next_xenheap_mfn) != (image.first_mfn, image.shared_info_mfn):
+        raise BuildError(
+            "a built domain has its machine frames, and the host has others free",
+            where=Where(image.plan.kernel), found=image.first_mfn, expected=first_mfn,
+        )  # fmt: skip
     zero = bytes(_PAGE)
     for at in range(0, len(image.ram), _PAGE):
         page = image.ram[at : at + _PAGE]
         if page != zero:
-            memory.ram[at : at + _PAGE] = page
-    return replace(image, ram=memory.ram), memory
+            ram[at : at + _PAGE] = page
+    return replace(image, ram=ram), host

@@ -51,6 +51,7 @@ class GuestView:
 
     def __init__(self, machine: Machine) -> None:
         d = machine.domain
+        self._domain = d
         self._mem = machine.mem
         self._abi = d.abi
         self._m2p = self._mem.m2p[d.abi.m2p_entry].words
@@ -58,11 +59,12 @@ class GuestView:
 
     def pfn_of(self, mfn: int) -> int | None:
         """The machine-to-physical table's answer, or None."""
-        mem = self._mem
-        if not mem.first_mfn <= mfn < mem.end_mfn:
+        d = self._domain
+        pg = mfn - d.frames.base_mfn
+        if not 0 <= pg < d.frames.nr or d.frames.owner[pg] != d.domain_id:
             return None
         pfn: int = self._m2p[mfn]
-        return pfn if pfn < mem.nr_pages else None
+        return pfn if pfn < d.nr_pages else None
 
     def walk(self, va: int) -> Walk:
         """The page walk of `va` as the processor would do it, entry by entry."""

@@ -13,12 +13,11 @@ from domainbuilder.symbols.table import Symbols, no_symbols
 from hvcore.public.xen import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from hvcore.machine import Machine
+    from domainbuilder.plan.domain_plan import DomainPlan
 
 
-def _kernel_elf(machine: Machine) -> ElfImage | None:
+def _kernel_elf(plan: DomainPlan) -> ElfImage | None:
     """The kernel that was launched, opened again for its symbols; None if it has gone or is no file."""
-    plan = machine.image.plan
     if plan.elf is not None:
         return plan.elf
     try:
@@ -30,17 +29,17 @@ def _kernel_elf(machine: Machine) -> ElfImage | None:
 class Names:
     """Addresses to `symbol+offset`, for the guest's code, by `symbols` or by the kernel's own."""
 
-    def __init__(self, machine: Machine, symbols: Symbols | None = None) -> None:
-        elf = _kernel_elf(machine)
+    def __init__(self, plan: DomainPlan, symbols: Symbols | None = None) -> None:
+        elf = _kernel_elf(plan)
         if symbols is None:
             symbols = kernel_symbols(elf) if elf is not None else no_symbols()
         self.symbols = symbols
-        stubs = machine.image.plan.parms.virt_hypercall
+        stubs = plan.parms.virt_hypercall
         self.stubs = (
             range(0) if stubs == UNSET_ADDR else range(stubs & -PAGE_SIZE, (stubs & -PAGE_SIZE) + PAGE_SIZE)
         )
         if elf is None:  # a built domain, whose kernel is nowhere but in its memory
-            parms = machine.image.plan.parms
+            parms = plan.parms
             self._code = [(parms.virt_kstart, parms.virt_kend)]
         else:
             self._code = [(p.vaddr, p.vaddr + p.memsz) for p in elf.load_segments if p.flags & PF_X]

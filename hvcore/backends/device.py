@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from hvcore.common.event_channel import bind_backend, evtchn_send
+from hvcore.common.event_channel import bind_backend, evtchn_close, evtchn_send
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
@@ -30,6 +30,13 @@ class Device(ABC):
         self._backend = backend
         self.port, self.backend_port = bind_backend(guest, backend, self.handle_event)
         return self.port
+
+    def disconnect(self) -> None:
+        """Close the backend's end, for good."""
+        if self._backend is not None:
+            self._backend.evtchn.consumers.pop(self.backend_port, None)
+            evtchn_close(self._backend.evtchn, self.backend_port)
+            self._backend = None
 
     @abstractmethod
     def handle_event(self) -> None:

@@ -136,7 +136,7 @@ class GrantTable:
 
     def _share_new_frame(self) -> int:
         d = self.domain
-        mfn = self._spare.pop() if self._spare else d.mem.alloc_xenheap_page()
+        mfn = self._spare.pop() if self._spare else d.alloc_xenheap_page()
         d.mem.frame(mfn)[:] = bytes(PAGE_SIZE)
         d.frames.share_xen_page_with_guest(mfn, d.domain_id, writable=True)
         return mfn
@@ -248,6 +248,14 @@ class GrantTable:
         act = self.active[ref] = ActiveEntry(_DOM0, mfn, trans_domid=self.domain.domain_id, trans_gref=ref)
         act.pin = GNTPIN_hstw_inc
         return self.set_status(ref, _DOM0, readonly=False, mapping=True) == GNTST_okay
+
+    def revoke_from_backends(self) -> None:
+        """Undo grant_to_backend(): the backends are closed."""
+        for ref in [ref for ref, act in self.active.items() if act.domid == _DOM0]:
+            act = self.active[ref]
+            act.pin = 0
+            self.domain.mm.put_page_and_type(act.mfn)
+            self.reduce_status_for_pin(ref, readonly=False)
 
     # --- handles ------------------------------------------------------------------------------------------
 

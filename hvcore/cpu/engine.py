@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import unicorn.unicorn_py3.unicorn as _binding
 
@@ -122,6 +122,26 @@ def _require_room() -> None:
         raise EngineError(f"no address space for translated code: {error.strerror}") from error
 
 
+class EngineContext(NamedTuple):
+    """What a domain leaves in the engine: the processor's state, and the words that are not the clock's."""
+
+    state: bytes
+    step_deferred: bool
+    port_ring: int
+    port_cost: int
+    port_reads: int
+    port_writes: int
+    tlb_flushes: int
+    step_rechecked: int
+    vcpu: int
+    journal: int
+    lane_counts: int
+    multicall_done: int
+
+
+_CONTEXT_WORDS = EngineContext._fields[2:]
+
+
 class Engine:
     """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
 
@@ -171,6 +191,7 @@ class Engine:
         self._keep: list[object] = []
         self._stop = self._lib.uc_emu_stop
         self.native_pacing = False
+        self.set_handlers: Callable[[Handlers], None] = self.install
 
     def _call(self, name: str, *args: object, handle: bool = True) -> None:
         err = getattr(self._lib, name)(*((self._uc,) if handle else ()), *args)
@@ -187,6 +208,12 @@ class Engine:
             handlers.cpuid,
             handlers.rdtsc,
         )
+
+        def set_handlers(other: Handlers) -> None:
+            nonlocal interrupt, syscall, cpuid, rdtsc
+            interrupt, syscall, cpuid, rdtsc = other.interrupt, other.syscall, other.cpuid, other.rdtsc
+
+        self.set_handlers = set_handlers
         q, d, words = self.q, self.d, self.words
         saved_by_core = self._core_sees_exits  # what `syscall` does to RCX and R11
         enter, leave = self._enter_leave()
@@ -689,6 +716,20 @@ class Engine:
         d[table // 4 + 5] = flags
 
     # -- a vCPU's whole state
+
+    def save_context(self) -> EngineContext:
+        """All that another domain must find untouched when its turn comes again, but the clock's words."""
+        words = self.words
+        return EngineContext(
+            self.save_state(), self._step_deferred, *(getattr(words, name) for name in _CONTEXT_WORDS)
+        )
+
+    def load_context(self, context: EngineContext) -> None:
+        """Put back what `save_context()` gave."""
+        self.load_state(context.state)
+        self._step_deferred = context.step_deferred
+        for name in _CONTEXT_WORDS:
+            setattr(self.words, name, getattr(context, name))
 
     def save_state(self) -> bytes:
         """Everything of the CPU state that belongs to a vCPU, FPU and debug registers included.

@@ -70,7 +70,7 @@ class RoPageFault:
         self.upper_tables = upper_tables
         self.engine = domain.engine
         self.mm = domain.mm
-        self.scratch_mfn = domain.mem.alloc_xenheap_page()
+        self.scratch_mfn = domain.alloc_xenheap_page()
         self.scratch = domain.mem.frame(self.scratch_mfn)
         self.pending = False
         self.stores = 0

@@ -57,20 +57,20 @@ class XenMappings:
         self.m2p = self.mem.use_m2p(self.abi.m2p_entry)
         self._perdomain_l1: list[int] = []
         if self.two_level:
-            self._perdomain_l1.append(self.mem.alloc_xenheap_page())
-            self._m2p_l1 = self.mem.alloc_xenheap_page()
+            self._perdomain_l1.append(self.domain.alloc_xenheap_page())
+            self._m2p_l1 = self.domain.alloc_xenheap_page()
             self._fill(self._m2p_l1, [self.m2p.mfn + i for i in range(self.m2p.frames)], 0x21)
         else:
-            self._perdomain_l3 = self.mem.alloc_xenheap_page()
-            perdomain_l2 = self.mem.alloc_xenheap_page()
+            self._perdomain_l3 = self.domain.alloc_xenheap_page()
+            perdomain_l2 = self.domain.alloc_xenheap_page()
             self._set(self._perdomain_l3, 0, perdomain_l2 << 12 | _HYPERVISOR_RW)
             for i in range(2):
-                self._perdomain_l1.append(self.mem.alloc_xenheap_page())
+                self._perdomain_l1.append(self.domain.alloc_xenheap_page())
                 self._set(perdomain_l2, i, self._perdomain_l1[i] << 12 | _HYPERVISOR_RW)
         self._m2p_l3 = self._native_m2p() if self.abi.pt_levels == 4 else 0
-        self._xen_l3 = self.mem.alloc_xenheap_page() if self.abi.pt_levels == 4 else 0
+        self._xen_l3 = self.domain.alloc_xenheap_page() if self.abi.pt_levels == 4 else 0
         self._directmap_l3 = self._directmap() if self.abi.pt_levels == 4 else 0
-        self.gdt_page_mfn = self.mem.alloc_xenheap_page()
+        self.gdt_page_mfn = self.domain.alloc_xenheap_page()
         self.initial_state = b""  # a processor in the mode of this guest, with nothing loaded
 
     def current(self) -> Vcpu:
@@ -95,7 +95,7 @@ class XenMappings:
 
     def _native_m2p(self) -> int:
         """L3 and L2 tables that show the M2P to 64-bit guests, read-only, by superpages."""
-        l3, l2 = self.mem.alloc_xenheap_page(), self.mem.alloc_xenheap_page()
+        l3, l2 = self.domain.alloc_xenheap_page(), self.domain.alloc_xenheap_page()
         self._set(l3, 0, l2 << 12 | _NX | 0x25)
         for i in range(self.m2p.frames // _M2P_SUPERPAGE):
             self._set(l2, i, (self.m2p.mfn + _M2P_SUPERPAGE * i) << 12 | _NX | 0xA5)
@@ -103,10 +103,10 @@ class XenMappings:
 
     def _directmap(self) -> int:
         """L3 and L2 tables that show all memory to Xen alone, by superpages as far as memory fills them."""
-        l3, l2 = self.mem.alloc_xenheap_page(), 0
+        l3, l2 = self.domain.alloc_xenheap_page(), 0
         for mfn in range(self.mem.base_mfn, self.mem.end_mfn, _M2P_SUPERPAGE):
             if not l2 or mfn % _L2_FRAMES == 0:
-                l2 = self.mem.alloc_xenheap_page()
+                l2 = self.domain.alloc_xenheap_page()
                 self._set(l3, mfn // _L2_FRAMES % 512, l2 << 12 | _HYPERVISOR_RW)
             if mfn % _M2P_SUPERPAGE == 0 and mfn + _M2P_SUPERPAGE <= self.mem.end_mfn:
                 self._set(l2, mfn // _M2P_SUPERPAGE % 512, mfn << 12 | _NX | _HYPERVISOR_RW | _PSE)
@@ -152,7 +152,7 @@ class XenMappings:
         mfn = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
         if self.abi.pt_levels == 3:
             if not v.compat_l4:
-                v.compat_l4 = self.mem.alloc_xenheap_page()
+                v.compat_l4 = self.domain.alloc_xenheap_page()
                 self._set(v.compat_l4, ROOT_PERDOMAIN_SLOT, self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW)
             self._set(v.compat_l4, 0, mfn << 12 | 0x27)
             mfn = v.compat_l4

@@ -171,7 +171,7 @@ class Guest:
         d.trace = Trace()
         d.reschedule = self._reschedule
         if beside is None:
-            create_dom0(mem, frames, clock, domain_list)
+            create_dom0(mem, frames, domain_list)
         d.evtchn = EvtchnTable(d)
         d.grant_table = GrantTable(d)
         d.vcpus = [Vcpu(d, i) for i in range(max_vcpus)]

@@ -62,7 +62,7 @@ class PvCpu:
             abi=abi, mem=mem, frames=frames, clock=Clock(engine.cell), shared_info_mfn=shared,
             shared_info=mem.frame(shared), nr_pages=NR_PAGES, max_pages=NR_PAGES,
         )  # fmt: skip
-        create_dom0(mem, frames, d.clock, d.domain_list)
+        create_dom0(mem, frames, d.domain_list)
         d.engine, d.trace, d.reschedule = engine, Trace(), engine.stop
         self.v = v = Vcpu(d, 0)
         d.vcpus = [v]

@@ -78,7 +78,7 @@ def other_thread(m: Machine) -> Iterator[None]:
 
     def nudge() -> None:
         while not done.wait(0.0005):
-            m.nudge()
+            m.host.nudge()
 
     thread = threading.Thread(target=nudge)
     thread.start()
@@ -101,17 +101,17 @@ class Stopper:
         self._arm(schedule.first_ns)
 
     def _arm(self, after: int) -> None:
-        self.m.clock.set_host_timer(self, self.m.clock.now() + after, self._stop)
+        self.m.host.set_timer(self, self.m.clock.now() + after, self._stop)
 
     def _stop(self) -> None:
         self.stops += 1
         kind = self.random.random()
         if kind < 0.5:
-            self.m.pause()
+            self.m.host.pause()
         elif kind < 0.6:
             look(self.m)
         elif kind < 0.7:
-            self.m.nudge()
+            self.m.host.nudge()
         self._arm(int(self.random.expovariate(1 / self.gap) * (1 + self.stops / _DENSE) ** 2))
 
 
@@ -127,14 +127,14 @@ def run(subject: Subject, schedule: Schedule | None = None) -> Result:
     ) as dom:
         m = dom.machine
         for at, data in subject.typed:
-            m.clock.set_host_timer(at, m.clock.now() + at, lambda data=data: m.input(data))  # type: ignore[misc]
+            m.host.set_timer(at, m.clock.now() + at, lambda data=data: m.input(data))  # type: ignore[misc]
         over: list[bool] = []
 
         def limit() -> None:
             over.append(True)
-            m.pause()
+            m.host.pause()
 
-        m.clock.set_host_timer("limit", m.clock.now() + subject.limit_ns, limit)
+        m.host.set_timer("limit", m.clock.now() + subject.limit_ns, limit)
         stopper = Stopper(m, schedule) if schedule is not None else None
         started = time.process_time()
         if schedule is not None and schedule.thread:

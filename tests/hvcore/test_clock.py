@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvcore.clock import CELL_IDLE, CELL_LEFT, CELL_SPENT, CELL_WORDS, NEVER, Clock
+from hvcore.clock import CELL_IDLE, CELL_LEFT, CELL_SPENT, CELL_WORDS, NEVER, Clock, Timers
 
 
 def clock(left: int = 1000, start: int = 0) -> Clock:
@@ -88,10 +88,12 @@ def test_a_timer_of_the_host_is_no_part_of_the_turn() -> None:
     c = clock(1000)
     c.begin_turn(2000)
     fired: list[int] = []
-    c.set_host_timer("a", 40, lambda: fired.append(c.now()))
+    host = Timers()
+    host.set("a", 40, lambda: fired.append(c.now()))
+    c.look_at(40)
     assert (c.turn_end, c.cell[CELL_LEFT], c.next_deadline()) == (2000, 40, NEVER)
     c.spend(50)
-    assert (c.turn_is_over(), c.run_due(), c.host.run_due(c.now), fired) == (False, 0, 1, [50])
+    assert (c.turn_is_over(), c.run_due(), host.run_due(c.now), fired) == (False, 0, 1, [50])
 
 
 def test_timers_move_stop_and_may_arm_others() -> None:

@@ -17,7 +17,8 @@ from domainbuilder.conform.run import MEMORY_MIB, VCPUS
 from domainbuilder.plan.domain_plan import plan
 from hvcore.cpu import words
 from hvcore.cpu.compiled import core
-from hvcore.machine import Machine, Stats, Stop
+from hvcore.host import Host
+from hvcore.machine import Stats, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.pv.audit import audit
 
@@ -52,8 +53,9 @@ def run(
     memory = MachineMemory(planned.nr_pages)
     image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
     printed: list[bytes] = []
-    machine = Machine(image, memory=memory, vcpus=VCPUS, console_output=printed.append, lanes=lanes)
-    machine.clock.set_host_timer("enough", machine.clock.now() + 20_000_000_000, machine.pause)
+    host = Host(memory)
+    machine = host.create(image.boot_image(), vcpus=VCPUS, console_output=printed.append, lanes=lanes)
+    host.set_timer("enough", machine.clock.now() + 20_000_000_000, host.pause)
     stop = machine.run()
     assert audit(machine.domain) == []
     seen = Run(
@@ -66,7 +68,7 @@ def run(
         tuple(machine.domain.trace.last_hypercalls()),
     )
     counts = machine.lanes.counts()
-    machine.close()
+    host.close()
     return seen, counts
 
 

@@ -56,12 +56,12 @@ def test_crash(tmp_path: Path) -> None:
 
 def test_pause_before_and_during_a_run(tmp_path: Path) -> None:
     with machine(tmp_path, SPIN) as m:
-        m.pause()
+        m.host.pause()
         assert m.run() is Stop.PAUSED
         code = m.stats().code_bytes
         assert code == 0
         due = m.clock.now() + 3_000_000
-        m.clock.set_host_timer("test", due, m.pause)
+        m.host.set_timer("test", due, m.host.pause)
         assert m.run() is Stop.PAUSED
         assert m.clock.now() >= due
         assert m.stats().code_bytes > code
@@ -71,7 +71,7 @@ def run_for(folder: Path, code: bytes, ns: int, parts: int) -> Stats:
     with machine(folder, code) as m:
         start = m.clock.now()
         for part in range(1, parts + 1):
-            m.clock.set_host_timer("test", start + ns * part // parts, m.pause)
+            m.host.set_timer("test", start + ns * part // parts, m.host.pause)
             assert m.run() is Stop.PAUSED
         return m.stats()
 
@@ -133,7 +133,8 @@ def test_a_loop_that_counts_is_left_out_and_nothing_else_changes(
 
 def test_a_loop_that_waits_goes_on_when_its_time_has_come(tmp_path: Path) -> None:
     with machine(tmp_path, WAIT + SHUTDOWN) as m:
-        ram = m.domain.mem.frame(m.image.p2m[((CODE + 0x1800) - 0xC0000000) >> 12])
+        at = m.domain.mm.walk(m.domain.vcpus[0].cr3_mfn, CODE + 0x1000, False)
+        ram = m.mem.view[at : at + 0x1000]
         due = m.clock.now() + 3600 * 10**9
 
         def answer() -> None:

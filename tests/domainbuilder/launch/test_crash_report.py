@@ -115,7 +115,7 @@ def test_a_walk_is_that_of_the_page_tables(crash: Crash) -> None:
     """A store to a page-table page: mapped, but read-only. The builder's tables, walked by other code."""
     table_va = CODE - 0x100000 + 0  # virtual address 0xC0000000 + 0: pfn 0
     report, dom = crash(STORE_TO_16)
-    image, mem = dom.machine.image, dom.machine.mem
+    image, mem = dom.image, dom.machine.mem
     assert report.registers.cr3 == image.p2m[image.plan.pgtables_pfn] << 12
     walk = walk_page_tables(mem.ram, mem.first_mfn, report.registers.cr3 >> 12, 3)
     leaves = dict(walk.leaves)
@@ -185,10 +185,10 @@ def test_a_report_survives_page_tables_of_garbage(crash: Crash) -> None:
     root = dom.machine.domain.current.cr3_mfn
     for garbage in (b"\xff" * 4096, b"\x81" * 4096, bytes(4096), b"\x01" + bytes(4095)):
         mem.frame(root)[:] = garbage
-        report = capture(dom.machine, "test", address=CODE, role="test", guest_ns=0)
+        report = capture(dom.machine, dom.image.plan, "test", address=CODE, role="test", guest_ns=0)
         assert len(render_crash(report).splitlines()) < 120
         dom.machine.domain.current.cr3_mfn = 0x7FFFFFFF
-        report = capture(dom.machine, "test", address=CODE, role="test", guest_ns=0)
+        report = capture(dom.machine, dom.image.plan, "test", address=CODE, role="test", guest_ns=0)
         assert report.addresses[0].walk.end == "the L3 table would be outside of memory"
         dom.machine.domain.current.cr3_mfn = root
 

@@ -58,7 +58,7 @@ class Fuzzer:
         free = [m for m in self.writable if m.va > mapped[0].va]
         # A few frames get nearly all the attention, so that they meet themselves in different roles.
         self.hot = [free[int(self.random() * len(free))] for _ in range(24)]
-        rings = (world.machine.image.start_info.store_mfn, world.machine.image.start_info.console_mfn)
+        rings = (world.image.start_info.store_mfn, world.image.start_info.console_mfn)
         self.hot += [m for m in mapped if m.mfn in rings]
         self.frames = [m.mfn for m in self.hot] + world.tables * 2 + [world.d.shared_info_mfn]
         self.args = self.hot[0].va + 64

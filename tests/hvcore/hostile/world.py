@@ -15,7 +15,7 @@ from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import DomainPlan, plan
 from hvcore.abi import ABIS, Abi
 from hvcore.errors import DomainCrash, GuestError, GuestFault, HypercallPreempted
-from hvcore.machine import Machine
+from hvcore.host import Host
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import PGT_l1_page_table, PGT_seg_desc_page
 from hvcore.public.errno import NAMES
@@ -72,7 +72,8 @@ class World:
         self.abi: Abi = ABIS[planned.guest_type]
         memory = MachineMemory(planned.nr_pages)
         image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
-        self.machine = Machine(image, memory=memory, vcpus=VCPUS)
+        self.image = image
+        self.machine = Host(memory).create(image.boot_image(), vcpus=VCPUS)
         d = self.d = self.machine.domain
         self.mm = d.mm
         self.v = d.vcpus[0]
@@ -86,14 +87,14 @@ class World:
         self.tables = sorted({m.table for m in self.mapped}) + self._upper_tables()
 
     def close(self) -> None:
-        self.machine.close()
+        self.machine.host.close()
 
     # -- what is there
 
     def _initial_mappings(self) -> list[Mapped]:
         mm, d = self.mm, self.d
         found = []
-        layout = self.machine.image.plan
+        layout = self.image.plan
         start = layout.parms.virt_base
         for page in range(d.nr_pages):
             va = start + (page << 12)

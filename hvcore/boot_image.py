@@ -1,0 +1,34 @@
+"""What the hypervisor wants of whoever built a domain: its memory, and where in it is what Xen must know.
+
+As in Xen a builder decides everything and the hypervisor checks it: Host.create() refuses page tables that
+do not validate, a context that cannot be, event channels that are not the next free ones.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BootImage:
+    """A domain that has not run. Frames are machine frames (mfn) except where it says pfn.
+
+    `p2m` maps pseudo-physical to machine frames, all of them within `nr_pages` from `first_mfn` on; `ram` is
+    the contents of these in machine order, of format "B". `context` is a packed `struct vcpu_guest_context`.
+    """
+
+    guest_type: str  # a name in hvcore.abi.ABIS
+    nr_pages: int
+    first_mfn: int
+    p2m: array[int]
+    ram: memoryview
+    root_mfn: int  # of the top-level page table
+    hypercall_page_mfn: int | None  # left for the hypervisor to fill
+    shared_info_mfn: int  # one of Xen's own frames: the next of its heap
+    shared_info: bytes
+    context: bytes
+    store_mfn: int
+    store_evtchn: int
+    console_mfn: int
+    console_evtchn: int

@@ -1,0 +1,230 @@
+"""The host: memory, a processor, and the domains that share them.
+
+Domains run in turn on the one engine, but each as if it had a processor of its own: its clock is its own, and
+stands still while another has its turn. The one that is behind is next, so no clock is ahead of another by
+more than a turn (10 ms), whatever the domains do; that is their fair share. A domain that has nothing to do
+waits until the others have reached its next timer, or until one of them notifies it, at the time of who
+does. So a domain that meets no other runs in company exactly as it would alone, and all of it is the same
+every time.
+
+A cap (`Machine.cap`, in percent) keeps a domain from more than that part of each 30 ms of its own time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hvcore.clock import NEVER, Timers
+from hvcore.common.domain import domain_destroyed, domain_kill
+from hvcore.cpu.engine import Engine, EngineContext
+from hvcore.errors import DomainCrash
+from hvcore.machine import Machine, Stop
+from hvcore.page_info import NO_OWNER, FrameTable
+
+if TYPE_CHECKING:
+    from hvcore.boot_image import BootImage
+    from hvcore.domain import Domain
+    from hvcore.machine_memory import MachineMemory
+
+_EXTENT = 512  # frames: a domain's memory begins on a 2 MB boundary
+
+
+class Host:
+    """A host with so much memory and no domain yet; `machines` are those that it runs, by domid.
+
+    `idle(when)` is how it passes time until `when` (NEVER: nothing is due) with every vCPU blocked: a front
+    end may wait for input instead, give it to `Machine.input()`, and come back early. `attend()` is what
+    `nudge()` asks for.
+    """
+
+    def __init__(self, memory: MachineMemory, *, live_window: bool = True, use_core: bool = True) -> None:
+        self.mem = memory
+        self.engine = Engine(memory.buffer, memory.base_mfn << 12, live_window=live_window, use_core=use_core)
+        self.frames = FrameTable(memory.base_mfn, memory.end_mfn - memory.base_mfn)
+        self.domain_list: dict[int, Domain] = {}
+        self.machines: dict[int, Machine] = {}
+        self.timers = Timers()  # of whoever holds the host; no guest knows of them
+        self.idle: Callable[[int], None] = self.advance_to
+        self.attend: Callable[[], None] = lambda: None
+        self._pristine: EngineContext = self.engine.save_context()
+        self._on_cpu: Machine | None = None
+        self._contexts: dict[int, EngineContext] = {}  # of machines that are not in the engine
+        self._next_domid = 1
+        self._paused = False
+        self._nudged = False
+
+    # -- domains come and go
+
+    def room_for(self, nr_pages: int) -> int:
+        """The first of `nr_pages` frames in a row, for the next domain; MemoryError where there are none."""
+        mem, owner = self.mem, self.frames.owner
+        free = array("H", [NO_OWNER]) * nr_pages
+        for first in range(mem.first_mfn, mem.end_mfn - nr_pages + 1, _EXTENT):
+            if owner[first - mem.base_mfn : first - mem.base_mfn + nr_pages] == free:
+                return first
+        raise MemoryError(f"the host's memory has no {nr_pages:#x} frames in a row left")
+
+    def create(
+        self,
+        image: BootImage,
+        *,
+        vcpus: int = 1,
+        console_output: Callable[[bytes], None] = lambda _data: None,
+        upper_ptwr: bool = False,
+        lanes: bool = True,
+        cap: int = 0,
+    ) -> Machine:
+        """Create the domain of an image that was built into frames from `room_for()` on.
+
+        Raises EngineError when it was not, or when Xen would refuse what was built.
+        """
+        frames = self.frames
+        first, last = (mfn - frames.base_mfn for mfn in (image.first_mfn, image.first_mfn + image.nr_pages))
+        frames.free_frames = [pg for pg in frames.free_frames if not first <= pg < last]
+        start_ns = max((m.clock.now() for m in self.machines.values()), default=None)
+        self._leave()
+        self.engine.load_context(self._pristine)
+        machine = Machine(
+            self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, start_ns=start_ns,
+        )  # fmt: skip
+        self._on_cpu = self.machines[self._next_domid] = machine
+        self._next_domid += 1
+        return machine
+
+    def destroy(self, machine: Machine) -> None:
+        """domain_kill(): the domain is gone; its frames are the heap's as far as nobody else holds them."""
+        domid = machine.domain.domain_id
+        if self.machines.get(domid) is not machine:
+            return
+        self._enter(machine)
+        d = machine.domain
+        for device in (machine.console, machine.xenstore):
+            device.disconnect()
+        d.grant_table.revoke_from_backends()
+        domain_kill(d)
+        self._on_cpu = None
+        self.engine.load_context(self._pristine)
+        self.engine.flush_code()
+        del self.machines[domid]
+        for other in [d for d in self.domain_list.values() if d.is_dying]:
+            domain_destroyed(other)
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self.engine.close()
+
+    # -- running
+
+    def run(self) -> tuple[Machine | None, Stop]:
+        """Run until something happens that whoever holds the host wants to know, and to which domain.
+
+        None, and Stop.IDLE or Stop.PAUSED, is about all of them.
+        """
+        while True:
+            m = self._next()
+            if m is None:
+                return None, Stop.IDLE
+            try:
+                stop = self._go_on(m)
+            except DomainCrash as crash:
+                m.crashed(crash)
+                stop = Stop.CRASHED
+            if stop is not None:
+                return (m if m.is_over else None), stop
+
+    def _go_on(self, m: Machine) -> Stop | None:
+        """A piece of the domain's turn, or the next turn's beginning."""
+        if m.turn_is_over() and m.begin_turn():
+            return Stop.SHUTDOWN
+        if self._serve(m):
+            return Stop.PAUSED
+        if m.waits():
+            return Stop.IDLE if self._pass_idle_time() else None
+        m.go_on()
+        return None
+
+    def _next(self) -> Machine | None:
+        """Whose turn it is: that of the domain in the engine to its end, then of the one that is behind."""
+        m = self._on_cpu
+        alone = len(self.machines) == 1
+        if m is not None and not m.is_over and (alone or not (m.turn_is_over() or m.waits())):
+            return m
+        alive = [m for m in self.machines.values() if not m.is_over]
+        if not alive:
+            return None
+        m = min(alive, key=Machine.due)
+        if m.waits() and not all(other.waits() for other in alive):
+            m.clock.advance_to(m.clock.next_deadline())
+        self._enter(m)
+        return m
+
+    def others_due(self, m: Machine) -> int:
+        """When another domain has something to do next; NEVER, if none ever has."""
+        others = (other.due()[0] for other in self.machines.values() if other is not m and not other.is_over)
+        return min(others, default=NEVER)
+
+    def _enter(self, m: Machine) -> None:
+        if m is self._on_cpu:
+            return
+        self._leave()
+        self.engine.load_context(self._contexts.pop(m.domain.domain_id))
+        m.clock.attach(self.engine.cell)
+        self.engine.set_handlers(m.traps)
+        self._on_cpu = m
+
+    def _leave(self) -> None:
+        m, self._on_cpu = self._on_cpu, None
+        if m is not None:
+            m.clock.detach()
+            self._contexts[m.domain.domain_id] = self.engine.save_context()
+
+    # -- for whoever holds the host. What the engine is told is told last: who is overtaken finds the flag.
+
+    def pause(self) -> None:
+        """Make `run()` return as soon as the guest is between two instructions. Any thread may."""
+        self._paused = True
+        self.engine.want_out()
+
+    def nudge(self) -> None:
+        """Have `attend()` called as soon as the guest is between two instructions. Any thread may."""
+        self._nudged = True
+        self.engine.want_out()
+
+    def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
+        """Arm (or move) a timer of the holder's: it comes between two instructions of whoever runs then."""
+        self.timers.set(key, when, action)
+        if self._on_cpu is not None:
+            self._on_cpu.clock.look_at(when)
+
+    def next_deadline(self) -> int:
+        """When the next timer of a domain is due, or one of the holder's; or NEVER."""
+        deadlines = (m.clock.next_deadline() for m in self.machines.values() if not m.is_over)
+        return min(min(deadlines, default=NEVER), self.timers.next_deadline())
+
+    def advance_to(self, when: int) -> None:
+        """Let time pass until `when` on a host where every vCPU is blocked; NEVER is no time."""
+        if when == NEVER:
+            return
+        for m in self.machines.values():
+            if not m.is_over:
+                m.clock.advance_to(min(when, m.clock.next_deadline()))
+
+    def _serve(self, m: Machine) -> bool:
+        """Do what was asked for from outside; whether it was to stop."""
+        self.timers.run_due(m.clock.now)
+        if self._nudged:
+            self._nudged = False
+            self.attend()
+        paused, self._paused = self._paused, False
+        return paused
+
+    def _pass_idle_time(self) -> bool:
+        """Every vCPU is blocked; whether nothing can change that any more."""
+        when = self.next_deadline()
+        self.idle(when)
+        if when != NEVER or self._paused:
+            return False
+        return all(m.waits() and not m.turn_is_over() for m in self.machines.values() if not m.is_over)
