@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore.clock import NS_PER_EXIT, TSC_PER_NS
+from hvcore.clock import TSC_PER_NS
 from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, RAX, RBX, RCX, RDI, RDX, RIP, RSI, SS
+from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, SS
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import (
@@ -23,25 +23,23 @@ from hvcore.pv.descriptor_tables import (
     SEGMENT_L,
     SEGMENT_P,
     SEGMENT_S,
-    SEGMENT_WR,
 )
+from hvcore.pv.emul_io import in_out, ins_outs, open_ports, read_port
 from hvcore.pv.emulate import (
     M32,
-    M64,
+    EmulContext,
     Segment,
     TRAP_gp_fault,
     TRAP_invalid_op,
-    TRAP_stack_error,
-    direction_flag,
     guest_kernel_mode,
     instruction_done,
     read_descriptor,
     read_guest,
-    trap_flag,
-    write_guest,
+    read_segment,
+    virt_to_linear,
 )
-from hvcore.pv.io_port import check_guest_io_breakpoint, guest_io_okay, guest_io_read, guest_io_write, iopl_ok
-from hvcore.pv.misc_hypercalls import DR7_EMUL, addr_ok, do_fpu_taskswitch, get_debugreg, set_debugreg
+from hvcore.pv.io_port import guest_io_okay, guest_io_write, iopl_ok
+from hvcore.pv.misc_hypercalls import DR7_EMUL, do_fpu_taskswitch, get_debugreg, set_debugreg
 from hvcore.pv.msr import rdmsr, wrmsr
 from hvcore.pv.x86_decode import MAX_INST_LEN, Fetcher, Instruction, decode
 
@@ -54,56 +52,11 @@ X86_CR4_TSD, X86_CR4_DE = 1 << 2, 1 << 3
 PV_CR4_GUEST_MASK = X86_CR4_TSD | X86_CR4_DE
 PV_CR4_GUEST_VISIBLE = 0x660  # PAE, MCE, OSFXSR, OSXMMEXCPT
 
-_MAX_REPS = 4096  # `ins` and `outs` go on after so many, so that events and the clock come to their right
 _ENODEV = -19
 _TF = 0x100
 
 
-class _Context:
-    """One instruction being emulated. `rip` is where to go on, `bpmatch` what it adds to DR6."""
-
-    __slots__ = ("bits", "bpmatch", "insn", "rip", "v")
-
-    def __init__(self, v: Vcpu, bits: int, insn: Instruction) -> None:
-        self.v = v
-        self.bits = bits
-        self.insn = insn
-        self.rip = insn.next_ip if bits == 64 else insn.next_ip & M32
-        self.bpmatch = 0
-
-    def gpr(self, number: int) -> int:
-        """A general register in the operand size of moves to and from CRn and DRn."""
-        return self.v.domain.engine.q[number] & (M64 if self.bits == 64 else M32)
-
-    def set_gpr(self, number: int, value: int) -> None:
-        """Set a general register, 32-bit code leaving no upper half."""
-        self.v.domain.engine.q[number] = value & (M64 if self.bits == 64 else M32)
-
-
-def read_segment(v: Vcpu, register: int, bits: int) -> Segment | None:
-    """Base, limit and rights of a segment register; flat but for FS and GS in 64-bit code."""
-    engine = v.domain.engine
-    if bits != 64:
-        return read_descriptor(v, engine.selector(register), insn_fetch=False)
-    base = engine.segment_base(register) if register in (FS, GS) else 0
-    return base, M64, SEGMENT_S | SEGMENT_P | SEGMENT_WR | 3 << DPL_SHIFT
-
-
-def virt_to_linear(v: Vcpu, segment: Segment, offset: int, size: int, bits: int, vector: int) -> int:
-    """The linear address. Raises GuestFault(vector, 0) beyond the limit or in Xen's range."""
-    base, limit, _ar = segment
-    address = base + offset & M64
-    if bits == 64:
-        okay = addr_ok(v.domain.abi, address)
-    else:
-        okay = limit >= size - 1 and offset <= limit - size + 1
-        address &= M32
-    if not okay:
-        raise GuestFault(vector, 0)
-    return address
-
-
-def _require_ring0(c: _Context) -> bool:
+def _require_ring0(c: EmulContext) -> bool:
     """Raise #GP unless in the guest's ring 0 (mode_ring0()); False where the stack segment cannot be read."""
     v = c.v
     if guest_kernel_mode(v):
@@ -179,7 +132,7 @@ def write_cr(v: Vcpu, reg: int, value: int) -> bool:
 _NO_CR = frozenset((1, 5, 6, 7, *range(9, 16)))
 
 
-def _mov_from_cr(c: _Context) -> bool:
+def _mov_from_cr(c: EmulContext) -> bool:
     if c.insn.reg in _NO_CR:
         raise GuestFault(TRAP_invalid_op)
     if not _require_ring0(c):
@@ -191,13 +144,13 @@ def _mov_from_cr(c: _Context) -> bool:
     return True
 
 
-def _mov_to_cr(c: _Context) -> bool:
+def _mov_to_cr(c: EmulContext) -> bool:
     if c.insn.reg in _NO_CR:
         raise GuestFault(TRAP_invalid_op)
     return _require_ring0(c) and write_cr(c.v, c.insn.reg, c.gpr(c.insn.rm))
 
 
-def _mov_from_dr(c: _Context) -> bool:
+def _mov_from_dr(c: EmulContext) -> bool:
     if not _require_ring0(c):
         return False
     value = get_debugreg(c.v, c.insn.reg)
@@ -207,7 +160,7 @@ def _mov_from_dr(c: _Context) -> bool:
     return True
 
 
-def _mov_to_dr(c: _Context) -> bool:
+def _mov_to_dr(c: EmulContext) -> bool:
     if not _require_ring0(c):
         return False
     rc = set_debugreg(c.v, c.insn.reg, c.gpr(c.insn.rm))
@@ -218,32 +171,32 @@ def _mov_to_dr(c: _Context) -> bool:
     return True
 
 
-def _clts(c: _Context) -> bool:
+def _clts(c: EmulContext) -> bool:
     return _require_ring0(c) and do_fpu_taskswitch(c.v, 0) == 0
 
 
 # --- without operands ---------------------------------------------------------------------------------------
 
 
-def _cli_sti(c: _Context) -> bool:
+def _cli_sti(c: EmulContext) -> bool:
     return iopl_ok(c.v)
 
 
-def _rdmsr(c: _Context) -> bool:
+def _rdmsr(c: EmulContext) -> bool:
     if not _require_ring0(c):
         return False
     rdmsr(c.v)
     return True
 
 
-def _wrmsr(c: _Context) -> bool:
+def _wrmsr(c: EmulContext) -> bool:
     if not _require_ring0(c):
         return False
     wrmsr(c.v)
     return True
 
 
-def _rdtsc(c: _Context) -> bool:
+def _rdtsc(c: EmulContext) -> bool:
     v = c.v
     if not guest_kernel_mode(v) and v.ctrlreg[4] & X86_CR4_TSD:
         raise GuestFault(TRAP_gp_fault, 0)
@@ -253,13 +206,13 @@ def _rdtsc(c: _Context) -> bool:
     return True
 
 
-def _cpuid(c: _Context) -> bool:
+def _cpuid(c: EmulContext) -> bool:
     q = c.v.domain.engine.q
     q[RAX], q[RBX], q[RCX], q[RDX] = pv_cpuid(c.v, q[RAX] & M32, q[RCX] & M32)
     return True
 
 
-def _group7(c: _Context) -> bool:
+def _group7(c: EmulContext) -> bool:
     """0f 01: xsetbv and rdtscp, which the cpuid policy has neither of."""
     insn = c.insn
     if insn.mod == 3 and insn.rm & 7 == 1:
@@ -270,142 +223,12 @@ def _group7(c: _Context) -> bool:
     return False
 
 
-# --- ports --------------------------------------------------------------------------------------------------
-
-
-def _operand_size(insn: Instruction) -> int:
-    return 1 if not insn.opcode & 1 else min(insn.op_bytes, 4)
-
-
-def _in_out(c: _Context) -> bool:
-    v, insn = c.v, c.insn
-    q = v.domain.engine.q
-    size = _operand_size(insn)
-    port = insn.imm if insn.opcode < 0xE8 else q[RDX] & 0xFFFF
-    if not guest_io_okay(v, port, size):
-        return False
-    c.bpmatch = check_guest_io_breakpoint(v, port, size)
-    if insn.opcode & 2:
-        guest_io_write(v.domain, port, size, q[RAX] & (1 << 8 * size) - 1)
-    else:
-        _read_port(v, port, size)
-    _open_ports(v)
-    return True
-
-
-def _read_port(v: Vcpu, port: int, size: int) -> None:
-    """`in` to AL, AX or EAX, whose write alone clears what is above it."""
-    q = v.domain.engine.q
-    value = guest_io_read(v.domain, port, size)
-    q[RAX] = value if size == 4 else q[RAX] & ~((1 << 8 * size) - 1) & M64 | value
-
-
-def _open_ports(v: Vcpu) -> None:
-    """Let the engine do what port I/O follows by itself, unless Xen has to look at each access."""
-    if iopl_ok(v) and not v.debugreg[DR7_EMUL]:
-        v.domain.engine.open_ports(NS_PER_EXIT)
-
-
-def _address_mask(insn: Instruction) -> int:
-    return (1 << 8 * insn.ad_bytes) - 1
-
-
-def _adjust(c: _Context, register: int, value: int) -> None:
-    """Set SI, DI or CX to `value` in the address size: 16 bits leave the rest, 32 bits clear it."""
-    q = c.v.domain.engine.q
-    mask = _address_mask(c.insn)
-    kept = q[register] & ~mask & M64 if c.insn.ad_bytes == 2 else 0
-    q[register] = kept | value & mask
-
-
-def _clip_reps(ea: int, reps: int, size: int, mask: int, backwards: bool) -> int:
-    """truncate_ea_and_reps(): so many that the index register at most just wraps."""
-    if not backwards:
-        todo = (-ea & mask) // size
-    elif ea + size - 1 & mask < ea:
-        todo = 1
-    else:
-        todo = ea // size + 1
-    return min(reps, todo) if todo else 1
-
-
-def _string_segment(c: _Context) -> tuple[Segment, int] | None:
-    """The memory operand's segment and the vector of its faults; None where Xen does not emulate."""
-    v, outs = c.v, c.insn.opcode & 2
-    register = (DS if c.insn.segment is None else c.insn.segment) if outs else ES
-    segment = read_segment(v, register, c.bits)
-    if segment is None or not segment[2] & SEGMENT_P:
-        return None
-    vector = TRAP_stack_error if register == SS else TRAP_gp_fault
-    kind = segment[2] & (SEGMENT_S | SEGMENT_CODE | SEGMENT_WR)
-    unreadable = not kind & SEGMENT_S or kind & (SEGMENT_CODE | SEGMENT_WR) == SEGMENT_CODE
-    if unreadable if outs else kind != SEGMENT_S | SEGMENT_WR:
-        raise GuestFault(vector, 0)
-    return segment, vector
-
-
-def _ins_outs(c: _Context) -> bool:
-    """String I/O with and without rep: one port access and one memory access a time."""
-    v, insn = c.v, c.insn
-    q = v.domain.engine.q
-    size, port, mask = _operand_size(insn), q[RDX] & 0xFFFF, _address_mask(insn)
-    outs = bool(insn.opcode & 2)
-    index = RSI if outs else RDI
-    reps = q[RCX] & mask if insn.rep else 1
-    if not reps:
-        if c.bits == 64 and insn.ad_bytes == 4:
-            q[RCX] = 0
-            q[index] &= M32
-        return True
-    if trap_flag(v):
-        reps = 1
-    if not guest_io_okay(v, port, size):
-        return False
-    found = _string_segment(c)
-    if found is None:
-        return False
-    c.bpmatch = check_guest_io_breakpoint(v, port, size)
-    backwards = direction_flag(v)
-    reps = min(_clip_reps(q[index] & mask, reps, size, mask, backwards), _MAX_REPS)
-    _string_loop(c, found, index, reps, -size if backwards else size)
-    return True
-
-
-def _string_loop(c: _Context, found: tuple[Segment, int], index: int, reps: int, step: int) -> None:
-    """Move up to `reps` elements. What was done before a fault or an event stays done."""
-    v, insn = c.v, c.insn
-    d = v.domain
-    q = d.engine.q
-    segment, vector = found
-    size, port, mask = abs(step), q[RDX] & 0xFFFF, _address_mask(insn)
-    offset = q[index] & mask
-    done = 0
-    try:
-        while done < reps:
-            address = virt_to_linear(v, segment, offset, size, c.bits, vector)
-            if insn.opcode & 2:
-                guest_io_write(d, port, size, int.from_bytes(read_guest(v, address, size), "little"))
-            else:
-                write_guest(v, address, guest_io_read(d, port, size).to_bytes(size, "little"))
-            done += 1
-            if c.bpmatch or v.event_needs_delivery():
-                break
-            offset += step
-    finally:
-        _adjust(c, index, q[index] + done * step)
-        if insn.rep:
-            left = (q[RCX] & mask) - done
-            _adjust(c, RCX, left)
-            if left:
-                c.rip = q[RIP]
-
-
-_Handler = Callable[[_Context], bool]
+_Handler = Callable[[EmulContext], bool]
 
 # validate(): what Xen emulates, and nothing else.
 _OPS: dict[int, _Handler] = {
-    **dict.fromkeys(range(0x6C, 0x70), _ins_outs),
-    **dict.fromkeys((*range(0xE4, 0xE8), *range(0xEC, 0xF0)), _in_out),
+    **dict.fromkeys(range(0x6C, 0x70), ins_outs),
+    **dict.fromkeys((*range(0xE4, 0xE8), *range(0xEC, 0xF0)), in_out),
     **dict.fromkeys((0xFA, 0xFB), _cli_sti),
     0x0F01: _group7,
     0x0F06: _clts,
@@ -485,10 +308,10 @@ def _bare_operation(v: Vcpu) -> bool:
     if opcode & 2:
         guest_io_write(d, port, size, q[RAX] & (1 << 8 * size) - 1)
     else:
-        _read_port(v, port, size)
+        read_port(v, port, size)
     d.trace.emulate(_NAMES[opcode])
     engine.advance(length)
-    _open_ports(v)
+    open_ports(v)
     return True
 
 
@@ -510,7 +333,7 @@ def pv_emulate_privileged_op(v: Vcpu) -> bool:
         return False
     if insn.lock:
         raise GuestFault(TRAP_invalid_op)
-    c = _Context(v, bits, insn)
+    c = EmulContext(v, bits, insn)
     if not handler(c):
         return False
     v.domain.trace.emulate(_NAMES[insn.opcode])

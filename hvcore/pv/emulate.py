@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import RIP
+from hvcore.cpu.engine import FS, GS, RIP
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.descriptor_tables import (
+    DPL_SHIFT,
     SEGMENT_G,
     SEGMENT_L,
+    SEGMENT_P,
+    SEGMENT_S,
+    SEGMENT_WR,
 )
-from hvcore.pv.misc_hypercalls import DR_STATUS_RESERVED_ONE, DR_STEP
+from hvcore.pv.misc_hypercalls import DR_STATUS_RESERVED_ONE, DR_STEP, addr_ok
 from hvcore.pv.segments import gdt_ldt_desc
 
 if TYPE_CHECKING:
+    from hvcore.pv.x86_decode import Instruction
     from hvcore.vcpu import Vcpu
 
 TRAP_debug, TRAP_invalid_op, TRAP_invalid_tss, TRAP_no_segment = 1, 6, 10, 11
@@ -56,6 +61,50 @@ def read_descriptor(v: Vcpu, sel: int, insn_fetch: bool) -> Segment | None:
     if b & SEGMENT_G:
         limit = limit << 12 | 0xFFF
     return a >> 16 | (b & 0xFF) << 16 | b & 0xFF000000, limit, b & 0xF0FF00
+
+
+class EmulContext:
+    """One instruction being emulated. `rip` is where to go on, `bpmatch` what it adds to DR6."""
+
+    __slots__ = ("bits", "bpmatch", "insn", "rip", "v")
+
+    def __init__(self, v: Vcpu, bits: int, insn: Instruction) -> None:
+        self.v = v
+        self.bits = bits
+        self.insn = insn
+        self.rip = insn.next_ip if bits == 64 else insn.next_ip & M32
+        self.bpmatch = 0
+
+    def gpr(self, number: int) -> int:
+        """A general register in the operand size of moves to and from CRn and DRn."""
+        return self.v.domain.engine.q[number] & (M64 if self.bits == 64 else M32)
+
+    def set_gpr(self, number: int, value: int) -> None:
+        """Set a general register, 32-bit code leaving no upper half."""
+        self.v.domain.engine.q[number] = value & (M64 if self.bits == 64 else M32)
+
+
+def read_segment(v: Vcpu, register: int, bits: int) -> Segment | None:
+    """Base, limit and rights of a segment register; flat but for FS and GS in 64-bit code."""
+    engine = v.domain.engine
+    if bits != 64:
+        return read_descriptor(v, engine.selector(register), insn_fetch=False)
+    base = engine.segment_base(register) if register in (FS, GS) else 0
+    return base, M64, SEGMENT_S | SEGMENT_P | SEGMENT_WR | 3 << DPL_SHIFT
+
+
+def virt_to_linear(v: Vcpu, segment: Segment, offset: int, size: int, bits: int, vector: int) -> int:
+    """The linear address. Raises GuestFault(vector, 0) beyond the limit or in Xen's range."""
+    base, limit, _ar = segment
+    address = base + offset & M64
+    if bits == 64:
+        okay = addr_ok(v.domain.abi, address)
+    else:
+        okay = limit >= size - 1 and offset <= limit - size + 1
+        address &= M32
+    if not okay:
+        raise GuestFault(vector, 0)
+    return address
 
 
 def trap_flag(v: Vcpu) -> bool:
