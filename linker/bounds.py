@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from . import ast
@@ -46,6 +47,7 @@ class Bounds(NamedTuple):
                 yield step
 
 
+@lru_cache(maxsize=2)
 def steps_of(outline: Outline) -> tuple[Step, ...]:
     """Return everything inside SECTIONS in order, the bodies of output sections opened."""
     out: list[Step] = []
@@ -97,24 +99,23 @@ def partners(name: str) -> tuple[str, ...]:
     return tuple(candidate for candidate in out if candidate != name)
 
 
+@lru_cache(maxsize=2)
 def bounds_of(outline: Outline) -> tuple[Bounds, ...]:
     """Return every stretch between two symbols whose names say that they belong together."""
     steps = steps_of(outline)
     places: dict[str, list[int]] = {}
+    marks: list[tuple[int, ast.Assign]] = []
     for position, step in enumerate(steps):
-        if marks_dot(step.what):
-            assert isinstance(step.what, ast.Assign)
+        if isinstance(step.what, ast.Assign) and marks_dot(step.what):
             places.setdefault(step.what.target, []).append(position)
+            marks.append((position, step.what))
     out: list[Bounds] = []
-    for position, step in enumerate(steps):
-        if not marks_dot(step.what):
-            continue
-        assert isinstance(step.what, ast.Assign)
-        for partner in partners(step.what.target):
+    for position, start in marks:
+        for partner in partners(start.target):
             later = next((at for at in places.get(partner, ()) if at > position), None)
             if later is not None:
                 stop = steps[later].what
                 assert isinstance(stop, ast.Assign)
-                out.append(Bounds(step.what, stop, position + 1, later, steps))
+                out.append(Bounds(start, stop, position + 1, later, steps))
                 break
     return tuple(out)

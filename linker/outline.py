@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from . import ast
-from .evaluate import Constants, Known, SectionFacts, Unknown, Value, evaluate
+from .evaluate import MASK, Constants, Known, SectionFacts, Unknown, Value, evaluate
 from .match import is_glob, matches
+
+AnyStatement: TypeAlias = ast.TopLevel | ast.SectionCommand | ast.Statement
+_Node = TypeVar("_Node", ast.Binary, ast.Call, ast.Number, ast.Symbol)
 
 
 class Placed(NamedTuple):
@@ -56,12 +59,18 @@ class Outline:
         """All output sections but /DISCARD/."""
         return tuple(placed for placed in self.sections if placed.section.name != "/DISCARD/")
 
-    def inputs(self) -> Iterator[tuple[ast.OutputSection, ast.InputSpec]]:
-        """Yield each input description with its output section."""
-        for placed in self.sections:
-            for statement in placed.section.body:
-                if isinstance(statement, ast.InputSpec):
-                    yield placed.section, statement
+    def inputs(self) -> Sequence[tuple[ast.OutputSection, ast.InputSpec]]:
+        """Return each input description with its output section."""
+        return self._inputs
+
+    @cached_property
+    def _inputs(self) -> tuple[tuple[ast.OutputSection, ast.InputSpec], ...]:
+        return tuple(
+            (placed.section, statement)
+            for placed in self.sections
+            for statement in placed.section.body
+            if isinstance(statement, ast.InputSpec)
+        )
 
     @cached_property
     def patterns(self) -> tuple[str, ...]:
@@ -89,12 +98,27 @@ class Outline:
         """Every assignment anywhere in the script."""
         return tuple(statement for statement in self.statements() if isinstance(statement, ast.Assign))
 
-    def statements(self) -> Iterator[ast.TopLevel | ast.SectionCommand | ast.Statement]:
-        """Yield each statement of every level."""
-        yield from self.script.commands
-        yield from self.sequence
-        for placed in self.sections:
-            yield from placed.section.body
+    def statements(self) -> Sequence[AnyStatement]:
+        """Return each statement of every level."""
+        return self._statements
+
+    @cached_property
+    def _statements(self) -> tuple[AnyStatement, ...]:
+        bodies = (statement for placed in self.sections for statement in placed.section.body)
+        return (*self.script.commands, *self.sequence, *bodies)
+
+    def nodes(self, kind: type[_Node]) -> list[tuple[AnyStatement, _Node]]:
+        """Return each expression of a kind, wherever it stands, with the statement it stands in."""
+        return self._nodes.get(kind, [])  # type: ignore[return-value]
+
+    @cached_property
+    def _nodes(self) -> dict[type, list[tuple[AnyStatement, ast.Expr]]]:
+        out: dict[type, list[tuple[AnyStatement, ast.Expr]]] = {}
+        for statement in self._statements:
+            for top in expressions(statement):
+                for part in walk(top):
+                    out.setdefault(type(part), []).append((statement, part))
+        return out
 
     @cached_property
     def regions(self) -> dict[str, tuple[int | None, int | None]]:
@@ -127,6 +151,8 @@ class Outline:
         """Return the value of an expression of numbers and of symbols that are numbers, else None."""
         if node is None:
             return None
+        if isinstance(node, ast.Number):
+            return node.value & MASK
         value = evaluate(node, _Numbers(self.symbols))
         return value.value if isinstance(value, Known) else None
 
@@ -175,7 +201,10 @@ def _from_overlay(overlay: ast.Overlay, member: ast.OverlaySection) -> ast.Outpu
 
 def walk(node: ast.Expr) -> Iterator[ast.Expr]:
     """Yield an expression and all parts of it."""
-    stack = [node]
+    if isinstance(node, ast.Symbol | ast.Number):
+        yield node
+        return
+    stack: list[ast.Expr] = [node]
     while stack:
         current = stack.pop()
         yield current
@@ -193,6 +222,8 @@ def walk(node: ast.Expr) -> Iterator[ast.Expr]:
 def expressions(statement: ast.TopLevel | ast.SectionCommand | ast.Statement) -> Iterator[ast.Expr]:
     """Yield the expressions that stand directly in a statement."""
     match statement:
+        case ast.InputSpec():
+            return
         case ast.Assign() | ast.Data():
             yield statement.value
         case ast.Assert():

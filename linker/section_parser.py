@@ -34,6 +34,15 @@ _MAY_BE_ASSIGNED = re.compile(r"\s*+(?:[-+*/&|^<>]*+=|/\*|\#)")
 # A section pattern that is a plain word; one with a bracket or a comment behind it may be a sort.
 _PLAIN_PATTERN = re.compile(r"\s*+([\w.$*?-]++)(?![/\\~+:\[\],=^!])(?!\s*+[(/\#])", re.ASCII)
 
+# `*(.a .b*)` and `KEEP(*(.c))`; `symbol = . ;` and `. = ALIGN(8);`: three of four statements of real scripts.
+_PLAIN_INPUT = re.compile(
+    r"\s*+(?:(KEEP)\s*+\(\s*+|)(\*)\s*+\(\s*+((?:[\w.$*?-]++\s++)*+[\w.$*?-]++)\s*+\)(?(1)\s*+\))", re.ASCII
+)
+_WORD = re.compile(r"\S+")
+_PLAIN_ASSIGN = re.compile(
+    r"\s*+((?=\w*[a-z])[A-Za-z_][\w.]*+|\.)\s++=\s*+(?:(\.)|(ALIGN)\(([1-9][0-9]*+|0x[0-9a-fA-F]++)(\)))\s*+;",
+    re.ASCII,
+)
 _ALL_FILES = re.compile(r"\s*+(\*)\s*+(\()")
 
 
@@ -173,6 +182,9 @@ class SectionParser(Cursor):
                 self.recover(failure, token.start)
 
     def _section_command(self) -> ast.SectionCommand:
+        plain = self._plain_assign()
+        if plain is not None:
+            return plain
         token = self.peek()
         if token.kind == NAME:
             if token.text == "INCLUDE":
@@ -355,6 +367,10 @@ class SectionParser(Cursor):
     def _body(self, *, fragment: bool = False) -> tuple[ast.Statement, ...]:
         statements: list[ast.Statement] = []
         while True:
+            plain = self._plain_statement()
+            if plain is not None:
+                statements.append(plain)
+                continue
             token = self.peek(WILD)
             if token.kind == END:
                 if fragment:
@@ -373,6 +389,37 @@ class SectionParser(Cursor):
                 if len(self.problems) >= self._most:
                     raise
                 self.recover(failure, token.start)
+
+    def _plain_statement(self) -> ast.Statement | None:
+        """Read one of the plainest statements in one go; what is read is what _statement() would read."""
+        match = _PLAIN_INPUT.match(self.text, self.position)
+        if match is None:
+            return self._plain_assign()
+        words = match.start(3)
+        sections = tuple(
+            ast.Pattern(word[0], (), (), Span(words + word.start(), words + word.end()))
+            for word in _WORD.finditer(match[3])
+        )
+        end = match.end()
+        self.seek(end)
+        self.last_end = end
+        kept = match[1] is not None
+        file = ast.Pattern("*", (), (), Span(*match.span(2)))
+        return ast.InputSpec(file, sections, kept, (), Span(match.start(1 if kept else 2), end))
+
+    def _plain_assign(self) -> ast.Assign | None:
+        match = _PLAIN_ASSIGN.match(self.text, self.position)
+        if match is None:
+            return None
+        if match[2] is not None:
+            value: ast.Expr = ast.Symbol(".", Span(*match.span(2)))
+        else:
+            number = ast.Number(int(match[4], 0), match[4], Span(*match.span(4)))
+            value = ast.Call("ALIGN", (number,), Span(match.start(3), match.end(5)))
+        name = Span(*match.span(1))
+        self.seek(match.end())
+        self.last_end = match.end()
+        return ast.Assign(match[1], "=", value, "", Span(name.start, value.span.end), name)
 
     def _statement(self, token: Token) -> ast.Statement:
         if token.kind == NAME:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from linker import ast
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import any_match
-from linker.outline import Outline, dot_alignment, expressions, walk
+from linker.outline import Outline, dot_alignment, walk
 
 
 def _page_aligned(spec: ast.InputSpec, context: Context) -> ast.Pattern | None:
     """Return the pattern of the description that names page-aligned sections."""
     for pattern in spec.sections or ():
-        if any_match(context.settings.page_aligned, pattern.name.rstrip("*.")) or any_match(
-            context.settings.page_aligned, pattern.name
-        ):
+        if _is_page_aligned(pattern.name, context.settings.page_aligned):
             return pattern
     return None
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_page_aligned(name: str, wanted: tuple[str, ...]) -> bool:
+    return any_match(wanted, name.rstrip("*.")) or any_match(wanted, name)
 
 
 def _outline(context: Context) -> Outline:
@@ -116,16 +120,15 @@ def align_not_power_of_two(context: Context) -> Iterator[Hit]:
         value = outline.fold(node)
         return value if value and value & (value - 1) else None
 
+    for _, part in outline.nodes(ast.Call):
+        if part.function in _FUNCTIONS:
+            value = bad(part.arguments[_FUNCTIONS[part.function]])
+            if value is not None:
+                yield Hit(
+                    f"{part.function}({value:#x}): {value} is no power of two",
+                    script_place(part.span, part.function),
+                )
     for statement in outline.statements():
-        for top in expressions(statement):
-            for part in walk(top):
-                if isinstance(part, ast.Call) and part.function in _FUNCTIONS:
-                    value = bad(part.arguments[_FUNCTIONS[part.function]])
-                    if value is not None:
-                        yield Hit(
-                            f"{part.function}({value:#x}): {value} is no power of two",
-                            script_place(part.span, part.function),
-                        )
         if isinstance(statement, ast.OutputSection):
             for keyword, node in (("ALIGN", statement.align), ("SUBALIGN", statement.subalign)):
                 value = bad(node)

@@ -8,7 +8,6 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.outline import expressions, walk
 from linker.section_kinds import CODE, CONSTANT, DATA, THREAD_DATA, THREAD_ZERO, ZERO, kind_of
 from linker.trial import kinds_in, section_of, value_of, word_of
 
@@ -96,16 +95,14 @@ def _terms(node: ast.Expr) -> Iterator[ast.Expr]:
 
 def tls_size(context: Context) -> Iterator[Hit]:
     """The size of thread-local storage is given as the sum of the sizes of .tdata and .tbss."""
-    for statement in outline_of(context).statements():
-        for top in expressions(statement):
-            for part in walk(top):
-                hit = _tls_sum(part)
-                if hit is not None:
-                    yield hit
+    for _, part in outline_of(context).nodes(ast.Binary):
+        hit = _tls_sum(part)
+        if hit is not None:
+            yield hit
 
 
-def _tls_sum(part: ast.Expr) -> Hit | None:
-    if not isinstance(part, ast.Binary) or part.op != "+":
+def _tls_sum(part: ast.Binary) -> Hit | None:
+    if part.op != "+":
         return None
     names: dict[str, str] = {}
     terms = list(_terms(part))

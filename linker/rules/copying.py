@@ -10,7 +10,7 @@ from linker.bounds import Bounds, bounds_of, marks_dot, steps_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.layout import Section
-from linker.outline import Outline, expressions, walk
+from linker.outline import Outline, walk
 from linker.section_kinds import CODE, CONSTANT, DATA, RESERVED, TABLE, THREAD_ZERO, UNKNOWN, UNLOADED, ZERO
 from linker.trial import has_data, kinds_in, section_of, trial, value_of, word_of
 
@@ -27,13 +27,10 @@ def _loads_elsewhere(section: ast.OutputSection) -> bool:
 def _calls(outline: Outline, function: str) -> set[str]:
     """Return the sections that the script asks `function` about in values of symbols."""
     out: set[str] = set()
-    for statement in outline.statements():
-        if isinstance(statement, ast.Assign):
-            for top in expressions(statement):
-                for part in walk(top):
-                    if isinstance(part, ast.Call) and part.function == function:
-                        argument = part.arguments[0]
-                        out.add(argument.name if isinstance(argument, ast.Symbol) else "")
+    for statement, part in outline.nodes(ast.Call):
+        if isinstance(statement, ast.Assign) and part.function == function:
+            argument = part.arguments[0]
+            out.add(argument.name if isinstance(argument, ast.Symbol) else "")
     return out
 
 

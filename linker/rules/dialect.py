@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from linker import ast
 from linker.findings import OFF, Context, Example, Hit, Rule, script_place
-from linker.outline import Outline, expressions, walk
+from linker.outline import Outline
 
 from .given import outline_of
 
@@ -67,13 +67,12 @@ def _groups(outline: Outline) -> Iterator[Hit]:
 
 
 def _values(outline: Outline) -> Iterator[Hit]:
-    for statement in outline.statements():
-        for top in expressions(statement):
-            for part in walk(top):
-                if isinstance(part, ast.Call) and part.function in _FUNCTIONS:
-                    yield _hit(f"lld does not know the function {part.function}", part.span, part.function)
-                elif isinstance(part, ast.Number) and _odd(part.text.lower()):
-                    yield _hit(f"lld does not know the number {part.text}", part.span, part.text)
+    for _, call in outline.nodes(ast.Call):
+        if call.function in _FUNCTIONS:
+            yield _hit(f"lld does not know the function {call.function}", call.span, call.function)
+    for _, number in outline.nodes(ast.Number):
+        if _odd(number.text.lower()):
+            yield _hit(f"lld does not know the number {number.text}", number.span, number.text)
 
 
 def _odd(text: str) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from linker import ast
 from linker.findings import WARNING, Context, Example, Hit, Place, Rule, elf_place, script_place
-from linker.outline import expressions, walk
 
 _ODD = ",;=\"'(){} \t"
 
@@ -42,16 +41,14 @@ def _hit(name: str, odd: str, place: Place) -> Hit:
 def glued_division(context: Context) -> Iterator[Hit]:
     """`a/b` in an expression is the name of one symbol to GNU ld."""
     assert context.outline is not None
-    for statement in context.outline.statements():
-        for top in expressions(statement):
-            for part in walk(top):
-                if isinstance(part, ast.Symbol) and "/" in part.name and part.name != "/DISCARD/":
-                    inside = part.name.strip("/").split("/")
-                    if len(inside) > 1 and not part.name.startswith("."):
-                        yield Hit(
-                            f"GNU ld reads '{part.name}' as one symbol, not as a division",
-                            script_place(part.span, part.name),
-                        )
+    for _, part in context.outline.nodes(ast.Symbol):
+        if "/" in part.name and part.name != "/DISCARD/":
+            inside = part.name.strip("/").split("/")
+            if len(inside) > 1 and not part.name.startswith("."):
+                yield Hit(
+                    f"GNU ld reads '{part.name}' as one symbol, not as a division",
+                    script_place(part.span, part.name),
+                )
 
 
 RULES = (

@@ -48,6 +48,7 @@ class _Catalogue:
         self._literal: dict[str, _Taken] = {}
         # What stands before the first wildcard -> behind the last -> (pattern, file) -> its turn, and where.
         self._globs: dict[str, dict[str, _Same]] = {}
+        self._lengths: set[int] = set()
         self._turn = 0
 
     def add(self, taken: _Taken) -> None:
@@ -55,6 +56,7 @@ class _Catalogue:
             self._turn += 1
             parts = _WILD.split(taken.name)
             tail = parts[-1] if taken.name.endswith("*" + parts[-1]) else ""
+            self._lengths.add(len(parts[0]))
             same = self._globs.setdefault(parts[0], {}).setdefault(tail, {})
             same.setdefault((taken.name, taken.file), (self._turn, taken))
         elif taken.file == "*":
@@ -66,7 +68,7 @@ class _Catalogue:
             return found
         wide = [
             one
-            for length in range(len(name) + 1)
+            for length in self._lengths
             if name[:length] in self._globs
             for same in self._ending(self._globs[name[:length]], name)
             for one in same.values()

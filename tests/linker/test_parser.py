@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from linker import ast
+from linker import ast, cursor, rules, section_parser
 from linker.evaluate import Known, Unknown, evaluate
 from linker.lexer import number_value
 from linker.outline import Outline, walk
@@ -121,3 +124,52 @@ def test_depth_and_length_are_bounded():
     ):
         (problem, *_) = parse(text).problems
         assert "nested" in problem.message or "operators" in problem.message
+
+
+# What is read in one go is what is read token by token.
+
+
+@pytest.fixture
+def token_by_token(monkeypatch):
+    never = re.compile(r"(?!)")
+    for module, name in (
+        (section_parser, "_PLAIN_INPUT"),
+        (section_parser, "_PLAIN_ASSIGN"),
+        (section_parser, "_PLAIN_PATTERN"),
+        (section_parser, "_ALL_FILES"),
+        (cursor, "_SIMPLE"),
+    ):
+        monkeypatch.setattr(module, name, never)
+    monkeypatch.setattr(section_parser, "_MAY_BE_ASSIGNED", re.compile(""))
+
+
+def real_scripts():
+    found = [rule.bad.script for rule in rules.load() if rule.bad.script]
+    found += [rule.good.script for rule in rules.load() if rule.good.script]
+    found += [path.read_text() for path in sorted((Path(__file__).parent / "data").rglob("*.ld"))]
+    found += [path.read_text() for path in sorted(Path("/usr/lib").glob("*/ldscripts/*.x"))]
+    return found
+
+
+ODD = """SECTIONS { .a : {
+*(.a .b) KEEP(*(.c)) KEEP (*(.d)) * ( .e ) *(.f,.g) *(.h /* c */ .i) KEEP( *(.j) ) x = .; y = . ;
+z = ALIGN(8);
+. = ALIGN(0x10) ; . = ALIGN(., 8); w=.; SORT = .; Sort = .; KEEP = .; . = .; *(SORT(.k) .l) *(.m)*(.n)
+*(EXCLUDE_FILE (a.o) .o) *([a-z].p) *(.q.*?) *(.r-s) *(.t) ; , *(.u)# comment
+*(.v)/* c */*(.w) KEEP(*(.x)KEEP) } .z : { } a = .; b = ALIGN(010); . = 0x10; ABS = ABSOLUTE(.); }
+"""
+
+
+def test_one_go_and_token_by_token_are_one(request):
+    texts = [
+        *real_scripts(),
+        ODD,
+        *ODD.split("\\n"),
+        *(f"SECTIONS {{ .a : {{ {line} }} }}" for line in ODD.split(") ")),
+    ]
+    fast = [parse(text) for text in texts]
+    request.getfixturevalue("token_by_token")
+    slow = [parse(text) for text in texts]
+    # Spans included: tuples compare with everything that is in them.
+    assert [one for one in zip(texts, fast, slow, strict=True) if one[1] != one[2]] == []
+    assert sum(not one.problems for one in fast) > 60
