@@ -128,6 +128,8 @@ class Machine:
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
         self._input: deque[bytes] = deque()
+        # Told of input as the guest gets it: when, and what.
+        self.typed: Callable[[int, bytes], None] = lambda _when, _data: None
         self.domain = self._create_domain(image, domain_id, vcpus)
         self._create_backends(image, console_output)
         self._connect(upper_ptwr)
@@ -318,6 +320,7 @@ class Machine:
         """Input is a reason for the guest's turn to end, as the interrupt that announces it is under Xen."""
         self.console.input(data)
         self.clock.end_turn()
+        self.typed(self.clock.now(), data)
 
     def _schedule(self) -> None:
         """The next turn begins: whose it is, what that vCPU is to know, and until when."""

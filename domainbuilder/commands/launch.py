@@ -66,6 +66,13 @@ SymbolsFile = Annotated[
     ),
 ]
 ConsoleLog = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")]
+Record = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write there what is typed, and when by its clock."),
+]
+Replay = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Type what --record wrote down: the same run again.")
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")
@@ -87,6 +94,8 @@ def launch(
     max_guest_seconds: MaxGuestSeconds = None,
     console_log: ConsoleLog = None,
     symbols: SymbolsFile = None,
+    record: Record = None,
+    replay: Replay = None,
     stats: Stats = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
@@ -119,6 +128,8 @@ def launch(
         max_guest_seconds=max_guest_seconds,
         console_log=console_log,
         symbols=symbols,
+        record=record,
+        replay=replay,
         stats=stats,
         json=output_format is Format.json,
     )

@@ -31,8 +31,10 @@ from domainbuilder.errors import BuildError, ExitCode, LayoutError, Where
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.hypercall_names import hypercall_name
+from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
+from domainbuilder.launch.tape import Tape, subject
 from domainbuilder.launch.transcript import Transcript
 from domainbuilder.plan.domain_plan import DomainPlan, plan
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
@@ -99,6 +101,8 @@ class RunningDomain:
         max_guest_seconds: float | None,
         console_output: Callable[[bytes], None] | None,
         started: float,
+        record: bool,
+        replay: InputRecord | None,
         symbols: Symbols | None = None,
     ) -> None:
         self._started = started
@@ -125,6 +129,10 @@ class RunningDomain:
             image.boot_image(), vcpus=vcpus, console_output=self._output, upper_ptwr=upper_ptwr, cap=cap
         )
         self.console = Console(self._run, self._send, self._transcript)
+        self._tape: Tape | None = None
+        if record or replay is not None:
+            domain = subject(image, vcpus, upper_ptwr=upper_ptwr)
+            self._tape = Tape(self.machine, domain, replay, self._interrupt_run)
 
     def __enter__(self) -> Self:
         return self
@@ -153,6 +161,9 @@ class RunningDomain:
         """
         if not self._running or self._may_raise:
             raise error
+        self._interrupt_run(error)
+
+    def _interrupt_run(self, error: BaseException) -> None:
         self._interruption = error
         self.machine.host.pause()
 
@@ -173,6 +184,15 @@ class RunningDomain:
     def outcome(self) -> Outcome | None:
         """How the domain ended; None while it has not."""
         return self._outcome
+
+    def input_record(self, reason: str = "interrupted") -> InputRecord:
+        """What was typed so far, for `launch(..., replay=...)`, where `record` was asked for.
+
+        The replayed run ends where this one stands now, for `reason`, unless the guest ends it before.
+        """
+        if self._tape is None:
+            raise RuntimeError("the domain was launched without record=True")
+        return self._tape.record(self._outcome.reason if self._outcome is not None else reason)
 
     def stats(self) -> Statistics:
         """The counts so far."""
@@ -305,6 +325,8 @@ class RunningDomain:
         if stop is Stop.PAUSED:
             if self._expired:
                 return Outcome("timeout", self._expired)
+            if self._tape is not None and self._tape.is_over:
+                return Outcome("replayed")
             return Outcome("detached") if self._input is not None and self._input.detached else None
         if stop is Stop.IDLE:
             if self._expired:
@@ -447,6 +469,8 @@ def launch(
     max_guest_seconds: float | None = None,
     console_output: Callable[[bytes], None] | None = None,
     symbols: str | os.PathLike[str] | None = None,
+    record: bool = False,
+    replay: InputRecord | None = None,
 ) -> RunningDomain:
     """The domain of a kernel, of a plan, or that `build` made (in memory or as a file), ready to run.
 
@@ -456,8 +480,11 @@ def launch(
     that only ends the run; max_guest_seconds: the same in the guest's own time, which is the same every run.
     console_output: called with the guest's output as it is printed. symbols: a file with the kernel's symbols
     (vmlinux, also with debug information, or System.map), for reports; without it they are the kernel's own.
+    record: note what is typed, with the guest's time, for `input_record()`. replay: type what such a record
+    has, when it has it: the same run again.
 
-    Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs.
+    Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs; the record is of
+    another domain.
     """
     return launch_on(
         None,
@@ -472,6 +499,8 @@ def launch(
         max_guest_seconds=max_guest_seconds,
         console_output=console_output,
         symbols=symbols,
+        record=record,
+        replay=replay,
     )
 
 
@@ -490,8 +519,13 @@ def launch_on(
     console_output: Callable[[bytes], None] | None,
     symbols: str | os.PathLike[str] | None,
     cap: int = 0,
+    record: bool = False,
+    replay: InputRecord | None = None,
 ) -> RunningDomain:
-    """`launch` on a host that others may share, or on one of its own (None)."""
+    """`launch` on a host that others may share, or on one of its own (None).
+
+    A run in company is no function of its own input alone: `record` and `replay` want a host of its own.
+    """
     started = time.monotonic()
     for limit in (timeout, max_guest_seconds):
         if limit is not None and not 0 < limit < _FOREVER:
@@ -523,6 +557,8 @@ def launch_on(
             console_output=console_output,
             started=started,
             symbols=names,
+            record=record,
+            replay=replay,
         )
     except EngineError as error:
         raise _not_started(error, image.plan) from error

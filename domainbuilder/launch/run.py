@@ -12,8 +12,9 @@ from typing import BinaryIO
 from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.image import is_image, load_image
-from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.errors import BuildError, ExitCode, Where
 from domainbuilder.launch.domain import RunningDomain, launch
+from domainbuilder.launch.record import InputRecord, load_record, save_record
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
 from domainbuilder.launch.terminal import FileInput, TerminalInput, raw_terminal, write_all
@@ -40,6 +41,8 @@ class LaunchOptions:
     timeout: float | None
     max_guest_seconds: float | None
     console_log: Path | None
+    record: Path | None
+    replay: Path | None
     stats: bool
     json: bool
     symbols: str | None = None
@@ -97,12 +100,7 @@ class _Output:
 
 def run_launch(options: LaunchOptions) -> ExitCode:
     """Launch, play or connect, report; the exit code. Raises BuildError for input that cannot be used."""
-    for step in options.steps:  # all of them, before anything runs
-        _ = step.pattern if step.kind == "expect" else step.data
-    expects = [step for step in options.steps if step.kind == "expect"]
-    if options.until_match and not expects:
-        raise BuildError("--until-match needs an --expect")
-    refuse_to_overwrite([options.console_log], [options.file, options.ramdisk, options.symbols])
+    expects, replay = _check(options)
     streams.require_stdout()
     with ExitStack() as stack, suppress(_ReaderGone):
         progress = stack.enter_context(Progress("building the domain", silent=options.json))
@@ -116,8 +114,13 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 max_guest_seconds=options.max_guest_seconds,
                 console_output=output,
                 symbols=options.symbols,
+                record=options.record is not None,
+                replay=replay,
             )
         )
+        reason = "interrupted"
+        if options.record is not None:
+            stack.callback(lambda path: save_record(dom.input_record(reason), path), options.record)
         if options.console_log is not None:
             output.log_to(options.console_log, stack)
         if dom.machine.domain.abi.pt_levels == 2 and not options.json:
@@ -127,13 +130,48 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 "as under Xen 3; later ones do not run it\n"
             )
         progress.phase = "running, no output"
-        result = _play(dom, options) if options.steps else _Result(_connect(dom, options, progress), 0, None)
+        if options.steps:
+            result = _play(dom, options)
+        else:
+            outcome = dom.wait() if replay is not None else _connect(dom, options, progress)
+            result = _Result(outcome, 0, None)
+        reason = result.outcome.reason
         progress.close()
         output.end_line()
         code = _exit_code(result, len(expects))
+        if replay is not None and result.outcome.ended and not _ended_alike(dom, replay, result.outcome):
+            code = ExitCode.CHECK_FAILED
         _report(dom, options, result, expects, code)
         return code
     return ExitCode.FINE
+
+
+def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
+    """What is expected, and what is replayed. Raises BuildError for what cannot be, before anything runs."""
+    for step in options.steps:
+        _ = step.pattern if step.kind == "expect" else step.data
+    expects = [step for step in options.steps if step.kind == "expect"]
+    if options.until_match and not expects:
+        raise BuildError("--until-match needs an --expect")
+    if options.replay is not None and len(expects) < len(options.steps):
+        raise BuildError("--replay types what was recorded: it goes with no --send")
+    inputs = [options.file, options.ramdisk, options.symbols, options.replay]
+    refuse_to_overwrite([options.console_log, options.record], inputs)
+    if options.record is not None and not options.record.parent.is_dir():
+        raise BuildError("there is no such directory", where=Where(str(options.record.parent)))
+    return expects, load_record(options.replay) if options.replay is not None else None
+
+
+def _ended_alike(dom: RunningDomain, replay: InputRecord, outcome: Outcome) -> bool:
+    """Whether a replayed run is the one that was recorded; what is said if not."""
+    here = (outcome.reason, dom.stats().guest_ns)
+    if here == (replay.reason, replay.end_ns):
+        return True
+    sys.stderr.write(
+        f"domainbuilder: the run ended ({here[0]}, after {here[1]} ns) otherwise than it was recorded "
+        f"({replay.reason}, after {replay.end_ns} ns): by another version of domainbuilder?\n"
+    )
+    return False
 
 
 def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainImage:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
 
 _EXIT_CODES: dict[str, ExitCode] = {
-    **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset", "detached", "matched"), ExitCode.FINE),
+    **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset"), ExitCode.FINE),
+    **dict.fromkeys(("detached", "matched", "replayed"), ExitCode.FINE),
     "idle": ExitCode.TIMED_OUT,
     "timeout": ExitCode.TIMED_OUT,
 }
@@ -34,6 +35,7 @@ _SENTENCES: dict[str, str] = {
     "timeout": "time is up",
     "detached": "the console was closed, and the domain with it",
     "matched": "every expectation was met",
+    "replayed": "the record ends here",
 }
 
 
@@ -41,7 +43,8 @@ _SENTENCES: dict[str, str] = {
 class Outcome:
     """How a run ended. `reason` is the guest's own shutdown reason ("poweroff", "reboot", "suspend", "crash",
     "watchdog", "soft_reset", or "reason N" for another number), "crashed" where Xen would have destroyed it,
-    "idle" where nothing can ever wake it, "timeout", "detached" (Ctrl-]), or "matched" (--until-match).
+    "idle" where nothing can ever wake it, "timeout", "detached" (Ctrl-]), "matched" (--until-match),
+    or "replayed" where a record ends before the guest does.
     `detail` says more where there is more. `report` is there whenever `exit_code` is 3.
     """
 
@@ -57,7 +60,7 @@ class Outcome:
     @property
     def ended(self) -> bool:
         """Whether the domain is gone; after "idle" and "timeout" it can go on."""
-        return self.reason not in ("idle", "timeout", "detached", "matched")
+        return self.reason not in ("idle", "timeout", "detached", "matched", "replayed")
 
     def __str__(self) -> str:
         sentence = _SENTENCES.get(self.reason, f"the guest shut down: {self.reason}")

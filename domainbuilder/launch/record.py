@@ -1,0 +1,111 @@
+"""What a guest was typed, and when by its own clock: the one thing that a run does not bring along itself.
+
+A run is a function of its domain and of this record. As a file it is JSON, a line each: what was run, one
+`[nanoseconds since the guest's start, base64]` for each piece of input, and how it ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbuilder.errors import BuildError, Where
+from domainbuilder.output import atomic_output
+
+FORMAT = "domainbuilder input record 1"
+MOST_BYTES = 64 << 20  # of a file
+MOST_TYPED = 16 << 20
+_MOST_NS = (1 << 63) - 1
+_HEAD, _TAIL = {"format", "domain"}, {"end_ns", "reason"}
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """`typed` are (ns since the guest's start, bytes), in order; `domain` says what was run (tape.subject()).
+
+    The run ended at `end_ns`, for `reason`, which is that of its Outcome.
+    """
+
+    domain: dict[str, Any]
+    typed: tuple[tuple[int, bytes], ...]
+    end_ns: int
+    reason: str
+
+
+def save_record(record: InputRecord, path: str | os.PathLike[str]) -> None:
+    """Write the file, whole or not at all. Raises OSError."""
+    lines = [json.dumps({"format": FORMAT, "domain": record.domain})]
+    lines += [json.dumps([at, base64.b64encode(data).decode()]) for at, data in record.typed]
+    lines.append(json.dumps({"end_ns": record.end_ns, "reason": record.reason}))
+    with atomic_output(path) as fd, os.fdopen(os.dup(fd), "w", encoding="ascii") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def load_record(path: str | os.PathLike[str]) -> InputRecord:
+    """Read the file. Raises BuildError where it is no record, or a damaged one; OSError."""
+    name = os.fspath(path)
+    with Path(path).open("rb") as file:
+        raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise BuildError("an input record of more than 64 MiB", where=Where(name))
+    offset = 0
+    lines = []
+    for line in raw.splitlines(keepends=True):
+        lines.append((offset, line))
+        offset += len(line)
+    head = _object(name, *(lines[0] if lines else (0, b"")), _HEAD)
+    if head["format"] != FORMAT or not isinstance(head["domain"], dict):
+        raise BuildError("not an input record", where=Where(name, 0), found=head["format"], expected=FORMAT)
+    if len(lines) < 2 or not raw.endswith(b"\n"):
+        raise BuildError("the input record has no end", where=Where(name, offset))
+    typed: list[tuple[int, bytes]] = []
+    for at, line in lines[1:-1]:
+        typed.append(_typed(name, at, line, typed[-1][0] if typed else 0))
+    at, line = lines[-1]
+    tail = _object(name, at, line, _TAIL)
+    end, reason = tail["end_ns"], tail["reason"]
+    if not _is_time(end, typed[-1][0] if typed else 0) or not isinstance(reason, str):
+        raise BuildError("a line of the input record cannot be", where=Where(name, at), found=line[:80])
+    return InputRecord(head["domain"], tuple(typed), end, reason)
+
+
+def _parse(name: str, at: int, line: bytes) -> object:
+    try:
+        parsed: object = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BuildError("not a line of an input record", where=Where(name, at), found=line[:80]) from None
+    return parsed
+
+
+def _object(name: str, at: int, line: bytes, keys: set[str]) -> dict[str, Any]:
+    parsed = _parse(name, at, line)
+    if not isinstance(parsed, dict) or set(parsed) != keys:
+        expected = ", ".join(sorted(keys))
+        raise BuildError(
+            "not a line of an input record", where=Where(name, at), found=line[:80], expected=expected
+        )
+    return parsed
+
+
+def _is_time(value: object, first: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and first <= value <= _MOST_NS
+
+
+def _typed(name: str, at: int, line: bytes, first: int) -> tuple[int, bytes]:
+    parsed = _parse(name, at, line)
+    if isinstance(parsed, list) and len(parsed) == 2 and _is_time(parsed[0], first):
+        try:
+            return parsed[0], base64.b64decode(parsed[1], validate=True)
+        except (binascii.Error, ValueError, TypeError):
+            pass
+    raise BuildError(
+        "not a line of an input record",
+        where=Where(name, at),
+        found=line[:80],
+        expected=f"[ns from {first} on, base64]",
+    )

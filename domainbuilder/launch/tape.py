@@ -1,0 +1,85 @@
+"""A machine's input as it arrives, with the guest's time, and the same input given again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from domainbuilder.errors import BuildError
+from domainbuilder.launch.record import MOST_TYPED, InputRecord
+from hvcore.machine import BOOT_TIME_NS
+
+if TYPE_CHECKING:
+    from domainbuilder.build.domain_image import DomainImage
+    from hvcore.machine import Machine
+
+_TIMER = "replay"  # among the host's
+_NOT_THE_GUESTS = frozenset(("timeout", "detached", "matched", "interrupted", "replayed"))  # ends of a run
+_SAME = (
+    ("vcpus", "the number of vCPUs"),
+    ("upper_ptwr", "whether upper_ptwr is on"),
+    ("sha256", "the digest of its memory at the start (kernel, ramdisk, command line, size)"),
+)
+
+
+def subject(image: DomainImage, vcpus: int, *, upper_ptwr: bool) -> dict[str, Any]:
+    """What a run is a function of, beside its input; the kernel's name is for people."""
+    digest = hashlib.sha256(image.ram).hexdigest()
+    return {"kernel": image.plan.kernel, "sha256": digest, "vcpus": vcpus, "upper_ptwr": upper_ptwr}
+
+
+class Tape:
+    """Notes what `machine` is typed, and types what `replay` has. `fail` is told of what ends the recording.
+
+    Raises BuildError where the record is of another domain than `domain` (subject()).
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        domain: dict[str, Any],
+        replay: InputRecord | None,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._machine = machine
+        self._domain = domain
+        self._replay = replay
+        self._fail = fail
+        self._typed: list[tuple[int, bytes]] = []
+        self._size = 0
+        self.is_over = False  # what was replayed, where it did not end by itself
+        machine.typed = self._note
+        if replay is not None:
+            for name, what in _SAME:
+                if replay.domain.get(name) != domain[name]:
+                    found, expected = str(domain[name]), str(replay.domain.get(name))
+                    message = f"the record is of another domain: {what}"
+                    raise BuildError(message, found=found, expected=expected)
+            self._arm(replay)
+
+    def record(self, reason: str) -> InputRecord:
+        """What was typed until now, where the run ends for `reason` (that of an Outcome)."""
+        now = self._machine.clock.now() - BOOT_TIME_NS
+        return InputRecord(self._domain, tuple(self._typed), now, reason)
+
+    def _note(self, when: int, data: bytes) -> None:
+        self._typed.append((when - BOOT_TIME_NS, data))
+        self._size += len(data)
+        if self._size > MOST_TYPED:
+            self._fail(BuildError(f"more than {MOST_TYPED >> 20} MiB of input cannot be recorded"))
+        if self._replay is not None:
+            self._arm(self._replay)
+
+    def _arm(self, replay: InputRecord) -> None:
+        """The next input; or the end of the record, where that was not the guest's doing."""
+        machine = self._machine
+        if len(self._typed) < len(replay.typed):
+            when, data = replay.typed[len(self._typed)]
+            machine.host.set_timer(_TIMER, when + BOOT_TIME_NS, lambda: machine.input(data))
+        elif replay.reason in _NOT_THE_GUESTS:
+            machine.host.set_timer(_TIMER, replay.end_ns + BOOT_TIME_NS, self._end)
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._machine.host.pause()
