@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import bench_hypervisor
+from benchmarks import bench_hypervisor, bench_startup
 from domainbuilder import guests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +55,8 @@ def main() -> None:
         seconds = [run[0] for run in runs]
         memory = max(run[1] for run in runs) / 1024
         print(f"{title:34} {min(seconds):8.3f} {statistics.median(seconds):9.3f} {memory:8.1f}", flush=True)
+    print()
+    bench_startup.main()
     print()
     bench_hypervisor.main([])
 

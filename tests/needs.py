@@ -8,12 +8,24 @@ from typing import NoReturn
 
 import pytest
 
+_OTHER = "not on this processor"
+
 
 def missing(what: str) -> NoReturn:
     """What a test needs is not there: a skip; a failure in CI, which installs every apt-packages.txt."""
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)
+
+
+def other_processor(what: str) -> NoReturn:
+    """What a test is about is not this machine's processor, and cannot be installed: a skip, even in CI."""
+    pytest.skip(f"{_OTHER}: {what}")
+
+
+def may_skip(reason: str) -> bool:
+    """Whether a test may skip for that reason in CI."""
+    return _OTHER in reason
 
 
 def find_tool(*names: str) -> str:

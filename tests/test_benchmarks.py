@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_hypervisor
+from benchmarks import bench_hypervisor, bench_startup
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +20,13 @@ def test_every_operation_is_measured(name: str) -> None:
     figure = bench_hypervisor.measure(name, operations=640, repeat=2)
     assert figure.name == name
     assert 0 < figure.best_us <= figure.median_us
+
+
+def test_start_up_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_startup.main(runs=1)
+    shown = capsys.readouterr().out
+    for title in bench_startup.CASES:
+        assert re.search(rf"^{re.escape(title)} +[0-9.]+ +[0-9.]+", shown, flags=re.MULTILINE)
 
 
 def test_figures_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_others_divide() -> None:
     )[1:] == ["3 3 3 ffffffff", f"3 3 {LONG - 2:x} 1"]
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no other processor traps")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not on this processor: no trap")
 def test_other_floating_point_exceptions_are_as_they_were() -> None:
     """An error elsewhere in the process still ends it, or goes to the handler that there was."""
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGFPE)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from hvcore.cpu.engine import RIP
 from tests.hvcore.pv_cpu import CODE, DATA, PV32, PV64, STACK, PvCpu
+from tests.needs import find_tool, other_processor
 
 UD, SS, GP = 6, 12, 13
 BAD = "49be0000000000000080"  # mov r14, 1 << 63
@@ -154,13 +153,12 @@ def this_processor() -> str:
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int, int]]:
     """Vector, error code and RIP of each row, run as a process of this host."""
-    if this_processor() not in ("AuthenticAMD", "GenuineIntel") or not shutil.which("gcc"):
-        if os.environ.get("CI") and shutil.which("gcc") is None:
-            pytest.fail("no gcc")
-        pytest.skip("needs gcc and an x86-64 processor")
+    compiler = find_tool("gcc")
+    if this_processor() not in ("AuthenticAMD", "GenuineIntel"):
+        other_processor("AMD's and Intel's are compared")
     program = tmp_path_factory.mktemp("native") / "run_native"
     source = Path(__file__).with_name("run_native.c")
-    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", source, "-o", program], check=True)
+    subprocess.run([compiler, "-O1", "-Wall", "-Werror", source, "-o", program], check=True)
     codes = "\n".join((BAD + code).replace(" ", "") for code, _, _ in ROWS.values())
     done = subprocess.run([program, WORDS.hex()], input=codes, capture_output=True, text=True, check=True)
     rows = [tuple(int(word, 16) for word in line.split()) for line in done.stdout.splitlines()]
@@ -172,7 +170,7 @@ def test_the_exception_is_this_processors(
     cpu: PvCpu, native: dict[str, tuple[int, int, int]], name: str
 ) -> None:
     if name in _AMD_ONLY and this_processor() != "AuthenticAMD":
-        pytest.skip("AMD's processors alone do it so")
+        other_processor("AMD's processors alone do it so")
     vector, error, rip = native[name]
     got, got_error, got_rip = outcome(cpu, ROWS[name][0])
     assert (got, got_rip) == (vector, rip)
