@@ -20,7 +20,7 @@ from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
 from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
-from hvcore.pv.engine_faults import general_protection, invalid_opcode
+from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_call
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.segments import mark_accessed
 
@@ -193,12 +193,15 @@ class Traps:
         """#GP: a gate, a privileged instruction, or the guest's own fault."""
         v = self.d.current
         error_code = self.engine.error_code
+        in_64bit = self.engine.code_is_64bit
+        if in_64bit:
+            undo_call(v)
         if error_code:
             if self.d.abi.is_32bit and not error_code & X86_XEC_IDT and pv_emulate_gate_op(v):
                 return
         elif pv_emulate_privileged_op(v):
             return
-        if self.engine.code_is_64bit:
+        if in_64bit:
             self.inject(*general_protection(v, error_code))
         else:
             self.inject(TRAP_gp_fault, error_code)

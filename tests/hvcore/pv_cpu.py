@@ -28,7 +28,7 @@ from hvcore.pv.descriptor_tables import (
 )
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
 from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
-from hvcore.pv.engine_faults import general_protection, invalid_opcode
+from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_call
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.mm import PageTables
 from hvcore.pv.segments import load_cs_ss, load_data
@@ -155,6 +155,8 @@ class PvCpu:
         error_code = engine.error_code if vector in (8, 10, 11, 12, 13, 14) else None
         cr2 = engine.cr2 if vector == 14 else None
         try:
+            if vector == 13 and engine.code_is_64bit:
+                undo_call(self.v)
             if vector == 13 and not error_code and pv_emulate_privileged_op(self.v):
                 return
             if vector == 13 and error_code and self.abi.is_32bit and pv_emulate_gate_op(self.v):
