@@ -56,7 +56,7 @@ _KINDS = {
 _MATCHERS = tuple((kind, re.compile("|".join(patterns))) for kind, patterns in _KINDS.items())
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 18)
 def kind_of(pattern: str) -> str:
     """Return the kind of the sections that a name, or a pattern of names, stands for."""
     for kind, matcher in _MATCHERS:

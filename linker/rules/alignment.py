@@ -19,7 +19,7 @@ def _page_aligned(spec: ast.InputSpec, context: Context) -> ast.Pattern | None:
     return None
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 18)
 def _is_page_aligned(name: str, wanted: tuple[str, ...]) -> bool:
     return any_match(wanted, name.rstrip("*.")) or any_match(wanted, name)
 
