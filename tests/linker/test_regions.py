@@ -94,7 +94,7 @@ def test_forms_of_the_table():
     fills = example('"1K"')
     assert (fills[0].used, fills[0].gaps, fills[0].over) == (0x900, 0x800, True)
     text = forms.render(fills)
-    assert "RAM     0x1000  16 KiB  2.2 KiB  13.8 KiB  14.06%  2 KiB   1 KiB" in text
+    assert "RAM     0x1000  16 KiB  2.2 KiB  14.06%  13.8 KiB  2 KiB   1 KiB" in text
     assert "1.2 KiB over budget" in text
     markdown = forms.markdown(fills)
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
