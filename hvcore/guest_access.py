@@ -34,9 +34,12 @@ class GuestAccess:
         self._view = mem.view
         self._walk = walk
         self._mask = abi.word_mask
-        # A 64-bit guest's bad addresses begin where they cease to be canonical.
-        self._limit_lo = abi.hypervisor_virt_start if abi.is_32bit else 1 << 47
+        # Addresses that access_ok() refuses. A 64-bit guest's begin where they cease to be canonical. To a
+        # 64-bit Xen all of a 32-bit guest's are good: there is Xen's part too, of which it can read the M2P.
+        self._limit_lo = 1 << 47
         self._limit_hi = abi.hypervisor_virt_end
+        if abi.is_32bit:
+            self._limit_lo = abi.hypervisor_virt_start if abi.pt_levels == 2 else abi.hypervisor_virt_end
         self._ulong = struct.Struct("<" + abi.word_format)
 
     def _readable(self, va: int) -> int:

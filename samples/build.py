@@ -137,7 +137,8 @@ _ANY_PAGING = (
     *("event_channel", "event_mask", "fifo", "fifo_reset", "fifo_vcpus", "fpu", "fpu_image"),
     *("grant_map", "grant_table", "grant_v2"),
     *("int80", "io_ports", "iret", "iret_forms", "ldt", "memory_exchange", "memory_op", "mmuext_op", "msr"),
-    *("multicall", "multicall_stops", "nested_faults", "nmi", "physdev", "privileged", "refused", "runstate"),
+    *("multicall", "multicall_stops", "nested_faults", "nmi", "odd_arguments", "physdev", "privileged"),
+    *("refused", "runstate"),
     *("sched_op", "stack_switch", "timers", "tlb_flush", "tls", "trap_table", "traps", "unknown"),
     *("user_mode", "user_privileged", "vcpus", "vm_assist", "wallclock", "xen_version"),
 )

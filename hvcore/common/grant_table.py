@@ -159,7 +159,8 @@ def _get_status_frames(d: Domain, uop: int, count: int) -> int:
             try:
                 d.guest.write_u64(frame_list + 8 * i, frames[i])
             except GuestError:
-                status = GNTST_bad_virt_addr
+                # Xen has translated the status of a 32-bit guest's call before it copies the list.
+                status = GNTST_okay if d.abi.is_32bit else GNTST_bad_virt_addr
     _write_status(d, uop + GNTTAB_GET_STATUS_FRAMES_STATUS, status)
     return 0
 

@@ -224,21 +224,22 @@ def _check_exchange(d: Domain, x: tuple[int, ...]) -> int:
     too_big = max(in_order, out_order) > DOMU_MAX_ORDER
     if too_big and not d.abi.is_32bit:
         return -EPERM
-    odd = out_order > in_order and nr_done & ((1 << min(out_order - in_order, 31)) - 1)
+    # Orders are not limited yet in a 32-bit guest's call: they shift as the processor does.
+    in_shift, out_shift = in_order & d.abi.word_bits - 1, out_order & d.abi.word_bits - 1
+    delta = (out_order - in_order + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
     if (
         nr_done > in_nr
-        or (d.abi.is_32bit and odd)
-        or mask >> min(in_order, 64) < in_nr
-        or mask >> min(out_order, 64) < out_nr
-        or in_nr << min(in_order, 64) != out_nr << min(out_order, 64)
+        or (d.abi.is_32bit and delta > 0 and nr_done & ((1 << (delta & 31)) - 1))
+        or mask >> in_shift < in_nr
+        or mask >> out_shift < out_nr
+        or (in_nr << in_shift) & mask != (out_nr << out_shift) & mask
     ):
         return -EINVAL
     if d.abi.is_32bit:
         if not (array_access_ok(d, in_list, in_nr, word) and array_access_ok(d, out_list, out_nr, word)):
             return -EFAULT
-        if (_COMPAT_XLAT_SIZE - xen_memory_exchange[8].size) // (
-            ((1 << min(abs(out_order - in_order), 31)) + 1) * 8
-        ) == 0:
+        pieces = (1 << (abs(delta) & 31)) + 1
+        if _COMPAT_XLAT_SIZE - xen_memory_exchange[8].size < pieces * 8:
             return -E2BIG
         if too_big:
             return -EPERM
@@ -308,7 +309,7 @@ def _exchange(d: Domain, start: int, arg: int) -> int:
             d.clock.spend(_EXTENT_NS)
             if d.clock.turn_is_over():
                 break
-    elif rc == 0:
+    elif rc == 0 and not d.abi.is_32bit:
         return 0
     d.guest.write_ulong(arg + XEN_MEMORY_EXCHANGE_NR_EXCHANGED[word], nr_done)
     if nr_done < in_nr and not rc:

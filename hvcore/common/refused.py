@@ -1,8 +1,8 @@
 """Hypercalls that are not for a domU, each refused where and as Xen 4.17 refuses it.
 
 What a refusal looks like depends on what comes first: the copy of the argument (EFAULT), its version
-(EACCES), the domain it names (ESRCH), or the permission check (EPERM). Sources: xen/common/domctl.c,
-sysctl.c, kexec.c, hypfs.c, xen/arch/x86/platform_hypercall.c, hvm/hvm.c, hvm/dm.c, cpu/vpmu.c,
+(EACCES), the domain it names (ESRCH), or the permission check (EPERM). Sources: xen/common/sysctl.c,
+kexec.c, hypfs.c, xenoprof.c, xen/arch/x86/platform_hypercall.c, hvm/hvm.c, hvm/dm.c, cpu/vpmu.c,
 xen/include/xsm/dummy.h.
 """
 
@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore.domain import rcu_lock_domain_by_any_id
-from hvcore.public.errno import E2BIG, EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from hvcore.public.errno import E2BIG, EACCES, EBUSY, EINVAL, ENODATA, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from hvcore.public.refused import (
     HVM_NR_PARAMS,
     XEN_DM_OP_MAX_BUFS,
-    XEN_DOMCTL_INTERFACE_VERSION,
     XEN_HVM_XENTRACE_EXTRA,
     XEN_SYSCTL_INTERFACE_VERSION,
     XENPF_INTERFACE_VERSION,
@@ -29,14 +28,10 @@ from hvcore.public.refused import (
     HVMOP_set_evtchn_upcall_vector,
     HVMOP_set_param,
     HVMOP_xentrace,
-    XEN_DOMCTL_assign_device,
-    XEN_DOMCTL_createdomain,
-    XEN_DOMCTL_deassign_device,
-    XEN_DOMCTL_getdomaininfo,
-    XEN_DOMCTL_test_assign_device,
-    XEN_DOMCTL_vm_event_op,
+    XENOPROF_get_buffer,
+    XENOPROF_init,
+    XENOPROF_last_op,
     xen_dm_op_buf,
-    xen_domctl,
     xen_hvm_get_mem_type,
     xen_hvm_get_time,
     xen_hvm_pagetable_dying,
@@ -44,8 +39,8 @@ from hvcore.public.refused import (
     xen_hvm_xentrace,
     xen_platform_op,
     xen_sysctl,
+    xenoprof_init,
 )
-from hvcore.public.xen import DOMID_INVALID, DOMID_IO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,30 +48,10 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
     from hvcore.vcpu import Vcpu
 
-_ANY_DOMAIN = (XEN_DOMCTL_test_assign_device, XEN_DOMCTL_vm_event_op, XEN_DOMCTL_createdomain)
-_DEVICES = (XEN_DOMCTL_assign_device, XEN_DOMCTL_deassign_device)
+# xen/arch/x86/oprofile/nmi_int.c of the processor that pv/cpuid.py shows.
+_OPROFILE_CPU_TYPE = b"x86-64/hammer\0"
+_OPROFILE_EVENTS = 4
 _TRACE_EVENT_MASK = (1 << 12) - 1
-
-
-def do_domctl(v: Vcpu, u_domctl: int) -> int:
-    """HYPERVISOR_domctl."""
-    cmd, version, domid = v.domain.guest.unpack(xen_domctl, u_domctl)
-    if version != XEN_DOMCTL_INTERFACE_VERSION:
-        return -EACCES
-    if cmd in _DEVICES and domid == DOMID_IO:
-        return -EPERM
-    if cmd == XEN_DOMCTL_createdomain or (cmd in _ANY_DOMAIN and domid == DOMID_INVALID):
-        return -EPERM
-    known = domid in v.domain.domain_list
-    return -EPERM if known or cmd == XEN_DOMCTL_getdomaininfo else -ESRCH
-
-
-def do_paging_domctl_cont(v: Vcpu, u_domctl: int) -> int:
-    """HYPERVISOR_paging_domctl_cont (arch_1): a domctl that Xen makes its caller repeat."""
-    _cmd, version, domid = v.domain.guest.unpack(xen_domctl, u_domctl)
-    if version != XEN_DOMCTL_INTERFACE_VERSION:
-        return -EOPNOTSUPP
-    return -EPERM if domid in v.domain.domain_list else -ESRCH
 
 
 def do_sysctl(v: Vcpu, u_sysctl: int) -> int:
@@ -163,6 +138,8 @@ def do_dm_op(v: Vcpu, domid: int, nr_bufs: int, bufs: int) -> int:
     """HYPERVISOR_dm_op: for device models, and of HVM domains only."""
     d = v.domain
     nr_bufs &= 0xFFFFFFFF
+    if not nr_bufs:
+        return -ENODATA
     if nr_bufs > XEN_DM_OP_MAX_BUFS:
         return -E2BIG
     d.guest.copy_from(bufs, nr_bufs * xen_dm_op_buf[d.abi.word].size)
@@ -202,6 +179,15 @@ def do_argo_op(_v: Vcpu, _cmd: int, _arg1: int, _arg2: int, _arg3: int, _arg4: i
     return -ENOSYS
 
 
-def do_xenoprof_op(_v: Vcpu, _op: int, _arg: int) -> int:
-    """HYPERVISOR_xenoprof_op: not built in."""
-    return -ENOSYS
+def do_xenoprof_op(v: Vcpu, op: int, arg: int) -> int:
+    """HYPERVISOR_xenoprof_op: of what a domU may, the questions; the counters are always somebody else's."""
+    op &= 0xFFFFFFFF
+    if op > XENOPROF_last_op:
+        return -EINVAL
+    if op == XENOPROF_init:
+        guest = v.domain.guest
+        cpu_type = guest.copy_from(arg, xenoprof_init.size)[8:]
+        name = _OPROFILE_CPU_TYPE + cpu_type[len(_OPROFILE_CPU_TYPE) :]
+        guest.copy_to(arg, xenoprof_init.pack(_OPROFILE_EVENTS, 0, name))
+        return 0
+    return -EBUSY if op == XENOPROF_get_buffer else -EPERM

@@ -349,8 +349,11 @@ def _remote_shutdown(v: Vcpu, arg: int) -> int:
 
 
 def _watchdog(v: Vcpu, arg: int) -> int:
-    id_, timeout = v.domain.guest.unpack(sched_watchdog, arg)
-    return domain_watchdog(v.domain, id_, timeout)
+    d = v.domain
+    id_, timeout = d.guest.unpack(sched_watchdog, arg)
+    rc = domain_watchdog(d, id_, timeout)
+    # domain_watchdog() chooses between -ENOSPC and an unsigned id: the error is an unsigned int, too.
+    return rc & 0xFFFFFFFF if rc == -ENOSPC and not d.abi.is_32bit else rc
 
 
 def _pin_override(_v: Vcpu, _arg: int) -> int:

@@ -162,10 +162,12 @@ def _stop_periodic_timer(_curr: Vcpu, v: Vcpu, _arg: int) -> int:
 
 def _set_singleshot_timer(curr: Vcpu, v: Vcpu, arg: int) -> int:
     """VCPU_SSHOTTMR_future is a hint that 4.17 does not take: a time in the past raises the event at once."""
+    d = v.domain
+    if v is not curr and not d.abi.is_32bit:
+        return -EINVAL
+    timeout, _flags = d.guest.unpack(vcpu_set_singleshot_timer[d.abi.word], arg)
     if v is not curr:
         return -EINVAL
-    d = v.domain
-    timeout, _flags = d.guest.unpack(vcpu_set_singleshot_timer[d.abi.word], arg)
     if timeout < d.clock.now():
         d.clock.stop_timer(v)
         send_timer_event(v)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvcore.common.console import do_console_io
+from hvcore.common.domctl import do_domctl, do_paging_domctl_cont
 from hvcore.common.event_channel import do_event_channel_op, do_event_channel_op_compat
 from hvcore.common.grant_table import do_grant_table_op
 from hvcore.common.kernel import do_nmi_op, do_vm_assist, do_xen_version
@@ -22,12 +23,10 @@ from hvcore.common.physdev import do_physdev_op, do_physdev_op_compat
 from hvcore.common.refused import (
     do_argo_op,
     do_dm_op,
-    do_domctl,
     do_hvm_op,
     do_hypfs_op,
     do_kexec_op,
     do_mca,
-    do_paging_domctl_cont,
     do_platform_op,
     do_sysctl,
     do_xenoprof_op,

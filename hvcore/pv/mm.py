@@ -355,6 +355,10 @@ class PageTables(PageTypes):
             self.put_page_from_l1e(ol1e)
         return 0
 
+    def is_fast(self, old: int, new: int) -> bool:
+        """Whether a change of an L1 entry needs no reference: the same frame is mapped alike."""
+        return not (old ^ (new if self.pv32 else self.adjust_guest_l1e(new))) & _CHANGED
+
     def mod_l2_entry(self, at: int, new: int, preserve_ad: bool = False) -> int:
         """Replace the L2 entry at `at`; -EPERM in Xen's slots."""
         pg, slot = at >> self.shift, at & (self.entries - 1)
@@ -428,7 +432,7 @@ class PageTables(PageTypes):
         """
         at = self.l1_entry_of(root_mfn, va)
         if at < 0:
-            return -1
+            return -1 if write else self._m2p_page(va)
         e = self.e
         l1e = e[at]
         if l1e & self.readable != self.readable:
@@ -441,10 +445,18 @@ class PageTables(PageTypes):
     def look(self, root_mfn: int, va: int) -> int:
         """The byte offset in `mem.view` of va's page for the guest kernel to read, or -1; nothing is set."""
         at = self.l1_entry_of(root_mfn, va)
-        l1e = self.e[at] if at >= 0 else 0
+        if at < 0:
+            return self._m2p_page(va)
+        l1e = self.e[at]
         if l1e & self.readable != self.readable:
             return -1
         return int((((l1e >> 12) & self.mfn_mask) - self.base) << 12)
+
+    def _m2p_page(self, va: int) -> int:
+        """The byte offset in `mem.view` of va's page of the M2P, which a PAE guest can read, or -1."""
+        page = (va - self.xen.abi.m2p_virt_start) >> 12
+        m2p = self.xen.m2p
+        return (m2p.mfn - self.base + page) << 12 if self.levels == 3 and 0 <= page < m2p.frames else -1
 
     def _writable_above(self, root_mfn: int, va: int) -> bool:
         """Whether the entries above the leaf let `va` be written, as a linear page table's does not."""

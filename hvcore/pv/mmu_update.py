@@ -1,7 +1,7 @@
 """mmu_update, update_va_mapping and update_va_mapping_otherdomain.
 
-Source: do_mmu_update(), do_update_va_mapping() in xen/arch/x86/mm.c. Foreign page tables are those of another
-domain, and there is none: the errors are those of an unprivileged domain.
+Source: do_mmu_update(), do_update_va_mapping() in xen/arch/x86/mm.c, get_pg_owner() in common/page_alloc.c. A
+domain that is unprivileged may name others, and learns whether they exist; it may change nothing of theirs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.common.handles import guest_handle_okay
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from hvcore.public import xen
@@ -33,16 +34,14 @@ if TYPE_CHECKING:
 _MMU_UPDATE = struct.Struct("<QQ")  # struct mmu_update: ptr, val
 MMU_UPDATE_PREEMPTED = 1 << 31  # in `count`: a call that goes on where it was interrupted
 REQUEST_NS = 100  # what one request of a batch takes of the vCPU's turn
-PG_SELF, PG_IO = 0, 1
 
 
-def get_pg_owner(v: Vcpu, domid: int) -> int:
-    """PG_SELF or PG_IO, or the error that an unprivileged domain gets for `domid`."""
-    if domid in (xen.DOMID_SELF, v.domain.domain_id):
-        return PG_SELF
-    if domid == xen.DOMID_IO:
-        return PG_IO
-    return -EPERM if domid == xen.DOMID_XEN or domid in v.domain.domain_list else -ESRCH
+def get_pg_owner(v: Vcpu, foreigndom: int) -> int:
+    """The domain whose frames are meant, or -ESRCH. One's own is DOMID_SELF, and never one's number."""
+    domid = foreigndom & 0xFFFF
+    if domid in (xen.DOMID_SELF, xen.DOMID_IO, xen.DOMID_XEN):
+        return domid
+    return domid if domid in v.domain.domain_list and domid != v.domain.domain_id else -ESRCH
 
 
 def begin_requests(v: Vcpu, reqs: int, count: int, pdone: int) -> tuple[int, int] | None:
@@ -54,7 +53,16 @@ def begin_requests(v: Vcpu, reqs: int, count: int, pdone: int) -> tuple[int, int
         return count, 0
     if count == MMU_UPDATE_PREEMPTED and not reqs:
         return None
-    return count & ~MMU_UPDATE_PREEMPTED, v.domain.guest.read_u32(pdone) if pdone else 0
+    done = 0
+    if pdone:
+        with contextlib.suppress(GuestError):
+            done = v.domain.guest.read_u32(pdone)
+    return count & ~MMU_UPDATE_PREEMPTED, done
+
+
+def continued_result(foreigndom: int) -> int:
+    """What a continuation brings in the place of `foreigndom`: an int."""
+    return (foreigndom & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
 
 
 def end_requests(v: Vcpu, rc: int, done: int, pdone: int, rest: tuple[int, int], foreigndom: int) -> int:
@@ -71,20 +79,21 @@ def end_requests(v: Vcpu, rc: int, done: int, pdone: int, rest: tuple[int, int],
 def do_mmu_update(v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
     """Apply `count` requests; `*pdone` is how many were done. Stops at the first error, as Xen does."""
     d = v.domain
-    begun = begin_requests(v, ureqs, count, pdone)
+    begun = begin_requests(v, ureqs, count & 0xFFFFFFFF, pdone)
     if begun is None:
-        return foreigndom
+        return continued_result(foreigndom)
     count, done_before = begun
     size = _MMU_UPDATE.size
-    if not d.guest.okay(ureqs, count * size):
+    if not guest_handle_okay(d, ureqs, count, size):
         return -EFAULT
-    pt_dom = foreigndom >> 16
-    if pt_dom and pt_dom - 1 != d.domain_id:
-        return -EPERM if pt_dom - 1 in d.domain_list else -ESRCH
-    pg_owner = get_pg_owner(v, foreigndom & 0xFFFF)
+    pt_dom = (foreigndom >> 16 & 0xFFFF) - 1
+    if pt_dom >= 0 and pt_dom not in d.domain_list:
+        return -ESRCH
+    pg_owner = get_pg_owner(v, foreigndom)
     if pg_owner < 0:
-        return pg_owner
-    update = _one_update if pg_owner == PG_SELF else _one_io_update
+        return end_requests(v, pg_owner, done_before, pdone, (0, 0), foreigndom)
+    own_tables = pt_dom in (-1, d.domain_id)
+    update = _UPDATES.get(pg_owner, _not_ours) if own_tables else _not_ours
     done, rc = _run_one(v, ureqs, update) if count == 1 else _run_batches(v, ureqs, count, update)
     if d.mm.flush_linear_pt:
         d.mm.flush_linear_pt = False
@@ -166,16 +175,31 @@ def _one_update(mm: PageTables, ptr: int, val: int) -> int:
 
 
 def _one_io_update(mm: PageTables, ptr: int, val: int) -> int:
-    """An update that names DOMID_IO as the frame's owner: no frame is, so nothing present can be mapped."""
+    """An update that names DOMID_IO as the frame's owner: no frame is, so no other can be mapped."""
     cmd = ptr & mm.e.itemsize - 1
+    if cmd > xen.MMU_PT_UPDATE_NO_TRANSLATE:
+        return -ENOSYS
     pg = (ptr >> 12) - mm.base
     if cmd == xen.MMU_MACHPHYS_UPDATE or not 0 <= pg < mm.nr:
         return -EINVAL
-    if not (val & PAGE_PRESENT and mm.tcount[pg] and 0 < mm.ptype[pg] <= PGT_l4_page_table):
-        return _one_update(mm, ptr, val)
-    if mm.ptype[pg] != PGT_l1_page_table or val & L1_DISALLOW_MASK:
+    if mm.tcount[pg] and PGT_l1_page_table < mm.ptype[pg] <= PGT_l4_page_table:
         return -EINVAL
+    if not (val & PAGE_PRESENT and mm.tcount[pg] and mm.ptype[pg] == PGT_l1_page_table):
+        return _one_update(mm, ptr, val)
+    if val & L1_DISALLOW_MASK:
+        return -EINVAL
+    old = mm.e[(pg << mm.shift) + ((ptr & 4095) >> (12 - mm.shift))]
+    if mm.is_fast(old, val):
+        return _one_update(mm, ptr, val)
     return -EBUSY if 0 <= ((val >> 12) & mm.mfn_mask) - mm.base < mm.nr else -EPERM
+
+
+def _not_ours(mm: PageTables, ptr: int, _val: int) -> int:
+    """An update of another domain's table, or of a frame of another's or DOMID_XEN's (xsm_mmu_update())."""
+    return -ENOSYS if ptr & mm.e.itemsize - 1 > xen.MMU_PT_UPDATE_NO_TRANSLATE else -EPERM
+
+
+_UPDATES = {xen.DOMID_SELF: _one_update, xen.DOMID_IO: _one_io_update}
 
 
 def _machphys_update(mm: PageTables, mfn: int, pfn: int) -> int:
@@ -224,6 +248,6 @@ def do_update_va_mapping_otherdomain(v: Vcpu, va: int, val: int, flags: int, dom
     owner = get_pg_owner(v, domid)
     if owner < 0:
         return owner
-    if owner == PG_IO and val & PAGE_PRESENT:
+    if owner != xen.DOMID_SELF:
         return -EPERM
     return do_update_va_mapping(v, va, val, flags)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.common.handles import guest_handle_okay
 from hvcore.errors import GuestError
 from hvcore.page_info import PGT_pinned, PGT_writable_page
 from hvcore.public import xen
 from hvcore.public.errno import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from hvcore.pv.descriptor_tables import set_ldt
 from hvcore.pv.mmu_update import (
-    PG_SELF,
     REQUEST_NS,
     begin_requests,
+    continued_result,
     end_requests,
     get_pg_owner,
     vcpumask_readable,
@@ -75,12 +76,13 @@ def _new_baseptr(v: Vcpu, mfn: int, _arg2: int) -> int:
 
 def _new_user_baseptr(v: Vcpu, mfn: int, _arg2: int) -> int:
     mm = v.domain.mm
+    if mm.pv32:
+        return -EINVAL  # compat_mmuext_op(), even of nothing
     old = v.user_cr3_mfn
     if old == mfn:
         return 0
     if mfn:
-        # A PAE guest has no use for a user base pointer, and no table of the root type to name.
-        rc = mm.get_page_and_type(mfn, 4) if not mm.pv32 else -EINVAL
+        rc = mm.get_page_and_type(mfn, 4)
         if rc:
             mm.refuse(Reason.USER_BASEPTR, rc, mfn)
             return rc
@@ -174,21 +176,24 @@ _OPS: dict[int, Callable[[Vcpu, int, int], int]] = {
 
 def do_mmuext_op(v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) -> int:
     """Carry out `count` operations; `*pdone` is how many were done. Stops at the first error."""
-    guest = v.domain.guest
-    layout = _MMUEXT_OP[v.domain.abi.word]
-    begun = begin_requests(v, uops, count, pdone)
+    d = v.domain
+    guest = d.guest
+    layout = _MMUEXT_OP[d.abi.word]
+    begun = begin_requests(v, uops, count & 0xFFFFFFFF, pdone)
     if begun is None:
-        return foreigndom
+        return continued_result(foreigndom)
     count, done_before = begun
     done = 0
-    if not guest.okay(uops, count * layout.size):
+    if not guest_handle_okay(d, uops, count, layout.size):
         return -EFAULT
+    if not count and d.abi.is_32bit and d.abi.pt_levels != 2:
+        return 0  # compat_mmuext_op() looks at nothing else
     owner = get_pg_owner(v, foreigndom)
     if owner < 0:
         return owner
-    if owner != PG_SELF:
+    if owner != xen.DOMID_SELF:
         return -EPERM
-    rc, clock = 0, v.domain.clock
+    rc, clock = 0, d.clock
     try:
         while done < count:
             cmd, arg1, arg2 = guest.unpack(layout, uops + done * layout.size)

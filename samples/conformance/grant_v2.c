@@ -165,7 +165,8 @@ static void to_version_2(void)
     clear(5);
 
     EXPECT_STATUS(status_frames(DOMID_SELF, 2, frames), GNTST_general_error);
-    EXPECT_STATUS(status_frames(DOMID_SELF, 1, (u64 *)16), GNTST_bad_virt_addr);
+    /* A 32-bit guest does not hear of it: compat_grant_table_op() has the status before it copies the list. */
+    EXPECT_STATUS(status_frames(DOMID_SELF, 1, (u64 *)16), sizeof(ulong) == 8 ? GNTST_bad_virt_addr : GNTST_okay);
     EXPECT_EQUAL(setup(9), GNTST_okay); /* so many entries need two */
     EXPECT_EQUAL(status_frames(DOMID_SELF, 2, frames), GNTST_okay);
     EXPECT_EQUAL(frames[0], (u64)PTE_MFN(*pte_of((void *)status, 1)));

@@ -36,7 +36,9 @@ void conform(void)
     buffer[0] = 0;
     EXPECT_REFUSED(op(15), EPERM);  /* manage_pci_add */
     EXPECT_REFUSED(op(16), EPERM);  /* manage_pci_remove */
-    EXPECT_REFUSED(op(19), ENODEV); /* restore_msi */
+    buffer[0] = 0xffff;
+    EXPECT_REFUSED(op(19), ENODEV); /* restore_msi, of a device that there is none of */
+    buffer[0] = 0;
     EXPECT_REFUSED(op(25), EPERM);  /* pci_device_add */
     EXPECT_REFUSED(op(26), EPERM);  /* pci_device_remove */
     EXPECT_REFUSED(op(30), EPERM);  /* prepare_msix */

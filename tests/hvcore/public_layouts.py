@@ -120,6 +120,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
     },
     "refused": {
         "xen_domctl": "cmd interface_version domain",
+        "xenoprof_init": "num_events is_primary cpu_type",
         "xen_sysctl": "cmd interface_version",
         "xen_platform_op": "cmd interface_version",
         "xen_hvm_param": "domid index value",

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hvcore import abi as abi_module
 from hvcore.common import refused
 from hvcore.common.console import do_console_io
+from hvcore.common.domctl import do_domctl
 from hvcore.common.event_channel import do_event_channel_op, do_event_channel_op_compat
 from hvcore.common.grant_table import do_grant_table_op
 from hvcore.common.kernel import do_nmi_op, do_vm_assist, do_xen_version
@@ -69,7 +70,7 @@ FAMILIES: dict[str, Callable[[Vcpu, int, int, int], int]] = {
     "multicall": lambda v, _a, b, c: do_multicall(v, b, c & 7, dispatch),
     "hvm_op": lambda v, a, b, _: refused.do_hvm_op(v, a, b),
     "dm_op": lambda v, a, b, c: refused.do_dm_op(v, c, a & 3, b),
-    "domctl": lambda v, _a, b, _c: refused.do_domctl(v, b),
+    "domctl": lambda v, _a, b, _c: do_domctl(v, b),
     "sysctl": lambda v, _a, b, _c: refused.do_sysctl(v, b),
     "platform_op": lambda v, _a, b, _c: refused.do_platform_op(v, b),
 }

@@ -57,7 +57,7 @@ bool hv_mmu_update(struct hv_call *c) {
     uint64_t ureqs = c->args[0], count = c->args[1], pdone = c->args[2], foreigndom = c->args[3];
     if (!count || count > PAGE_SIZE / sizeof(struct mmu_update) || !hv_okay(c, ureqs, count * sizeof(struct mmu_update)))
         return NOT_MINE;
-    if (foreigndom != DOMID_SELF && foreigndom != c->d->domain_id)
+    if (foreigndom != DOMID_SELF)
         return NOT_MINE;
     const uint8_t *from = hv_copy_from(c, ureqs, count * sizeof(struct mmu_update));
     if (!from)

@@ -110,7 +110,7 @@ bool hv_mmuext_op(struct hv_call *c) {
     uint64_t size = c->is_32bit ? 12 : 24;
     if (!count || count > MOST_OPERATIONS || !hv_okay(c, uops, count * size))
         return NOT_MINE;
-    if (foreigndom != DOMID_SELF && foreigndom != c->d->domain_id)
+    if (foreigndom != DOMID_SELF)
         return NOT_MINE;
     for (uint64_t i = 0; i < count; i++) {
         struct operation op;
