@@ -29,6 +29,7 @@ from hvcore.public.grant_table import (
     GNTTAB_CACHE_INVAL,
     GNTTAB_GET_STATUS_FRAMES_STATUS,
     GNTTAB_GET_VERSION_VERSION,
+    GNTTAB_QUERY_SIZE_NR_FRAMES,
     GNTTAB_SETUP_TABLE_STATUS,
     GNTTAB_SWAP_STATUS,
     GNTTABOP_CMD_MASK,
@@ -129,7 +130,9 @@ def _query_size(d: Domain, uop: int, count: int) -> int:
     status = _status_of_domain(d, dom)
     if status == GNTST_okay:
         nr_frames, max_nr_frames = len(d.grant_table.shared), MAX_GRANT_FRAMES
-    d.guest.pack(gnttab_query_size, uop, dom, nr_frames, max_nr_frames, status)
+    d.guest.write_u32(uop + GNTTAB_QUERY_SIZE_NR_FRAMES, nr_frames)
+    d.guest.write_u32(uop + GNTTAB_QUERY_SIZE_NR_FRAMES + 4, max_nr_frames)
+    _write_status(d, uop + GNTTAB_QUERY_SIZE_NR_FRAMES + 8, status)
     return 0
 
 

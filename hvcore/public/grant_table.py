@@ -80,6 +80,7 @@ GNTTAB_UNMAP_STATUS = 20  # offset of status in both
 # dom; nr_frames; status; frame_list
 gnttab_setup_table = {4: struct.Struct("<H2xIh2xI"), 8: struct.Struct("<H2xIh6xQ")}
 GNTTAB_SETUP_TABLE_STATUS = 8
+GNTTAB_QUERY_SIZE_NR_FRAMES = 4  # max_nr_frames and status follow
 gnttab_transfer = {4: struct.Struct("<IH2xIh2x"), 8: struct.Struct("<QH2xIh6x")}  # mfn; domid; ref; status
 # source.u; source.domid; source.offset; dest.u; dest.domid; dest.offset; len; flags; status
 gnttab_copy = {4: struct.Struct("<IHHIHHHHh2x"), 8: struct.Struct("<QHH4xQHH4xHHh2x")}

@@ -146,6 +146,7 @@ _HEADERS = [
     "nmi",
     "memory",
     "grant_table",
+    "xenoprof",
     "physdev",
     "domctl",
     "sysctl",

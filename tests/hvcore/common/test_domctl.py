@@ -46,7 +46,7 @@ def test_domains(guest: Guest, cmd: int, domid: int, answer: int) -> None:
         (19, "I", (56,), -EINVAL),
         (19, "I", (55,), -EPERM),
         (20, "QQ", (5, 2**64 - 3), -EINVAL),
-        (20, "QQ", (5, 2**64 - 4), -EPERM),
+        (20, "QQ", (5, 2**64 - 5), -EPERM),
         (21, "II", (0xFFFF, 1), -EPERM),
         (21, "II", (0xFFFF, 2), -EINVAL),
         (39, "QQQ", (0, 1 << 28, 1), -EINVAL),
