@@ -85,7 +85,7 @@ static bool one_operation(struct hv_call *c, const struct operation *op) {
     case MMUEXT_NEW_BASEPTR:
         return new_baseptr(c, op->arg1);
     case MMUEXT_NEW_USER_BASEPTR:
-        return new_user_baseptr(c, op->arg1);
+        return c->is_32bit ? NOT_MINE : new_user_baseptr(c, op->arg1);
     case MMUEXT_TLB_FLUSH_MULTI:
     case MMUEXT_INVLPG_MULTI: /* every vCPU shares the one processor, so all flush */
         if (!hv_copy_from(c, op->arg2, c->is_32bit ? 4 : 8))
