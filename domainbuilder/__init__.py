@@ -18,8 +18,8 @@ takes what an earlier step has made. What they return and raise is here as well:
   ImageError;
 - expectations that were not met: ExpectError with its kinds ExpectTimeout and ExpectEOF.
 
-`initramfs` makes a ramdisk for Linux guests. Everything is imported when first used: `import domainbuilder`
-alone costs nothing.
+`Host` holds several domains that run beside each other, `initramfs` makes a ramdisk for Linux guests. All
+is imported when first used: `import domainbuilder` alone costs nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from domainbuilder.kernel.kernel_file import KernelFile
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.domain import RunningDomain, launch
+    from domainbuilder.launch.host import Host
     from domainbuilder.launch.run_stats import Statistics
     from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
     from domainbuilder.plan.domain_plan import DomainPlan, plan
@@ -65,6 +66,7 @@ __all__ = [
     "ExpectError",
     "ExpectTimeout",
     "Finding",
+    "Host",
     "ImageError",
     "Inspection",
     "KernelFile",
@@ -97,6 +99,7 @@ _HOMES = {
         "kernel.kernel_file": "KernelFile",
         "launch.crash_report": "CrashReport",
         "launch.domain": "RunningDomain launch",
+        "launch.host": "Host",
         "launch.run_stats": "Statistics",
         "launch.session": "Console ExpectEOF ExpectError ExpectTimeout Outcome",
         "plan.domain_plan": "DomainPlan plan",

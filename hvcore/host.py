@@ -50,7 +50,6 @@ class Host:
         self.attend: Callable[[], None] = lambda: None
         self._pristine: EngineContext = self.engine.save_context()
         self._on_cpu: Machine | None = None
-        self._contexts: dict[int, EngineContext] = {}  # of machines that are not in the engine
         self._next_domid = 1
         self._paused = False
         self._nudged = False
@@ -105,7 +104,7 @@ class Host:
             device.disconnect()
         d.grant_table.revoke_from_backends()
         domain_kill(d)
-        self._on_cpu = None
+        self._leave()
         self.engine.load_context(self._pristine)
         self.engine.flush_code()
         del self.machines[domid]
@@ -170,7 +169,9 @@ class Host:
         if m is self._on_cpu:
             return
         self._leave()
-        self.engine.load_context(self._contexts.pop(m.domain.domain_id))
+        assert m.context is not None
+        self.engine.load_context(m.context)
+        m.context = None
         m.clock.attach(self.engine.cell)
         self.engine.set_handlers(m.traps)
         self._on_cpu = m
@@ -179,7 +180,7 @@ class Host:
         m, self._on_cpu = self._on_cpu, None
         if m is not None:
             m.clock.detach()
-            self._contexts[m.domain.domain_id] = self.engine.save_context()
+            m.context = self.engine.save_context()
 
     # -- for whoever holds the host. What the engine is told is told last: who is overtaken finds the flag.
 

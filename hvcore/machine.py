@@ -52,6 +52,7 @@ from hvcore.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from hvcore.boot_image import BootImage
+    from hvcore.cpu.engine import EngineContext
     from hvcore.host import Host
     from hvcore.pv.frames import Frames
     from hvcore.refusal import Reason, Refusal
@@ -124,6 +125,7 @@ class Machine:
         self._has_lanes = lanes
         self._slice = _SLICE_NS
         self._next_look = self.clock.now() + _SLICE_NS  # for a loop to leave out
+        self.context: EngineContext | None = None  # what it left in the engine, while it is not there
         self.skip_loops = True  # tests compare with what happens otherwise
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
@@ -459,7 +461,8 @@ class Machine:
     def stats(self) -> Stats:
         """The counts so far."""
         trace = self.domain.trace
-        reads, writes = self.engine.port_accesses
+        words = self.context or self.engine.words
+        reads, writes = words.port_reads, words.port_writes
         exceptions, emulated = trace.exceptions.tolist(), trace.emulated.copy()
         exceptions[TRAP_gp_fault] += reads + writes  # which is what they are under Xen
         for name, count in (("in", reads), ("out", writes)):
@@ -473,7 +476,7 @@ class Machine:
             refused=dict(trace.refused),
             page_table_stores=self.ro_page_fault.stores,
             events_delivered=self.domain.words.events_delivered,
-            tlb_flushes=self.engine.tlb_flushes,
+            tlb_flushes=words.tlb_flushes,
             code_bytes=self.clock.code_bytes,
             system_time_ns=self.clock.now(),
         )

@@ -14,6 +14,8 @@
                                   build the bundled guests with symbols and debug information into DIR
     samples/build.py --recursive --to DIR
                                   build the kernel with recursive page tables, for two, three and four levels
+    samples/build.py --pair --to DIR
+                                  build the guest of which two meet on a host, both widths, into DIR
     samples/build.py --two-level --to DIR
                                   build hello and conformance guests for two-level page tables into DIR
 
@@ -119,6 +121,12 @@ def recursive() -> tuple[Sample, ...]:
     return tuple(
         Sample(f"recursive-{width.name}", sources, width) for width in (I386, X86_64, I386_TWO_LEVEL)
     )
+
+
+def pair() -> tuple[Sample, ...]:
+    """The guest of which two meet on a host: share-32 and share-64."""
+    sources = (*CONFORMANCE_RUNTIME, "pair/share.c")
+    return tuple(Sample(f"share-{width.name}", sources, width) for width in (I386, X86_64))
 
 
 def conformance() -> tuple[Sample, ...]:
@@ -253,6 +261,7 @@ def main() -> int:
     others.add_argument(
         "--recursive", action="store_true", help="the kernel with recursive page tables (with --to)"
     )
+    others.add_argument("--pair", action="store_true", help="the guest of which two meet (with --to)")
     others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
     others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
     parser.add_argument("--debug", action="store_true", help="with symbols and debug information (with --to)")
@@ -270,6 +279,8 @@ def main() -> int:
             samples = two_level()
         elif arguments.recursive:
             samples = recursive()
+        elif arguments.pair:
+            samples = pair()
         elif arguments.pvkernel:
             samples = (pvkernel(),)
         elif arguments.bench:

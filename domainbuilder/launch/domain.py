@@ -181,6 +181,16 @@ class RunningDomain:
         return outcome
 
     @property
+    def closed(self) -> bool:
+        """Whether the domain is destroyed."""
+        return self._closed
+
+    @property
+    def domain_id(self) -> int:
+        """The domain's number on its host."""
+        return self.machine.domain.domain_id
+
+    @property
     def outcome(self) -> Outcome | None:
         """How the domain ended; None while it has not."""
         return self._outcome

@@ -121,12 +121,20 @@ def evtchn_send(t: EvtchnTable, port: int) -> int:
     state = t.state[port]
     if state == ECS_INTERDOMAIN:
         rt, rport = _peer(t, port)
+        if rt is not t:
+            _meet(rt.domain, t.domain)
         rt.notify(rport)
         return 0
     if state == ECS_IPI:
         t.set_pending(t.notify_vcpu_id[port], port)
         return 0
     return 0 if state == ECS_UNBOUND else -EINVAL
+
+
+def _meet(rd: Domain, sender: Domain) -> None:
+    """A domain that waits learns of an event when it is sent: no earlier by its own clock, either."""
+    if all(v.pause_flags or not v.is_initialised for v in rd.vcpus):
+        rd.clock.advance_to(sender.clock.now())
 
 
 def evtchn_reset(t: EvtchnTable) -> int:

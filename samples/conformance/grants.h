@@ -32,6 +32,7 @@ union entry_v2 {
 #define GNTST_bad_handle (-4)
 #define GNTST_bad_virt_addr (-5)
 #define GNTST_permission_denied (-8)
+#define GNTST_bad_page (-9)
 #define GNTST_bad_copy_arg (-10)
 #define GNTST_eagain (-12)
 #define GTF_type_mask 3
@@ -46,6 +47,7 @@ union entry_v2 {
 #define GNTMAP_readonly 4
 #define GNTMAP_contains_pte 16
 #define GNTCOPY_source_gref 1
+#define GNTCOPY_dest_gref 2
 #define GNTTAB_RESERVED_CONSOLE 0
 #define GNTTAB_RESERVED_XENSTORE 1
 

@@ -1,0 +1,120 @@
+"""Several domains on one host: launched, run in turn, and talked to, each as one alone.
+
+    with Host(memory_mib=512) as host:
+        server = host.launch("server.elf", memory_mib=64)
+        client = host.launch("client.elf", memory_mib=64, cmdline=f"peer={server.domain_id}", cap=50)
+        client.console.expect("connected")
+        assert server.wait().reason == "poweroff"
+
+All of them run while any one is waited for. Each has a clock of its own, and none is ahead of another by more
+than ten milliseconds; a domain that meets no other runs exactly as it would alone (hvcore/host.py).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from domainbuilder.build.domain_image import DomainImage
+from domainbuilder.errors import BuildError, LayoutError
+from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.launch.domain import RunningDomain, launch_on
+from domainbuilder.plan.domain_plan import DomainPlan
+from hvcore import host as hvcore_host
+from hvcore.errors import EngineError
+from hvcore.machine_memory import MachineMemory
+
+MAX_DOMAINS = 32
+MAX_CAP = 100
+_MIB_PAGES = 256
+
+
+class Host:
+    """A host with `memory_mib` of memory for its domains, of which there can be MAX_DOMAINS at a time.
+
+    A context manager; leaving it destroys them. Raises LayoutError where there is no such memory.
+    """
+
+    def __init__(self, memory_mib: int) -> None:
+        if memory_mib <= 0:
+            raise BuildError("a host needs memory", found=str(memory_mib))
+        try:
+            memory = MachineMemory(memory_mib * _MIB_PAGES, domains=MAX_DOMAINS)
+            self.host = hvcore_host.Host(memory)
+        except (OSError, ValueError, OverflowError, EngineError) as error:
+            raise LayoutError(f"no host of {memory_mib} MB: {error}") from error
+        self._domains: list[RunningDomain] = []
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def domains(self) -> tuple[RunningDomain, ...]:
+        """The domains that there are, the oldest first; one that has ended is there until it is closed."""
+        return tuple(dom for dom in self._domains if not dom.closed)
+
+    def launch(
+        self,
+        kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
+        memory_mib: int | None = None,
+        *,
+        ramdisk: str | os.PathLike[str] | bytes | None = None,
+        cmdline: str | bytes = "",
+        guest_type: str | None = None,
+        vcpus: int = 1,
+        cap: int = 0,
+        upper_ptwr: bool = False,
+        timeout: float | None = None,
+        max_guest_seconds: float | None = None,
+        console_output: Callable[[bytes], None] | None = None,
+        symbols: str | os.PathLike[str] | None = None,
+    ) -> RunningDomain:
+        """`domainbuilder.launch` on this host; `cap`: how much of its time the domain has at most (percent).
+
+        The domain is closed by its own `close()`, or with the host. Raises BuildError as `launch` does, and
+        where the host has no room for the domain.
+        """
+        if self._closed:
+            raise RuntimeError("the host was closed")
+        if not 0 <= cap <= MAX_CAP:
+            raise BuildError("that is no part of a processor, in percent", found=str(cap), expected="0-100")
+        if len(self.domains) >= MAX_DOMAINS:
+            raise BuildError("the host has as many domains as it can", found=str(MAX_DOMAINS))
+        dom = launch_on(
+            self.host,
+            kernel,
+            memory_mib,
+            ramdisk=ramdisk,
+            cmdline=cmdline,
+            guest_type=guest_type,
+            vcpus=vcpus,
+            cap=cap,
+            upper_ptwr=upper_ptwr,
+            timeout=timeout,
+            max_guest_seconds=max_guest_seconds,
+            console_output=console_output,
+            symbols=symbols,
+        )
+        self._domains = [*self.domains, dom]
+        return dom
+
+    def close(self) -> None:
+        """Destroy the domains and give the memory back. What they printed, their outcomes and counts stay."""
+        if self._closed:
+            return
+        for dom in self.domains:
+            dom.close()
+        self._closed = True
+        self.host.close()
+        with suppress(OSError, AttributeError):  # though views of it may live on
+            self.host.mem.buffer.madvise(mmap.MADV_REMOVE)
