@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import ast
 from .elffile import SHF_TLS, SHF_WRITE, SHT_NOBITS, Elf, Segment
 from .evaluate import align_up
-from .layout import Contents, Layout, Piece, Target, simulate
+from .layout import Contents, Layout, Piece, Target, simulate, wants
 from .mapfile import LinkMap, MapInput, MapOutput
+from .orphan_places import Orphan, is_plain
 from .outline import Outline
+
+_COMMON = "COMMON"
+_SHN_COMMON = 0xFFF2
 
 
 def _alignments(files: Mapping[str, Elf], file: str, name: str) -> int | None:
     elf = files.get(file)
+    if elf is not None and name == _COMMON:
+        return max((symbol.address for symbol in elf.symbols() if symbol.section == _SHN_COMMON), default=1)
     section = elf.by_name.get(name) if elf is not None else None
     return max(section.alignment, 1) if section is not None else None
 
@@ -30,41 +39,171 @@ def _guess(end: int, address: int) -> int:
 
 def contents_of(
     link_map: LinkMap, outline: Outline, elf: Elf | None = None, files: Mapping[str, Elf] | None = None
-) -> tuple[dict[str, Contents], list[tuple[str, str]]]:
+) -> tuple[dict[str, Contents], list[Orphan]]:
     """Return what each output section holds by a GNU map, and the orphans with the sections before them.
 
     `files` are the object files by the names the map has for them; they say how inputs are aligned.
     """
     known = files or {}
     out: dict[str, Contents] = {}
-    orphans: list[tuple[str, str]] = []
-    specs = {placed.section.name: _specs(placed.section) for placed in outline.sections}
+    orphans: list[Orphan] = []
+    order = _Order(link_map, outline)
+    specs: dict[str, list[ast.InputSpec]] = {}
+    for placed in outline.sections:
+        specs.setdefault(placed.section.name, []).extend(_specs(placed.section))
     before = ""
+    counts = Counter(section.name for section in elf.sections) if elf is not None else Counter[str]()
     for output in link_map.outputs:
-        if not output.size and (output.name not in specs or output.name in out):
+        if not output.size and output.name not in specs and (elf is None or output.name in out):
             # What linkers make for themselves and drop again when it stays empty.
             continue
-        section = elf.by_name.get(output.name) if elf is not None else None
-        groups, rest = _groups(output, specs.get(output.name, 0), known)
-        thread_zero = section is not None and section.type == SHT_NOBITS and bool(section.flags & SHF_TLS)
-        out[output.name] = Contents(
-            groups,
-            rest,
-            dropped=elf is not None and section is None,
-            thread_zero=thread_zero,
-            allocated=section.allocated if section is not None else True,
-            loaded=section.type != SHT_NOBITS if section is not None else True,
-            writable=section is not None and bool(section.flags & SHF_WRITE),
-            alignment=1 if files or section is None else max(section.alignment, 1),
-        )
+        if output.name in out:
+            if output.size or counts[output.name] > 1:
+                out[output.name] = out[output.name]._replace(twice=True)
+            continue
+        # An orphan's section takes it by one description of its own.
+        groups, rest = _groups(output, specs.get(output.name), known)
+        out[output.name] = _as_linked(output.name, groups, rest, elf, aligned=bool(files))
+        if out[output.name].dropped:
+            # ld lays empty sections out before it drops them, those that it made itself (.got) at 8 bytes.
+            own = min(8, output.address & -output.address or 8) if output.name not in specs else 1
+            out[output.name] = out[output.name]._replace(allocated=bool(output.inputs), alignment=own)
         if output.name not in specs:
-            orphans.append((output.name, before))
+            orphans.append(Orphan(output.name, before, order.assigned(output)))
         before = output.name
     return out, orphans
 
 
-def _specs(section: ast.OutputSection) -> int:
-    return sum(isinstance(statement, ast.InputSpec) for statement in section.body)
+def _as_linked(
+    name: str,
+    groups: tuple[tuple[Piece, ...], ...],
+    rest: tuple[Piece, ...],
+    elf: Elf | None,
+    *,
+    aligned: bool,
+) -> Contents:
+    """Return the contents with what the linked file says of the section; `aligned` tells that pieces know."""
+    section = elf.by_name.get(name) if elf is not None else None
+    return Contents(
+        groups,
+        rest,
+        dropped=elf is not None and section is None,
+        thread_zero=section is not None and section.type == SHT_NOBITS and bool(section.flags & SHF_TLS),
+        allocated=section.allocated if section is not None else True,
+        loaded=section.type != SHT_NOBITS if section is not None else True,
+        writable=section is not None and bool(section.flags & SHF_WRITE),
+        # ld gives the first of the thread-local sections the largest alignment of all.
+        alignment=1
+        if section is None or (aligned and not section.flags & SHF_TLS)
+        else max(section.alignment, 1),
+    )
+
+
+class _Order:
+    """The order of things in a map: how many assignments between output sections come before one of them."""
+
+    def __init__(self, link_map: LinkMap, outline: Outline) -> None:
+        symbols = [*link_map.symbols, *(symbol for output in link_map.outputs for symbol in output.symbols)]
+        self._lines = sorted(
+            symbol.line for symbol in symbols if not symbol.text.startswith(("PROVIDE", "HIDDEN", "ASSERT"))
+        )
+        inside = {
+            placed.section.name: sum(is_plain(statement) for statement in placed.section.body)
+            for placed in outline.sections
+        }
+        # Of two output sections of one name the first is the script's.
+        self._sections = [(output.line, inside.pop(output.name, 0)) for output in link_map.outputs]
+
+    def assigned(self, output: MapOutput) -> int:
+        """Return how many assignments outside of output sections stand before this one."""
+        within = sum(count for line, count in self._sections if line < output.line)
+        return bisect_left(self._lines, output.line) - within
+
+
+class Taking(NamedTuple):
+    """Which input description takes what, by output section; `orphans` are what none takes."""
+
+    by_output: Mapping[str, tuple[tuple[Piece, ...], ...]]
+    orphans: tuple[Piece, ...]
+
+
+def input_files(outline: Outline) -> tuple[str, ...]:
+    """Return the files that INPUT and GROUP add to the link, in order, those of AS_NEEDED included.
+
+    A script that is given by -T stands for them where the option stands among the objects.
+    """
+    return tuple(
+        file.name
+        for command in outline.script.commands
+        if isinstance(command, ast.Inputs)
+        for file in command.files
+    )
+
+
+def _pieces_of(file: str, elf: Elf) -> Iterator[Piece]:
+    """Yield the sections of an object file that a linker places, common symbols as one section."""
+    for section in elf.sections:
+        if section.allocated:
+            yield Piece(section.name, file, section.size, max(section.alignment, 1))
+    size, alignment = 0, 1
+    for symbol in elf.symbols():
+        if symbol.section == _SHN_COMMON:
+            # A common symbol's value is its alignment (gABI, chapter 4).
+            size = align_up(size, symbol.address) + symbol.size
+            alignment = max(alignment, symbol.address)
+    if size:
+        yield Piece(_COMMON, file, size, alignment)
+
+
+_NUMBER = re.compile(r"\d+\Z")
+
+
+def _priority(piece: Piece) -> int:
+    number = _NUMBER.search(piece.name)
+    return int(number[0]) if number else 1 << 16
+
+
+_ORDERS: Mapping[str, Callable[[Piece], Any]] = {
+    "SORT": lambda piece: piece.name,
+    "SORT_BY_NAME": lambda piece: piece.name,
+    "SORT_BY_ALIGNMENT": lambda piece: -piece.alignment,
+    "SORT_BY_INIT_PRIORITY": _priority,
+}
+
+
+def _sorted(spec: ast.InputSpec, pieces: list[Piece]) -> list[Piece]:
+    """Return the pieces as the sorts of the description order them, the outermost first."""
+    patterns = spec.sections or ()
+    if len(patterns) == 1:
+        for sort in reversed(patterns[0].sorts):
+            if sort in _ORDERS:
+                pieces = sorted(pieces, key=_ORDERS[sort])
+    return pieces
+
+
+def take(outline: Outline, files: Mapping[str, Elf]) -> Taking:
+    """Return which description of the script takes which section of the object files, in their order.
+
+    `files` are in the order of the link; those that the script adds (input_files) come first when -T does.
+    As lang_process and walk_wild do (binutils 2.40, ld/ldlang.c): descriptions in the order of the script,
+    and a section goes to the first that matches. Order inside of a description with several sorted patterns,
+    and INPUT_SECTION_FLAGS, are not modelled.
+    """
+    free = [piece for file, elf in files.items() for piece in _pieces_of(file, elf)]
+    out: dict[str, list[tuple[Piece, ...]]] = {}
+    for section, spec in outline.inputs():
+        groups = out.setdefault(section.name, [])
+        taken: list[Piece] = []
+        left: list[Piece] = []
+        for piece in free:
+            (taken if wants(spec, piece) else left).append(piece)
+        free = left
+        groups.append(tuple(_sorted(spec, taken)))
+    return Taking({name: tuple(groups) for name, groups in out.items()}, tuple(free))
+
+
+def _specs(section: ast.OutputSection) -> list[ast.InputSpec]:
+    return [statement for statement in section.body if isinstance(statement, ast.InputSpec)]
 
 
 def _occupied(output: MapOutput) -> tuple[MapInput, ...]:
@@ -80,7 +219,7 @@ def _occupied(output: MapOutput) -> tuple[MapInput, ...]:
 
 
 def _groups(
-    output: MapOutput, count: int, files: Mapping[str, Elf]
+    output: MapOutput, specs: list[ast.InputSpec] | None, files: Mapping[str, Elf]
 ) -> tuple[tuple[tuple[Piece, ...], ...], tuple[Piece, ...]]:
     end = output.address
     output = output._replace(inputs=_occupied(output))
@@ -92,19 +231,32 @@ def _groups(
         end = item.address + item.size
         return Piece(item.name, item.file, item.size, alignment)
 
-    if not count:
-        return (tuple(piece(item) for item in output.inputs if item.size),), ()
-    groups: list[list[Piece]] = [[] for _ in range(count)]
+    if specs is None:
+        return (tuple(piece(item) for item in output.inputs),), ()
+    groups: list[list[Piece]] = [[] for _ in specs]
     rest: list[Piece] = []
     inputs = iter(output.inputs)
     for number, pattern in enumerate(output.patterns):
-        for _ in range(pattern.taken):
-            item = next(inputs)
-            if item.size:
-                (groups[number] if number < count else rest).append(piece(item))
-    rest += [piece(item) for item in inputs if item.size]
+        taken = [next(inputs) for _ in range(pattern.taken)]
+        # Orphans of this name follow the last pattern's sections, and the map has no line between them.
+        own = len(taken)
+        if number + 1 == len(output.patterns) == len(specs):
+            own = _own(specs[number], taken)
+        for at, item in enumerate(taken):
+            (groups[number] if number < len(specs) and at < own else rest).append(piece(item))
+    rest += [piece(item) for item in inputs]
     return tuple(tuple(group) for group in groups), tuple(rest)
 
+
+def _own(spec: ast.InputSpec, items: list[MapInput]) -> int:
+    """Return how many of the sections behind the last description are its own; the rest are orphans."""
+    for number in range(len(items), 0, -1):
+        if wants(spec, Piece(items[number - 1].name, items[number - 1].file, 0, 1)):
+            return number
+    return 0
+
+
+PT_GNU_RELRO = 0x6474E552
 
 # Default page sizes of GNU ld 2.40 as Debian builds it (ld --verbose shows CONSTANT, the values are in bfd).
 _PAGES = {3: (4096, 4096), 62: (4096, 4096)}
@@ -114,7 +266,9 @@ def target_of(elf: Elf) -> Target:
     """Return the size of the headers, and the default page sizes where they are known (x86)."""
     header, entry = (64, 56) if elf.bits == 64 else (52, 32)
     max_page, common_page = _PAGES.get(elf.machine, (None, None))
-    return Target(header + entry * len(elf.segments), max_page, common_page)
+    # Without the segment it is not known whether relro was off or had nothing to protect.
+    relro = True if any(segment.type == PT_GNU_RELRO for segment in elf.segments) else None
+    return Target(header + entry * len(elf.segments), max_page, common_page, relro)
 
 
 class Model(NamedTuple):
@@ -130,14 +284,14 @@ class Model(NamedTuple):
 def model(outline: Outline | None, link_map: LinkMap | None, elf: Elf | None) -> Model:
     """Join what was given. `matched` counts the input sections each pattern of the map took."""
     computed = None
-    orphans: list[tuple[str, str]] = []
+    orphans: list[Orphan] = []
     if outline is not None and link_map is not None and link_map.flavor == "gnu":
         contents, orphans = contents_of(link_map, outline, elf)
         target = target_of(elf) if elf is not None else Target()
         computed = simulate(outline, contents, target, orphans)
     elif outline is not None and elf is not None:
         orphans = [
-            (section.name, "")
+            Orphan(section.name, "")
             for section in elf.sections
             if section.allocated and section.name not in outline.names
         ]
@@ -149,6 +303,6 @@ def model(outline: Outline | None, link_map: LinkMap | None, elf: Elf | None) ->
         computed,
         link_map.outputs if link_map is not None else (),
         elf.segments if elf is not None else (),
-        tuple(name for name, _ in orphans),
+        tuple(orphan.name for orphan in orphans),
         matched,
     )

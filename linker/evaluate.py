@@ -15,10 +15,13 @@ MASK = (1 << 64) - 1
 
 
 class Known(NamedTuple):
-    """A value. `number` is true when only numbers made it: inside a section, `. = number` is an offset."""
+    """A value. `number` is true for a plain number; else `home` is the output section that the address is
+    relative to, "" for an absolute one. `value` is the whole address in either case.
+    """
 
     value: int
     number: bool = False
+    home: str = ""
 
 
 class Unknown(NamedTuple):
@@ -33,14 +36,16 @@ Value: TypeAlias = Known | Unknown
 class SectionFacts(NamedTuple):
     """What ADDR, LOADADDR, SIZEOF and ALIGNOF say of an output section, in bytes."""
 
-    address: int
-    load_address: int
-    size: int
+    address: Value
+    load: Value
+    size: int | None
     alignment: int
 
 
 class Scope(Protocol):
-    """Where names get their values from."""
+    """Where names get their values from. `inside` is the output section that an expression stands in."""
+
+    inside: str
 
     def symbol(self, name: str) -> Value:
         """Return the value of a symbol, or of `.`."""
@@ -57,9 +62,17 @@ class Scope(Protocol):
     def defined(self, name: str) -> bool | None:
         """Tell whether a symbol is defined, None when that cannot be told."""
 
+    def base(self, name: str) -> Value:
+        """Return where the output section starts that an address is relative to."""
+
+    def data_segment(self, function: str, first: int, second: int) -> Value:
+        """Return the value of DATA_SEGMENT_ALIGN(first, second) or DATA_SEGMENT_RELRO_END(first, second)."""
+
 
 class Constants:
     """The scope of an expression that must be made of numbers alone."""
+
+    inside = ""
 
     def symbol(self, name: str) -> Value:
         """Return that no symbol is known."""
@@ -83,6 +96,16 @@ class Constants:
         del name
         return None
 
+    def base(self, name: str) -> Value:
+        """Return 0: no address here is relative to a section."""
+        del name
+        return Known(0)
+
+    def data_segment(self, function: str, first: int, second: int) -> Value:
+        """Return that only ld can tell."""
+        del function, first, second
+        return Unknown("ld chooses where the data segment starts, by relro and page size")
+
 
 CONSTANTS = Constants()
 
@@ -96,14 +119,15 @@ def evaluate(node: ast.Expr, scope: Scope) -> Value:
     """Return the value of an expression in `scope`."""
     match node:
         case ast.Number():
-            return Known(node.value & MASK, number=True)
+            # Between output sections a number is an absolute address (ld/ldexp.c, etree_value).
+            return Known(node.value & MASK, number=bool(scope.inside))
         case ast.Symbol():
             return scope.symbol(node.name)
         case ast.Text():
             return Unknown("a text has no value")
         case ast.Unary():
             operand = evaluate(node.operand, scope)
-            return operand if isinstance(operand, Unknown) else _unary(node.op, operand)
+            return operand if isinstance(operand, Unknown) else _unary(node.op, operand, scope)
         case ast.Conditional():
             test = evaluate(node.test, scope)
             if isinstance(test, Unknown):
@@ -123,9 +147,42 @@ def constant(node: ast.Expr | None) -> int | None:
     return value.value if isinstance(value, Known) else None
 
 
-def _unary(op: str, operand: Known) -> Value:
-    value = {"-": -operand.value, "~": ~operand.value, "!": int(not operand.value)}.get(op, operand.value)
-    return Known(value & MASK, operand.number)
+def _unary(op: str, operand: Known, scope: Scope) -> Value:
+    base = scope.base(operand.home) if operand.home else Known(0)
+    if isinstance(base, Unknown):
+        return base
+    offset = operand.value - base.value
+    value = {"-": -offset, "~": ~offset, "!": int(not offset)}.get(op, offset)
+    return operand._replace(value=(value + base.value) & MASK)
+
+
+class _Operands(NamedTuple):
+    """Two operands as fold_binary sees them: offsets where an address meets a number or one of its own kind.
+
+    `base` is added to a result that stays an address in `home`; `alike` tells that the operands are of one
+    section, or both numbers.
+    """
+
+    left: int
+    right: int
+    base: int
+    number: bool
+    home: str
+    alike: bool
+
+
+def _operands(left: Known, right: Known, scope: Scope) -> _Operands | Unknown:
+    """Bring two operands together, as exp_fold_tree_1 does (binutils 2.40, ld/ldexp.c, fold_binary)."""
+    number = left.number and right.number
+    if not left.number and not right.number and left.home != right.home:
+        return _Operands(left.value, right.value, 0, False, "", alike=True)
+    home = right.home if left.number else left.home
+    base = scope.base(home) if home else Known(0)
+    if isinstance(base, Unknown):
+        return base
+    a = left.value if left.number else left.value - base.value
+    b = right.value if right.number else right.value - base.value
+    return _Operands(a & MASK, b & MASK, base.value, number, home, alike=left.number == right.number)
 
 
 def _binary(node: ast.Binary, scope: Scope) -> Value:
@@ -137,16 +194,18 @@ def _binary(node: ast.Binary, scope: Scope) -> Value:
         return left
     if isinstance(right, Unknown):
         return right
-    a, b = left.value, right.value
-    number = left.number and right.number
-    if node.op in {"/", "%"} and b == 0:
+    both = _operands(left, right, scope)
+    if isinstance(both, Unknown):
+        return both
+    if node.op in {"/", "%"} and both.right == 0:
         return Unknown("it divides by zero")
     if node.op in _COMPARISONS:
-        return Known(int(_COMPARISONS[node.op](a, b)), number=True)
-    # A difference of two addresses counts bytes.
-    if node.op == "-" and not left.number and not right.number:
-        number = True
-    return Known(_ARITHMETIC[node.op](a, b) & MASK, number)
+        return Known(int(_COMPARISONS[node.op](both.left, both.right)), number=True)
+    value = _ARITHMETIC[node.op](both.left, both.right) & MASK
+    # What two addresses of one section make is a number: a difference counts bytes.
+    if both.alike:
+        return Known(value, number=True)
+    return Known((value + both.base) & MASK, both.number, both.home)
 
 
 _COMPARISONS: dict[str, Callable[[int, int], bool]] = {
@@ -180,14 +239,24 @@ def _name(node: ast.Call) -> str:
 
 def _call(node: ast.Call, scope: Scope) -> Value:
     function = node.function
-    if function in _SECTION_FIELDS:
+    if function in _SECTION_FUNCTIONS:
         facts = scope.section(_name(node))
         if isinstance(facts, Unknown):
             return facts
-        return Known(_SECTION_FIELDS[function](facts) & MASK, function in {"SIZEOF", "ALIGNOF"})
+        if function in {"SIZEOF", "ALIGNOF"}:
+            count = facts.size if function == "SIZEOF" else facts.alignment
+            if count is None:
+                return Unknown(f"the size of '{_name(node)}' is not known")
+            return Known(count, number=True)
+        address = facts.address if function == "ADDR" else facts.load
+        if isinstance(address, Unknown):
+            return address
+        return Known(address.value & MASK, home=_name(node) if function == "ADDR" else "")
     if function in {"ORIGIN", "LENGTH"}:
         origin, length = scope.region(_name(node))
-        return origin if function == "ORIGIN" else length
+        if isinstance(origin, Unknown) or function == "ORIGIN":
+            return origin if isinstance(origin, Unknown) else Known(origin.value, home=scope.inside)
+        return length if isinstance(length, Unknown) else Known(length.value, number=True)
     if function == "CONSTANT":
         return scope.constant(_name(node))
     if function == "DEFINED":
@@ -197,7 +266,8 @@ def _call(node: ast.Call, scope: Scope) -> Value:
         return Known(int(defined), number=True)
     if function == "SEGMENT_START":
         # The default holds unless -Ttext-segment and the like are given.
-        return evaluate(node.arguments[1], scope)
+        value = evaluate(node.arguments[1], scope)
+        return value if isinstance(value, Unknown) else Known(value.value, home=scope.inside)
     if function == "ASSERT":
         return evaluate(node.arguments[0], scope)
     values = []
@@ -210,29 +280,28 @@ def _call(node: ast.Call, scope: Scope) -> Value:
         dot = scope.symbol(".")
         if isinstance(dot, Unknown):
             return dot
-        return Known(align_up(dot.value, values[0].value) & MASK)
+        return dot._replace(
+            home="" if function == "NEXT" else dot.home, value=align_up(dot.value, values[0].value) & MASK
+        )
     return _arithmetic_call(function, values, scope)
 
 
 def _arithmetic_call(function: str, values: list[Known], scope: Scope) -> Value:
     first = values[0].value
-    if function == "ALIGN":
-        return Known(align_up(first, values[1].value) & MASK, values[0].number)
-    if function in {"MAX", "MIN"}:
-        chosen = max(values) if function == "MAX" else min(values)
-        return Known(chosen.value, values[0].number and values[1].number)
+    if function in {"ALIGN", "MAX", "MIN"}:
+        both = _operands(values[0], values[1], scope)
+        if isinstance(both, Unknown):
+            return both
+        chosen = _PAIRS[function](both.left, both.right)
+        return Known((chosen + both.base) & MASK, both.number, both.home)
     if function == "LOG2CEIL":
         return Known((first - 1).bit_length() if first > 1 else 0, number=True)
-    if function == "DATA_SEGMENT_ALIGN":
-        return Unknown("ld chooses where the data segment starts, by relro and page size")
-    if function == "DATA_SEGMENT_RELRO_END":
-        return Known((values[0].value + values[1].value) & MASK)
-    return Known(first, False)
+    if function in {"DATA_SEGMENT_ALIGN", "DATA_SEGMENT_RELRO_END"}:
+        return scope.data_segment(function, first, values[1].value)
+    if function == "DATA_SEGMENT_END":
+        scope.data_segment(function, first, first)
+    return Known(first)
 
 
-_SECTION_FIELDS: dict[str, Callable[[SectionFacts], int]] = {
-    "ADDR": lambda facts: facts.address,
-    "LOADADDR": lambda facts: facts.load_address,
-    "SIZEOF": lambda facts: facts.size,
-    "ALIGNOF": lambda facts: facts.alignment,
-}
+_PAIRS: dict[str, Callable[[int, int], int]] = {"ALIGN": align_up, "MAX": max, "MIN": min}
+_SECTION_FUNCTIONS = frozenset({"ADDR", "LOADADDR", "SIZEOF", "ALIGNOF"})

@@ -7,12 +7,17 @@ passes over the statements until nothing moves any more. What cannot be computed
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from . import ast
-from .evaluate import Known, SectionFacts, Unknown, Value, align_up, evaluate
-from .outline import Outline
+from .data_segment import DataSegment
+from .evaluate import MASK, Known, SectionFacts, Unknown, Value, align_up, evaluate
+from .match import any_match, matches
+from .orphan_places import Orphan, is_plain, with_orphans
+from .outline import Outline, walk
 
 _PASSES = 8
 _DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
@@ -32,7 +37,7 @@ class Contents(NamedTuple):
 
     `dropped` tells that the linker made no such section; `thread_zero` that it takes no addresses (.tbss),
     `loaded` that the file has bytes for it. `alignment` is what the section has at least,
-    `writable` what ONLY_IF_RO and ONLY_IF_RW ask for.
+    `writable` what ONLY_IF_RO and ONLY_IF_RW ask for. `twice` tells that the link has two of this name.
     """
 
     by_spec: tuple[tuple[Piece, ...], ...]
@@ -43,6 +48,7 @@ class Contents(NamedTuple):
     loaded: bool = True
     alignment: int = 1
     writable: bool = False
+    twice: bool = False
 
 
 class Target(NamedTuple):
@@ -51,6 +57,7 @@ class Target(NamedTuple):
     headers: int | None = None
     max_page: int | None = None
     common_page: int | None = None
+    relro: bool | None = None
 
 
 class Section(NamedTuple):
@@ -66,10 +73,11 @@ class Section(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The computed layout: sections in order, and every symbol the script assigns."""
+    """The computed layout: sections in order, every symbol the script assigns, bytes used of each region."""
 
     sections: tuple[Section, ...]
     symbols: Mapping[str, Value]
+    used: Mapping[str, Value] = {}
 
 
 class _Region:
@@ -78,7 +86,16 @@ class _Region:
         self.current = origin
         self.last: Section | None = None
 
+    @property
+    def used(self) -> Value:
+        """How far the region is filled, in bytes."""
+        if isinstance(self.current, Unknown) or isinstance(self.origin, Unknown):
+            return Unknown(_UNKNOWN_DOT)
+        return Known(self.current.value - self.origin.value, number=True)
 
+
+_NOTHING = Contents((), dropped=True, allocated=False)
+_EMPTIED = "an overlay with members that stay empty is laid out in ways of its own"
 _UNKNOWN_DOT = "the location counter is not known here"
 
 
@@ -86,7 +103,13 @@ class _Pass:
     """One walk over the statements; `facts` and `symbols` start with what the walk before found."""
 
     def __init__(
-        self, outline: Outline, contents: Mapping[str, Contents], target: Target, before: _Pass | None
+        self,
+        outline: Outline,
+        contents: Mapping[str, Contents],
+        target: Target,
+        before: _Pass | None,
+        segment: DataSegment,
+        followed: frozenset[str],
     ) -> None:
         self.outline, self.contents, self.target = outline, contents, target
         self.symbols: dict[str, Value] = dict(before.symbols) if before else {}
@@ -94,7 +117,12 @@ class _Pass:
         self.dot: Value = Known(0)
         self.sections: list[Section] = []
         self.regions: dict[str, _Region] = {}
+        self._lost: dict[str, str] = dict(before._lost) if before else {}
         self._inside: Value | None = None
+        self.inside = ""
+        self._segment = segment
+        self._assigned: set[str] = set()
+        self._followed = followed
         self._default = _Region(Known(0), Known(1 << 64))
         self._before: _Region | None = None
         self._before_lma: _Region | None = None
@@ -103,16 +131,28 @@ class _Pass:
 
     def symbol(self, name: str) -> Value:
         if name == ".":
-            return self.dot
+            dot = self.dot
+            return dot if isinstance(dot, Unknown) or self._inside is None else dot._replace(home=self.inside)
         if name in {"SIZEOF_HEADERS", "sizeof_headers"}:
             headers = self.target.headers
             return (
                 Unknown("the size of the headers is not known") if headers is None else Known(headers, True)
             )
-        return self.symbols.get(name, Unknown(f"'{name}' is defined in an object file"))
+        value = self.symbols.get(name, Unknown(f"'{name}' is defined in an object file"))
+        if isinstance(value, Known) and self._inside is not None and not value.home:
+            # Inside an output section what is absolute counts as a number (ld/ldexp.c, fold_name).
+            return Known(value.value, number=True)
+        return value
 
     def section(self, name: str) -> SectionFacts | Unknown:
-        return self.facts.get(name, Unknown(f"section '{name}' has no address yet"))
+        if name in self._lost:
+            return Unknown(self._lost[name])
+        facts = self.facts.get(name)
+        if facts is not None:
+            return facts
+        nowhere = Unknown(f"section '{name}' has no address yet")
+        # Before it is laid out a section of the script is empty: SIZEOF has a value, ADDR has none.
+        return SectionFacts(nowhere, nowhere, 0, 1) if name in self.outline.names else nowhere
 
     def region(self, name: str) -> tuple[Value, Value]:
         region = self.regions.get(name)
@@ -126,8 +166,24 @@ class _Pass:
         value = values.get(name)
         return Unknown(f"{name} depends on the target") if value is None else Known(value, True)
 
+    def base(self, name: str) -> Value:
+        if name == self.inside and self._inside is not None:
+            return self._inside
+        facts = self.section(name)
+        return facts if isinstance(facts, Unknown) else facts.address
+
+    def data_segment(self, function: str, first: int, second: int) -> Value:
+        if self.target.relro is None or self._segment.doubtful:
+            return Unknown("ld chooses where the data segment starts, by relro and page size")
+        if isinstance(self.dot, Unknown):
+            return self.dot
+        if self.inside or (function == "DATA_SEGMENT_ALIGN" and not (first and second)):
+            return Unknown(f"{function} has no meaning here")
+        return Known(self._segment.value(function, first, second, self.dot.value) & MASK)
+
     def defined(self, name: str) -> bool | None:
-        return True if name in self.symbols else None
+        # A symbol of the script counts from where it is assigned, one that is PROVIDEd may not count at all.
+        return True if name in self._assigned else None
 
     # Statements
 
@@ -164,7 +220,7 @@ class _Pass:
                 for inner in command.body:
                     self._section_command(inner)
             case ast.Overlay():
-                self.dot = Unknown("overlays are not computed")
+                self._overlay(command)
 
     def _assign(self, node: ast.Assign) -> None:
         value = evaluate(node.value, self)
@@ -173,48 +229,191 @@ class _Pass:
         if isinstance(value, Known) and value.number and self._inside is not None:
             # Inside an output section a plain number is an offset from its start, for symbols as for `.`.
             base = self._inside
-            value = base if isinstance(base, Unknown) else Known(base.value + value.value)
+            whole = (
+                base
+                if isinstance(base, Unknown)
+                else Known((base.value + value.value) & MASK, home=self.inside)
+            )
+            value = whole
+        if not node.wrapper:
+            self._assigned.add(node.target)
         if node.target != ".":
-            self.symbols[node.target] = value
+            self.symbols[node.target] = (
+                Known(value.value) if isinstance(value, Known) and value.number else value
+            )
             return
         self.dot = value if isinstance(value, Unknown) else Known(value.value)
         if self._inside is None:
             self._default.current = self.dot
 
-    def _home(self, node: ast.OutputSection) -> _Region:
-        return self.regions.get(node.region, self._default) if node.region else self._default
+    def _overlay(self, overlay: ast.Overlay) -> None:
+        """Place the members of an overlay: one address, load addresses one behind the other.
 
-    def _output(self, node: ast.OutputSection) -> None:
-        contents = self.contents.get(node.name, Contents((), dropped=True))
-        asked = {"ONLY_IF_RO": False, "ONLY_IF_RW": True}.get(node.constraint)
-        if asked is not None and not contents.dropped and contents.writable is not asked:
+        lang_enter_overlay_section and lang_leave_overlay: every member defines __load_start_ and __load_stop_
+        symbols, and `.` ends up behind the largest.
+        """
+        torn = {member.name for member in overlay.sections[:-1]} & self._followed
+        if torn:
+            for member in overlay.sections:
+                self._unknown(
+                    member.name, f"an orphan lies between the members of an overlay, after '{min(torn)}'"
+                )
+            return
+        first: ast.Expr | None = overlay.address
+        largest = 0
+        emptied = False
+        for number, member in enumerate(overlay.sections):
+            node = ast.OutputSection(
+                member.name, first, "", None, overlay.at if number == 0 else None, None, False,
+                overlay.subalign, "", member.body, overlay.region, overlay.lma_region, member.phdrs,
+                member.fill, member.span,
+            )  # fmt: skip
+            self._output(node, follows=number > 0, emptied=emptied)
+            if number == 0:
+                first = ast.Call("ADDR", (ast.Symbol(member.name),))
+            if self.contents.get(member.name, _NOTHING).dropped:
+                emptied = True
+            facts = self.section(member.name)
+            stem = "".join(char for char in member.name if char.isalnum() or char == "_")
+            load = facts if isinstance(facts, Unknown) else facts.load
+            size = 0 if isinstance(facts, Unknown) else facts.size or 0
+            largest = max(largest, size)
+            self.symbols[f"__load_start_{stem}"] = load
+            self.symbols[f"__load_stop_{stem}"] = (
+                load if isinstance(load, Unknown) else Known(load.value + size)
+            )
+        if emptied:
+            home = self.regions.get(overlay.region, self._default) if overlay.region else self._default
+            self.dot = home.current = Unknown(_EMPTIED)
+            return
+        if overlay.sections:
+            start = self.section(overlay.sections[0].name)
+            at = start if isinstance(start, Unknown) else start.address
+            self.dot = at if isinstance(at, Unknown) else Known(at.value + largest)
+            if not overlay.region:
+                self._default.current = self.dot
+
+    def _home(self, node: ast.OutputSection) -> _Region:
+        # As lang_get_regions does: with a load region alone the section runs there too.
+        name = node.region or (node.lma_region if node.address is None else "")
+        return self.regions.get(name, self._default) if name else self._default
+
+    def _output(self, node: ast.OutputSection, *, follows: bool = False, emptied: bool = False) -> None:
+        contents = self.contents.get(node.name, _NOTHING)
+        if not contents.dropped and not _applies(node, contents):
             # Of two sections of one name the one that does not apply is as if it were not there.
+            return
+        if node.name in self._twice:
+            # GNU ld keeps two statements for one section, whose contents meet in ways of their own.
+            self._unknown(node.name, f"the script gives section '{node.name}' twice")
+            return
+        if contents.twice:
+            self._unknown(node.name, f"the link has two sections '{node.name}'")
             return
         region = self._home(node)
         lma = self._load_region(node, region)
-        if contents.dropped:
-            self._body(node, contents)
-            return
         before = self.dot
         explicit, alignment = self._alignments(node, contents)
-        start: Value = region.current if node.address is None else evaluate(node.address, self)
+        counter = self.dot if region is self._default else region.current
+        start: Value = counter if node.address is None else evaluate(node.address, self)
         applied = alignment if node.address is None else explicit
         shift = 0
         if isinstance(start, Known):
             aligned = align_up(start.value, applied)
             shift, start = aligned - start.value, Known(aligned)
         self.dot = self._inside = start
+        self.inside = node.name
         pieces = self._body(node, contents)
-        self._inside = None
+        self._inside, self.inside = None, ""
         end = self.dot
         size = end.value - start.value if isinstance(start, Known) and isinstance(end, Known) else None
         if lma is not None and lma is not region:
             applied = explicit
         section = Section(node.name, start, start, size, alignment, False, tuple(pieces))
-        load = self._load_address(
-            node, region, lma, section, shift if node.align_with_input else None, applied
+        old = self.facts.get(node.name)
+        if isinstance(start, Known) or old is None:
+            # AT() may ask for the address of the section itself.
+            self.facts[node.name] = SectionFacts(start, old.load if old else start, size, alignment)
+        if follows and lma is None and node.at is None:
+            load = Unknown(_EMPTIED) if emptied else self._behind_last(region)
+        elif contents.dropped and not contents.allocated and lma is None and node.at is None:
+            load = start
+        else:
+            load = self._load_address(
+                node, region, lma, section, shift if node.align_with_input else None, applied
+            )
+        section = section._replace(load_address=load)
+        if contents.dropped:
+            self._drop(section, region, lma, node, contents, before)
+            return
+        self._finish(section, region, lma, node, contents, before)
+
+    def _drop(
+        self, section: Section, region: _Region, lma: _Region | None, node: ast.OutputSection,
+        contents: Contents, before: Value,
+    ) -> None:  # fmt: skip
+        """Forget a section that ld drops; what it has moved until then it has moved."""
+        if node.name in self.facts:
+            self.facts[node.name] = self.facts[node.name]._replace(load=section.load_address)
+        moved = self.dot != before if self._laid_out(node, contents) else node.address is not None
+        if contents.allocated and self._laid_out(node, contents):
+            self._track(section._replace(size=0), region, lma)
+        self.dot = before
+        assigns = any(is_plain(statement) for statement in node.body)
+        if node.span != ast.NOWHERE and moved and (assigns or not contents.allocated):
+            self.dot = region.current = Unknown(
+                f"ld drops the empty section '{node.name}' after it moved '.'"
+            )
+
+    def _laid_out(self, node: ast.OutputSection, contents: Contents) -> bool:
+        """Tell whether ld makes the section before it drops it, as init_os and exp_init_os decide."""
+        assigns = any(isinstance(item, ast.Assign) and not item.wrapper for item in node.body)
+        return contents.allocated or assigns or node.name in self._named
+
+    @cached_property
+    def _twice(self) -> frozenset[str]:
+        """The names that the script gives to two output sections, of which no constraint chooses one."""
+        counts = Counter(
+            placed.section.name for placed in self.outline.sections if not placed.section.constraint
         )
-        self._finish(section._replace(load_address=load), region, lma, node, contents, before)
+        return frozenset(name for name, count in counts.items() if count > 1)
+
+    @cached_property
+    def _named(self) -> frozenset[str]:
+        """The sections that assignments ask for by name, and all members of overlays."""
+        names = {placed.section.name for placed in self.outline.sections if placed.overlay}
+        for assign in self.outline.assignments:
+            if assign.wrapper:
+                continue
+            for part in walk(assign.value):
+                if isinstance(part, ast.Call) and part.function in {"ADDR", "LOADADDR", "SIZEOF"}:
+                    first = part.arguments[0]
+                    names.add(first.name if isinstance(first, ast.Symbol) else "")
+        return frozenset(names)
+
+    def _track(self, section: Section, region: _Region, lma: _Region | None) -> None:
+        """Note the section by which the load addresses behind it go, as lang_size_sections_1 does."""
+        start, load = section.address, section.load_address
+        if not isinstance(start, Known) or lma is not None:
+            return
+        last = region.last.address if region.last is not None else None
+        forwards = isinstance(last, Known) and start.value >= last.value
+        if section.size or (region.last is None and start != load) or forwards:
+            region.last = section
+
+    def _unknown(self, name: str, reason: str) -> None:
+        """Give up on a section, and on what depends on where it ends."""
+        self._lost[name] = reason
+        self.facts.pop(name, None)
+        self.sections = [
+            section._replace(address=Unknown(reason), load_address=Unknown(reason), size=None)
+            if section.name == name
+            else section
+            for section in self.sections
+        ]
+        self.dot = Unknown(reason)
+        for region in (self._default, *self.regions.values()):
+            region.current = Unknown(reason)
 
     def _load_region(self, node: ast.OutputSection, region: _Region) -> _Region | None:
         """Return the load region: its own, or the one of the section before it in the same region."""
@@ -233,17 +432,17 @@ class _Pass:
     ) -> None:  # fmt: skip
         self.sections.append(section)
         start, load = section.address, section.load_address
-        if isinstance(start, Known) and isinstance(load, Known):
-            self.facts[section.name] = SectionFacts(
-                start.value, load.value, section.size or 0, section.alignment
-            )
-            last = region.last.address if region.last is not None else None
-            forwards = isinstance(last, Known) and start.value >= last.value
-            if lma is None and (section.size or (last is None and start != load) or forwards):
-                region.last = section
-        if contents.thread_zero or not contents.allocated:
-            self.dot = before
+        if isinstance(start, Known):
+            self.facts[section.name] = SectionFacts(start, load, section.size, section.alignment)
+            if contents.allocated:
+                self._track(section, region, lma)
+        if not contents.allocated:
+            # Debugging information moves nothing; a section that the script has filled by '.' alone does.
+            self.dot = before if section.pieces else self.dot
             return
+        if contents.thread_zero:
+            # It takes no room, but where it starts is where the next section starts.
+            self.dot = start
         region.current = self.dot
         if lma is not None and lma is not region and (contents.loaded or node.align_with_input):
             lma.current = (
@@ -257,8 +456,9 @@ class _Pass:
         subalign = evaluate(node.subalign, self) if node.subalign is not None else None
         pieces = [piece for group in (*contents.by_spec, contents.orphans) for piece in group]
         inputs = max((piece.alignment for piece in pieces), default=1)
-        if isinstance(subalign, Known):
-            inputs = max(subalign.value, 1) if pieces else 1
+        if isinstance(subalign, Known) and pieces:
+            # SUBALIGN lowers what inputs are placed at, but not what the section starts at.
+            inputs = max(inputs, subalign.value)
         return wanted, max(wanted, inputs, contents.alignment)
 
     def _load_address(
@@ -282,11 +482,20 @@ class _Pass:
             return start
         if not isinstance(last.address, Known) or not isinstance(last.load_address, Known):
             return Unknown("the load address of the section before is not known")
+        if self.contents.get(last.name, _NOTHING).thread_zero:
+            return Unknown("ld loads what follows .tbss as if .tbss had room")
         at, low = start.value, last.address.value
         if at < low and section.size and at + section.size <= low:
             # Where `.` moves backwards, ld leaves the load address equal to the address.
             return start
         return Known(align_up(at + last.load_address.value - low, alignment))
+
+    def _behind_last(self, region: _Region) -> Value:
+        """Return the load address of a member of an overlay that is not the first."""
+        last = region.last
+        if last is None or last.size is None or isinstance(last.load_address, Unknown):
+            return Unknown("the load address of the section before is not known")
+        return Known(last.load_address.value + last.size)
 
     def _body(self, node: ast.OutputSection, contents: Contents) -> list[tuple[Piece, int]]:
         pieces: list[tuple[Piece, int]] = []
@@ -324,84 +533,101 @@ def _facts_of(walk: _Pass) -> tuple[object, ...]:
     return tuple(walk.facts.items()), tuple(walk.symbols.items())
 
 
+def _allocated(walk: _Pass, contents: Mapping[str, Contents]) -> Iterable[tuple[int, int, int]]:
+    for section in reversed(walk.sections):
+        made = contents.get(section.name)
+        if made is not None and made.allocated and isinstance(section.address, Known):
+            size = 0 if made.thread_zero else section.size or 0
+            yield section.address.value, size, section.alignment
+
+
+def _applies(node: ast.OutputSection, contents: Contents) -> bool:
+    """Tell whether ONLY_IF_RO or ONLY_IF_RW lets the section be made."""
+    asked = {"ONLY_IF_RO": False, "ONLY_IF_RW": True}.get(node.constraint)
+    return asked is None or contents.writable is asked
+
+
+def _only_common(contents: Contents) -> bool:
+    pieces = [piece for group in contents.by_spec for piece in group]
+    return bool(pieces) and all(piece.name == "COMMON" for piece in pieces)
+
+
+def wants(spec: ast.InputSpec, piece: Piece) -> bool:
+    """Tell whether an input description is for this section, whoever has taken it."""
+    if not matches(spec.file.name, piece.file) or any_match(spec.file.excludes, piece.file):
+        return False
+    return spec.sections is None or any(
+        matches(pattern.name, piece.name) and not any_match(pattern.excludes, piece.file)
+        for pattern in spec.sections
+    )
+
+
+def _has_relro(outline: Outline, contents: Mapping[str, Contents]) -> bool | None:
+    """Tell whether the relro part has anything, by lang_find_relro_sections; None when that is in doubt."""
+    specs: list[ast.InputSpec] = []
+    inside = ended = False
+    written = True
+    for command in outline.sequence:
+        if isinstance(command, ast.Assign):
+            calls = {part.function for part in walk(command.value) if isinstance(part, ast.Call)}
+            if "DATA_SEGMENT_RELRO_END" in calls:
+                ended = True
+                break
+            inside = inside or "DATA_SEGMENT_ALIGN" in calls
+        elif inside and isinstance(command, ast.OutputSection):
+            made = contents.get(command.name)
+            if command.constraint and (made is None or not _applies(command, made)):
+                continue
+            specs += [statement for statement in command.body if isinstance(statement, ast.InputSpec)]
+            written = written and (made is None or made.dropped or made.writable)
+    pieces = (
+        piece for made in contents.values() for group in (*made.by_spec, made.orphans) for piece in group
+    )
+    if not any(wants(spec, piece) for piece in pieces for spec in specs):
+        return False
+    return True if written and ended else None
+
+
 def simulate(
     outline: Outline,
     contents: Mapping[str, Contents],
     target: Target = Target(),  # noqa: B008 (immutable)
-    orphans: Sequence[tuple[str, str]] = (),
+    orphans: Sequence[Orphan] = (),
 ) -> Layout:
     """Return the layout of `contents` (by output section).
 
-    `orphans` are (name, name of the section before it) of output sections that the script does not name.
+    `orphans` are the output sections that the script does not name, in their order.
     """
-    with_orphans = _with_orphans(outline, orphans)
-    before: _Pass | None = None
-    for _ in range(_PASSES):
-        walk = _Pass(with_orphans, contents, target, before)
-        walk.run()
-        if before is not None and _facts_of(walk) == _facts_of(before):
-            break
-        before = walk
-    names = {name for name, _ in orphans}
+    expanded = with_orphans(outline, orphans, lambda name: _only_common(contents.get(name, _NOTHING)))
+    has_relro = _has_relro(expanded, contents) if target.relro else False
+    segment = DataSegment(relro=bool(has_relro), doubtful=has_relro is None)
+
+    followed = frozenset(orphan.after for orphan in orphans)
+
+    def settled() -> _Pass:
+        before: _Pass | None = None
+        for _ in range(_PASSES):
+            walk = _Pass(expanded, contents, target, before, segment, followed)
+            walk.run()
+            if before is not None and _facts_of(walk) == _facts_of(before):
+                break
+            before = walk
+        return walk
+
+    walk = settled()
+    if segment.page:
+        if segment.relro and segment.relro_end:
+            before_it = (segment.base, segment.relro_end)
+            segment.move(_allocated(walk, contents))
+            walk = settled()
+            if segment.relro_end > align_up(before_it[1], segment.page):
+                # Alignment in the script makes more of it than ld foresaw: it stays as it was.
+                segment.base = before_it[0]
+                walk = settled()
+        else:
+            segment.settle()
+            walk = settled()
+    names = {orphan.name for orphan in orphans}
     sections = tuple(section._replace(orphan=section.name in names) for section in walk.sections)
-    return Layout(sections, walk.symbols)
-
-
-def _before_every_section(commands: Sequence[ast.SectionCommand]) -> int:
-    """Return the index at which insert_os_after puts orphans that come first: behind what is assigned before
-    the first section, but before the second assignment of `.`.
-    """
-    sections = (i for i, command in enumerate(commands) if not isinstance(command, ast.Assign))
-    first = next(sections, len(commands))
-    moves = [i for i, command in enumerate(commands[:first]) if getattr(command, "target", "") == "."]
-    return moves[1] if len(moves) > 1 and first < len(commands) else first
-
-
-def _with_orphans(outline: Outline, orphans: Sequence[tuple[str, str]]) -> Outline:
-    """Return the script with an output section for each orphan, where the linker put it."""
-    if not orphans:
-        return outline
-    following: dict[str, list[str]] = {}
-    waiting: list[str] = []
-    for name, after in orphans:
-        following.setdefault(after, []).append(name)
-
-    def expand(commands: Sequence[ast.SectionCommand]) -> Iterable[ast.SectionCommand]:
-        # As insert_os_after does: behind the assignments that follow the section, but before the first
-        # one of `.` when another output section comes after them.
-        nonlocal waiting
-        first = _before_every_section(commands)
-        for index, command in enumerate(commands):
-            if index == first:
-                yield from chain("")
-            if isinstance(command, ast.OutputSection):
-                waiting = [command.name]
-            yield command
-            if not isinstance(command, ast.OutputSection | ast.Assign):
-                continue
-            rest = commands[index + 1 :]
-            follower = next((item for item in rest if not isinstance(item, ast.Assign)), None)
-            upcoming = rest[0] if rest else None
-            moves = isinstance(upcoming, ast.Assign) and upcoming.target == "."
-            if upcoming is follower or (moves and follower is not None):
-                for name in waiting:
-                    yield from chain(name)
-                waiting = []
-        if first == len(commands):
-            yield from chain("")
-
-    def chain(name: str) -> Iterable[ast.SectionCommand]:
-        for orphan in following.pop(name, []):
-            everything = ast.InputSpec(ast.Pattern("*"), (ast.Pattern(orphan),), False, ())
-            yield ast.OutputSection(
-                orphan, None, "", None, None, None, False, None, "", (everything,), "", "", (), None
-            )
-            yield from chain(orphan)
-
-    commands = tuple(
-        command._replace(commands=tuple(expand(command.commands)))
-        if isinstance(command, ast.Sections)
-        else command
-        for command in outline.script.commands
-    )
-    return Outline(outline.script._replace(commands=commands))
+    used = {name: region.used for name, region in walk.regions.items()}
+    return Layout(sections, walk.symbols, used)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker import ast
+from linker.evaluate import Known
 from linker.findings import ERROR, NOTE, OFF, WARNING, Context, Example, Hit, Rule, script_place
 from linker.match import any_match, matches
 from linker.outline import Outline, is_dot, walk
@@ -192,7 +193,8 @@ def lma_not_charged(context: Context) -> Iterator[Hit]:
             continue
         # A constant was chosen by someone who knows the memory; an address equal to the own one is charged.
         there = section_of(outline, section.name)
-        if outline.fold(section.at) is not None or (there and there.load_address == there.address):
+        same = there and isinstance(there.address, Known) and there.load_address == there.address
+        if outline.fold(section.at) is not None or same:
             continue
         yield Hit(
             f"AT() of {section.name} loads outside of >{section.region}, and ld counts it in no region",

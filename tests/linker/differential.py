@@ -1,0 +1,220 @@
+"""Compares what the linter computes with what GNU ld and lld do, on generated scripts.
+
+    python -m tests.linker.differential [--count 10000] [--seed 0] [--linker gnu|lld|both]
+
+Each script is linked with `--orphan-handling=warn --print-memory-usage -Map`. Compared are which pattern took
+which input, the orphans, addresses and load addresses of the sections, the symbols, and how full the regions
+are. What is not equal has to be unknown, with a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from linker.contents import contents_of, input_files, take, target_of
+from linker.elffile import SHF_TLS, Elf, read_elf
+from linker.evaluate import Known, Unknown
+from linker.layout import simulate
+from linker.mapfile import read_map
+from linker.outline import Outline
+from linker.parser import parse
+from tests.linker.generated import Script, make_pool
+
+_ORPHAN = re.compile(r"orphan section `?'?([^'`]+)'? from `?'?([^'`]+?)'? being placed in section")
+_LLD_ORPHAN = re.compile(r"warning: (\S+?):\((\S+)\) is being placed in '")
+_USAGE = re.compile(r"^\s*(\S+):\s+(\d+) (B|KB|MB|GB)", re.MULTILINE)
+_UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+
+
+class Outcome(NamedTuple):
+    """What came of one script: `differences` are complaints, `unknown` counts reasons."""
+
+    linked: bool
+    compared: int
+    differences: list[str]
+    unknown: collections.Counter[str]
+
+
+def link(linker: str, directory: Path, script: Script, pool: list[Path]) -> tuple[Path, Path, str] | None:
+    """Link the script with its objects; None when the linker refuses it."""
+    objects = [pool[number] for number in script.inputs if number not in script.added]
+    path, elf, link_map = (directory / f"case{suffix}" for suffix in (".ld", ".elf", ".map"))
+    path.write_text(script.text_with(pool))
+    elf.unlink(missing_ok=True)
+    words = [
+        linker, "-m", "elf_x86_64", "-z", "max-page-size=4096", "--build-id=none", "--orphan-handling=warn",
+        "--print-memory-usage", "--no-check-sections", "-z", "relro" if script.relro else "norelro",
+        "-T", path, "-o", elf, "-Map", link_map, *objects,
+    ]  # fmt: skip
+    if "lld" in linker:
+        words.remove("--print-memory-usage")
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    if done.returncode or not elf.exists():
+        return None
+    return elf, link_map, done.stdout + done.stderr
+
+
+def compare(linker: str, directory: Path, seed: int, pool: list[Path], files: dict[str, Elf]) -> Outcome:
+    """Link the script of this seed and compare."""
+    lld = "lld" in linker
+    script = Script(seed, portable=lld)
+    made = link(linker, directory, script, pool)
+    unknown: collections.Counter[str] = collections.Counter()
+    if made is None:
+        return Outcome(False, 0, [], unknown)
+    elf_path, map_path, said = made
+    elf, link_map = read_elf(str(elf_path)), read_map(str(map_path))
+    outline = Outline(parse(script.text_with(pool)))
+    differences: list[str] = []
+    behind = [str(pool[number]) for number in script.inputs if number not in script.added]
+    used = {path: files[path] for path in (*input_files(outline), *behind)}
+    taking = take(outline, used)
+    differences += _orphans(taking.orphans, used, said, lld)
+    if lld:
+        # The layout is computed as GNU ld does it; of lld it is compared what goes where, in which order.
+        differences += _members(taking.by_output, link_map, outline)
+        unknown["the layout is computed as GNU ld computes it, not as lld does"] += len(link_map.outputs)
+        return Outcome(True, sum(len(output.inputs) for output in link_map.outputs), differences, unknown)
+    contents, orphans = contents_of(link_map, outline, elf, used)
+    differences += _takings(taking.by_output, contents, outline)
+    layout = simulate(outline, contents, target_of(elf)._replace(relro=script.relro), orphans)
+    compared = 0
+    loads = {output.name: output.load_address for output in link_map.outputs if output.size}
+    for section in layout.sections:
+        real = elf.by_name.get(section.name)
+        if real is None or not real.allocated:
+            continue
+        # What the map says: segments may overlap. Thread-local zeros have no place of their own.
+        load = loads.get(section.name) if real.occupies else None
+        if real.flags & SHF_TLS:
+            load = None  # the map has another one than the segment
+        for what, ours, theirs in (
+            ("address", section.address, real.address),
+            ("size", Known(section.size) if section.size is not None else Unknown("size"), real.size),
+            ("load address", section.load_address, load),
+        ):
+            if theirs is None:
+                continue
+            if isinstance(ours, Unknown):
+                unknown[ours.reason] += 1
+            elif ours.value != theirs:
+                differences.append(f"{section.name} {what}: {ours.value:#x}, the linker has {theirs:#x}")
+            compared += 1
+    names = elf.find(layout.symbols)
+    for name, value in layout.symbols.items():
+        if name not in names:
+            continue
+        compared += 1
+        if isinstance(value, Unknown):
+            unknown[value.reason] += 1
+        elif value.value != names[name].address:
+            differences.append(f"{name}: {value.value:#x}, the linker has {names[name].address:#x}")
+    for name, theirs, unit in _usage(said):
+        ours_used = layout.used.get(name)
+        compared += 1
+        if ours_used is None or isinstance(ours_used, Unknown):
+            unknown[ours_used.reason if ours_used else "no such region"] += 1
+        elif ours_used.value // unit * unit != theirs and ours_used.value != theirs:
+            differences.append(f"region {name}: {ours_used.value} bytes used, the linker has {theirs}")
+    return Outcome(True, compared, differences, unknown)
+
+
+def _usage(said: str) -> Iterator[tuple[str, int, int]]:
+    for match in _USAGE.finditer(said):
+        unit = _UNITS[match[3]]
+        yield match[1], int(match[2]) * unit, unit
+
+
+def _orphans(pieces, files: dict[str, Elf], said: str, lld: bool) -> list[str]:
+    ours = {(piece.file, piece.name) for piece in pieces if piece.size and piece.name != "COMMON"}
+    pattern = _LLD_ORPHAN if lld else _ORPHAN
+    theirs = {(m[1], m[2]) if lld else (m[2], m[1]) for m in pattern.finditer(said)}
+    # What ld makes itself (.iplt) it attributes to the first object.
+    theirs = {
+        (file, name)
+        for file, name in theirs
+        if file in files and name in files[file].by_name and files[file].by_name[name].size
+    }
+    if ours == theirs:
+        return []
+    return [f"orphans: only here {sorted(ours - theirs)}, only the linker {sorted(theirs - ours)}"]
+
+
+def _takings(ours, contents, outline) -> list[str]:
+    out = []
+    given = collections.Counter(placed.section.name for placed in outline.sections)
+    for name, groups in ours.items():
+        if given[name] > 1:
+            continue
+        if name not in contents or name == "/DISCARD/" or contents[name].twice:
+            continue
+        theirs = contents[name].by_spec
+        mine = [[(p.file, p.name) for p in group if p.size] for group in groups]
+        real = [[(p.file, p.name) for p in group if p.size] for group in theirs]
+        if mine != real[: len(mine)]:
+            out.append(f"{name} takes {mine}, the linker {real}")
+    return out
+
+
+def _members(ours, link_map, outline) -> list[str]:
+    """Compare which inputs are in the output sections of the script, in order, with lld's map."""
+    given = collections.Counter(placed.section.name for placed in outline.sections)
+    out = []
+    for output in link_map.outputs:
+        if output.name not in ours or given[output.name] > 1:
+            continue
+        named = [(p.file, p.name) for group in ours[output.name] for p in group if p.size]
+        real = [(item.file, item.name) for item in output.inputs if item.size]
+        # Orphans of the same name follow, common symbols among them come first.
+        if [item for item in real if item in named] != named:
+            out.append(f"{output.name} takes {named}, the linker {real}")
+    return out
+
+
+def main(words: list[str]) -> int:
+    """Run many and say what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--linker", choices=("gnu", "lld", "both"), default="both")
+    parser.add_argument("--show", type=int, default=5)
+    options = parser.parse_args(words)
+    linkers = {"gnu": ["ld.bfd"], "lld": ["ld.lld"], "both": ["ld.bfd", "ld.lld"]}[options.linker]
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        pool = make_pool(directory, shutil.which("as") or "as")
+        files = {str(path): read_elf(str(path)) for path in pool}
+        for linker in linkers:
+            linked = compared = 0
+            unknown: collections.Counter[str] = collections.Counter()
+            for seed in range(options.seed, options.seed + options.count):
+                outcome = compare(shutil.which(linker) or linker, directory, seed, pool, files)
+                linked += outcome.linked
+                compared += outcome.compared
+                unknown += outcome.unknown
+                if outcome.differences:
+                    failed += 1
+                    if failed <= options.show:
+                        print(f"{linker} seed {seed}:\n" + Script(seed, portable="lld" in linker).text)
+                        print("\n".join("  " + line for line in outcome.differences))
+            print(
+                f"{linker}: {options.count} scripts, {linked} linked, {compared} values compared, "
+                f"{failed} differ"
+            )
+            for reason, count in unknown.most_common():
+                print(f"  {count} unknown: {reason}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

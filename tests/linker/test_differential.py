@@ -1,0 +1,42 @@
+"""What the linter computes of generated scripts is what GNU ld and lld do, or unknown with a reason.
+
+A small part of what `python -m tests.linker.differential` runs by the ten thousand.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+from linker.elffile import read_elf
+from tests.linker.differential import compare
+from tests.linker.generated import make_pool
+
+SEEDS = range(80)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, tool):
+    directory = tmp_path_factory.mktemp("pool")
+    objects = make_pool(directory, tool("as"))
+    return objects, {str(path): read_elf(str(path)) for path in objects}
+
+
+@pytest.mark.parametrize("which", ["gnu", "lld"])
+def test_generated_scripts(tmp_path, tool, pool, which):
+    linker = tool("ld.bfd", "ld") if which == "gnu" else tool("ld.lld", "ld.lld-14")
+    objects, files = pool
+    linked = compared = 0
+    unknown: collections.Counter[str] = collections.Counter()
+    for seed in SEEDS:
+        outcome = compare(linker, tmp_path, seed, objects, files)
+        assert outcome.differences == [], seed
+        linked += outcome.linked
+        compared += outcome.compared
+        unknown += outcome.unknown
+    assert linked > 0.8 * len(SEEDS)
+    assert compared > 10 * linked
+    assert all(unknown)
+    if which == "gnu":
+        assert sum(unknown.values()) < 0.2 * compared
