@@ -53,16 +53,16 @@ _KINDS = {
     CONSTANT: (rf"\.?s?l?rodata{_TAIL}|\.rdata|\.constdata|\.gnu\.linkonce\.s?r\.|\.sdata2|\.srodata",),
     DATA: (rf"\.?[sl]?data{_TAIL}|\.gnu\.linkonce\.s?d\.",),
 }
-_MATCHERS = tuple((kind, re.compile("|".join(patterns))) for kind, patterns in _KINDS.items())
+# One expression for all: of the alternatives the first that matches is taken, as in the order of the table.
+_NAMES = {f"kind{number}": kind for number, kind in enumerate(_KINDS)}
+_MATCHER = re.compile("|".join(f"(?P<{name}>{'|'.join(_KINDS[kind])})" for name, kind in _NAMES.items()))
 
 
 @lru_cache(maxsize=1 << 18)
 def kind_of(pattern: str) -> str:
     """Return the kind of the sections that a name, or a pattern of names, stands for."""
-    for kind, matcher in _MATCHERS:
-        if matcher.match(pattern):
-            return kind
-    return UNKNOWN
+    match = _MATCHER.match(pattern)
+    return _NAMES[match.lastgroup or ""] if match is not None else UNKNOWN
 
 
 class Sample(NamedTuple):

@@ -27,10 +27,12 @@ def piece_for(pattern: str) -> Piece:
 def kinds_in(section: ast.OutputSection) -> frozenset[str]:
     """Return the kinds of what the section takes, by its patterns."""
     return frozenset(
-        kind_of(pattern.name)
-        for statement in section.body
-        if isinstance(statement, ast.InputSpec)
-        for pattern in statement.sections or ()
+        [
+            kind_of(pattern.name)
+            for statement in section.body
+            if isinstance(statement, ast.InputSpec)
+            for pattern in statement.sections or ()
+        ]
     )
 
 
