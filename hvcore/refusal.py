@@ -53,6 +53,12 @@ class Reason(Enum):
     UPPER_STORE = "a store to an L{} page table, where Xen carries out those to L1 tables alone", EINVAL
     NO_ASSIST = "a store to an L1 page table without VMASST_TYPE_writable_pagetables", EINVAL
     STORE_SHAPE = "bad access (cr2={:x}): only naturally aligned stores to one entry", EINVAL
+    DESCRIPTOR = "mfn {:x} holds a descriptor that Xen lets no guest have", EINVAL
+    # Of grant mappings, whose result is a GNTST_* of its own.
+    GRANT_MISALIGNED = "Misaligned PTE address {:x}", 0
+    GRANT_NO_PTE = "Could not find L1 PTE for linear address {:x}", 0
+    GRANT_NO_TABLE = "mfn {:x} is no L1 table of the domain's", 0
+    GRANT_OTHER_PTE = "PTE {:x} for {:x} doesn't match grant ({:x})", 0
     # What comes on the way out.
     NOT_WRITABLE = "Could not get page type PGT_writable_page", EBUSY, True
     L1_ENTRY = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore.page_info import PGT_l1_page_table
+from hvcore.refusal import Reason
 
 if TYPE_CHECKING:
     from hvcore.pv.mm import PageTables
@@ -37,6 +38,7 @@ def _l1_entry(mm: PageTables, addr: int, flags: int) -> int:
     """The index of the L1 entry that `addr` names, by machine address or as a linear address; -1 if none."""
     if flags & GNTMAP_contains_pte:
         if addr & mm.e.itemsize - 1:
+            mm.refuse(Reason.GRANT_MISALIGNED, addr)
             return -1
         pg = (addr >> 12) - mm.base
         at = (pg << mm.shift) + ((addr & 4095) >> 12 - mm.shift)
@@ -45,10 +47,14 @@ def _l1_entry(mm: PageTables, addr: int, flags: int) -> int:
             return -1
         at = mm.l1_entry_of(mm.xen.domain.current_root(), addr)
         pg = at >> mm.shift
-    if not 0 <= pg < mm.nr or at < 0:
+    if at < 0 and not flags & GNTMAP_contains_pte:
+        mm.refuse(Reason.GRANT_NO_PTE, addr)
         return -1
-    usable = mm.owner[pg] == mm.domid and mm.tcount[pg] and mm.ptype[pg] == PGT_l1_page_table
-    return at if usable else -1
+    usable = 0 <= pg < mm.nr and mm.owner[pg] == mm.domid and mm.tcount[pg]
+    if not usable or mm.ptype[pg] != PGT_l1_page_table:
+        mm.refuse(Reason.GRANT_NO_TABLE, pg + mm.base)
+        return -1
+    return at
 
 
 def create_grant_host_mapping(mm: PageTables, addr: int, mfn: int, flags: int) -> int:
@@ -77,6 +83,8 @@ def replace_grant_host_mapping(mm: PageTables, addr: int, mfn: int, new_addr: in
     wanted = _grant_to_pte(mm, mfn, flags)
     old = mm.e[at] if at >= 0 else 0
     if at < 0 or (old >> 12) & mm.mfn_mask != mfn or (old ^ wanted) & (_PRESENT | _RW):
+        if at >= 0:
+            mm.refuse(Reason.GRANT_OTHER_PTE, old, addr, wanted)
         mm.put_page_from_l1e(new)
         return GNTST_general_error
     mm.e[at] = new

@@ -161,7 +161,8 @@ class PageTypes:
             return self._promote(pg, ptype)
         if ptype == PGT_seg_desc_page:
             self._spend_on_table()
-            return self.validate_segdesc_page(pg + self.base)
+            rc = self.validate_segdesc_page(pg + self.base)
+            return self.refuse(Reason.DESCRIPTOR, pg + self.base) if rc else 0
         return 0
 
     def _spend_on_table(self) -> None:

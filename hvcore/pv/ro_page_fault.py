@@ -184,6 +184,9 @@ class RoPageFault:
         modify = (mm.mod_l1_entry, mm.mod_l2_entry, mm.mod_l3_entry, mm.mod_l4_entry)[ptype - 1]
         noted = len(mm.trace.pending)
         if not modify(at, new):
+            if mm.flush_linear_pt:
+                mm.flush_linear_pt = False
+                mm.flush_tlb()
             return True
         # A PAE guest that writes the upper half first: drop PRESENT, the lower half is to follow.
         upper_half = mm.pv32 and size == 8 and (new ^ old) & 0xFFFFFFFF == 0

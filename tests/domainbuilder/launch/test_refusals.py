@@ -16,7 +16,7 @@ from domainbuilder.launch.crash_text import render_crash
 from domainbuilder.launch.domain import RunningDomain, launch
 from tests.domainbuilder.tiny_guest import CODE, UD2, hypercall, kernel
 
-MMU_UPDATE, MULTICALL, UPDATE_VA_MAPPING, XEN_VERSION, SET_TRAP_TABLE = 1, 13, 14, 17, 0
+MMU_UPDATE, MULTICALL, UPDATE_VA_MAPPING, XEN_VERSION, SET_TRAP_TABLE, SET_GDT = 1, 13, 14, 17, 0, 2
 EINVAL, EPERM, ENOSYS = 22, 1, 38
 DATA = 0x800  # behind the code
 PT_BASE = b"\x8b\x46\x3c"  # mov eax, [esi + 60]: start_info.pt_base
@@ -100,6 +100,20 @@ def test_a_chain_begins_with_its_cause(tmp_path: Path) -> None:
         "Could not get page type PGT_writable_page",
         f"Error getting {frame} from L1 entry {entry:x} for l1e_owner d1, pg_owner d1",
     )
+
+
+def test_a_descriptor_table(tmp_path: Path) -> None:
+    """The page of the code, mapped read-only, is offered as a GDT: `hlt` after `hlt` is no descriptor."""
+    dom = launch(guest(tmp_path, UD2), memory_mib=8, timeout=60)
+    dom.wait()
+    mm = dom.machine.domain.mm
+    mfn = mm.e[mm.l1_entry_of(dom.machine.domain.vcpus[0].cr3_mfn, CODE)] >> 12 & mm.mfn_mask
+    code = bad_mapping(mfn << 12 | 1) + hypercall(SET_GDT, CODE + DATA, 512) + UD2
+    report, _ = crashed(tmp_path, code.ljust(0x200, b"\xf4"), struct.pack("<I", mfn))
+    assert [call.result for call in report.hypercalls] == [0, -EINVAL]
+    why = report.hypercalls[-1].refusals
+    assert why[0] == f"mfn {mfn:x} holds a descriptor that Xen lets no guest have"
+    assert why[1].startswith(f"Error while validating mfn {mfn:x} (pfn 100) for type PGT_seg_desc_page")
 
 
 # -- stores

@@ -53,6 +53,25 @@ def test_the_entry_of_a_grant(cpu: PvCpu, flags: int, bits: int, by_pte: bool) -
     assert held(cpu, PLACE) == (was[0] - 1, was[1] - 1)  # what was there is given back
 
 
+def test_the_reason_is_told(cpu: PvCpu) -> None:
+    place = pte_address(cpu, PLACE)
+    mfn = cpu.base + OTHER
+    refused = (
+        (lambda: create(cpu, 0x4000_0000, HOST), "Could not find L1 PTE for linear address 40000000"),
+        (lambda: create(cpu, place + 4, HOST | CONTAINS_PTE), f"Misaligned PTE address {place + 4:x}"),
+        (lambda: create(cpu, mfn << 12, HOST | CONTAINS_PTE), f"mfn {mfn:x} is no L1 table of the domain's"),
+        (
+            lambda: replace_grant_host_mapping(cpu.d.mm, PLACE << 12, mfn, 0, HOST),
+            f"PTE {entry(cpu, PLACE):x} for {PLACE << 12:x} doesn't match grant",
+        ),
+    )
+    for act, words in refused:
+        cpu.d.trace.pending.clear()
+        assert act() == GENERAL_ERROR
+        (refusal,) = cpu.d.trace.pending
+        assert str(refusal).startswith(words)
+
+
 def test_places_that_are_none(cpu: PvCpu) -> None:
     before = cpu.get(0x3000, "4096s"), cpu.d.frames.count.tolist()
     assert create(cpu, 0x4000_0000, HOST) == GENERAL_ERROR  # no leaf table
