@@ -24,6 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DOMAINBUILDER_CACHE") or ROOT / ".cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """What `launch` keeps it keeps here, and not under the user's own folder."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A test that skips has checked nothing: in CI, which has everything, it fails."""

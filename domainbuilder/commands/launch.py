@@ -65,6 +65,10 @@ SymbolsFile = Annotated[
         "--symbols", metavar="FILE", help="Names for reports: vmlinux or System.map; else the kernel's own."
     ),
 ]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Neither look for the unpacked kernel under ~/.cache nor keep it there."),
+]
 ConsoleLog = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")]
 Record = Annotated[
     Path | None,
@@ -97,6 +101,7 @@ def launch(
     record: Record = None,
     replay: Replay = None,
     stats: Stats = False,
+    no_cache: NoCache = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Run a kernel, or a built domain, with a console.
@@ -131,6 +136,7 @@ def launch(
         record=record,
         replay=replay,
         stats=stats,
+        cache=not no_cache,
         json=output_format is Format.json,
     )
     raise typer.Exit(run_launch(options))

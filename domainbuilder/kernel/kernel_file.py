@@ -12,10 +12,13 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from domainbuilder.errors import KernelFormatError, Where
 from domainbuilder.inputs import LIMITS, open_input
+
+if TYPE_CHECKING:
+    from domainbuilder.kernel.unpacked import UnpackedKernels
 
 Image = bytes | mmap.mmap
 
@@ -72,11 +75,14 @@ class _Packed:
         return KernelFormatError(reason, where=self.where, found=found, expected=expected)
 
 
-def load_kernel(path: str | os.PathLike[str], *, limit: int = DEFAULT_LIMIT) -> KernelFile:
+def load_kernel(
+    path: str | os.PathLike[str], *, limit: int = DEFAULT_LIMIT, kept: UnpackedKernels | None = None
+) -> KernelFile:
     """Open the kernel at `path`, or at standard input where that is "-".
 
-    Raises KernelFormatError: not readable, neither a regular file nor a pipe, empty, truncated, or more than
-    `limit` bytes when decompressed.
+    What a bzImage unpacks to is looked for in `kept` first, and kept there. Raises KernelFormatError: not
+    readable, neither a regular file nor a pipe, empty, truncated, or more than `limit` bytes when
+    decompressed.
     """
     name = os.fspath(path)
     try:
@@ -84,25 +90,27 @@ def load_kernel(path: str | os.PathLike[str], *, limit: int = DEFAULT_LIMIT) -> 
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise KernelFormatError(reason, where=Where(name)) from error
-    return load_kernel_bytes(image, name, limit=limit)
+    return load_kernel_bytes(image, name, limit=limit, kept=kept)
 
 
-def load_kernel_bytes(data: Image, name: str, *, limit: int = DEFAULT_LIMIT) -> KernelFile:
+def load_kernel_bytes(
+    data: Image, name: str, *, limit: int = DEFAULT_LIMIT, kept: UnpackedKernels | None = None
+) -> KernelFile:
     """The same for a kernel already in memory; `name` is what messages call it."""
     if not len(data):
         raise KernelFormatError("zero length file", where=Where(name))
     if data[:2] != b"\x1f\x8b":
-        return _unwrapped(data, name, limit)
+        return _unwrapped(data, name, limit, kept)
     image, trailing = _gunzip(_Packed(memoryview(data), Where(name, 0), limit))
-    inner = _unwrapped(image, name, limit)
+    inner = _unwrapped(image, name, limit, kept)
     if inner.container == "elf":
         return KernelFile(name, "gzip", "gzip", 0, image, trailing)
     return KernelFile(name, "bzimage", inner.compression, inner.payload_offset, inner.image, trailing, True)
 
 
-def _unwrapped(data: Image, name: str, limit: int) -> KernelFile:
+def _unwrapped(data: Image, name: str, limit: int, kept: UnpackedKernels | None) -> KernelFile:
     if data[_HDR_MAGIC : _HDR_MAGIC + 4] == b"HdrS" and len(data) >= _SETUP_HEADER_SIZE:
-        return _bzimage(data, name, limit)
+        return _bzimage(data, name, limit, kept)
     if data[:4] == b"\x7fELF":
         _refuse_dump_core(data, name)
     else:
@@ -136,7 +144,7 @@ def _hex(data: bytes) -> str:
 # bzImage
 
 
-def _bzimage(data: Image, name: str, limit: int) -> KernelFile:
+def _bzimage(data: Image, name: str, limit: int, kept: UnpackedKernels | None) -> KernelFile:
     probe = "xc_dom_probe_bzimage_kernel"
     (version,) = struct.unpack_from("<H", data, _VERSION)
     if version < 0x208:
@@ -165,9 +173,12 @@ def _bzimage(data: Image, name: str, limit: int) -> KernelFile:
     if known is None:
         raise packed.fail(f"{probe}: unknown compression format", found=_hex(head))
     _, compression, unpack = known
-    image, trailing = unpack(packed)
+    found = kept.find(packed.data, int.from_bytes(packed.data[-4:], "little")) if kept is not None else None
+    image, trailing = (found, 0) if found is not None else unpack(packed)
     if image[:4] != b"\x7fELF":
         raise packed.fail("the payload is no ELF image", found=_hex(image[:4]), expected="7f 45 4c 46")
+    if kept is not None and found is None and not trailing:
+        kept.keep(packed.data, image)
     return KernelFile(name, "bzimage", compression, offset, image, trailing)
 
 

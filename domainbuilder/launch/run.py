@@ -13,6 +13,8 @@ from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode, Where
+from domainbuilder.kernel.kernel_file import load_kernel
+from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.record import InputRecord, load_record, save_record
 from domainbuilder.launch.script import Step
@@ -46,6 +48,7 @@ class LaunchOptions:
     stats: bool
     json: bool
     symbols: str | None = None
+    cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +183,8 @@ def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainI
         if (options.memory_mib, options.ramdisk, options.cmdline) != (None, None, ""):
             raise BuildError("a built domain has its memory, ramdisk and command line already")
         return load_image(options.file)
-    planned = plan(options.file, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
+    kernel = load_kernel(options.file, kept=UnpackedKernels(cache_folder()) if options.cache else None)
+    planned = plan(kernel, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
     progress.heard(b"\n")
     mib = planned.nr_pages >> 20 - PAGE_SHIFT
     if options.memory_mib is None and mib != DEFAULT_MEMORY_MIB and not options.json:

@@ -1,0 +1,84 @@
+"""Unpacked kernels, kept under the user's cache folder, so that the same kernel is decompressed once.
+
+A kernel is known by the digest of its compressed stream; what is kept is mapped, and so costs no memory until
+it is used. The folder is the user's alone and bounded: what was not used for longest goes first. Whatever is
+amiss with it (no folder, no room, another's file) is no error: the kernel is then decompressed as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+MOST_BYTES = 1 << 30
+MOST_KERNELS = 16
+LEAST_BYTES = 1 << 20  # what is smaller is decompressed as fast as it is found
+_FOLDER = "domainbuilder/kernels"
+_OTHERS = 0o077  # permissions of anybody but the user
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/domainbuilder/kernels, or the same under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / _FOLDER
+
+
+class UnpackedKernels:
+    """The kept kernels of one folder. Several processes may use it at a time."""
+
+    def __init__(
+        self, folder: Path, *, most_bytes: int = MOST_BYTES, most_kernels: int = MOST_KERNELS
+    ) -> None:
+        self._folder = folder
+        self._most_bytes = most_bytes
+        self._most_kernels = most_kernels
+
+    def find(self, packed: memoryview, size: int) -> mmap.mmap | None:
+        """The image of `size` bytes that the stream `packed` unpacks to, if it is kept."""
+        path = self._path(packed)
+        try:
+            with path.open("rb") as file:
+                state = os.fstat(file.fileno())
+                if state.st_size != size or state.st_uid != os.getuid() or state.st_mode & _OTHERS:
+                    return None
+                os.utime(file.fileno())  # used now
+                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError):
+            return None
+
+    def keep(self, packed: memoryview, image: bytes | mmap.mmap) -> None:
+        """Keep what `packed` was unpacked to; whoever reads meanwhile finds all of it or nothing."""
+        if not LEAST_BYTES <= len(image) <= self._most_bytes:
+            return
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
+                try:
+                    file.write(image)
+                    file.flush()
+                    Path(file.name).replace(self._path(packed))
+                except OSError:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+            self._tidy()
+
+    def _path(self, packed: memoryview) -> Path:
+        return self._folder / hashlib.sha256(packed).hexdigest()
+
+    def _tidy(self) -> None:
+        """Remove what was not used for longest, until the rest is within bounds."""
+        kept = []
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                state = path.stat()
+                kept.append((state.st_mtime_ns, state.st_size, path))
+        total = 0
+        for place, (_used, size, path) in enumerate(sorted(kept, reverse=True)):
+            total += size
+            if total > self._most_bytes or place >= self._most_kernels:
+                with contextlib.suppress(OSError):
+                    path.unlink()
