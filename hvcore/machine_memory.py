@@ -7,6 +7,7 @@ is handed out from the top down), [first_mfn, end_mfn) are for domains. All lie 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from array import array
 
@@ -60,6 +61,8 @@ class MachineMemory:
         self.d = self.view.cast("I")
         self.ram = self.view[(first_mfn - self.base_mfn) << PAGE_SHIFT :]
         self.m2p: dict[int, M2p] = {}
+        # Where those in use lie in this process, the 64-bit one first, else 0: for the compiled core.
+        self.m2p_addresses = memoryview((ctypes.c_uint64 * len(_M2P_ENTRIES))()).cast("B").cast("Q")
         mfn = self.base_mfn
         for entry, frames in zip(_M2P_ENTRIES, sizes, strict=True):
             at = (mfn - self.base_mfn) << PAGE_SHIFT
@@ -75,6 +78,8 @@ class MachineMemory:
         table = self.m2p[entry]
         if not table.in_use:
             table.in_use = True
+            address = ctypes.addressof(ctypes.c_char.from_buffer(table.words))
+            self.m2p_addresses[_M2P_ENTRIES.index(entry)] = address
             other = self.m2p[12 - entry]
             mask = (1 << 8 * entry) - 1
             known = (pfn & mask for pfn in other.words) if other.in_use else [mask] * self.end_mfn

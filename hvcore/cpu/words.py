@@ -116,8 +116,7 @@ class DomainWords(ctypes.Structure):
     ram: int
     base_mfn: int
     nr_frames: int
-    m2p: int
-    compat_m2p: int
+    m2p_addresses: int
     end_mfn: int
     owner: int
     ptype: int

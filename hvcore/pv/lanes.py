@@ -57,6 +57,7 @@ class Lanes:
         words.ram = self._hold(mem.view)
         words.base_mfn = frames.base_mfn
         words.nr_frames = frames.nr
+        words.m2p_addresses = self._hold(mem.m2p_addresses)
         words.end_mfn = mem.end_mfn
         words.owner = self._hold(frames.owner)
         words.ptype = self._hold(frames.ptype)
@@ -83,14 +84,7 @@ class Lanes:
         on = v is not None and self.possible
         if v is not None and on:
             v.domain_words = ctypes.addressof(self._words)
-            self._words.m2p, self._words.compat_m2p = map(self._m2p, (8, 4))
         self.d.engine.words.vcpu = ctypes.addressof(v) if v is not None and on else 0
-
-    def _m2p(self, entry: int) -> int:
-        """Where a machine-to-phys table is; 0 while no domain has use for it."""
-        mem = self.d.mem
-        table = mem.m2p[entry]
-        return self._words.ram + ((table.mfn - mem.base_mfn) << 12) if table.in_use else 0
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """How many exits each lane took, and how many it left to Python; nothing for one that had none."""

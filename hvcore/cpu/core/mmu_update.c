@@ -14,10 +14,11 @@ static bool machphys_update(struct hv_call *c, uint64_t mfn, uint64_t pfn) {
         return NOT_MINE;
     if (mfn >= c->d->end_mfn)
         return NOT_MINE;
-    if (c->d->m2p) /* set_gpfn_from_mfn() */
-        hv_set64(c->j, (uint64_t *)c->d->m2p + mfn, pfn);
-    if (c->d->compat_m2p)
-        hv_set32(c->j, (uint32_t *)c->d->compat_m2p + mfn, (uint32_t)pfn);
+    const uint64_t *tables = (const uint64_t *)c->d->m2p_addresses; /* set_gpfn_from_mfn() */
+    if (tables[0])
+        hv_set64(c->j, (uint64_t *)tables[0] + mfn, pfn);
+    if (tables[1])
+        hv_set32(c->j, (uint32_t *)tables[1] + mfn, (uint32_t)pfn);
     return MINE;
 }
 
