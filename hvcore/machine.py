@@ -263,6 +263,16 @@ class Machine:
         """Whether the guest's turn is over; nothing may come within a half-done store (ro_page_fault.py)."""
         return self.clock.turn_is_over() and not self.ro_page_fault.pending
 
+    @property
+    def running(self) -> Vcpu | None:
+        """The vCPU whose registers are in the engine and which has not left the processor."""
+        return None if self._is_idle else self._running
+
+    @property
+    def in_engine(self) -> Vcpu | None:
+        """The vCPU whose registers are in the engine, though it may be blocked."""
+        return self._running
+
     def waits(self) -> bool:
         """Every vCPU is blocked, and there is nothing to wake one but time and others."""
         return self._is_idle and not self._input and self._pick() is None

@@ -162,7 +162,7 @@ def capture(
         trace=_trace(words, stack_at, names, word),
         backtrace=guest_backtrace(registers, word, view, names),
         symbols=names.symbols.origin,
-        hypercalls=_hypercalls(d.trace, word),
+        hypercalls=last_hypercalls(d.trace, word),
         refused_faults=tuple(
             RefusedFaultRecord(vector_name(f.vector), f.rip, names(f.rip), f.address, _lines(f.refusals))
             for f in d.trace.refused_faults
@@ -209,7 +209,7 @@ def _lines(refusals: tuple[Refusal, ...]) -> tuple[str, ...]:
     return tuple(map(str, refusals))
 
 
-def _hypercalls(trace: Trace, word: int) -> tuple[HypercallRecord, ...]:
+def last_hypercalls(trace: Trace, word: int) -> tuple[HypercallRecord, ...]:
     """The last hypercalls, each with what was refused in it."""
     refused = {row.serial: row for row in trace.refused_calls}
     return tuple(_hypercall(call, refused.get(serial), word) for serial, call in trace.last_hypercalls())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from domainbuilder.launch.crash_report import AddressReport, CrashReport, HypercallRecord, Registers
+from domainbuilder.launch.disassembly import Instruction
 from domainbuilder.symbols.backtrace import CALL_FRAME_INFORMATION, ORC, Frame
 
 _ROWS = (
@@ -20,7 +21,7 @@ _INVALID_M2P = (1 << 64) - 1
 def render_crash(report: CrashReport) -> str:
     """The whole report, a section after the other; about a hundred lines at most."""
     sections = [
-        *(_head(report), _code(report), _stack(report), _mappings(report)),
+        *(_head(report), code_lines(report.code, report.word), _stack(report), _mappings(report)),
         *(_hypercalls(report), _refused_faults(report)),
     ]
     return "\n".join(line for section in sections for line in section) + "\n"
@@ -29,19 +30,17 @@ def render_crash(report: CrashReport) -> str:
 def _head(report: CrashReport) -> Iterator[str]:
     yield report.reason
     yield f"Domain {report.domain_id} (vcpu#{report.vcpu}) crashed after {report.guest_ns / 1e9:.6f} s:"
-    yield from _registers(report.registers, report)
+    context = f"d{report.domain_id}v{report.vcpu}"
+    yield from register_lines(report.registers, report.symbol, report.line, context)
 
 
-def _registers(r: Registers, report: CrashReport) -> Iterator[str]:
-    """_show_registers() of xen/arch/x86/x86_64/traps.c."""
+def register_lines(r: Registers, symbol: str, line: str, context: str) -> Iterator[str]:
+    """_show_registers() of xen/arch/x86/x86_64/traps.c. `context` is "d1v0", domain and vCPU."""
     g, s = r.general, r.selectors
-    where = named(report.symbol, report.line)
+    where = named(symbol, line)
     mode = "" if r.kernel_mode else ", user mode"
     yield f"RIP:    {s['cs']:04x}:[<{r.rip:016x}>]{where}"
-    yield (
-        f"RFLAGS: {r.rflags:016x}   EM: {int(bool(r.event_mask))}   CONTEXT: pv guest "
-        f"(d{report.domain_id}v{report.vcpu}){mode}"
-    )
+    yield f"RFLAGS: {r.rflags:016x}   EM: {int(bool(r.event_mask))}   CONTEXT: pv guest ({context}){mode}"
     for row in _ROWS:
         yield "   ".join(f"{name + ':':<4} {g[name]:016x}" for name in row)
     yield f"r15: {g['r15']:016x}   cr0: {r.cr0:016x}   cr4: {r.cr4:016x}"
@@ -50,28 +49,35 @@ def _registers(r: Registers, report: CrashReport) -> Iterator[str]:
     yield "   ".join(f"{name}: {s[name]:04x}" for name in ("ds", "es", "fs", "gs", "ss", "cs"))
 
 
-def _code(report: CrashReport) -> Iterator[str]:
+def code_lines(code: Sequence[Instruction], word: int) -> Iterator[str]:
+    """The instructions around RIP; `word` is the guest's, in bytes."""
     yield "Guest code:"
-    if not report.code:
+    if not code:
         yield "  Guest-inaccessible memory."
     function = None
-    for line in report.code:
+    for line in code:
         name = line.symbol.rpartition("+")[0]
         if name and name != function:
             yield f"  <{line.symbol}>:"
         function = name
         marker = "=>" if line.current else "  "
-        yield f"  {marker} {line.address:0{2 * report.word}x}:  {line.code.hex(' '):<30}  {line.text}"
+        yield f"  {marker} {line.address:0{2 * word}x}:  {line.code.hex(' '):<30}  {line.text}"
+
+
+def stack_lines(address: int, stack: Sequence[int], word: int) -> Iterator[str]:
+    """show_guest_stack()."""
+    width, per_line = 2 * word, 32 // word
+    yield f"Guest stack trace from {'esp' if word == 4 else 'rsp'}={address:0{width}x}:"
+    if not stack:
+        yield "  Guest-inaccessible memory."
+    for i in range(0, len(stack), per_line):
+        yield "  " + " ".join(f"{value:0{width}x}" for value in stack[i : i + per_line])
 
 
 def _stack(report: CrashReport) -> Iterator[str]:
-    """show_guest_stack(), and what of it points into code."""
-    width, per_line = 2 * report.word, 32 // report.word
-    yield f"Guest stack trace from {'esp' if report.word == 4 else 'rsp'}={report.stack_address:0{width}x}:"
-    if not report.stack:
-        yield "  Guest-inaccessible memory."
-    for i in range(0, len(report.stack), per_line):
-        yield "  " + " ".join(f"{value:0{width}x}" for value in report.stack[i : i + per_line])
+    """The stack, and what of it points into code."""
+    width = 2 * report.word
+    yield from stack_lines(report.stack_address, report.stack, report.word)
     yield from frames(report.backtrace, width)
     if report.trace and not any(frame.how in {CALL_FRAME_INFORMATION, ORC} for frame in report.backtrace):
         yield "Call trace (every word of the stack that points into code):"
@@ -116,14 +122,15 @@ def _walk(address: AddressReport, word: int) -> Iterator[str]:
 def _hypercalls(report: CrashReport) -> Iterator[str]:
     yield "Last hypercalls:" if report.hypercalls else "No hypercalls."
     for call in report.hypercalls:
-        yield f"  {_call(call)}"
+        yield f"  {call_text(call)}"
         for place, entry in call.entries:
-            yield f"    entry {place}: {_call(entry)}"
+            yield f"    entry {place}: {call_text(entry)}"
             yield from (f"      {line}" for line in entry.refusals)
         yield from (f"    {line}" for line in call.refusals)
 
 
-def _call(call: HypercallRecord) -> str:
+def call_text(call: HypercallRecord) -> str:
+    """A hypercall as a line of C would have it, and its result."""
     arguments = [f"{value:#x}" for value in call.arguments]
     if call.command:
         arguments[0] = call.command

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -48,12 +49,14 @@ from hvcore.pv.traps import vector_name
 if TYPE_CHECKING:
     from domainbuilder.kernel.elf import ElfImage
     from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.symbols.table import Symbols
 
 __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "RunningDomain", "launch"]
 
 _TICK = "launch"  # the name of our timer among the host's
 _TICK_NS = 10_000_000
+_RECENT_TICKS = 100
 _GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
 _PAGE = 4096
 _ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -107,6 +110,7 @@ class RunningDomain:
     ) -> None:
         self._started = started
         self._symbols = symbols
+        self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # of hypercalls, now and then
         self._limit = None if timeout is None else started + timeout
         self._deadline = self._limit
         self._guest_limit = NEVER
@@ -224,6 +228,28 @@ class RunningDomain:
                 time.monotonic() - self._started,
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             ),
+        )
+
+    def look(self) -> StopReport:
+        """Where every vCPU stands, what is pending, which timer is next, what was done and printed last.
+
+        Nothing of the guest changes: it can go on as if nobody had looked.
+        """
+        from domainbuilder.launch.stop_report import look
+
+        self._check_open()
+        machine = self.machine
+        before = (
+            self._counts[0]
+            if self._counts
+            else (BOOT_TIME_NS, bytes(8 * len(machine.domain.trace.hypercalls)))
+        )
+        return look(
+            machine,
+            self.image.plan,
+            symbols=self._symbols,
+            console=self._transcript.tail(),
+            before=(before[0], memoryview(before[1]).cast("Q")),
         )
 
     # -- running
@@ -401,6 +427,7 @@ class RunningDomain:
 
     def _tick(self) -> None:
         """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
+        self._counts.append((self.machine.clock.now(), bytes(self.machine.domain.trace.hypercalls)))
         self._check_limits()
         if not self._expired:
             self._take_input(0.0)

@@ -13,6 +13,7 @@ from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
+    from hvcore.vcpu import Vcpu
 
 _PRESENT, _PSE = 1, 0x80
 _FLAG_NAMES = (
@@ -47,15 +48,16 @@ class Walk:
 
 
 class GuestView:
-    """The address space of the vCPU that is running, or was when its guest died."""
+    """The address space of a vCPU; where none is named, of that which runs, or ran when its guest died."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, vcpu: Vcpu | None = None) -> None:
         d = machine.domain
         self._domain = d
         self._mem = machine.mem
         self._abi = d.abi
         self._m2p = self._mem.m2p[d.abi.m2p_entry].words
-        self.root_mfn: int = d.current_root()
+        v = d.current if vcpu is None else vcpu
+        self.root_mfn: int = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
 
     def pfn_of(self, mfn: int) -> int | None:
         """The machine-to-physical table's answer, or None."""

@@ -249,17 +249,25 @@ def _report(
 ) -> None:
     stats = dom.stats() if options.stats else None
     message = _message(result, len(expects))
+    stopped = result.outcome.reason in {"timeout", "idle"} and code is not ExitCode.FINE
+    stop = dom.look() if stopped else None
     if options.json:
         from domainbuilder.reports.launch_report import launch_report
 
         met = [(step, i < result.met) for i, step in enumerate(expects)]
-        report = launch_report(str(options.file), result.outcome, message, code, met, stats)
+        report = launch_report(str(options.file), result.outcome, message, code, met, stats, stop)
         sys.stderr.write(report.model_dump_json(indent=2) + "\n")
         return
     if result.outcome.report is not None:
         from domainbuilder.launch.crash_text import render_crash
 
         sys.stderr.write(render_crash(result.outcome.report))
+    if stop is not None:
+        from domainbuilder.launch.stop_text import render_stop
+
+        sys.stderr.write(render_stop(stop))
+    elif result.failure is not None:
+        sys.stderr.write(f"{result.failure.last_lines}\n")
     sys.stderr.write(f"domainbuilder: {message}\n")
     if code is ExitCode.DOMAIN_CRASHED and dom.machine.ro_page_fault.upper_store_was_the_end():
         sys.stderr.write(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from domainbuilder.errors import ExitCode
 from domainbuilder.launch.transcript import Search, Transcript, compile_pattern
+from domainbuilder.launch.visible import console_lines
 
 if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
@@ -76,9 +77,13 @@ class ExpectError(Exception):
         self.outcome = outcome
         self.tail = tail
 
+    @property
+    def last_lines(self) -> str:
+        """What the console showed last, quoted, control characters made visible."""
+        return "\n".join(console_lines(self.tail))
+
     def __str__(self) -> str:
-        shown = "\n".join(f"  | {line}" for line in self.tail.splitlines()) or "  (no output at all)"
-        return f"{self.pattern!r} did not appear: {self.outcome}\nthe console's last lines:\n{shown}"
+        return f"{self.pattern!r} did not appear: {self.outcome}\n{self.last_lines}"
 
 
 class ExpectTimeout(ExpectError):

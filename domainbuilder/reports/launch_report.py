@@ -13,9 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
 from domainbuilder.launch.crash_report import CrashReport, HypercallRecord
+from domainbuilder.launch.disassembly import Instruction
 from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
+from domainbuilder.launch.stop_report import StopReport, VcpuReport
+from domainbuilder.launch.visible import visible
 from domainbuilder.reports import Text
 from domainbuilder.symbols.backtrace import Frame
 
@@ -190,6 +193,60 @@ class CrashModel(_Model):
     addresses: list[AddressReport]
 
 
+class VcpuModel(_Model):
+    """Where a vCPU of a guest that was stopped stands."""
+
+    vcpu: int
+    state: str
+    event_mask: bool
+    upcall_pending: bool
+    registers: RegistersReport
+    symbol: str
+    line: str
+    code: list[InstructionReport]
+    stack_address: Address
+    stack: list[Address]
+    backtrace: list[FrameReport]
+
+
+class PortModel(_Model):
+    """An event channel with a pending event."""
+
+    port: int
+    binding: str
+    vcpu: int
+    masked: bool
+
+
+class TimerModel(_Model):
+    """A timer of the guest's, and in how many nanoseconds of its time it is due."""
+
+    what: str
+    in_ns: int
+
+
+class RepeatedReport(_Model):
+    """Hypercalls in a row that came so many times, one after the other."""
+
+    calls: list[HypercallReport]
+    times: int
+
+
+class StopModel(_Model):
+    """A guest that had not ended: time was up, or nothing can wake it. The next timer is the first."""
+
+    domain_id: int
+    guest_ns: int
+    vcpus: list[VcpuModel]
+    ports: list[PortModel]
+    timers: list[TimerModel]
+    hypercalls: list[RepeatedReport]
+    recent_ns: int
+    recently: dict[str, int]
+    console: list[Text]
+    symbols: str
+
+
 class LaunchReport(_Model):
     """One run. `schema_version` grows when a field changes its meaning or goes away."""
 
@@ -201,6 +258,7 @@ class LaunchReport(_Model):
     expectations: list[ExpectationReport]
     statistics: StatisticsReport | None = None
     crash: CrashModel | None = None
+    stop: StopModel | None = None
 
 
 def _statistics(stats: Statistics) -> StatisticsReport:
@@ -222,7 +280,7 @@ def _statistics(stats: Statistics) -> StatisticsReport:
     )
 
 
-def _registers(crash: CrashReport) -> RegistersReport:
+def _registers(crash: CrashReport | VcpuReport) -> RegistersReport:
     r = crash.registers
     return RegistersReport(
         general=dict(r.general),
@@ -277,6 +335,15 @@ def _call(call: HypercallRecord) -> dict[str, Any]:
     }
 
 
+def _instructions(code: Sequence[Instruction]) -> list[InstructionReport]:
+    return [
+        InstructionReport(
+            address=i.address, code=i.code.hex(" "), text=i.text, symbol=i.symbol, current=i.current
+        )
+        for i in code
+    ]
+
+
 def _frames(backtrace: Sequence[Frame]) -> list[FrameReport]:
     return [FrameReport(address=f.address, symbol=f.symbol, line=f.line, how=f.how) for f in backtrace]
 
@@ -290,12 +357,7 @@ def _crash(crash: CrashReport) -> CrashModel:
         registers=_registers(crash),
         symbol=crash.symbol,
         line=crash.line,
-        code=[
-            InstructionReport(
-                address=i.address, code=i.code.hex(" "), text=i.text, symbol=i.symbol, current=i.current
-            )
-            for i in crash.code
-        ],
+        code=_instructions(crash.code),
         stack_address=crash.stack_address,
         stack=list(crash.stack),
         trace=[StackWordReport(address=w.address, value=w.value, symbol=w.symbol) for w in crash.trace],
@@ -312,6 +374,39 @@ def _crash(crash: CrashReport) -> CrashModel:
     )
 
 
+def _stop(stop: StopReport) -> StopModel:
+    return StopModel(
+        domain_id=stop.domain_id,
+        guest_ns=stop.guest_ns,
+        vcpus=[
+            VcpuModel(
+                vcpu=v.vcpu,
+                state=v.state,
+                event_mask=v.event_mask,
+                upcall_pending=v.upcall_pending,
+                registers=_registers(v),
+                symbol=v.symbol,
+                line=v.line,
+                code=_instructions(v.code),
+                stack_address=v.stack_address,
+                stack=list(v.stack),
+                backtrace=_frames(v.backtrace),
+            )
+            for v in stop.vcpus
+        ],
+        ports=[PortModel(port=p.port, binding=p.binding, vcpu=p.vcpu, masked=p.masked) for p in stop.ports],
+        timers=[TimerModel(what=t.what, in_ns=t.in_ns) for t in stop.timers],
+        hypercalls=[
+            RepeatedReport(calls=[_hypercall(call) for call in row.calls], times=row.times)
+            for row in stop.hypercalls
+        ],
+        recent_ns=stop.recent_ns,
+        recently=dict(stop.recently),
+        console=[visible(line) for line in stop.console.splitlines()],
+        symbols=stop.symbols,
+    )
+
+
 def launch_report(
     file: str,
     outcome: Outcome,
@@ -319,6 +414,7 @@ def launch_report(
     exit_code: int,
     expectations: Sequence[tuple[Step, bool]],
     statistics: Statistics | None,
+    stop: StopReport | None = None,
 ) -> LaunchReport:
     """The report of one run. `expectations` are the `--expect` steps, each with whether it was met."""
     return LaunchReport(
@@ -329,4 +425,5 @@ def launch_report(
         expectations=[ExpectationReport(pattern=step.text, met=met) for step, met in expectations],
         statistics=None if statistics is None else _statistics(statistics),
         crash=None if outcome.report is None else _crash(outcome.report),
+        stop=None if stop is None else _stop(stop),
     )
