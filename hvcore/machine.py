@@ -44,11 +44,12 @@ from hvcore.pv.lanes import Lanes
 from hvcore.pv.mm import PageTables
 from hvcore.pv.mmuext_op import pin_table
 from hvcore.pv.ro_page_fault import RoPageFault
-from hvcore.pv.traps import TRAP_gp_fault, Traps
+from hvcore.pv.traps import Traps
 from hvcore.pv.vcpu_context import arch_set_info_guest
 from hvcore.pv.xen_mappings import XenMappings
 from hvcore.trace import Trace
 from hvcore.vcpu import Vcpu
+from hvcore.x86 import TRAP_gp_fault
 
 if TYPE_CHECKING:
     from hvcore.boot_image import BootImage

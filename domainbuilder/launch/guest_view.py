@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
+from hvcore.x86 import PAGE_PRESENT, PAGE_PSE
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
     from hvcore.vcpu import Vcpu
 
-_PRESENT, _PSE = 1, 0x80
 _FLAG_NAMES = (
     (1 << 3, "write-through"),
     (1 << 4, "uncached"),
@@ -83,9 +83,9 @@ class GuestView:
             mfn = entry >> PAGE_SHIFT & ((1 << 40) - 1)
             flags = _flags(entry, level)
             entries.append(PageEntry(level, index, entry, flags, mfn, self.pfn_of(mfn)))
-            if not entry & _PRESENT:
+            if not entry & PAGE_PRESENT:
                 return Walk(tuple(entries), f"the L{level} entry is not present", None)
-            if level == 1 or (entry & _PSE and level < abi.pt_levels):
+            if level == 1 or (entry & PAGE_PSE and level < abi.pt_levels):
                 at = ((mfn << PAGE_SHIFT) & -(1 << shift)) | (va & ((1 << shift) - 1))
                 return Walk(tuple(entries), "mapped", at)
         raise AssertionError("a page table has at least one level")
@@ -117,12 +117,12 @@ class GuestView:
 
 
 def _flags(entry: int, level: int) -> tuple[str, ...]:
-    if not entry & _PRESENT:
+    if not entry & PAGE_PRESENT:
         return ("not present",)
     names = ["present"]
     names.append("writable" if entry & 2 else "read-only")
     names.append("user" if entry & 4 else "supervisor")
-    if level > 1 and entry & _PSE:
+    if level > 1 and entry & PAGE_PSE:
         names.append("PSE")
     names += [name for bit, name in _FLAG_NAMES if entry & bit]
     return tuple(names)

@@ -6,37 +6,42 @@ from dataclasses import dataclass
 
 from domainbuilder.errors import LayoutError
 from domainbuilder.plan.pgtables import FOUR_LEVEL, PAE, TWO_LEVEL, Paging
+from hvcore.abi import PV32_2LEVEL, PV32_PAE, PV64, Abi
 from hvcore.public.xen import MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE
 
 
 @dataclass(frozen=True, slots=True)
 class GuestType:
-    """One kind of guest. `width` is `sizeof_pfn`: bytes in a frame number, and in the guest's `long`."""
+    """One kind of guest: what its ABI is, and what the builder has to know beside that."""
 
-    name: str
-    width: int
+    abi: Abi
     paging: Paging
     pin_cmd: int  # MMUEXT_PIN_Ln_TABLE of the top-level table (bootlate_pv)
-    hypervisor_virt: range  # addresses Xen keeps for itself, xen/include/public/arch-x86/xen-x86_*.h
     p2m_base_supported: bool = False
     in_xen_4_17: bool = True
+
+    @property
+    def name(self) -> str:
+        """As libxenguest names it: "xen-3.0-x86_32p"."""
+        return self.abi.name
+
+    @property
+    def width(self) -> int:
+        """`sizeof_pfn`: bytes in a frame number, and in the guest's `long`."""
+        return self.abi.word
+
+    @property
+    def hypervisor_virt(self) -> range:
+        """Addresses that Xen keeps for itself, xen/include/public/arch-x86/xen-x86_*.h."""
+        return range(self.abi.hypervisor_virt_start, self.abi.hypervisor_virt_end)
 
 
 GUEST_TYPES = {
     guest.name: guest
     for guest in (
-        GuestType(
-            "xen-3.0-x86_32", 4, TWO_LEVEL, MMUEXT_PIN_L2_TABLE, range(0xFC000000, 1 << 32), in_xen_4_17=False
-        ),
-        GuestType("xen-3.0-x86_32p", 4, PAE, MMUEXT_PIN_L3_TABLE, range(0xF5800000, 1 << 32)),
-        GuestType(
-            "xen-3.0-x86_64",
-            8,
-            FOUR_LEVEL,
-            MMUEXT_PIN_L4_TABLE,
-            range(0xFFFF800000000000, 0xFFFF880000000000),
-            p2m_base_supported=True,
-        ),
+        GuestType(PV32_2LEVEL, TWO_LEVEL, MMUEXT_PIN_L2_TABLE, in_xen_4_17=False),
+        GuestType(PV32_PAE, PAE, MMUEXT_PIN_L3_TABLE),
+        GuestType(PV64, FOUR_LEVEL, MMUEXT_PIN_L4_TABLE, p2m_base_supported=True),
     )
 }
 

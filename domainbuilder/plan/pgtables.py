@@ -13,16 +13,11 @@ from typing import Protocol
 
 from domainbuilder.errors import LayoutError
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
+from hvcore.x86 import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_USER
 
-_PAGE_PRESENT = 0x001
-_PAGE_RW = 0x002
-_PAGE_USER = 0x004
-_PAGE_ACCESSED = 0x020
-_PAGE_DIRTY = 0x040
-
-L1_PROT = _PAGE_PRESENT | _PAGE_RW | _PAGE_ACCESSED
-L1_PROT_RO = L1_PROT & ~_PAGE_RW
-L2_PROT = _PAGE_PRESENT | _PAGE_RW | _PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_USER
+L1_PROT = PAGE_PRESENT | PAGE_RW | PAGE_ACCESSED
+L1_PROT_RO = L1_PROT & ~PAGE_RW
+L2_PROT = PAGE_PRESENT | PAGE_RW | PAGE_ACCESSED | PAGE_DIRTY | PAGE_USER
 
 MAPPING_MAX = 2  # xg_dom_x86.c: the initial mapping, and the p2m list of a guest with INIT_P2M
 VIRT_PGTAB_ALIGN = 4 << 20  # the initial mapping ends on a 4 MB boundary ...

@@ -20,8 +20,8 @@ from hvcore.public.vcpu_guest_context import (
     VGCF_online,
 )
 from hvcore.public.xen import VMASST_TYPE_pae_extended_cr3
+from hvcore.x86 import X86_EFLAGS_IF
 
-X86_EFLAGS_IF = 1 << 9
 X86_DR6_DEFAULT = 0xFFFF0FF0
 X86_DR7_DEFAULT = 0x00000400
 

@@ -33,6 +33,7 @@ from hvcore.public.refused import (
     xen_domctl,
 )
 from hvcore.public.xen import DOMID_FIRST_RESERVED, DOMID_INVALID, DOMID_IO
+from hvcore.x86 import M32, M64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 U = 16  # offset of the union in struct xen_domctl
 _U_SIZE = xen_domctl.size - U
 _VM_EVENT_VERSION = U + 8
-_M32, _M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _MAX_IOPORTS = 0x10000
 _PADDR_BITS = 40
 _PAGE_SHIFT = 12
@@ -55,12 +55,12 @@ def _words(u: bytes, layout: str) -> tuple[int, ...]:
 
 def _iomem_permission(_d: Domain, u: bytes) -> int:
     first, nr = _words(u, "QQ")
-    return -EINVAL if first + nr - 1 & _M64 < first else -EPERM
+    return -EINVAL if first + nr - 1 & M64 < first else -EPERM
 
 
 def _ioport_permission(_d: Domain, u: bytes) -> int:
     first, nr = _words(u, "II")
-    end = first + nr & _M32
+    end = first + nr & M32
     return -EINVAL if end <= first or end > _MAX_IOPORTS else -EPERM
 
 
@@ -70,8 +70,8 @@ def _irq_permission(_d: Domain, u: bytes) -> int:
 
 def _memory_mapping(_d: Domain, u: bytes) -> int:
     gfn, mfn, nr = _words(u, "QQQ")
-    end = mfn + nr - 1 & _M64
-    wraps = end < mfn or gfn + nr - 1 & _M64 < gfn
+    end = mfn + nr - 1 & M64
+    wraps = end < mfn or gfn + nr - 1 & M64 < gfn
     return -EINVAL if wraps or (mfn | end) >> _PADDR_BITS - _PAGE_SHIFT else -EPERM
 
 

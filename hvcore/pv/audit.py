@@ -20,7 +20,7 @@ from hvcore.page_info import (
     PGT_validated,
     PGT_writable_page,
 )
-from hvcore.pv.mm import PAGE_PRESENT, PAGE_RW
+from hvcore.x86 import PAGE_PRESENT, PAGE_RW
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from hvcore.cpu import state_window as sw
 from hvcore.page_info import PGT_seg_desc_page, PGT_writable_page
 from hvcore.public.errno import EINVAL
+from hvcore.x86 import M32, PAGE_PRESENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,9 +46,7 @@ SEGMENT_G = 1 << 23
 DPL_SHIFT = 13
 TYPE_CALL_GATE = 0xC << 8
 
-_M32 = 0xFFFFFFFF
 _LDT_FLAGS = SEGMENT_P | 2 << 8
-_PAGE_PRESENT = 1
 _TWO_LEVEL_M2P_SIZE = 4 << 20
 
 # Xen's own page of the GDT (boot_gdt and boot_compat_gdt in xen/arch/x86/desc.c): selector -> descriptor.
@@ -116,11 +115,11 @@ def _truncate(a: int, b: int, end: int) -> tuple[int, int] | None:
     limit = (b & 0xF0000 | a & 0xFFFF) + 1
     if b & SEGMENT_G:
         limit <<= 12
-    top = base + limit & _M32
+    top = base + limit & M32
     if b & (SEGMENT_CODE | SEGMENT_EC) == SEGMENT_EC:  # grows down: from the limit to 4 GB
         if top <= base:
             return a, b
-        limit = -(base & ~0xFFF) & _M32
+        limit = -(base & ~0xFFF) & M32
     elif base < top <= end:
         return a, b
     else:
@@ -177,7 +176,7 @@ def validate_segdesc_page(mem: MachineMemory, mfn: int, abi: Abi) -> int:
     q = mem.q
     for at, raw in enumerate(q[start : start + 512].tolist(), start):
         if raw >> 47 & 1:
-            a, b = raw & _M32, raw >> 32
+            a, b = raw & M32, raw >> 32
             fixed = check_descriptor(abi, a, b)
             if fixed is None:
                 return -EINVAL
@@ -221,7 +220,7 @@ def pv_set_gdt(v: Vcpu, frames: Sequence[int], entries: int) -> int:
 def do_set_gdt(v: Vcpu, frame_list: int, entries: int) -> int:
     """HYPERVISOR_set_gdt: `frame_list` names ceil(entries / 512) frames. Raises GuestError(EFAULT)."""
     d = v.domain
-    entries &= _M32
+    entries &= M32
     if entries > FIRST_RESERVED_GDT_ENTRY:
         return -EINVAL
     nr_frames = -(-entries // 512)
@@ -239,7 +238,7 @@ def do_update_descriptor(v: Vcpu, gaddr: int, desc: int) -> int:
     mm = d.mm
     if gaddr & 7:
         return -EINVAL
-    fixed = check_descriptor(d.abi, desc & _M32, desc >> 32 & _M32)
+    fixed = check_descriptor(d.abi, desc & M32, desc >> 32 & M32)
     mfn = gaddr >> 12
     if fixed is None or not mm.get_page(mfn):
         return -EINVAL
@@ -300,7 +299,7 @@ def pv_map_ldt_shadow_page(v: Vcpu, offset: int) -> bool:
     d = v.domain
     mm = d.mm
     at = mm.l1_entry_of(v.cr3_mfn, v.ldt_base + offset & d.abi.word_mask)
-    if at < 0 or not mm.e[at] & _PAGE_PRESENT:
+    if at < 0 or not mm.e[at] & PAGE_PRESENT:
         return False
     mfn = mm.e[at] >> 12 & mm.mfn_mask
     if mm.get_page_and_type(mfn, PGT_seg_desc_page):

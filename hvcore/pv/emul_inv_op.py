@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.engine import RAX, RBX, RCX, RDX, RIP
 from hvcore.pv.cpuid import pv_cpuid
-from hvcore.pv.emulate import M32, instruction_done, read_guest
+from hvcore.pv.emulate import instruction_done, read_guest
+from hvcore.x86 import M32
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu

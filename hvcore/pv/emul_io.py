@@ -12,12 +12,8 @@ from hvcore.cpu.engine import DS, ES, RAX, RCX, RDI, RDX, RIP, RSI, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.descriptor_tables import SEGMENT_CODE, SEGMENT_P, SEGMENT_S, SEGMENT_WR
 from hvcore.pv.emulate import (
-    M32,
-    M64,
     EmulContext,
     Segment,
-    TRAP_gp_fault,
-    TRAP_stack_error,
     direction_flag,
     read_guest,
     read_segment,
@@ -27,6 +23,7 @@ from hvcore.pv.emulate import (
 )
 from hvcore.pv.io_port import check_guest_io_breakpoint, guest_io_okay, guest_io_read, guest_io_write, iopl_ok
 from hvcore.pv.misc_hypercalls import DR7_EMUL
+from hvcore.x86 import M32, M64, TRAP_gp_fault, TRAP_stack_error
 
 if TYPE_CHECKING:
     from hvcore.pv.x86_decode import Instruction

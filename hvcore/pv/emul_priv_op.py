@@ -26,11 +26,8 @@ from hvcore.pv.descriptor_tables import (
 )
 from hvcore.pv.emul_io import in_out, ins_outs, open_ports, read_port
 from hvcore.pv.emulate import (
-    M32,
     EmulContext,
     Segment,
-    TRAP_gp_fault,
-    TRAP_invalid_op,
     guest_kernel_mode,
     instruction_done,
     read_descriptor,
@@ -42,18 +39,17 @@ from hvcore.pv.io_port import guest_io_okay, guest_io_write, iopl_ok
 from hvcore.pv.misc_hypercalls import DR7_EMUL, do_fpu_taskswitch, get_debugreg, set_debugreg
 from hvcore.pv.msr import rdmsr, wrmsr
 from hvcore.pv.x86_decode import MAX_INST_LEN, Fetcher, Instruction, decode
+from hvcore.x86 import M32, X86_CR0_TS, X86_EFLAGS_TF, TRAP_gp_fault, TRAP_invalid_op
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-X86_CR0_TS = 1 << 3
 X86_CR4_TSD, X86_CR4_DE = 1 << 2, 1 << 3
 # Of CR4 a guest controls the first, as far as the cpuid policy has them, and is shown the second.
 PV_CR4_GUEST_MASK = X86_CR4_TSD | X86_CR4_DE
 PV_CR4_GUEST_VISIBLE = 0x660  # PAE, MCE, OSFXSR, OSXMMEXCPT
 
 _ENODEV = -19
-_TF = 0x100
 
 
 def _require_ring0(c: EmulContext) -> bool:
@@ -289,7 +285,7 @@ def _bare_operation(v: Vcpu) -> bool:
     length = 1
     try:
         opcode = d.guest.copy_from(q[RIP], 1)[0]
-        if opcode not in _BARE or q[sw.EFLAGS // 8] & _TF:
+        if opcode not in _BARE or q[sw.EFLAGS // 8] & X86_EFLAGS_TF:
             return False
         port = q[RDX] & 0xFFFF
         if opcode < 0xE8:

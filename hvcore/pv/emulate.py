@@ -17,19 +17,15 @@ from hvcore.pv.descriptor_tables import (
 )
 from hvcore.pv.misc_hypercalls import DR_STATUS_RESERVED_ONE, DR_STEP, addr_ok
 from hvcore.pv.segments import gdt_ldt_desc
+from hvcore.x86 import M32, M64, X86_EFLAGS_RF, X86_EFLAGS_TF, TRAP_debug, TRAP_page_fault
 
 if TYPE_CHECKING:
     from hvcore.pv.x86_decode import Instruction
     from hvcore.vcpu import Vcpu
 
-TRAP_debug, TRAP_invalid_op, TRAP_invalid_tss, TRAP_no_segment = 1, 6, 10, 11
-TRAP_stack_error, TRAP_gp_fault, TRAP_page_fault = 12, 13, 14
 PFEC_write_access = 2
 
-X86_EFLAGS_TF, X86_EFLAGS_RF = 0x100, 0x10000
 
-M32 = 0xFFFFFFFF
-M64 = 0xFFFFFFFFFFFFFFFF
 _EFLAGS = sw.EFLAGS // 8
 _DF = sw.DF // 4
 

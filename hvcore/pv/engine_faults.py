@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.engine import CS, FS, GS, RBP, RIP, RSP, SS
 from hvcore.errors import GuestError, GuestFault
-from hvcore.pv.emulate import TRAP_debug, TRAP_gp_fault, TRAP_invalid_op, TRAP_stack_error
 from hvcore.pv.misc_hypercalls import is_canonical_address
 from hvcore.pv.x86_decode import MAX_INST_LEN, TWO_BYTE, Fetcher, Instruction, decode_any
+from hvcore.x86 import TRAP_debug, TRAP_gp_fault, TRAP_invalid_op, TRAP_stack_error
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from hvcore.x86 import (
+    X86_EFLAGS_IF,
+    X86_EFLAGS_IOPL,
+    X86_EFLAGS_NT,
+    X86_EFLAGS_RF,
+    X86_EFLAGS_TF,
+    X86_EFLAGS_VM,
+)
+
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-X86_EFLAGS_TF, X86_EFLAGS_IF, X86_EFLAGS_IOPL = 0x100, 0x200, 0x3000
-X86_EFLAGS_NT, X86_EFLAGS_RF, X86_EFLAGS_VM = 0x4000, 0x10000, 0x20000
 EFLAGS_CLEARED_ON_TRAP = X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_TF
 EFLAGS_SETTABLE = 0x3F7FD7
 VMASST_architectural_iopl = 1 << 4

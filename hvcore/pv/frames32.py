@@ -13,8 +13,6 @@ from hvcore.errors import DomainCrash, GuestError, GuestFault
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
-    X86_EFLAGS_IF,
-    X86_EFLAGS_VM,
     CALLBACKTYPE_failsafe,
     CALLBACKTYPE_syscall32,
     restore_flags,
@@ -27,11 +25,11 @@ from hvcore.pv.segments import (
     load_cs_ss,
     load_data,
 )
+from hvcore.x86 import M32, X86_EFLAGS_IF, X86_EFLAGS_VM
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-_M32 = 0xFFFFFFFF
 _CR2_32 = struct.Struct("<I")
 _IRET32 = struct.Struct("<IIII")
 _ESP_SS = struct.Struct("<II")
@@ -58,7 +56,7 @@ class Frames32:
 
     def set_cr2(self, v: Vcpu, cr2: int) -> None:
         """Into vcpu_info.arch.cr2."""
-        _CR2_32.pack_into(v.info, v.arch_cr2_off, cr2 & _M32)
+        _CR2_32.pack_into(v.info, v.arch_cr2_off, cr2 & M32)
 
     def map_ldt(self, offset: int) -> bool:
         """Map the page of the LDT."""
@@ -73,21 +71,21 @@ class Frames32:
         mask = info[1]
         if cs & 2:
             ss, sp = v.kernel_ss, v.kernel_sp
-            outer = [q[RSP] & _M32, engine.selector(SS)]
+            outer = [q[RSP] & M32, engine.selector(SS)]
             descriptor = gdt_ldt_desc(v, ss) if ss & ~3 else None
             if descriptor is None:
                 raise DomainCrash(f"the kernel stack selector {ss:#06x} names no segment")
             base = descriptor_base(*descriptor)
         else:
-            ss, sp, outer = engine.selector(SS), q[RSP] & _M32, []
+            ss, sp, outer = engine.selector(SS), q[RSP] & M32, []
             base = engine.segment_base(SS)
-        words += [q[RIP] & _M32, cs | mask << 16, saved_eflags(v, eflags, mask), *outer]
-        sp = (sp - 4 * len(words)) & _M32
+        words += [q[RIP] & M32, cs | mask << 16, saved_eflags(v, eflags, mask), *outer]
+        sp = (sp - 4 * len(words)) & M32
         try:
-            self.d.guest.copy_to((base + sp) & _M32, struct.pack(f"<{len(words)}I", *words))
+            self.d.guest.copy_to((base + sp) & M32, struct.pack(f"<{len(words)}I", *words))
         except GuestError:
             raise DomainCrash(
-                f"the guest kernel's stack cannot be written at {(base + sp) & _M32:#010x}"
+                f"the guest kernel's stack cannot be written at {(base + sp) & M32:#010x}"
             ) from None
         if mask_events:
             info[1] = mask | 1
@@ -107,7 +105,7 @@ class Frames32:
                 raise DomainCrash(
                     f"entering the guest kernel with cs {cs:04x} ss {ss:04x}: fault {fault.vector}"
                 ) from None
-        engine.q[RIP] = address & _M32
+        engine.q[RIP] = address & M32
 
     def create_bounce_frame(
         self, v: Vcpu, cs: int, address: int, mask_events: bool, error_code: int | None
@@ -129,7 +127,7 @@ class Frames32:
         """compat_iret(): EAX EIP CS EFLAGS [ESP SS] on the guest's stack."""
         engine, q = self.engine, self.engine.q
         base = engine.segment_base(SS)
-        sp = q[RSP] & _M32
+        sp = q[RSP] & M32
         guest = self.d.guest
         try:
             eax, eip, cs, eflags = guest.unpack(_IRET32, base + sp)
@@ -147,7 +145,7 @@ class Frames32:
         except GuestError:
             raise DomainCrash(f"the iret frame at {base + sp:#010x} cannot be read") from None
         restore_flags(v, eflags)
-        q[RAX], q[RIP], q[RSP] = eax, eip, new_sp & _M32
+        q[RAX], q[RIP], q[RSP] = eax, eip, new_sp & M32
         if cs != engine.selector(CS) or ss != engine.selector(SS):
             old_cpl = engine.cpl
             try:
@@ -162,7 +160,7 @@ class Frames32:
     def _iret_to_vm86(self, v: Vcpu, sp: int, eflags: int) -> None:
         """VM86 mode is not to be had: raise the #GP of its first instruction, on the frame as it is."""
         engine, guest = self.engine, self.d.guest
-        ksp = (v.kernel_sp - 40) & _M32
+        ksp = (v.kernel_sp - 40) & M32
         flags, cs, address = v.trap_ctxt[13]
         engine.q[RAX] = guest.read_u32(sp)
         guest.copy_to(ksp + 4, guest.copy_from(sp + 4, 36))

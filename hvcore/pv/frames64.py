@@ -16,10 +16,6 @@ from hvcore.pv.callback import is_canonical
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
-    X86_EFLAGS_IF,
-    X86_EFLAGS_IOPL,
-    X86_EFLAGS_RF,
-    X86_EFLAGS_VM,
     CALLBACKTYPE_failsafe,
     CALLBACKTYPE_syscall,
     CALLBACKTYPE_syscall32,
@@ -27,6 +23,17 @@ from hvcore.pv.frames import (
     saved_eflags,
 )
 from hvcore.pv.segments import load_cs_ss, load_data
+from hvcore.x86 import (
+    M64,
+    X86_EFLAGS_AC,
+    X86_EFLAGS_DF,
+    X86_EFLAGS_IF,
+    X86_EFLAGS_IOPL,
+    X86_EFLAGS_RF,
+    X86_EFLAGS_VM,
+    TRAP_invalid_op,
+    TRAP_nmi,
+)
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
@@ -39,13 +46,10 @@ _FLAT_CS32 = (FLAT_RING3_CS32, 0, 0xFFFFFFFF, 0x00CFFB00)
 _CS_WORD, _SS_WORD = (sw.SEGS + 24 * CS) // 4, (sw.SEGS + 24 * SS) // 4  # in the window's 32-bit words
 
 VGCF_in_syscall = 1 << 8
-X86_EFLAGS_DF, X86_EFLAGS_AC = 0x400, 0x40000
 _CLEARED_ON_TRAP = EFLAGS_CLEARED_ON_TRAP | X86_EFLAGS_AC
 _SYSRET_KEEPS = ~(X86_EFLAGS_IOPL | X86_EFLAGS_VM)
-_M64 = 0xFFFFFFFFFFFFFFFF
 _CR2_64 = struct.Struct("<Q")
 _IRET64 = struct.Struct("<9Q")  # rax r11 rcx flags rip cs rflags rsp ss
-_TRAP_nmi, _TRAP_invalid_op = 2, 6
 _TI_IF = 4
 
 
@@ -113,7 +117,7 @@ class Frames64:
         info = v.info
         mask = info[1]
         frame = (q[RCX], q[R11], *words, q[RIP], cs | mask << 32, saved_eflags(v, eflags, mask), rsp, ss)
-        sp = (sp - 8 * len(frame)) & _M64
+        sp = (sp - 8 * len(frame)) & M64
         try:
             self.d.guest.copy_to(sp, struct.pack(f"<{len(frame)}Q", *frame))
         except GuestError:
@@ -173,7 +177,7 @@ class Frames64:
             if self._event_comes_first(v):
                 self._name_segments(cs, ss)
                 return
-            q[RCX], q[R11] = rip, rflags & _SYSRET_KEEPS & _M64 | X86_EFLAGS_IF
+            q[RCX], q[R11] = rip, rflags & _SYSRET_KEEPS & M64 | X86_EFLAGS_IF
             if is_canonical(v, rip):
                 self._sysret(cs)
                 return
@@ -182,7 +186,7 @@ class Frames64:
 
     def _event_comes_first(self, v: Vcpu) -> bool:
         """Whether test_all_events() is going to enter a handler on this way to the guest."""
-        return v.event_needs_delivery() or bool(v.nmi_pending and self.handler_set(v.trap_ctxt[_TRAP_nmi]))
+        return v.event_needs_delivery() or bool(v.nmi_pending and self.handler_set(v.trap_ctxt[TRAP_nmi]))
 
     def _name_segments(self, cs: int, ss: int) -> None:
         """Segments that the guest gave and that nothing runs with: the next frame shows their selectors."""
@@ -248,7 +252,7 @@ class Frames64:
             mask_events = bool(v.callbacks.get(CALLBACKTYPE_syscall, (0, 0, 0))[2])
             self._enter(address, self._push(v, [], mask_events, _CLEARED_ON_TRAP | X86_EFLAGS_DF))
         else:
-            flags, cs, handler = v.trap_ctxt[_TRAP_invalid_op]
+            flags, cs, handler = v.trap_ctxt[TRAP_invalid_op]
             self.engine.advance(-2)
             self.create_bounce_frame(v, cs, handler, bool(flags & _TI_IF), None)
 

@@ -23,20 +23,10 @@ from hvcore.pv.descriptor_tables import (
     TYPE_CALL_GATE,
 )
 from hvcore.pv.emul_priv_op import code_segment
-from hvcore.pv.emulate import (
-    M32,
-    Segment,
-    TRAP_gp_fault,
-    TRAP_invalid_tss,
-    TRAP_no_segment,
-    TRAP_stack_error,
-    instruction_done,
-    read_descriptor,
-    read_guest,
-    write_guest,
-)
+from hvcore.pv.emulate import Segment, instruction_done, read_descriptor, read_guest, write_guest
 from hvcore.pv.segments import gdt_ldt_desc, load_cs_ss
 from hvcore.pv.x86_decode import MAX_INST_LEN, Fetcher, Instruction, decode
+from hvcore.x86 import M32, TRAP_gp_fault, TRAP_invalid_tss, TRAP_no_segment, TRAP_stack_error
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu

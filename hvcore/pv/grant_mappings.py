@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.page_info import PGT_l1_page_table
 from hvcore.refusal import Reason
+from hvcore.x86 import PAGE_ACCESSED, PAGE_DIRTY, PAGE_NX, PAGE_PRESENT, PAGE_RW, PAGE_USER
 
 if TYPE_CHECKING:
     from hvcore.pv.mm import PageTables
@@ -19,18 +20,16 @@ GNTMAP_readonly, GNTMAP_application_map, GNTMAP_contains_pte = 1 << 2, 1 << 3, 1
 _GNTMAP_guest_avail0 = 16
 GNTST_okay, GNTST_general_error = 0, -1
 
-_PRESENT, _RW, _USER, _ACCESSED_DIRTY = 1, 2, 4, 0x60
-_NX = 1 << 63
 _AVAIL_SHIFT, _AVAIL_BITS = 9, 7
 
 
 def _grant_to_pte(mm: PageTables, mfn: int, flags: int) -> int:
     """grant_to_pte_flags(): never executable, accessed and dirty from the start."""
-    pte = mfn << 12 | _PRESENT | _ACCESSED_DIRTY | (_NX if mm.shift == 9 else 0)
+    pte = mfn << 12 | PAGE_PRESENT | PAGE_ACCESSED | PAGE_DIRTY | (PAGE_NX if mm.shift == 9 else 0)
     if flags & GNTMAP_application_map:
-        pte |= _USER
+        pte |= PAGE_USER
     if not flags & GNTMAP_readonly:
-        pte |= _RW
+        pte |= PAGE_RW
     return pte | (flags >> _GNTMAP_guest_avail0 & _AVAIL_BITS) << _AVAIL_SHIFT
 
 
@@ -82,7 +81,7 @@ def replace_grant_host_mapping(mm: PageTables, addr: int, mfn: int, new_addr: in
     at = _l1_entry(mm, addr, flags)
     wanted = _grant_to_pte(mm, mfn, flags)
     old = mm.e[at] if at >= 0 else 0
-    if at < 0 or (old >> 12) & mm.mfn_mask != mfn or (old ^ wanted) & (_PRESENT | _RW):
+    if at < 0 or (old >> 12) & mm.mfn_mask != mfn or (old ^ wanted) & (PAGE_PRESENT | PAGE_RW):
         if at >= 0:
             mm.refuse(Reason.GRANT_OTHER_PTE, old, addr, wanted)
         mm.put_page_from_l1e(new)

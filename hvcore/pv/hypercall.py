@@ -50,6 +50,7 @@ from hvcore.pv.misc_hypercalls import (
 )
 from hvcore.pv.mmu_update import do_mmu_update, do_update_va_mapping, do_update_va_mapping_otherdomain
 from hvcore.pv.mmuext_op import do_mmuext_op
+from hvcore.x86 import M32, M64
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
@@ -57,9 +58,6 @@ if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
 Handler = Callable[..., int]
-
-_M32 = 0xFFFFFFFF
-_M64 = 0xFFFFFFFFFFFFFFFF
 
 
 def _va_mapping32(v: Vcpu, va: int, lo: int, hi: int, flags: int) -> int:
@@ -195,14 +193,14 @@ class HypercallTable:
     def entry32(self) -> None:
         """`int 0x82` from ring 1: number in EAX, arguments in EBX ECX EDX ESI EDI EBP, result in EAX."""
         number, ecx, edx, ebx, ebp, esi, edi = _REGISTERS32.unpack_from(self._window)
-        self._enter(number, (ebx, ecx, edx, esi, edi, ebp), _M32)
+        self._enter(number, (ebx, ecx, edx, esi, edi, ebp), M32)
 
     def entry64(self) -> None:
         """`syscall` from the 64-bit kernel: number in RAX, arguments in RDI RSI RDX R10 R8 R9, result RAX."""
         number, rdx, rsi, rdi, r8, r9, r10 = _REGISTERS64.unpack_from(self._window)
         q = self._q
-        q[RIP] = q[RIP] + 2 & _M64
-        self._enter(number, (rdi, rsi, rdx, r10, r8, r9), _M64)
+        q[RIP] = q[RIP] + 2 & M64
+        self._enter(number, (rdi, rsi, rdx, r10, r8, r9), M64)
 
     def _enter(self, number: int, registers: tuple[int, ...], mask: int) -> None:
         d = self.d

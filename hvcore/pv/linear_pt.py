@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from hvcore.page_info import PGT_validated
 from hvcore.refusal import Reason
+from hvcore.x86 import PAGE_RW
 
 if TYPE_CHECKING:
     from hvcore.pv.page_types import PageTypes
 
-_PAGE_RW = 0x2
 _MOST_USES = 1 << 15  # of one table, by all others
 
 
@@ -30,7 +30,7 @@ def get_linear_pagetable(mm: PageTypes, entry: int, mfn: int, pg: int, level: in
     target = mfn - mm.base
     if not 0 <= target < mm.nr or mm.ptype[target] != level:
         return False
-    if entry & _PAGE_RW:
+    if entry & PAGE_RW:
         mm.refuse(Reason.LINEAR_WRITABLE)
         return False
     if target == pg:

@@ -13,6 +13,7 @@ from hvcore.public.arch_x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_
 from hvcore.public.errno import EINVAL, ENODEV, ENOSYS, EPERM
 from hvcore.pv.callback import fixup_guest_selector
 from hvcore.pv.segments import load_data
+from hvcore.x86 import M32
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -30,8 +31,6 @@ DR7_ACTIVE_MASK = 0xFF
 _DR_IO = 2
 DR7_EMUL = 5  # where in debugreg the enable bits of I/O breakpoints are kept
 
-_M32 = 0xFFFFFFFF
-
 
 def is_canonical_address(address: int) -> bool:
     """Whether bits 63 to 47 of a 64-bit address agree."""
@@ -48,7 +47,7 @@ def addr_ok(abi: Abi, address: int) -> bool:
 
 def do_fpu_taskswitch(v: Vcpu, set_: int) -> int:
     """HYPERVISOR_fpu_taskswitch: set or clear CR0.TS. The FPU is the vCPU's own: TS is the guest's alone."""
-    v.ts_set = bool(set_ & _M32)
+    v.ts_set = bool(set_ & M32)
     v.domain.engine.set_cr0_ts(v.ts_set)
     return 0
 
@@ -77,7 +76,7 @@ def set_debugreg(v: Vcpu, reg: int, value: int) -> int:
         if not addr_ok(v.domain.abi, value):
             return -EPERM
     elif reg == 6:
-        if value > _M32:
+        if value > M32:
             return -EINVAL
         value = value & ~_DR_STATUS_RESERVED_ZERO | DR_STATUS_RESERVED_ONE
     elif reg == 7:
@@ -91,7 +90,7 @@ def set_debugreg(v: Vcpu, reg: int, value: int) -> int:
 
 
 def _set_dr7(v: Vcpu, value: int) -> int:
-    if value > _M32:
+    if value > M32:
         return -EINVAL
     value = value & ~_DR_CONTROL_RESERVED_ZERO | _DR_CONTROL_RESERVED_ONE
     if value & _DR_GENERAL_DETECT:
@@ -114,12 +113,12 @@ def _set_dr7(v: Vcpu, value: int) -> int:
 
 def do_set_debugreg(v: Vcpu, reg: int, value: int) -> int:
     """HYPERVISOR_set_debugreg."""
-    return set_debugreg(v, reg & _M32, value)
+    return set_debugreg(v, reg & M32, value)
 
 
 def do_get_debugreg(v: Vcpu, reg: int) -> int:
     """HYPERVISOR_get_debugreg: the register's value, or -ENODEV."""
-    value = get_debugreg(v, reg & _M32)
+    value = get_debugreg(v, reg & M32)
     return -ENODEV if value is None else value
 
 
@@ -137,7 +136,7 @@ def do_set_segment_base(v: Vcpu, which: int, base: int) -> int:
     """HYPERVISOR_set_segment_base, 64-bit guests only. It comes from the kernel, whose GS base is loaded."""
     if v.domain.abi.is_32bit:
         return -ENOSYS
-    which &= _M32
+    which &= M32
     if which == SEGBASE_GS_USER_SEL:
         _load_user_gs(v, base & 0xFFFF)
         return 0

@@ -45,6 +45,19 @@ from hvcore.pv import grant_mappings
 from hvcore.pv.linear_pt import get_linear_pagetable, put_linear_pagetable
 from hvcore.pv.page_types import PageTypes
 from hvcore.refusal import Reason
+from hvcore.x86 import (
+    PAGE_ACCESSED,
+    PAGE_AVAIL,
+    PAGE_DIRTY,
+    PAGE_GLOBAL,
+    PAGE_NX,
+    PAGE_PCD,
+    PAGE_PRESENT,
+    PAGE_PSE,
+    PAGE_PWT,
+    PAGE_RW,
+    PAGE_USER,
+)
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -54,10 +67,6 @@ if TYPE_CHECKING:
     from hvcore.page_info import FrameTable
     from hvcore.pv.xen_mappings import XenMappings
 
-PAGE_PRESENT, PAGE_RW, PAGE_USER, PAGE_PWT, PAGE_PCD = 0x1, 0x2, 0x4, 0x8, 0x10
-PAGE_ACCESSED, PAGE_DIRTY, PAGE_PSE, PAGE_GLOBAL = 0x20, 0x40, 0x80, 0x100
-PAGE_AVAIL = 0xE00
-PAGE_NX = 1 << 63
 PAGE_AVAIL_HIGH = 0x7FF << 52
 PAGE_GUEST_KERNEL = 1 << 52  # a kernel mapping of a 64-bit guest, whose kernel runs at CPL 3
 

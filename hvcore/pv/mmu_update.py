@@ -22,8 +22,9 @@ from hvcore.public.xen import (
     UVMF_LOCAL,
     UVMF_TLB_FLUSH,
 )
-from hvcore.pv.mm import L1_DISALLOW_MASK, PAGE_PRESENT
+from hvcore.pv.mm import L1_DISALLOW_MASK
 from hvcore.refusal import Reason
+from hvcore.x86 import PAGE_PRESENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,6 +14,7 @@ from hvcore.cpu.engine import FS, GS, RAX, RCX, RDX
 from hvcore.errors import GuestFault
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.pv.misc_hypercalls import is_canonical_address
+from hvcore.x86 import TRAP_gp_fault
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
@@ -35,7 +36,6 @@ APIC_BASE_BSP = 0x100
 AMD64_DE_CFG_LFENCE_SERIALISE = 1 << 1
 GUEST_MC_BANK_NUM = 2
 
-_TRAP_gp_fault = 13
 _K7_PERF = (*range(0xC0010000, 0xC0010008), *range(0xC0010200, 0xC001020C))
 _PSTATES = (0xC0010041, 0xC0010042, *range(0xC0010061, 0xC001006C))
 _MC_BANKS = (*range(0x280, 0x2A0), *range(0x400, 0x480))
@@ -116,9 +116,9 @@ def read_msr(v: Vcpu, msr: int) -> int:
         return 0xFFFFFFFFFFFFFFFF  # MCi_CTL
     if msr in _READ_AS_ZERO:
         return 0
-    if msr in _HARDWARE and not v.trap_ctxt[_TRAP_gp_fault][2]:
+    if msr in _HARDWARE and not v.trap_ctxt[TRAP_gp_fault][2]:
         return 0  # "faking RDMSR"
-    raise GuestFault(_TRAP_gp_fault, 0)
+    raise GuestFault(TRAP_gp_fault, 0)
 
 
 def _write_hypercall_page(v: Vcpu, value: int) -> bool:
@@ -166,7 +166,7 @@ def _write(v: Vcpu, msr: int, value: int) -> bool:
 def write_msr(v: Vcpu, msr: int, value: int) -> None:
     """Write the 64-bit `value`. Raises GuestFault(#GP) where the guest may not."""
     if not _write(v, msr, value):
-        raise GuestFault(_TRAP_gp_fault, 0)
+        raise GuestFault(TRAP_gp_fault, 0)
 
 
 def rdmsr(v: Vcpu) -> None:

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING
 from hvcore.cpu.engine import CS, RIP
 from hvcore.errors import GuestError
 from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table
-from hvcore.pv.mm import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW
 from hvcore.refusal import Reason
+from hvcore.x86 import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, X86_EFLAGS_TF, TRAP_debug, TRAP_page_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hvcore.domain import Domain
 
-_TF = 0x100
 VMASST_writable_pagetables = 1 << 2
 _COMPARES = 0x100  # in a form of store: made by compare and exchange, as whatever is locked is
 _LOCK, _OPSIZE, _REX_W = 0xF0, 0x66, 8
@@ -33,7 +32,6 @@ _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, _OPSIZE, 0x67, _LOCK,
 _MAX_INST_LEN = 15
 _XCHG, _CMPXCHG, _SETCC, _CMPXCHG8B = 0x86, 0xB0, 0x90, 0xC7  # the latter three after 0F
 _BYTE_0F = frozenset((_CMPXCHG, 0xC0))
-TRAP_debug, TRAP_page_fault = 1, 14
 _GPRS = 16
 
 
@@ -126,7 +124,7 @@ class RoPageFault:
         frame_bits = mm.mfn_mask << 12
         mm.e[at] = pte & ~frame_bits | self.scratch_mfn << 12 | PAGE_RW | PAGE_DIRTY
         mm.flush_tlb_one(self._cr2)
-        self.engine.write_eflags(self._eflags | _TF)
+        self.engine.write_eflags(self._eflags | X86_EFLAGS_TF)
         self.pending = True
         return True
 
@@ -155,7 +153,7 @@ class RoPageFault:
         self.pending = False
         mm.e[self._at] = self._pte
         mm.flush_tlb_one(self._cr2)
-        engine.write_eflags(engine.read_eflags() & ~_TF | self._eflags & _TF)
+        engine.write_eflags(engine.read_eflags() & ~X86_EFLAGS_TF | self._eflags & X86_EFLAGS_TF)
         if vector != TRAP_debug:
             return False
         engine.take_debug_status()
@@ -165,7 +163,7 @@ class RoPageFault:
             engine.write_eflags(self._eflags)
             self.reject(TRAP_page_fault, 3, self._cr2)
             return True
-        return not self._eflags & _TF
+        return not self._eflags & X86_EFLAGS_TF
 
     def _commit(self) -> bool:
         """Apply the one changed entry; False if it is refused, or if more than one changed."""

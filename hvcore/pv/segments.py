@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from hvcore.cpu.engine import CS, DS, ES, FS, GS, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE, pv_map_ldt_shadow_page
+from hvcore.x86 import TRAP_gp_fault, TRAP_no_segment, TRAP_stack_error
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-TRAP_no_segment, TRAP_stack_error, TRAP_gp_fault = 11, 12, 13
 
 _S_DPL_SHIFT, _ACCESSED = 13, 1 << 8
 _PRESENT, _S, _CODE, _CONFORMING, _WRITABLE, _LONG, _BIG, _GRANULAR = (

@@ -23,14 +23,23 @@ from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
 from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_call
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.segments import mark_accessed
+from hvcore.x86 import (
+    TRAP_debug,
+    TRAP_gp_fault,
+    TRAP_int3,
+    TRAP_invalid_op,
+    TRAP_nmi,
+    TRAP_no_device,
+    TRAP_overflow,
+    TRAP_page_fault,
+    TRAP_stack_error,
+)
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
     from hvcore.pv.frames import Frames
     from hvcore.pv.ro_page_fault import RoPageFault
 
-TRAP_debug, TRAP_nmi, TRAP_int3, TRAP_overflow, TRAP_invalid_op, TRAP_no_device = 1, 2, 3, 4, 6, 7
-TRAP_stack_error, TRAP_gp_fault, TRAP_page_fault = 12, 13, 14
 TRAP_HAVE_EC = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
 
 PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4

@@ -29,12 +29,11 @@ from hvcore.pv.descriptor_tables import pv_set_gdt
 from hvcore.pv.i387 import fpu_fxrstor
 from hvcore.pv.misc_hypercalls import set_debugreg
 from hvcore.pv.segments import load_cs_ss, load_data
+from hvcore.x86 import X86_CR0_TS, X86_EFLAGS_IF, X86_EFLAGS_IOPL
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-X86_EFLAGS_IF, X86_EFLAGS_IOPL = 0x200, 0x3000
-_CR0_TS = 8
 _CALLBACK_event, _CALLBACK_failsafe, _CALLBACK_syscall = 0, 1, 2
 
 _ARRAYS = ("trap_ctxt", "gdt_frames", "ctrlreg", "debugreg", "callbacks")
@@ -60,7 +59,7 @@ def arch_set_info_guest(v: Vcpu, raw: bytes) -> int:
     v.ldt_ents, v.ldt_base = field["ldt_ents"], field["ldt_base"] if field["ldt_ents"] else 0
     v.kernel_ss, v.kernel_sp = fixup_guest_selector(v, field["kernel_ss"]), field["kernel_sp"]
     v.ctrlreg[:] = array("Q", ctrlreg)
-    v.ts_set = bool(ctrlreg[0] & _CR0_TS)
+    v.ts_set = bool(ctrlreg[0] & X86_CR0_TS)
     v.kernel_mode = abi.is_32bit or bool(field["vgcf"] & VGCF_in_kernel)
     rc = _take_tables(v, gdt_frames, field["gdt_ents"], ctrlreg, field["vgcf"])
     if rc:

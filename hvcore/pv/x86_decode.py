@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from hvcore.cpu.engine import CS, DS, ES, FS, GS, SS
 from hvcore.errors import GuestFault
+from hvcore.x86 import TRAP_gp_fault
 
 MAX_INST_LEN = 15
 REX_B, REX_X, REX_R, REX_W = 1, 2, 4, 8
-_TRAP_gp_fault = 13
 
 _SEGMENT_PREFIXES = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
 _STILL_IN_64BIT = (FS, GS)
@@ -94,7 +94,7 @@ class Fetcher:
         """The next `size` bytes as an unsigned number; #GP for an instruction longer than 15 bytes."""
         end = self._at + size
         if end > MAX_INST_LEN:
-            raise GuestFault(_TRAP_gp_fault, 0)
+            raise GuestFault(TRAP_gp_fault, 0)
         while len(self._bytes) < end:
             self._bytes += self._read(self.ip + len(self._bytes))
         value = int.from_bytes(self._bytes[self._at : end], "little")

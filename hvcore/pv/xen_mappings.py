@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu import state_window as sw
 from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE
+from hvcore.x86 import PAGE_NX
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
@@ -31,7 +32,6 @@ GDT_LIMIT = 0xEFFF
 _PTES_PER_VCPU = 32
 _HYPERVISOR_RW = 0x63  # present, writable, accessed, dirty; never for user mode
 _HYPERVISOR_RO = 0x21
-_NX = 1 << 63
 _M2P_L2E = 0x81  # a read-only superpage: present, PSE
 _M2P_SUPERPAGE = 512
 _L2_FRAMES = 512 * 512
@@ -96,9 +96,9 @@ class XenMappings:
     def _native_m2p(self) -> int:
         """L3 and L2 tables that show the M2P to 64-bit guests, read-only, by superpages."""
         l3, l2 = self.domain.alloc_xenheap_page(), self.domain.alloc_xenheap_page()
-        self._set(l3, 0, l2 << 12 | _NX | 0x25)
+        self._set(l3, 0, l2 << 12 | PAGE_NX | 0x25)
         for i in range(self.m2p.frames // _M2P_SUPERPAGE):
-            self._set(l2, i, (self.m2p.mfn + _M2P_SUPERPAGE * i) << 12 | _NX | 0xA5)
+            self._set(l2, i, (self.m2p.mfn + _M2P_SUPERPAGE * i) << 12 | PAGE_NX | 0xA5)
         return l3
 
     def _directmap(self) -> int:
@@ -109,7 +109,7 @@ class XenMappings:
                 l2 = self.domain.alloc_xenheap_page()
                 self._set(l3, mfn // _L2_FRAMES % 512, l2 << 12 | _HYPERVISOR_RW)
             if mfn % _M2P_SUPERPAGE == 0 and mfn + _M2P_SUPERPAGE <= self.mem.end_mfn:
-                self._set(l2, mfn // _M2P_SUPERPAGE % 512, mfn << 12 | _NX | _HYPERVISOR_RW | _PSE)
+                self._set(l2, mfn // _M2P_SUPERPAGE % 512, mfn << 12 | PAGE_NX | _HYPERVISOR_RW | _PSE)
         return l3
 
     def init_xen_l2_slots(self, start: int, _mfn: int) -> None:
@@ -137,11 +137,11 @@ class XenMappings:
     def xen_l4_slots(self) -> list[int]:
         """What stands in Xen's slots of every L4; the linear one still lacks the L4's own frame."""
         entries = {
-            ROOT_M2P_SLOT: self._m2p_l3 << 12 | _NX | 0x25,
-            ROOT_LINEAR_SLOT: _NX | _HYPERVISOR_RW,
-            ROOT_PERDOMAIN_SLOT: self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW,
+            ROOT_M2P_SLOT: self._m2p_l3 << 12 | PAGE_NX | 0x25,
+            ROOT_LINEAR_SLOT: PAGE_NX | _HYPERVISOR_RW,
+            ROOT_PERDOMAIN_SLOT: self._perdomain_l3 << 12 | PAGE_NX | _HYPERVISOR_RW,
             ROOT_XEN_SLOT: self._xen_l3 << 12 | _HYPERVISOR_RW,  # nothing: Xen itself runs elsewhere
-            ROOT_DIRECTMAP_SLOT: self._directmap_l3 << 12 | _NX | _HYPERVISOR_RW,
+            ROOT_DIRECTMAP_SLOT: self._directmap_l3 << 12 | PAGE_NX | _HYPERVISOR_RW,
         }
         return [entries.get(slot, 0) for slot in range(FIRST_XEN_L4_SLOT, FIRST_GUEST_L4_SLOT)]
 
@@ -153,7 +153,9 @@ class XenMappings:
         if self.abi.pt_levels == 3:
             if not v.compat_l4:
                 v.compat_l4 = self.domain.alloc_xenheap_page()
-                self._set(v.compat_l4, ROOT_PERDOMAIN_SLOT, self._perdomain_l3 << 12 | _NX | _HYPERVISOR_RW)
+                self._set(
+                    v.compat_l4, ROOT_PERDOMAIN_SLOT, self._perdomain_l3 << 12 | PAGE_NX | _HYPERVISOR_RW
+                )
             self._set(v.compat_l4, 0, mfn << 12 | 0x27)
             mfn = v.compat_l4
         self.engine.set_control(3, mfn << 12)
@@ -172,7 +174,7 @@ class XenMappings:
     def _map_perdomain(self, v: Vcpu, page: int, mfn: int) -> None:
         index = v.vcpu_id * _PTES_PER_VCPU + page
         per_table = 1024 if self.two_level else 512
-        flags = _HYPERVISOR_RO if self.two_level else _HYPERVISOR_RW | _NX
+        flags = _HYPERVISOR_RO if self.two_level else _HYPERVISOR_RW | PAGE_NX
         entry = mfn << 12 | flags if mfn else 0
         self._set(self._perdomain_l1[index // per_table], index % per_table, entry)
 
