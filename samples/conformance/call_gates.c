@@ -14,19 +14,16 @@ static long descriptor(unsigned index, u64 value)
     return update_descriptor(virt_to_machine(gdt + index), value);
 }
 
+/* With 32 bits of offset in both widths: of 64 bits processors of different makers read different selectors. */
 static struct {
-    ulong offset;
+    u32 offset;
     u16 selector;
 } __attribute__((packed)) target;
 
 static void far_call(void *selector)
 {
     target.selector = (u16)(ulong)selector;
-#ifdef __x86_64__
-    __asm__ volatile("rex64 lcall *%0" : : "m"(target) : "memory");
-#else
     __asm__ volatile("lcall *%0" : : "m"(target) : "memory");
-#endif
 }
 
 #ifndef __x86_64__
