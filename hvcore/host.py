@@ -39,9 +39,17 @@ class Host:
     `nudge()` asks for.
     """
 
-    def __init__(self, memory: MachineMemory, *, live_window: bool = True, use_core: bool = True) -> None:
+    def __init__(
+        self,
+        memory: MachineMemory,
+        *,
+        live_window: bool = True,
+        use_core: bool = True,
+        plain: bool | None = None,
+    ) -> None:
         self.mem = memory
-        self.engine = Engine(memory.buffer, memory.base_mfn << 12, live_window=live_window, use_core=use_core)
+        start = memory.base_mfn << 12
+        self.engine = Engine(memory.buffer, start, live_window=live_window, use_core=use_core, plain=plain)
         self.frames = FrameTable(memory.base_mfn, memory.end_mfn - memory.base_mfn)
         self.domain_list: dict[int, Domain] = {}
         self.machines: dict[int, Machine] = {}

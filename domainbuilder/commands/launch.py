@@ -77,6 +77,9 @@ Record = Annotated[
 Replay = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Type what --record wrote down: the same run again.")
 ]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")
@@ -100,6 +103,7 @@ def launch(
     symbols: SymbolsFile = None,
     record: Record = None,
     replay: Replay = None,
+    plain: Plain = False,
     stats: Stats = False,
     no_cache: NoCache = False,
     output_format: OutputFormat = Format.text,
@@ -135,6 +139,7 @@ def launch(
         symbols=symbols,
         record=record,
         replay=replay,
+        plain=plain,
         stats=stats,
         cache=not no_cache,
         json=output_format is Format.json,

@@ -508,6 +508,7 @@ def launch(
     symbols: str | os.PathLike[str] | None = None,
     record: bool = False,
     replay: InputRecord | None = None,
+    plain: bool | None = None,
 ) -> RunningDomain:
     """The domain of a kernel, of a plan, or that `build` made (in memory or as a file), ready to run.
 
@@ -518,7 +519,8 @@ def launch(
     console_output: called with the guest's output as it is printed. symbols: a file with the kernel's symbols
     (vmlinux, also with debug information, or System.map), for reports; without it they are the kernel's own.
     record: note what is typed, with the guest's time, for `input_record()`. replay: type what such a record
-    has, when it has it: the same run again.
+    has, when it has it: the same run again. plain: use nothing of Unicorn but its documented API, slower and
+    with the same results; None: as the environment's DOMAINBUILDER_PLAIN=1 says.
 
     Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs; the record is of
     another domain.
@@ -538,6 +540,7 @@ def launch(
         symbols=symbols,
         record=record,
         replay=replay,
+        plain=plain,
     )
 
 
@@ -558,6 +561,7 @@ def launch_on(
     cap: int = 0,
     record: bool = False,
     replay: InputRecord | None = None,
+    plain: bool | None = None,
 ) -> RunningDomain:
     """`launch` on a host that others may share, or on one of its own (None).
 
@@ -579,7 +583,9 @@ def launch_on(
         raise BuildError("a domain that is planned or built has its memory, ramdisk and command line already")
     names = _symbols(symbols, kernel.elf if isinstance(kernel, DomainPlan) else kernel.plan.elf)
     shares_host = host is not None
-    image, host = _move(kernel, host) if isinstance(kernel, DomainImage) else _build(kernel, host)
+    image, host = (
+        _move(kernel, host, plain) if isinstance(kernel, DomainImage) else _build(kernel, host, plain)
+    )
     del kernel
     try:
         return RunningDomain(
@@ -601,10 +607,10 @@ def launch_on(
         raise _not_started(error, image.plan) from error
 
 
-def _build(planned: DomainPlan, host: Host | None) -> tuple[DomainImage, Host]:
+def _build(planned: DomainPlan, host: Host | None, plain: bool | None) -> tuple[DomainImage, Host]:
     """The domain, in a host's memory, without its unpacked kernel, of which the guest has its copy."""
     _check_guest_type(planned)
-    host = host or _new_host(planned, DEFAULT_FIRST_MFN)
+    host = host or _new_host(planned, DEFAULT_FIRST_MFN, plain)
     first_mfn, ram = _room(host, planned.nr_pages)
     image = build(planned, ram=ram, first_mfn=first_mfn, shared_info_mfn=host.mem.next_xenheap_mfn)
     return replace(image, plan=replace(planned, elf=None, ramdisk=None)), host
@@ -623,10 +629,10 @@ def _check_guest_type(plan: DomainPlan) -> None:
         raise BuildError("launch does not run such guests", where=Where(plan.kernel), found=plan.guest_type)
 
 
-def _new_host(plan: DomainPlan, first_mfn: int) -> Host:
+def _new_host(plan: DomainPlan, first_mfn: int, plain: bool | None) -> Host:
     """A host for that domain alone."""
     try:
-        return Host(_allocate(plan.nr_pages, first_mfn))
+        return Host(_allocate(plan.nr_pages, first_mfn), plain=plain)
     except EngineError as error:
         raise _not_started(error, plan) from error
 
@@ -653,10 +659,10 @@ def _room(host: Host, nr_pages: int) -> tuple[int, memoryview]:
     return first_mfn, host.mem.ram[start : start + nr_pages * _PAGE]
 
 
-def _move(image: DomainImage, host: Host | None) -> tuple[DomainImage, Host]:
+def _move(image: DomainImage, host: Host | None, plain: bool | None) -> tuple[DomainImage, Host]:
     """A built domain, with its memory in a host's: pages of zeros are not copied."""
     _check_guest_type(image.plan)
-    host = host or _new_host(image.plan, image.first_mfn)
+    host = host or _new_host(image.plan, image.first_mfn, plain)
     first_mfn, ram = _room(host, image.plan.nr_pages)
     if (first_mfn, host.mem.next_xenheap_mfn) != (image.first_mfn, image.shared_info_mfn):
         raise BuildError(

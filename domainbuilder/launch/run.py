@@ -45,6 +45,7 @@ class LaunchOptions:
     console_log: Path | None
     record: Path | None
     replay: Path | None
+    plain: bool
     stats: bool
     json: bool
     symbols: str | None = None
@@ -119,6 +120,7 @@ def run_launch(options: LaunchOptions) -> ExitCode:
                 symbols=options.symbols,
                 record=options.record is not None,
                 replay=replay,
+                plain=options.plain or None,
             )
         )
         reason = "interrupted"

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from hvcore.cpu.compiled import address_of_routine
+from hvcore.cpu.patches import PATCHES
 from hvcore.cpu.process_memory import address_of, find_word, function, jump_slot
 
 if TYPE_CHECKING:
@@ -105,5 +106,5 @@ def _track(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
         return False
     core.hv_set_tlb_functions(*map(ctypes.c_void_p, addresses))
     for slot, name in zip(slots, names.values(), strict=True):
-        ctypes.c_uint64.from_address(slot).value = address_of_routine(core, name)
+        PATCHES.patch(slot, address_of_routine(core, name))
     return True

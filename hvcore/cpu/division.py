@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
+from hvcore.cpu.patches import PATCHES
 from hvcore.cpu.process_memory import address_of, function
 
 _HELPER = "helper_idivl_EAX"
@@ -24,7 +25,11 @@ _IDIV_SIZE = 3
 def guard_division(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
     """Install the handler, once for this process; False where there is nothing to guard or no means to."""
     at = division_of(lib)
-    return bool(at and core.hv_guard_division(ctypes.c_void_p(at), ctypes.c_size_t(_IDIV_SIZE)))
+
+    def guard() -> bool:
+        return bool(at and core.hv_guard_division(ctypes.c_void_p(at), ctypes.c_size_t(_IDIV_SIZE)))
+
+    return PATCHES.call(guard, core.hv_unguard_division)
 
 
 def division_of(lib: ctypes.CDLL) -> int:

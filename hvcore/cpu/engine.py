@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -24,9 +26,11 @@ from hvcore.cpu.code_pages import CodePages
 from hvcore.cpu.compiled import address_of_routine, core
 from hvcore.cpu.division import guard_division
 from hvcore.cpu.engine_internals import Internals
+from hvcore.cpu.patches import PATCHES
 from hvcore.cpu.words import NO_RING, EngineWords
 from hvcore.errors import EngineError
 
+PLAIN_VARIABLE = "DOMAINBUILDER_PLAIN"  # "1": only what Unicorn documents
 _UC_ARCH_X86, _UC_MODE_64 = 4, 8
 _UC_PROT_ALL = 7
 _UC_HOOK_INTR, _UC_HOOK_INSN, _UC_HOOK_BLOCK, _UC_HOOK_INSN_INVALID = 1, 2, 8, 1 << 14
@@ -148,11 +152,19 @@ class Engine:
     `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`. `cell` is
     the clock's block of words (clock.CELL_*), of which pacing uses LEFT and LIMIT; it begins `words`, which
     the compiled core shares. `live_window=False` forces the portable fallback, `use_core=False` Python alone.
+    `plain` is both, and nothing of the library but its documented API; None: as PLAIN_VARIABLE says.
     """
 
     def __init__(
-        self, memory: mmap.mmap, phys_base: int, *, live_window: bool = True, use_core: bool = True
+        self,
+        memory: mmap.mmap,
+        phys_base: int,
+        *,
+        live_window: bool = True,
+        use_core: bool = True,
+        plain: bool | None = None,
     ) -> None:
+        self.plain = plain if plain is not None else os.environ.get(PLAIN_VARIABLE) == "1"
         _require_room()
         self._lib: ctypes.CDLL = _binding.uclib
         self._uc = ctypes.c_void_p()
@@ -170,15 +182,20 @@ class Engine:
             _UC_PROT_ALL,
             ctypes.c_void_p(ram),
         )
-        self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window)
-        self.has_no_random = self.window.hide_features(_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED)
-        self.internals = Internals(self._lib, self._uc, self.window.cpu_address, self.window.env_address)
+        plain = self.plain
+        self.window = sw.StateWindow(self._lib, self._uc, allow_live=live_window and not plain)
+        self.has_no_random = not plain and self.window.hide_features(_CPUID_EXT_RDRAND, _CPUID_7_0_EBX_RDSEED)
+        cpu, env = self.window.cpu_address, self.window.env_address
+        self.internals = Internals(self._lib, self._uc, cpu, env, plain=plain)
         self.q = self.window.q
         self.d = self.window.d
         self.words = EngineWords()
         self.cell = memoryview(self.words).cast("B")[: 8 * CELL_WORDS].cast("q")
-        self._core = core() if use_core else None
+        self._core = core() if use_core and not plain else None
+        self._end_patches: Callable[[], object] = lambda: None
         if self._core is not None:
+            PATCHES.acquire()
+            self._end_patches = weakref.finalize(self, PATCHES.release)
             guard_division(self._lib, self._core)
             self.internals.use_core(self._core, self.words)
         self.code_pages = CodePages(self._lib, self._core, self.words, phys_base, len(memory), ram)
@@ -449,6 +466,7 @@ class Engine:
             self._lib.uc_close(self._uc)
             self._uc = ctypes.c_void_p()
             self._keep.clear()
+            self._end_patches()
 
     # -- translation caches
 
@@ -467,7 +485,7 @@ class Engine:
         if self.internals.has_flush_page:
             self.internals.flush_page(address)
         else:
-            self.flush_tlb()
+            self._ctl(self._uc, _CTL_TLB_FLUSH)
 
     def flush_code(self, start: int = 0, end: int = 0) -> None:
         """Drop code translated from physical [start, end), or all of it.

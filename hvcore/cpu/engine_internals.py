@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from hvcore.cpu.compiled import address_of_routine
+from hvcore.cpu.patches import PATCHES
 from hvcore.cpu.process_memory import address_of, function, jump_slot
 
 if TYPE_CHECKING:
@@ -21,19 +22,24 @@ if TYPE_CHECKING:
 
 
 class Internals:
-    """`cpu` and `env` are the addresses of the library's CPUState and CPUX86State (0: not found)."""
+    """`cpu` and `env` are the addresses of the library's CPUState and CPUX86State (0: not found).
 
-    def __init__(self, lib: ctypes.CDLL, uc: ctypes.c_void_p, cpu: int, env: int) -> None:
+    `plain`: as if the library exported none of them.
+    """
+
+    def __init__(
+        self, lib: ctypes.CDLL, uc: ctypes.c_void_p, cpu: int, env: int, *, plain: bool = False
+    ) -> None:
         self._lib = lib
         self._uc = uc
         self._core: ctypes.CDLL | None = None
         self._words: EngineWords | None = None
         self._cpu = ctypes.c_void_p(cpu)
         self._env = ctypes.c_void_p(env)
-        self._flush_page = function(lib, "tlb_flush_page") if cpu else None
-        self._drop_code = function(lib, "tb_invalidate_phys_range")
-        self._update_dr7 = function(lib, "cpu_x86_update_dr7") if env else None
-        self._raise = function(lib, "raise_exception_err") if env else None
+        self._flush_page = function(lib, "tlb_flush_page") if cpu and not plain else None
+        self._drop_code = function(lib, "tb_invalidate_phys_range") if not plain else None
+        self._update_dr7 = function(lib, "cpu_x86_update_dr7") if env and not plain else None
+        self._raise = function(lib, "raise_exception_err") if env and not plain else None
         self.has_flush_page = self._flush_page is not None
         self.has_update_dr7 = self._update_dr7 is not None
 
@@ -113,7 +119,7 @@ def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
     addresses = (ctypes.c_uint64 * len(found))(*(address_of(one) if one else 0 for one in found))
     core.hv_set_check_exit_request(ctypes.c_void_p(address_of(check)))
     core.hv_set_tcg_functions(addresses)
-    ctypes.c_uint64.from_address(slot).value = address_of_routine(core, "hv_gen_call")
+    PATCHES.patch(slot, address_of_routine(core, "hv_gen_call"))
     return "hv_leave" if all(found) and _numbers_operations_alike(lib, core) else "hv_pace_and_leave"
 
 

@@ -34,11 +34,21 @@ HV_EXPORT int hv_guard_division(void *idiv, size_t size) {
     return !sigaction(SIGFPE, &action, &otherwise);
 }
 
+/* Whoever had the signal before has it again, unless somebody came after us: he hands on what he does not know. */
+HV_EXPORT void hv_unguard_division(void) {
+    struct sigaction now;
+    if (!sigaction(SIGFPE, NULL, &now) && now.sa_sigaction == on_sigfpe)
+        sigaction(SIGFPE, &otherwise, NULL);
+}
+
 #else
 
 HV_EXPORT int hv_guard_division(void *idiv, size_t size) {
     (void)idiv, (void)size;
     return 0;
+}
+
+HV_EXPORT void hv_unguard_division(void) {
 }
 
 #endif
