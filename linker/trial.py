@@ -71,6 +71,9 @@ def word_of(outline: Outline) -> int:
         if isinstance(command, ast.Command) and command.name in {"OUTPUT_ARCH", "OUTPUT_FORMAT"}
         for argument in command.arguments
     )
+    # AVR keeps its data at 0x800000 and its EEPROM at 0x810000, whether or not the script names the machine.
+    if any((origin or 0) >> 16 == 0x81 and "eeprom" in name for name, (origin, _) in outline.regions.items()):
+        return 1
     return next((size for size, pattern in _WORDS if re.search(pattern, words)), 4)
 
 

@@ -71,7 +71,6 @@ def page_aligned_tail(context: Context) -> Iterator[Hit]:
             alignment = dot_alignment(statement, outline)
             if alignment is not None:
                 enough = alignment == 0 or alignment >= page
-                cares = cares or enough
                 small = None if enough or not isinstance(statement, ast.Assign) else statement
                 open_pattern = None if enough else open_pattern
             elif isinstance(statement, ast.InputSpec):
@@ -79,8 +78,9 @@ def page_aligned_tail(context: Context) -> Iterator[Hit]:
                 follower = pattern is None and bool(statement.sections)
                 if pattern is not None and statement.sections and statement.sections[-1] is not pattern:
                     follower, open_pattern = True, pattern
-                if follower and open_pattern is not None and (cares or small is not None):
-                    yield _tail(placed.section, open_pattern, small, page, statement)
+                if follower and open_pattern is not None:
+                    if cares or small is not None:
+                        yield _tail(placed.section, open_pattern, small, page, statement)
                     open_pattern = None
                 elif pattern is not None:
                     open_pattern, small = pattern, None
