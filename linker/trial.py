@@ -62,6 +62,18 @@ def _contents(section: ast.OutputSection) -> Contents:
 _WORDS = ((1, r"avr|hc1[12]|hcs?12|s12z|z80|m16c|rl78"), (2, r"msp430"), (8, r"64|s390x"))
 
 
+def _is_avr(outline: Outline) -> bool:
+    """Tell an AVR by its memories, flash at 0 and data at 0x800000: many of its scripts do not name it."""
+    origins = [origin for origin, _ in outline.regions.values()]
+    return 0 in origins and any(0x800000 <= (origin or 0) < 0x811000 for origin in origins)
+
+
+def _is_16_bit(outline: Outline) -> bool:
+    """Tell a machine whose memories lie in 64 KiB."""
+    ends = [(origin or 0) + (length or 0) for origin, length in outline.regions.values()]
+    return len(ends) > 1 and all(0 < end <= 1 << 16 for end in ends)
+
+
 @lru_cache(maxsize=2)
 def word_of(outline: Outline) -> int:
     """Return the bytes of the machine's word by the script's OUTPUT_ARCH and OUTPUT_FORMAT, else 4."""
@@ -71,8 +83,7 @@ def word_of(outline: Outline) -> int:
         if isinstance(command, ast.Command) and command.name in {"OUTPUT_ARCH", "OUTPUT_FORMAT"}
         for argument in command.arguments
     )
-    # AVR keeps its data at 0x800000 and its EEPROM at 0x810000, whether or not the script names the machine.
-    if any((origin or 0) >> 16 == 0x81 and "eeprom" in name for name, (origin, _) in outline.regions.items()):
+    if _is_avr(outline) or _is_16_bit(outline):
         return 1
     return next((size for size, pattern in _WORDS if re.search(pattern, words)), 4)
 

@@ -16,7 +16,7 @@ from linker.section_kinds import TABLE, UNKNOWN, kind_of
 from .given import map_of, outline_of
 
 # Destructors are left alone: firmware never returns from main, so that losing them is wanted.
-_CONSTRUCTORS = (".init_array*", ".preinit_array*", ".ctors*")
+_CONSTRUCTORS = (".init_array*", ".ctors*")
 # Words that name a list which a loop walks, and no function of the program refers to its entries.
 _TABLE_WORDS = re.compile(
     r"table|_tab\b|(?:^|[._])tab(?:$|[._])|initcalls?|init_?call|list|entries|registry|hooks|"

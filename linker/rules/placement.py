@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linker import ast
-from linker.evaluate import Known
+from linker.evaluate import Known, Value
 from linker.findings import ERROR, NOTE, OFF, WARNING, Context, Example, Hit, Rule, script_place
 from linker.match import any_match, matches
 from linker.outline import Outline, is_dot, walk
@@ -187,19 +187,40 @@ def lma_not_charged(context: Context) -> Iterator[Hit]:
         return
     for placed in outline.kept_sections:
         section = placed.section
-        if section.at is None or not section.region or section.lma_region or placed.overlay:
+        if section.at is None or section.region not in regions or section.lma_region or placed.overlay:
             continue
         if any(isinstance(part, ast.Call) and part.function == "ADDR" for part in walk(section.at)):
             continue
         # A constant was chosen by someone who knows the memory; an address equal to the own one is charged.
         there = section_of(outline, section.name)
-        same = there and isinstance(there.address, Known) and there.load_address == there.address
-        if outline.fold(section.at) is not None or same:
+        load = there.load_address if there is not None else None
+        if (
+            outline.fold(section.at) is not None
+            or _is_alias(section.at)
+            or _inside(load, regions[section.region])
+        ):
             continue
         yield Hit(
             f"AT() of {section.name} loads outside of >{section.region}, and ld counts it in no region",
             script_place(section.at.span, section.name),
         )
+
+
+def _is_alias(at: ast.Expr) -> bool:
+    """Tell whether the load address is another view of a memory: its origin, or one with a bit set."""
+    return any(
+        (isinstance(part, ast.Call) and part.function == "ORIGIN")
+        or (isinstance(part, ast.Binary) and part.op in {"|", "&"})
+        for part in walk(at)
+    )
+
+
+def _inside(load: Value | None, region: tuple[int | None, int | None]) -> bool:
+    """Tell whether the load address lies in the region that the section is charged to anyway."""
+    origin, length = region
+    if not isinstance(load, Known) or origin is None or length is None:
+        return False
+    return origin <= load.value < origin + length
 
 
 def noload_lma(context: Context) -> Iterator[Hit]:

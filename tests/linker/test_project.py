@@ -170,6 +170,24 @@ def test_document_lists_every_rule_and_setting():
     assert [key for key in keys if key not in text] == []
 
 
+def test_every_rule_is_in_a_chapter():
+    from linker import rules
+
+    text = (DOCUMENT.parent / "linker-rules.md").read_text()
+    ids = {rule.id for rule in rules.load()}
+    named = set(re.findall(r"`([a-z]+(?:-[a-z0-9]+)+)`", text))
+    assert ids - named == set()
+    assert named - ids == set()
+
+
+def test_the_chapters_scripts_are_clean():
+    text = (DOCUMENT.parent / "linker-rules.md").read_text()
+    blocks = re.findall(r"```ld\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert lint(Inputs(Source("doc.lds", block))).diagnostics == ()
+
+
 def test_document_examples_are_scripts():
     blocks = re.findall(r"```ld\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert blocks
