@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import unified_diff
 from typing import NamedTuple
 
-from .errors import LayoutInputError
 from .lint import Report
 from .locate import Diagnostic, FileEdit
-from .source import MAX_SCRIPT, read_bytes
+from .source import read_text
 
 # Edits that touch each other are made one after the other; scripts need two or three rounds.
 MAX_ROUNDS = 20
@@ -121,16 +120,6 @@ def _edited(text: str, edits: Iterable[FileEdit]) -> str:
         out.append(new.replace("\n", newline))
         position = starts[place.end_line - 1] + place.end_column - 1
     return "".join((*out, text[position:]))
-
-
-def read_text(file: str) -> str:
-    """Return a file's text with its line ends as they are; raises LayoutInputError."""
-    try:
-        return read_bytes(file, MAX_SCRIPT).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LayoutInputError(
-            "this is no UTF-8 text: it is not changed", file=file, offset=error.start
-        ) from error
 
 
 def diff(changed: Iterable[Fixed]) -> str:

@@ -26,7 +26,7 @@ class Report(NamedTuple):
     """The outcome: diagnostics in order, how many were suppressed, and whether every input could be used.
 
     `files` are the script and what it includes, `part` what a text is that is no whole script. `errors` are
-    the inputs that could not be read at all, a line each.
+    the inputs that could not be read at all, a line each. `ran` are the rules that ran.
     """
 
     diagnostics: tuple[Diagnostic, ...]
@@ -35,6 +35,7 @@ class Report(NamedTuple):
     files: tuple[str, ...] = ()
     part: str = ""
     errors: tuple[str, ...] = ()
+    ran: frozenset[str] = frozenset()
 
     @property
     def failed(self) -> bool:
@@ -174,7 +175,8 @@ class _Run:
         if usable and suppressions:
             diagnostics.extend(self._idle(suppressions))
         files = source.files() if source is not None else ()
-        return Report(tuple(sorted(diagnostics, key=sort_key)), suppressed, usable, files, self._part)
+        ordered = tuple(sorted(diagnostics, key=sort_key))
+        return Report(ordered, suppressed, usable, files, self._part, ran=self._ran)
 
     def _idle(self, suppressions: Suppressions) -> Iterator[Diagnostic]:
         source = self._inputs.source

@@ -16,7 +16,7 @@ from .errors import LayoutInputError
 from .findings import OFF, WARNING
 from .lint import Inputs, Report, run, sort_key
 from .settings import Settings
-from .source import Source, decode_script, read_script, read_stream
+from .source import Source, decode_script, read_script, read_stream, read_text
 from .special import SPECIAL, SYNTAX, UNUSED
 
 STDIN = "-"
@@ -210,19 +210,23 @@ def format_text(name: str, text: str | None = None) -> tuple[str, str]:
     if text is None:
         request = read_stdin(Request((name,)))
         name = request.scripts[0]
-        text = request.texts[name] if request.texts else read_script(name).text
+        text = request.texts[name] if request.texts else read_text(name)
+    whole, text = text, text.replace("\r\n", "\n")
     source = Source(name, text)
     directives = _DIRECTIVE.search(text) is not None and _means_directives(text)
     if needs_preprocessing(name) or directives:
-        return text, text
+        return whole, whole
     part = kinds.read(text)
     if part.script.problems:
         if _FOR_CPP_ALONE.search(text) and _is_script(_one_script(name, Preprocessing(), text)):
-            return text, text
+            return whole, whole
         problem = part.script.problems[0]
         place = source.locate(*problem.span)
         raise LayoutInputError(problem.message, file=f"{place.file}:{place.line}:{place.column}")
-    return text, text if part.kind != kinds.WHOLE else print_script(part.script, text)
+    if part.kind != kinds.WHOLE:
+        return whole, whole
+    printed = print_script(part.script, text)
+    return whole, printed.replace("\n", "\r\n") if "\r\n" in whole else printed
 
 
 # Reports
@@ -280,15 +284,15 @@ def _merged(reports: Sequence[Report], errors: Sequence[str]) -> Report:
         not errors and all(report.usable for report in whole),
         tuple(file for report in whole for file in report.files),
         errors=tuple(errors),
+        ran=frozenset[str]().union(*(report.ran for report in whole)),
     )
 
 
-def _junit(report: Report, request: Request) -> str:
+def _junit(report: Report, _color: bool) -> str:
     from . import rules
     from .output import junit
 
-    given = ["S"] * bool(request.scripts) + ["M"] * (request.map is not None) + ["E"] * bool(request.elf)
-    return junit.render(report, [rule.id for rule in rules.load(given)])
+    return junit.render(report, [rule.id for rule in rules.load() if rule.id in report.ran])
 
 
 def _text(report: Report, color: bool) -> str:
@@ -297,32 +301,35 @@ def _text(report: Report, color: bool) -> str:
     return text.render(report, color=color)
 
 
-def _json(report: Report) -> str:
+def _json(report: Report, _color: bool) -> str:
     from .output import models
 
     return models.render(report)
 
 
-def _sarif(report: Report) -> str:
+def _sarif(report: Report, _color: bool) -> str:
     from .output import sarif
 
     return sarif.render(report)
 
 
-def _github(report: Report) -> str:
+def _github(report: Report, _color: bool) -> str:
     from .output import github
 
     return github.render(report)
 
 
-_PLAIN: dict[str, Callable[[Report], str]] = {"json": _json, "sarif": _sarif, "github": _github}
-FORMATS: Sequence[str] = ("text", "json", "sarif", "github", "junit")
+# Each loads its module when it is used: the JSON report alone takes half of a run's start-up.
+_RENDERERS: dict[str, Callable[[Report, bool], str]] = {
+    "text": _text,
+    "json": _json,
+    "sarif": _sarif,
+    "github": _github,
+    "junit": _junit,
+}
+FORMATS: Sequence[str] = tuple(_RENDERERS)
 
 
-def render(report: Report, output_format: str, request: Request, *, color: bool = False) -> str:
+def render(report: Report, output_format: str, *, color: bool = False) -> str:
     """Return the report in one of FORMATS."""
-    if output_format == "text":
-        return _text(report, color)
-    if output_format == "junit":
-        return _junit(report, request)
-    return _PLAIN[output_format](report)
+    return _RENDERERS[output_format](report, color)

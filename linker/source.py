@@ -220,3 +220,13 @@ def decode_script(path: str, data: bytes) -> Source:
 def read_script(path: str) -> Source:
     """Read a script that needs no preprocessing."""
     return decode_script(path, read_bytes(path, MAX_SCRIPT))
+
+
+def read_text(file: str) -> str:
+    """Return a file's text with its line ends as they are; raises LayoutInputError."""
+    try:
+        return read_bytes(file, MAX_SCRIPT).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LayoutInputError(
+            "this is no UTF-8 text: it is not changed", file=file, offset=error.start
+        ) from error

@@ -254,6 +254,9 @@ def _serve(request: Request) -> None:
             expected="pip install 'domainbuilder[lsp]'",
         ) from error  # fmt: skip
 
+    if sys.stdin is None:
+        raise BuildError("an editor speaks over standard input, which is closed")
+
     def unpack(path: str) -> bytes | mmap | None:
         from linker.errors import LayoutInputError
 
@@ -346,7 +349,7 @@ def lint(
 
             report = apply_baseline(report, read_baseline(baseline))
         color = output is None and streams.colour(sys.stdout)
-        text = render(report, output_format.value, request, color=color)
+        text = render(report, output_format.value, color=color)
         if fix and "-" in request.scripts and output is None:
             sys.stderr.write(text)
         elif output is None and output_format is not Format.text:

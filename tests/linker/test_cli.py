@@ -416,3 +416,22 @@ def test_regions(command, put):
         assert "RAM" in command("lint", "regions", "k.lds", "--elf", "k.elf", "--format", name)[1]
     assert command("lint", "regions", "k.lds")[0] == 2
     assert command("lint", "regions", "k.lds", "--elf", "k.elf", "-o", "k.elf")[0] == 2
+
+
+def test_junit_has_the_rules_that_ran(command, put):
+    put("k.lds", BAD)
+    out = command("lint", "k.lds", "--select", "page-aligned-*", "--format", "junit")[1]
+    assert 'name="page-aligned-tail"' in out
+    assert "dot-backwards" not in out
+
+
+def test_format_keeps_line_ends_and_refuses_what_it_cannot_keep(command, put, tmp_path):
+    put("k.lds", "x  = 1;\r\ny = 2;\r\n")
+    assert command("lint", "format", "-i", "k.lds")[0] == 0
+    assert (tmp_path / "k.lds").read_bytes() == b"x = 1;\r\ny = 2;\r\n"
+    assert command("lint", "format", "--check", "k.lds")[0] == 0
+    put("latin.lds", b"/* \xe9 */ x  = 1;\n")
+    code, _, err = command("lint", "format", "-i", "latin.lds")
+    assert code == 2
+    assert "latin.lds+0x3: this is no UTF-8 text" in err
+    assert (tmp_path / "latin.lds").read_bytes() == b"/* \xe9 */ x  = 1;\n"

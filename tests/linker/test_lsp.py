@@ -273,6 +273,56 @@ async def test_a_part_is_judged_in_the_script_that_includes_it(client):
     ]
 
 
+SCREEN = """\
+ 1 | MEMORY { RAM : ORIGIN = 1M, LENGTH = 64K }
+ 2 | SECTIONS
+ 3 | {
+ 4 |   .head : { *(.head) } > RAM
+ 5 |   .data : { *(.data) *(.data.page_aligned) } > RAM
+   |                        ^^^^^^^^^^^^^^^^^^ Error page-aligned-order
+ 6 |   .text : { *(.isr_vector) . = ALIGN(6); } > RAM
+   |               ^^^^^^^^^^^ Warning not-kept
+   |                                ^^^^^^^^ Error align-not-power-of-two
+ 7 |   _free = LENGTH(RAM) - 0x1000;
+ 8 | }
+
+hover LENGTH(RAM): Memory region `RAM`: 0x100000 to 0x110000, 64 KiB.
+hover _free: `_free` = 0xf000 = 61440 (60 KiB)
+hover ALIGN: The location counter, or the expression, rounded up to a multiple of n
+definition RAM): 1:10
+definition _free: 7:3
+action .isr_vector: put *(...) into KEEP()
+action .isr_vector: switch not-kept off for this line
+action .isr_vector: mend everything that can be mended
+"""
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_screen_of_answers(client):
+    """What a person sees of one small script: findings under their lines, then what is asked."""
+    text = "".join(line[5:] + "\n" for line in SCREEN.partition("\n\n")[0].splitlines() if line[1].isdigit())
+    editor = Editor(client, "k.lds", text)
+    found = sorted(await editor.open(), key=lambda one: (one.range.start.line, one.range.start.character))
+    screen = []
+    for number, line in enumerate(text.splitlines()):
+        screen.append(f"{number + 1:2} | {line}")
+        for one in found:
+            start, end = one.range.start, one.range.end
+            if start.line == number and one.severity <= types.DiagnosticSeverity.Warning:
+                marks = " " * start.character + "^" * (end.character - start.character)
+                screen.append(f"   | {marks} {one.severity.name} {one.code}")
+    screen.append("")
+    for shown, at, shift in (("LENGTH(RAM)", "LENGTH(RAM)", 8), ("_free", "_free", 1), ("ALIGN", "ALIGN", 1)):
+        said = (await editor.hover(at, shift)).partition("\n\n---")[0]
+        screen.append(f"hover {shown}: {said.rpartition('```')[2].strip().partition('. It moves')[0]}")
+    for at, shift in (("RAM)", 1), ("_free", 1)):
+        for place in await editor.definition(at, shift):
+            start = place.range.start
+            screen.append(f"definition {at}: {start.line + 1}:{start.character + 1}")
+    screen += [f"action .isr_vector: {one.title}" for one in await editor.actions(".isr_vector")]
+    assert "\n".join(screen) + "\n" == SCREEN
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_closing_clears(client):
     editor = Editor(client, "k.lds", SCRIPT)
