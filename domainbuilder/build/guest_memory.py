@@ -16,7 +16,6 @@ from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 SUPERPAGE_2MB_SHIFT = 9  # xg_dom_x86.c
 SUPERPAGE_2MB_NR_PFNS = 1 << SUPERPAGE_2MB_SHIFT
-MAX_PAGES = 1 << 24  # 64 GB: the p2m list of a domain is eight bytes a page in this process, too
 
 # Private: reading a page that was never written costs no memory.
 _MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)

@@ -30,12 +30,13 @@ from domainbuilder.build.dump_core import (
     nonzero_runs,
     save_image,
 )
-from domainbuilder.build.guest_memory import MAX_PAGES, GuestMemory, allocate_ram
+from domainbuilder.build.guest_memory import GuestMemory, allocate_ram
 from domainbuilder.errors import BuildError, ImageError, Where
 from domainbuilder.inputs import LIMITS
 from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
 from domainbuilder.plan.domain_plan import DomainPlan, lay_out
+from domainbuilder.plan.fit import MAX_PAGES
 from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
 from domainbuilder.plan.vcpu_context import VcpuContext
 from hvcore.public.vcpu_guest_context import xen_pfn_to_cr3

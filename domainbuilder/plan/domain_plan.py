@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from domainbuilder.build.guest_memory import MAX_PAGES
-from domainbuilder.errors import ElfError, LayoutError
-from domainbuilder.kernel.elf import ElfImage, ProgramHeader, parse_elf
+from domainbuilder.errors import LayoutError
+from domainbuilder.kernel.elf import ElfImage, parse_elf
 from domainbuilder.kernel.findings import Finding
 from domainbuilder.kernel.kernel_file import KernelFile, load_kernel
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms, XenPaeType, xc_dom_parse_elf_kernel
+from domainbuilder.plan.fit import MAX_PAGES, check_kernel, layout_in
 from domainbuilder.plan.guest_types import GuestType
 from domainbuilder.plan.guest_types import guest_type as guest_type_named
 from domainbuilder.plan.pgtables import Mapping
@@ -30,19 +30,16 @@ from domainbuilder.plan.segments import (
     XENSTORE,
     Layout,
     Segment,
-    build_image,
     p2m_base,
 )
 from domainbuilder.plan.start_info import StartInfo, guest_cmdline
 from domainbuilder.plan.vcpu_context import VcpuContext, vcpu_x86_32, vcpu_x86_64
-from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE, SIF_MOD_START_PFN
+from hvcore.public.xen import PAGE_SHIFT, SIF_MOD_START_PFN
 
 DEFAULT_MEMORY_MIB = 64
 _MOST_BY_DEFAULT = 1024  # beyond that a kernel is larger than any: the user has to say so
 DEFAULT_STORE_EVTCHN = 1
 DEFAULT_CONSOLE_EVTCHN = 2
-
-_XENFEAT_AUTO_TRANSLATED_PHYSMAP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +166,6 @@ def plan(
     return replace(planned, cmdline_dropped=len(given) - len(kept), elf=elf, ramdisk=module)
 
 
-def check_kernel(elf: ElfImage, parms: ElfDomParms) -> None:
-    """What no memory makes good: raises ElfError or LayoutError.
-
-    Xen fills what is between VIRT_BASE and the kernel with the domain's memory.
-    """
-    if parms.f_required >> _XENFEAT_AUTO_TRANSLATED_PHYSMAP & 1:
-        raise LayoutError("bootearly: PV Autotranslate guests no longer supported", where=elf.where())
-    check_load_segments(elf, parms)
-    if parms.virt_kend - parms.virt_base > MAX_PAGES << PAGE_SHIFT:
-        padding = parms.virt_kstart - parms.virt_base >> PAGE_SHIFT
-        raise LayoutError(
-            f"xc_dom_chk_alloc_pages: segment padding too large ({padding:#x} pages): VIRT_BASE and the "
-            "addresses of the kernel contradict each other",
-            where=elf.where(),
-            found=f"VIRT_BASE {parms.virt_base:#x}, and the kernel at {parms.virt_kstart:#x}-"
-            f"{parms.virt_kend:#x}",
-            expected=f"the kernel's end within {MAX_PAGES >> 30 - PAGE_SHIFT} GB of VIRT_BASE",
-        )
-
-
 def default_memory(at: Callable[[int], DomainPlan]) -> int | None:
     """The MiB that a kernel gets if nobody says how many, `at` being its plan for so many: the first power of
     two from 64 on of which it takes no more than half to start. None where no memory makes it fit.
@@ -207,35 +184,6 @@ def _roomy(planned: DomainPlan) -> bool:
     return 2 * planned.layout.pfn_alloc_end <= planned.nr_pages
 
 
-def check_load_segments(elf: ElfImage, parms: ElfDomParms) -> None:
-    """Each LOAD segment within the kernel's space and apart from the others, by physical address.
-
-    libelf skips what lies outside, says "program segments total to more than the input image size" of the
-    grossest overlaps and lets the others pass: what the guest gets then is nothing anybody has linked.
-    """
-    pstart = elf.pstart
-    limit = -(-(parms.virt_kend - parms.virt_kstart) // PAGE_SIZE) * PAGE_SIZE
-    before: ProgramHeader | None = None
-    for phdr in sorted(elf.load_segments, key=lambda phdr: phdr.paddr):
-        size = max(phdr.filesz, phdr.memsz)
-        if phdr.paddr - pstart + size > limit:
-            raise ElfError(
-                f"LOAD segment {phdr.index} reaches beyond the kernel",
-                where=elf.where(phdr.header_offset),
-                found=f"{phdr.paddr:#x}+{size:#x}",
-                expected=f"within {pstart:#x}+{limit:#x}",
-            )
-        if not size:
-            continue
-        if before is not None and phdr.paddr < before.paddr + max(before.filesz, before.memsz):
-            raise ElfError(
-                f"LOAD segments {before.index} and {phdr.index} overlap in physical memory",
-                where=elf.where(phdr.header_offset),
-                found=f"{before.paddr:#x}+{before.memsz:#x} and {phdr.paddr:#x}+{phdr.memsz:#x}",
-            )
-        before = phdr
-
-
 def lay_out(
     parms: ElfDomParms,
     nr_pages: int,
@@ -247,15 +195,7 @@ def lay_out(
 ) -> DomainPlan:
     """The plan for a kernel that asks for `parms`, in `nr_pages` pages, with a module of that many bytes."""
     guest = guest_type_named(_choose_guest_type(parms, guest_type))
-    if not 0 < nr_pages <= MAX_PAGES:
-        raise LayoutError(
-            f"meminit_pv: failed to allocate {nr_pages:#x} pages",
-            expected=f"between 1 and {MAX_PAGES >> 20 - PAGE_SHIFT} MB of memory",
-        )
-    for name in ("virt_base", "virt_entry"):
-        if guest.width == 4 and getattr(parms, name) >> 32:
-            raise LayoutError(f"{name} is not a 32-bit address", found=getattr(parms, name))
-    layout = build_image(parms, guest, nr_pages, module_size)
+    layout, hypercall_page = layout_in(nr_pages, parms, guest, module_size)
     stack = parms.virt_base + ((layout[BOOT_STACK].pfn + 1) << PAGE_SHIFT)
     info = parms.virt_base + (layout[START_INFO].pfn << PAGE_SHIFT)
     return DomainPlan(
@@ -270,7 +210,7 @@ def lay_out(
             if guest.width == 8
             else vcpu_x86_32(entry=parms.virt_entry, stack=stack, start_info=info, pae=parms.pae)
         ),
-        hypercall_page_pfn=_hypercall_page_pfn(parms, nr_pages),
+        hypercall_page_pfn=hypercall_page,
         module_size=module_size,
     )
 
@@ -282,20 +222,6 @@ def _choose_guest_type(parms: ElfDomParms, wanted: str | None) -> str:
     if wanted is not None and wanted not in offered:
         raise LayoutError(f"the kernel is no {wanted} guest", expected=" or ".join(offered))
     return wanted or offered[0]
-
-
-def _hypercall_page_pfn(parms: ElfDomParms, nr_pages: int) -> int | None:
-    """setup_hypercall_page: the frame Xen will fill with hypercall stubs, None when there is none."""
-    if parms.virt_hypercall == UNSET_ADDR:
-        return None
-    pfn = (parms.virt_hypercall - parms.virt_base) >> PAGE_SHIFT
-    if not 0 <= pfn < nr_pages:
-        raise LayoutError(
-            "setup_hypercall_page: HYPERCALL_INIT failed: the hypercall page is outside of guest memory",
-            found=parms.virt_hypercall,
-            expected=f"{parms.virt_base:#x}-{parms.virt_base + (nr_pages << PAGE_SHIFT):#x}",
-        )
-    return pfn
 
 
 def _start_info(
