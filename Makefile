@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: bench-xen help demo test guests lint format samples bench clean
+.PHONY: wheels bench-xen help demo test guests lint format samples bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,10 @@ bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
 bench-xen: $(VENV)/.dev ## Xen's services and a Debian boot under real Xen in QEMU and here, with ratios (see scripts/bench_*.py)
 	$(BIN)/python scripts/bench_services.py --runs 3
 	$(BIN)/python scripts/bench_xen.py --runs 3
+
+wheels: $(VENV)/.made ## Build the wheels into dist/: manylinux x86-64 and aarch64 by zig, and one without the compiled core
+	for machine in x86_64 aarch64; do HVCORE_MACHINE=$$machine $(BIN)/python -m pip wheel --quiet --no-deps -w dist . || exit 1; done
+	HVCORE_WITHOUT_CORE=1 $(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean: ## Remove what was built and installed; keeps the fetched kernels
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

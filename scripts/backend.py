@@ -24,7 +24,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from compile_core import compile_core, compiler, is_wanted
+from compile_core import compile_core, compiler, is_wanted, other_machine
 
 ZIG = "ziglang==0.17.1"
 
@@ -52,10 +52,12 @@ class BuildCore(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile, in place for an editable install."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)  # a build folder may hold an older one
         command = compiler()
         if command is None:
             raise RuntimeError("no C compiler (cc, gcc, clang, or the ziglang package)")
-        compile_core(Path(self.get_ext_fullpath(ext.name)), command)
+        compile_core(target, command)
 
     def run(self) -> None:
         """As setuptools does, but without the library rather than not at all."""
@@ -72,6 +74,8 @@ class CoreWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         """py3-none-PLATFORM, or py3-none-any without the library."""
         python, abi, plat = super().get_tag()
+        if machine := other_machine():
+            plat = f"manylinux_2_17_{machine}.manylinux2014_{machine}"
         return (python, abi, plat) if self.root_is_pure else ("py3", "none", plat)
 
 

@@ -1,4 +1,4 @@
-"""Compiles the compiled core (hvcore/cpu/core) in place: `python scripts/compile_core.py [compiler options]`.
+"""Compiles the compiled core (hvcore/cpu/core) in place: `scripts/compile_core.py [--to FILE] [OPTION...]`.
 
 The compiler is $CC, cc, gcc or clang, or zig where the ziglang package is installed. Installation does the
 same by scripts/backend.py.
@@ -27,22 +27,36 @@ FLAGS = (
 
 
 def is_wanted() -> bool:
-    """Whether this machine can use the core, and nobody asked for a package without it."""
-    on_linux = sys.platform == "linux" and platform.machine() in MACHINES
-    return on_linux and not os.environ.get("HVCORE_WITHOUT_CORE")
+    """Whether the core is of use here, or for another machine, and nobody wants a package without it."""
+    if os.environ.get("HVCORE_WITHOUT_CORE"):
+        return False
+    return bool(other_machine()) or (sys.platform == "linux" and platform.machine() in MACHINES)
+
+
+def other_machine() -> str:
+    """$HVCORE_MACHINE, one of MACHINES, for a wheel that every Linux on such a machine can use."""
+    return os.environ.get("HVCORE_MACHINE", "")
 
 
 def compiler() -> list[str] | None:
     """The command that compiles C here; None where there is none."""
+    if other_machine():
+        return _zig(other_machine()) if _has_zig() else None
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
-    if importlib.util.find_spec("ziglang") is not None:
-        # The oldest C library that wheels are for; nothing newer is needed.
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu.2.17"]
-    return None
+    return _zig(platform.machine()) if _has_zig() else None
+
+
+def _has_zig() -> bool:
+    return importlib.util.find_spec("ziglang") is not None
+
+
+def _zig(machine: str) -> list[str]:
+    # The oldest C library that wheels are for; nothing newer is needed.
+    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.2.17"]
 
 
 def digest() -> str:
@@ -66,8 +80,16 @@ def compile_core(target: Path, command: list[str], *more: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-if __name__ == "__main__":
-    found = compiler()
-    if found is None:
+def main(arguments: list[str]) -> None:
+    """Compile to the place that --to names, or where Python looks for it; the rest is for the compiler."""
+    target = LIBRARY
+    if arguments[:1] == ["--to"]:
+        target, arguments = Path(arguments[1]), arguments[2:]
+    command = compiler()
+    if command is None:
         raise SystemExit("no C compiler (cc, gcc, clang, or the ziglang package)")
-    compile_core(LIBRARY, found, *sys.argv[1:])
+    compile_core(target, command, *arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

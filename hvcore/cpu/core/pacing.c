@@ -2,7 +2,8 @@
 #include "core.h"
 
 typedef int stop_function(void *uc);
-typedef void check_function(void *uc, uint32_t in_delay_slot);
+/* helper_check_exit_request(uc, in_delay_slot), which looks at two arguments; a jump hands on as many as came. */
+typedef void check_function(void *uc, uint64_t in_delay_slot, uint32_t size, struct hv_engine *e);
 
 static check_function *check_exit_request;
 
@@ -26,7 +27,7 @@ HV_EXPORT void hv_pace_and_leave(void *uc, uint64_t address, uint32_t size, stru
         return;
     }
     ((stop_function *)e->uc_emu_stop)(uc);
-    HV_TAIL_CALL check_exit_request(uc, 0);
+    HV_TAIL_CALL check_exit_request(uc, 0, size, e);
 }
 
 /* The same where the count is generated into the block, which has paid and calls this only to leave. */
@@ -34,5 +35,5 @@ HV_EXPORT void hv_leave(void *uc, uint64_t address, uint32_t size, struct hv_eng
     (void)address;
     e->left += size;
     ((stop_function *)e->uc_emu_stop)(uc);
-    HV_TAIL_CALL check_exit_request(uc, 0);
+    HV_TAIL_CALL check_exit_request(uc, 0, size, e);
 }

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from hvcore.cpu.engine import RAX, RCX, RDX, RIP
 from hvcore.cpu.words import LAYOUT, EngineWords
 from tests.hvcore.rig import RING3_CS, RING3_DS, Rig
 
+ROOT = Path(__file__).resolve().parents[3]
 GP = 13
 READ, WRITE = "ec", "ee"  # in al, dx; out dx, al
 
@@ -63,6 +67,15 @@ def test_a_core_older_than_its_sources_is_not_used(tmp_path: Path) -> None:
         None,
         "Python: the compiled core is older than its sources",
     )
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_zig_compiles_it_for_every_machine_that_wheels_are_for(machine: str, tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    command = [sys.executable, str(ROOT / "scripts" / "compile_core.py"), "--to", str(tmp_path / "core.so")]
+    subprocess.run(command, check=True, env={**os.environ, "HVCORE_MACHINE": machine})
+    header = (tmp_path / "core.so").read_bytes()[:20]
+    assert (header[:4], header[18]) == (b"\x7fELF", {"x86_64": 62, "aarch64": 183}[machine])
 
 
 def port(rig: Rig, code: str, number: int, *, ring3: bool = False) -> int | None:
