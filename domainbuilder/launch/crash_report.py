@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.disassembly import Instruction, disassemble
-from domainbuilder.launch.guest_view import GuestView, Walk
 from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
 from domainbuilder.launch.names import Names
 from domainbuilder.symbols.backtrace import Frame, backtrace
+from hvcore.debug.view import GuestView, Walk
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from domainbuilder.launch.crash_report import (
     last_hypercalls,
 )
 from domainbuilder.launch.disassembly import Instruction, disassemble
-from domainbuilder.launch.guest_view import GuestView
 from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.names import Names
 from domainbuilder.symbols.backtrace import Frame
 from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_UNBOUND, ECS_VIRQ
 from hvcore.cpu import state_window as sw
+from hvcore.debug.view import GuestView
 from hvcore.machine import BOOT_TIME_NS
 from hvcore.public import xen
 from hvcore.vcpu import VPF_down

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domainbuilder.launch.domain import RunningDomain, launch
-from domainbuilder.launch.guest_view import GuestView
 from hvcore.cpu.engine import RIP, RSP
+from hvcore.debug.view import GuestView
 from hvcore.machine import Machine, Stats, Stop
 
 _DENSE = 500  # how many stops are at their densest

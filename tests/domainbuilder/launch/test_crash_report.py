@@ -119,7 +119,7 @@ def test_a_walk_is_that_of_the_page_tables(crash: Crash) -> None:
     assert report.registers.cr3 == image.p2m[image.plan.pgtables_pfn] << 12
     walk = walk_page_tables(mem.ram, mem.first_mfn, report.registers.cr3 >> 12, 3)
     leaves = dict(walk.leaves)
-    from domainbuilder.launch.guest_view import GuestView
+    from hvcore.debug.view import GuestView
 
     view = GuestView(dom.machine)
     for va in (CODE, table_va, *list(leaves)[::37]):

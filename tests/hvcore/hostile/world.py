@@ -79,7 +79,7 @@ class World:
         self.v = d.vcpus[0]
         self.dispatch = HypercallTable(d, self.machine.frames).dispatch
         self.machine.clock.begin_turn(self.machine.clock.now() + (1 << 40))
-        self.machine._switch_to(self.v)  # as the run loop does before anything runs
+        self.machine.switch_to(self.v)  # as the run loop does before anything runs
         self.crashes = 0
         self.most = self.abi.word_mask >> 1  # the largest result that is no error
         self.context = image.context.pack(self.abi.word)
@@ -205,7 +205,7 @@ class World:
             if v is not self.v and v.is_initialised:
                 v.pause_flags = 0
                 try:
-                    self.machine._switch_to(v)
+                    self.machine.switch_to(v)
                 except DomainCrash:
                     self.crashes += 1
                 self.v = v
