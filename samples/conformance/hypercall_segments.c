@@ -204,11 +204,11 @@ static void kinds(void)
         EXPECT_EQUAL(seen.flags & (ARITHMETIC | DIRECTION | 0x200), flags & ~2ul);
         EXPECT_EQUAL(seen.cx, 7); /* no register is lost */
         EXPECT_EQUAL(seen.ax >> 16, 4);
-        seen = call(63, 0, 7, pairs[i].cs, pairs[i].ss, flags);
-        count_refusal();
-        EXPECT_EQUAL(seen.ax, -ENOSYS);
-        EXPECT_EQUAL(seen.cs, pairs[i].cs);
-        EXPECT_EQUAL(seen.cx, 7);
+        for (ulong nr = 50; nr < 64; nr++) { /* numbers that no hypercall has lose nothing either */
+            seen = call(nr, 0, 7, pairs[i].cs, pairs[i].ss, flags);
+            count_refusal();
+            EXPECT(seen.ax == (ulong)-ENOSYS && seen.cs == pairs[i].cs && seen.ss == pairs[i].ss && seen.cx == 7);
+        }
     }
     EXPECT_TRAP(load_absent, ABSENT, TRAP_NP, ABSENT & ~3);
     EXPECT_TRAP(load_absent, 0x40 | 1, TRAP_GP, 0x40);
