@@ -62,6 +62,16 @@ def _contents(section: ast.OutputSection) -> Contents:
 _WORDS = ((1, r"avr|hc1[12]|hcs?12|s12z|z80|m16c|rl78"), (2, r"msp430"), (8, r"64|s390x"))
 
 
+def is_coff(outline: Outline) -> bool:
+    """Tell whether the script makes COFF or PE files, which have no sections of single objects."""
+    return any(
+        argument.startswith(("coff", "pe-", "pei-", "a.out"))
+        for command in outline.script.commands
+        if isinstance(command, ast.Command) and command.name == "OUTPUT_FORMAT"
+        for argument in command.arguments
+    )
+
+
 def _is_avr(outline: Outline) -> bool:
     """Tell an AVR by its memories, flash at 0 and data at 0x800000: many of its scripts do not name it."""
     origins = [origin for origin, _ in outline.regions.values()]

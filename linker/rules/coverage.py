@@ -25,7 +25,7 @@ from linker.findings import (
 from linker.outline import Outline, Placed
 from linker.section_kinds import CODE, CONSTANT, DATA, LINKER, RESERVED, UNLOADED, ZERO, kind_of
 from linker.settings import DEFAULTS
-from linker.trial import kinds_in
+from linker.trial import is_coff, kinds_in
 
 from .given import elf_of, map_of, outline_of
 
@@ -40,8 +40,8 @@ def pattern_variants(context: Context) -> Iterator[Hit]:
     if outline.inserts or any(spec.sections is None for _, spec in outline.inputs()):
         return
     covered = {name for name in (*_VARIED, ".text") if outline.catches(f"{name}.x")}
-    if not covered or outline.catches(".text$x"):
-        return  # made for objects without -ffunction-sections and -fdata-sections, or for PE
+    if not covered or is_coff(outline) or outline.catches(".text$x"):
+        return  # made for objects without -ffunction-sections and -fdata-sections
     for name in _VARIED:
         if name in covered:
             continue

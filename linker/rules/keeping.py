@@ -12,6 +12,7 @@ from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, m
 from linker.match import any_match
 from linker.outline import Outline
 from linker.section_kinds import TABLE, UNKNOWN, kind_of
+from linker.trial import is_coff
 
 from .given import map_of, outline_of
 
@@ -32,7 +33,7 @@ _AT_VECTORS = re.compile(r"start|stext|vec|entry|boot")
 def not_kept(context: Context) -> Iterator[Hit]:
     """Vectors, constructors, or a table between two symbols are not in KEEP()."""
     outline = outline_of(context)
-    if _links_modules(outline):
+    if _links_modules(outline) or is_coff(outline):
         return
     lost: dict[tuple[str, str], list[tuple[ast.InputSpec, ast.Pattern]]] = {}
     for section, spec, pattern in _unkept(outline):

@@ -193,6 +193,8 @@ def lma_not_charged(context: Context) -> Iterator[Hit]:
             continue
         # A constant was chosen by someone who knows the memory; an address equal to the own one is charged.
         there = section_of(outline, section.name)
+        if section.address is not None and ast.shape(section.at) == ast.shape(section.address):
+            continue
         load = there.load_address if there is not None else None
         if (
             outline.fold(section.at) is not None
