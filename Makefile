@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: wheels bench-xen help demo test guests lint format samples bench clean
+.PHONY: wheels bench-xen help man demo test guests lint format samples bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,9 @@ format: $(VENV)/.dev ## Format the Python code and sort its imports
 samples: $(VENV)/.dev ## Rebuild the bundled sample guests from samples/, byte for byte
 	$(BIN)/python samples/build.py
 	$(BIN)/python samples/bundle.py
+
+man: $(VENV)/.run ## Make the man pages, in build/man; a plain install has them
+	$(BIN)/python scripts/manpages.py build/man
 
 bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
 	$(BIN)/python -m benchmarks

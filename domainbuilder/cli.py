@@ -90,6 +90,15 @@ def help_text() -> str:
     )
 
 
+def verbs_and_files(command: str, incomplete: str) -> list[str]:
+    """What may follow a command that takes files and has verbs, for the shell to complete."""
+    from glob import escape, glob
+
+    verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{command} ")]
+    files = [f"{name}/" if os.path.isdir(name) else name for name in glob(f"{escape(incomplete)}*")]  # noqa: PTH112, PTH207
+    return [verb for verb in verbs if verb.startswith(incomplete)] + sorted(files)
+
+
 def version_text() -> str:
     """What `domainbuilder --version` prints: ours, then what a run depends on."""
     from importlib.metadata import PackageNotFoundError, version

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from compile_core import compile_core, compiler, is_wanted, other_machine
 
 ZIG = "ziglang==0.17.1"
+TYPER = "typer>=0.15,<0.29"  # as pyproject.toml has it
 
 
 def _requires(before: list[str]) -> list[str]:
@@ -34,8 +35,8 @@ def _requires(before: list[str]) -> list[str]:
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
-    """What setuptools wants, and a compiler where there is none."""
-    return _requires(_wheel_requires(config_settings))
+    """What setuptools wants, Typer for the man pages, and a compiler where there is none."""
+    return [*_requires(_wheel_requires(config_settings)), TYPER]
 
 
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domainbuilder import streams
+from domainbuilder.cli import verbs_and_files
 from domainbuilder.output import refuse_to_overwrite
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class RegionsFormat(StrEnum):
 Scripts = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SCRIPT]...", help="Linker scripts, .lds or .lds.S; - is standard input.", show_default=False
+        metavar="[SCRIPT]...",
+        help="Linker scripts, .lds or .lds.S; - is standard input.",
+        show_default=False,
+        autocompletion=lambda incomplete: verbs_and_files("lint", incomplete),
     ),
 ]
 Map = Annotated[str | None, typer.Option("--map", metavar="MAP", help="The link map of GNU ld or lld.")]

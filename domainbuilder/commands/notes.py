@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domainbuilder import streams
+from domainbuilder.cli import verbs_and_files
 
 if TYPE_CHECKING:
     from domainbuilder.errors import BuildError
@@ -27,7 +28,10 @@ def notes(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE...", help="Kernels: ELF, gzip or bzImage; - is standard input.", show_default=False
+            metavar="FILE...",
+            help="Kernels: ELF, gzip or bzImage; - is standard input.",
+            show_default=False,
+            autocompletion=lambda incomplete: verbs_and_files("notes", incomplete),
         ),
     ],
     output_format: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import os
 import platform
 import subprocess
 import sys
@@ -171,6 +172,44 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in {"0", "1"}
     assert done.stderr == ""
+
+
+COMPLETIONS = {
+    "domainbuilder ": {"notes", "plan", "build", "launch", "conform", "lint", "initramfs"},
+    "domainbuilder la": {"launch"},
+    "domainbuilder launch --exp": {"--expect"},
+    "domainbuilder plan --format ": {"text", "json", "svg"},
+    "domainbuilder notes f": {"fix", "file"},
+    "domainbuilder lint d": {"diff", "dir/"},
+    "domainbuilder lint --explain page-aligned-o": {"page-aligned-order"},
+    "domainbuilder conform call": {"callbacks"},
+}
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_completion(line: str, tmp_path: Path) -> None:
+    """As bash asks for it; where nothing is offered bash, zsh and fish offer files."""
+    (tmp_path / "file").touch()
+    (tmp_path / "dir").mkdir()
+    words = line.split(" ")
+    asked = {
+        "_DOMAINBUILDER_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = run(cwd=tmp_path, env=os.environ | asked | {"PYTHONPATH": str(COMMANDS.parent.parent)})
+    assert COMPLETIONS[line] <= set(done.stdout.split()), done.stderr
+    if words[-1]:
+        assert all(word.startswith(words[-1]) for word in done.stdout.split())
+
+
+def test_files_are_completed_by_the_shell(tmp_path: Path) -> None:
+    (tmp_path / "kernel.elf").touch()
+    line = "domainbuilder launch ker"
+    asked = {"_DOMAINBUILDER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "2"}
+    done = run(cwd=tmp_path, env=os.environ | asked | {"PYTHONPATH": str(COMMANDS.parent.parent)})
+    assert done.stdout.split() == []
+    assert "-o default" in run("--show-completion", "bash").stdout
 
 
 def test_completion_is_offered() -> None:

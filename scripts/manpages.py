@@ -1,0 +1,140 @@
+"""Man pages, made of the commands' own help: `python scripts/manpages.py FOLDER`, and every build of a wheel.
+
+One page a command: domainbuilder.1, domainbuilder-notes.1, domainbuilder-notes-fix.1 and so on. What pages
+say beyond the help (exit status, environment) is here. Needs Typer and no other library.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from domainbuilder import __version__  # noqa: E402
+from domainbuilder.cli import ABOUT, COMMANDS, EXAMPLES, EXIT_CODES, OPTIONS  # noqa: E402
+from domainbuilder.command_line import typer_command  # noqa: E402
+
+ENVIRONMENT = {
+    "NO_COLOR": "If set to anything, nothing is coloured; nor where TERM is dumb or stdout no terminal.",
+}
+SIGNALS = (
+    "128 and the number of the signal where one ended the command: 130 after Ctrl-C, 143 after SIGTERM. "
+    "What was half written is removed first."
+)
+
+
+def quoted(text: str) -> str:
+    """Text as roff takes it: backslashes and hyphens are themselves, and no line begins a request."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
+
+
+def page_name(command: str) -> str:
+    """The name of a command's page, without its section."""
+    return "-".join(["domainbuilder", *command.split()])
+
+
+def _head(name: str, summary: str) -> Iterator[str]:
+    yield f'.TH {name.upper()} 1 "" "domainbuilder {__version__}" "User Commands"'
+    yield ".SH NAME"
+    yield f"{quoted(name)} \\- {quoted(summary.rstrip('.'))}"
+
+
+def _filled(text: str) -> Iterator[str]:
+    """A paragraph in lines of no great length."""
+    for line in textwrap.wrap(" ".join(text.split()), 76, break_on_hyphens=False):
+        yield quoted(line)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Help text: paragraphs, and blocks to be left as they are, which Typer marks with \\b."""
+    for number, block in enumerate(re.split(r"\n\s*\n", text.strip())):
+        lines = block.splitlines()
+        if number:
+            yield ".PP"
+        if lines and lines[0].strip() == "\b":
+            yield from (".nf", *(quoted(line.rstrip()) for line in lines[1:]), ".fi")
+        else:
+            yield from _filled(block)
+
+
+def _parameters(parameters: list[Any], *, options: bool) -> Iterator[str]:
+    for parameter in parameters:
+        if (parameter.param_type_name == "option") is not options:
+            continue
+        metavar = "" if getattr(parameter, "is_flag", False) else parameter.metavar or parameter.name.upper()
+        names = ", ".join(parameter.opts) if options else ""
+        choices = getattr(parameter.type, "choices", None)
+        if choices and metavar:
+            metavar = "|".join(getattr(choice, "value", str(choice)) for choice in choices)
+        yield ".TP"
+        yield f"\\fB{quoted(names)}\\fR \\fI{quoted(metavar)}\\fR" if names else f"\\fI{quoted(metavar)}\\fR"
+        yield from _filled(parameter.help or "")
+
+
+def _tail(related: list[str]) -> Iterator[str]:
+    yield ".SH EXIT STATUS"
+    for line in EXIT_CODES.splitlines():
+        code, _, meaning = line.strip().partition(" ")
+        yield from (".TP", f"\\fB{code}\\fR", quoted(meaning.strip()))
+    yield from (".PP", *_filled(SIGNALS))
+    yield ".SH ENVIRONMENT"
+    for name, meaning in ENVIRONMENT.items():
+        yield from (".TP", f"\\fB{name}\\fR", *_filled(meaning))
+    yield ".SH SEE ALSO"
+    pages = [f"\\fB{quoted(name)}\\fR(1)" for name in related]
+    yield ",\n".join([*pages, "\\fBxl\\fR(1)"])
+
+
+def command_page(command: str) -> str:
+    """The page of one command."""
+    typed = typer_command(command)
+    parameters = list(typed.params)
+    lines = [*_head(page_name(command), COMMANDS[command].help), ".SH SYNOPSIS"]
+    arguments = [p.metavar or p.name.upper() for p in parameters if p.param_type_name == "argument"]
+    shown = " ".join(f"\\fI{quoted(argument)}\\fR" for argument in arguments)
+    lines += [
+        f"\\fBdomainbuilder {quoted(command)}\\fR [\\fIOPTIONS\\fR] {shown}".rstrip(),
+        ".SH DESCRIPTION",
+    ]
+    lines += _paragraphs(typed.help or "")
+    lines += [".SH ARGUMENTS", *_parameters(parameters, options=False)] if arguments else []
+    lines += [".SH OPTIONS", *_parameters(parameters, options=True)]
+    lines += [".TP", "\\fB\\-h, \\-\\-help\\fR", "Show the help and exit."]
+    first = command.split(maxsplit=1)[0]
+    related = [page_name(name) for name in COMMANDS if name != command and name.split()[0] == first]
+    return "\n".join([*lines, *_tail(["domainbuilder", *related])]) + "\n"
+
+
+def main_page() -> str:
+    """The page of `domainbuilder` itself."""
+    lines = [*_head("domainbuilder", ABOUT), ".SH SYNOPSIS"]
+    lines += ["\\fBdomainbuilder\\fR [\\fIOPTIONS\\fR] \\fICOMMAND\\fR [\\fIARGUMENTS\\fR]", ".SH COMMANDS"]
+    for name, command in COMMANDS.items():
+        lines += [".TP", f"\\fBdomainbuilder {quoted(name)}\\fR", quoted(command.help)]
+    lines += [".SH OPTIONS"]
+    for name, meaning in OPTIONS.items():
+        lines += [".TP", f"\\fB{quoted(name)}\\fR", quoted(meaning)]
+    lines += [".SH EXAMPLES", ".nf", *(quoted(line.strip()) for line in EXAMPLES.splitlines()), ".fi"]
+    return "\n".join([*lines, *_tail([page_name(name) for name in COMMANDS])]) + "\n"
+
+
+def write_pages(folder: Path) -> list[Path]:
+    """Write every page to `folder`; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"domainbuilder": main_page()} | {page_name(name): command_page(name) for name in COMMANDS}
+    for name, text in texts.items():
+        (folder / f"{name}.1").write_text(text)
+    return [folder / f"{name}.1" for name in texts]
+
+
+if __name__ == "__main__":
+    for path in write_pages(Path(sys.argv[1])):
+        print(path)
