@@ -74,8 +74,8 @@ EXIT_CODES = """\
 
 OPTIONS = {
     "--version": "Show the version, and those of what it stands on, and exit.",
-    "--install-completion": "Install completion for the current shell.",
-    "--show-completion": "Show completion for the current shell, to copy or change.",
+    "--install-completion": "Install completion for the current shell, or for the one named behind it.",
+    "--show-completion": "Show completion for the current shell, or for the one named behind it.",
     "-h, --help": "Show this message and exit.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -63,5 +64,14 @@ def run(arguments: list[str]) -> NoReturn:
     if name and not completing():
         program, rest = f"domainbuilder {name}", arguments[len(name.split()) :]
         typer_command(name).main(rest, prog_name=program)
-    _group().main(arguments, prog_name="domainbuilder")
+    if arguments[1:] and arguments[0] in ("--show-completion", "--install-completion"):
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # the shell is named
+    try:
+        _group().main(arguments, prog_name="domainbuilder")
+    except SystemExit as end:
+        if (
+            end.code == ExitCode.CHECK_FAILED
+        ):  # Typer's, where it does not know the shell; nothing was checked
+            sys.exit(ExitCode.UNUSABLE_INPUT)
+        raise
     sys.exit(ExitCode.FINE)

@@ -212,6 +212,14 @@ def test_files_are_completed_by_the_shell(tmp_path: Path) -> None:
     assert "-o default" in run("--show-completion", "bash").stdout
 
 
-def test_completion_is_offered() -> None:
-    done = run("--show-completion", "bash")
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_offered(shell: str) -> None:
+    done = run("--show-completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
     assert "_DOMAINBUILDER_COMPLETE" in done.stdout
+
+
+def test_no_shell_is_no_failed_check() -> None:
+    assert run("--show-completion", "cmd.exe").returncode == 2
+    done = run("--show-completion", env={"PYTHONPATH": str(COMMANDS.parent.parent), "SHELL": "/bin/none"})
+    assert done.returncode in (0, 2)
