@@ -127,16 +127,29 @@ def _unpack(folder: Path) -> None:
 
 
 def in_folder(folder: Path) -> list[ConformanceGuest]:
-    """The 32-bit conformance guests that `samples/build.py --conformance` wrote to `folder`, by name.
+    """The conformance guests that `samples/build.py --conformance` wrote to `folder`, by name.
 
-    Raises BuildError where there are none.
+    A 32-bit guest NAME-32.elf goes by NAME, and its 64-bit twin by NAME-64. Raises BuildError where there are
+    none.
     """
     titles = folder / TITLES
     covers: dict[str, str] = json.loads(titles.read_text("utf-8")) if titles.exists() else {}
-    names = sorted(path.name.removesuffix("-32.elf") for path in folder.glob("*-32.elf"))
-    if not names:
-        raise BuildError("no conformance guests here", where=Where(str(folder)), expected="NAME-32.elf")
-    return [ConformanceGuest(name, covers.get(name, ""), folder / f"{name}-32.elf") for name in names]
+    found = {
+        path.stem.removesuffix("-32"): path
+        for suffix in ("-32.elf", "-64.elf")
+        for path in folder.glob(f"*{suffix}")
+    }
+    if not found:
+        expected = "NAME-32.elf or NAME-64.elf"
+        raise BuildError("no conformance guests here", where=Where(str(folder)), expected=expected)
+    return [
+        ConformanceGuest(name, covers.get(_of_either_width(name), ""), found[name]) for name in sorted(found)
+    ]
+
+
+def _of_either_width(name: str) -> str:
+    """What a guest and its 64-bit twin are both called."""
+    return name.removesuffix("-64")
 
 
 def select(tests: Sequence[ConformanceGuest], names: Sequence[str]) -> list[ConformanceGuest]:
@@ -160,7 +173,7 @@ def run(test: ConformanceGuest, timeout: float = DEFAULT_TIMEOUT) -> Result:
     verdict, messages = judge(text, outcome)
     counts = _COUNTS.search(text)
     checks, refusals = (int(counts[1]), int(counts[2])) if counts else (0, 0)
-    known = KNOWN_GAPS.get(test.name, "") if verdict is Verdict.FAILURE else ""
+    known = KNOWN_GAPS.get(_of_either_width(test.name), "") if verdict is Verdict.FAILURE else ""
     return Result(
         test.name,
         test.covers,
