@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,3 +33,19 @@ class BootImage:
     store_evtchn: int
     console_mfn: int
     console_evtchn: int
+
+    def places(self) -> dict[str, Any]:
+        """Where everything is, without what is there: from_places() makes an image of it again."""
+        return {name: getattr(self, name) for name in _PLACES}
+
+    @classmethod
+    def from_places(cls, places: dict[str, Any]) -> BootImage:
+        """An image whose memory is there already."""
+        empty: dict[str, Any] = {"p2m": array("Q"), "ram": memoryview(b""), "context": b""}
+        return cls(**places, shared_info=bytes(4096), **empty)
+
+
+_PLACES = (
+    "guest_type", "nr_pages", "first_mfn", "root_mfn", "hypercall_page_mfn", "shared_info_mfn", "store_mfn",
+    "store_evtchn", "console_mfn", "console_evtchn",
+)  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Any
 
 TSC_PER_NS = 2  # a 2 GHz time stamp counter: tsc_to_system_mul 0x80000000, tsc_shift 0
 NS_PER_EXIT = 100  # an exception or hypercall: no guest may have them for nothing
@@ -57,6 +58,10 @@ class Timers:
         """When the timer `key` is to fire, or None."""
         live = self._live.get(key)
         return live[0] if live else None
+
+    def live(self) -> list[tuple[object, tuple[int, int, Callable[[], None]]]]:
+        """All that are armed, in the order of arming."""
+        return sorted(self._live.items(), key=lambda item: item[1][1])
 
     def next_deadline(self) -> int:
         """The earliest armed deadline, or NEVER."""
@@ -144,6 +149,30 @@ class Clock:
         if passed > 0:
             self.cell[CELL_LEFT] -= passed
             self.cell[CELL_IDLE] += passed
+
+    # -- as plain values
+
+    WIRING = frozenset(("_words", "cell", "timers"))  # saved by name, or no state
+
+    def save(self) -> dict[str, Any]:
+        """Time, and the timers that are armed: (kind, number, deadline). The horizon is nobody's state."""
+        cell = self.cell
+        timers = [[*key, when] for key, (when, _, _) in self.timers.live()]  # type: ignore[misc]
+        return {
+            "start": self._start, "now": self.now(), "spent": cell[CELL_SPENT], "idle": cell[CELL_IDLE],
+            "turn_end": self.turn_end, "timers": timers,
+        }  # fmt: skip
+
+    def restore(self, saved: dict[str, Any], action: Callable[[str, int], Callable[[], None]]) -> None:
+        """Put back what `save()` gave; `action` says what the timer (kind, number) does."""
+        cell, words = self.cell, self._words
+        self._start = saved["start"]
+        cell[CELL_LEFT], words[CELL_HORIZON] = 0, saved["now"]
+        cell[CELL_SPENT], cell[CELL_IDLE] = saved["spent"], saved["idle"]
+        self.timers = Timers()
+        for kind, number, when in saved["timers"]:
+            self.timers.set((kind, number), when, action(kind, number))
+        words[CELL_TURN_END] = saved["turn_end"]
 
     # -- the horizon, and the turn
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hvcore.cpu.words import DomainWords
 from hvcore.public.xen import DOMID_SELF
@@ -34,6 +34,27 @@ SHUTDOWN_NAMES = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_re
 class Domain:
     """One guest. `domain_id` is its number: the owner of its frames, and what others call it by."""
 
+    WIRING: ClassVar[frozenset[str]] = frozenset(
+        (
+            "abi",
+            "mem",
+            "frames",
+            "clock",
+            "shared_info_mfn",
+            "shared_info",
+            "domain_list",
+            "vcpus",
+            "words",
+            "engine",
+            "guest",
+            "mm",
+            "evtchn",
+            "grant_table",
+            "trace",
+            "reschedule",
+            "close_ports",
+        )
+    )
     abi: Abi
     mem: MachineMemory
     frames: FrameTable

@@ -14,19 +14,31 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from hvcore.boot_image import BootImage
 from hvcore.clock import NEVER, Timers
-from hvcore.common.domain import domain_destroyed, domain_kill
+from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
 from hvcore.cpu.engine import Engine, EngineContext
-from hvcore.errors import DomainCrash
+from hvcore.errors import DomainCrash, EngineError
 from hvcore.machine import Machine, Stop
+from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import NO_OWNER, FrameTable
+from hvcore.save import (
+    HostState,
+    restore_domain,
+    restore_domain_owners,
+    restore_owner,
+    restore_pages,
+    save_dom0,
+    save_domain,
+    save_owner,
+    save_pages,
+)
 
 if TYPE_CHECKING:
-    from hvcore.boot_image import BootImage
     from hvcore.domain import Domain
-    from hvcore.machine_memory import MachineMemory
 
 _EXTENT = 512  # frames: a domain's memory begins on a 2 MB boundary
 
@@ -82,6 +94,7 @@ class Host:
         upper_ptwr: bool = False,
         lanes: bool = True,
         cap: int = 0,
+        is_new: bool = True,
     ) -> Machine:
         """Create the domain of an image that was built into frames from `room_for()` on.
 
@@ -95,11 +108,71 @@ class Host:
         self.engine.load_context(self._pristine)
         machine = Machine(
             self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
-            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, start_ns=start_ns,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, start_ns=start_ns, is_new=is_new,
         )  # fmt: skip
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
         return machine
+
+    # -- as plain values
+
+    def save(self) -> HostState:
+        """All that the host and its domains are, between two runs; nothing is changed by it.
+
+        Raises EngineError for a host that a domain has left: what it left behind cannot be made again.
+        """
+        if sorted(self.machines) != list(range(1, self._next_domid)):
+            raise EngineError("a host that a domain has left cannot be saved")
+        domains = []
+        for m in self.machines.values():
+            context = self.engine.save_context() if m is self._on_cpu else m.context
+            assert context is not None
+            domains.append(save_domain(m, context))
+        return HostState(
+            memory=self.mem.save(),
+            pages=save_pages(self.mem),
+            frames=save_owner(self.frames),
+            dom0=save_dom0(self.domain_list[DOM0]) if DOM0 in self.domain_list else {},
+            domains=tuple(domains),
+            on_cpu=self._on_cpu.domain.domain_id if self._on_cpu is not None else None,
+            next_domid=self._next_domid,
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        state: HostState,
+        console_output: Callable[[int, bytes], None] = lambda _domid, _data: None,
+        **options: bool,
+    ) -> Host:
+        """A host that goes on where the saved one was. `options` are those of Host, of how it is run.
+
+        `console_output` is called with the domain's number and what it writes.
+        """
+        shape = state.memory
+        mem = MachineMemory(shape["nr_pages"], first_mfn=shape["first_mfn"], domains=shape["domains"])
+        host = cls(mem, **options)
+        for saved in state.domains:
+            mem.restore_heap(saved.heap_top, [])
+            image = BootImage.from_places(saved.boot)
+            output = partial(console_output, saved.domid)
+            m = host.create(image, console_output=output, is_new=False, **saved.options)
+            words = host.engine.save_context()
+            here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts")}
+            host.engine.load_context(EngineContext(**saved.context, **here))
+            running = saved.owners["machine"]["running"]
+            m.lanes.run(m.domain.vcpus[running] if running is not None else None)
+            host.engine.words.tlb_flushes = saved.context["tlb_flushes"]
+        mem.restore_heap(shape["heap_top"], shape["freed"])
+        restore_pages(mem, state.pages)
+        restore_owner(host.frames, state.frames)
+        for m, saved in zip(host.machines.values(), state.domains, strict=True):
+            restore_domain(m, saved)
+        if state.dom0:
+            restore_domain_owners(host.domain_list[DOM0], state.dom0)
+        if state.on_cpu is not None:
+            host._enter(host.machines[state.on_cpu])
+        return host
 
     def destroy(self, machine: Machine) -> None:
         """domain_kill(): the domain is gone; its frames are the heap's as far as nobody else holds them."""

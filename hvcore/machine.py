@@ -103,6 +103,30 @@ class Machine:
     `cap` is how much of its time the domain may have at most, in percent (0: all of it).
     """
 
+    WIRING = frozenset(
+        (
+            "host",
+            "mem",
+            "engine",
+            "clock",
+            "domain",
+            "xenstore",
+            "console",
+            "frames",
+            "traps",
+            "ro_page_fault",
+            "lanes",
+            "typed",
+            "context",
+            "crash",
+            "skip_loops",
+            "_has_lanes",
+            "_running",
+            "boot",
+            "heap_top",
+        )
+    )
+
     def __init__(
         self,
         host: Host,
@@ -115,6 +139,7 @@ class Machine:
         lanes: bool,
         cap: int,
         start_ns: int | None,
+        is_new: bool = True,
     ) -> None:
         self.host = host
         self.mem, self.engine = host.mem, host.engine
@@ -134,10 +159,13 @@ class Machine:
         self._input: deque[bytes] = deque()
         # Told of input as the guest gets it: when, and what.
         self.typed: Callable[[int, bytes], None] = lambda _when, _data: None
+        self.boot = image.places()
+        self.heap_top = self.mem.heap_top
         self.domain = self._create_domain(image, domain_id, vcpus)
         self._create_backends(image, console_output)
         self._connect(upper_ptwr)
-        self._start_boot_vcpu(image)
+        if is_new:
+            self._start_boot_vcpu(image)
 
     # -- building
 

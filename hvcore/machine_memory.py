@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from array import array
+from typing import Any
 
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
@@ -112,6 +113,24 @@ class MachineMemory:
         """Give a frame of Xen's own back."""
         self.frame(mfn)[:] = bytes(PAGE_SIZE)
         self._freed.append(mfn)
+
+    @property
+    def heap_top(self) -> int:
+        """Below this nothing of the heap was handed out yet."""
+        return self._heap_top
+
+    def save(self) -> dict[str, Any]:
+        """Its shape, and what of the heap is in use; the contents are the frames'."""
+        domains = (self.first_mfn - self._heap_floor) // _HEAP_FRAMES
+        return {
+            "nr_pages": self.nr_pages, "first_mfn": self.first_mfn, "domains": domains,
+            "heap_top": self._heap_top, "freed": list(self._freed),
+        }  # fmt: skip
+
+    def restore_heap(self, heap_top: int, freed: list[int]) -> None:
+        """What is in use, as save() gave it."""
+        self._heap_top = heap_top
+        self._freed[:] = freed
 
     def scrub(self, start_mfn: int, nr: int) -> None:
         """Make `nr` frames read as zeroes, and give their memory back to this machine's own host."""

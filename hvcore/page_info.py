@@ -54,6 +54,8 @@ class FrameTable:
         "tot_pages",
     )
 
+    WIRING = frozenset(("base_mfn", "nr"))
+
     def __init__(self, base_mfn: int, nr: int) -> None:
         self.base_mfn = base_mfn
         self.nr = nr

@@ -10,7 +10,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from hvcore.refusal import Reason, Refusal
 
@@ -67,6 +67,7 @@ class Trace:
     whose they were. `refused` counts those that no other refusal led to, with the last of each kind.
     """
 
+    WIRING: ClassVar[frozenset[str]] = frozenset(())
     hypercalls: memoryview = field(default_factory=lambda: _words(_NR_HYPERCALLS))
     unknown_hypercalls: dict[int, int] = field(default_factory=dict)
     exceptions: memoryview = field(default_factory=lambda: _words(_NR_VECTORS))

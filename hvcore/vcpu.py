@@ -130,6 +130,20 @@ class Vcpu(VcpuWords):
         "trap_ctxt",
     )
 
+    WIRING = frozenset(
+        (
+            "domain",
+            "info",
+            "info_mfn",
+            "arch_cr2_off",
+            "domain_words",
+            "info_address",
+            "cr2_offset",
+            "ctrlreg_words",
+            "trap_words",
+            "callback_words",
+        )
+    )
     __hash__ = object.__hash__
 
     def __init__(self, domain: Domain, vcpu_id: int) -> None:

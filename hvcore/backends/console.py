@@ -33,6 +33,8 @@ class ConsoleBackend(Device):
 
     __slots__ = ("_input", "_output", "_shown")
 
+    WIRING = frozenset(("ring", "_backend", "_output"))
+
     def __init__(self, ring: memoryview, output: Callable[[bytes], None]) -> None:
         super().__init__(ring)
         self._output = output

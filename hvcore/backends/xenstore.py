@@ -98,6 +98,8 @@ def _atoi(text: str) -> int:
 class XenstoreBackend(Device):
     """The store as one domain's connection sees it. `write()` and `rm()` are domain 0's own."""
 
+    WIRING = frozenset(("ring", "_backend", "_handlers", "tree", "_domid"))
+
     def __init__(self, ring: memoryview, domain: Domain, name: str = "guest") -> None:
         super().__init__(ring)
         self._domid = domain.domain_id

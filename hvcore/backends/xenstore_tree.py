@@ -102,6 +102,8 @@ class Transaction:
 class Tree:
     """All nodes. Operations take their transaction, or None, and the domain that asks (0 may do anything)."""
 
+    WIRING = frozenset(("guest", "home"))
+
     def __init__(self, guest: int) -> None:
         self.guest = guest
         self.home = f"/local/domain/{guest}"

@@ -116,6 +116,8 @@ class EvtchnTable:
         "virq_to_evtchn",
     )
 
+    WIRING = frozenset(("domain", "consumers", "port_ops"))
+
     def __init__(self, domain: Domain, max_evtchn_port: int = MAX_EVTCHN_PORT) -> None:
         self.domain = domain
         self.max_evtchn_port = max_evtchn_port

@@ -61,6 +61,8 @@ class EvtchnFifo:
     has_priority = True
     nr_channels = EVTCHN_FIFO_NR_CHANNELS
 
+    WIRING = frozenset(("_base_mfn", "_table", "_words"))
+
     def __init__(self, table: EvtchnTable) -> None:
         d = table.domain
         self._table = table

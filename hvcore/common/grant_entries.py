@@ -120,6 +120,8 @@ class GrantTable:
         "version",
     )
 
+    WIRING = frozenset(("domain",))
+
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
         self.version = 1

@@ -2,7 +2,7 @@
 
 Which vCPU runs is the run loop's choice; this module keeps the reasons why one does not (`pause_flags`), the
 account of what it did (`runstate`), and asks for a new choice through `Domain.reschedule()`. Timers are named
-by what they belong to: a vCPU is the key of its own singleshot timer, pairs name the others.
+(kind, number), and what each kind does stands in one table.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
 NR_DOMAIN_WATCHDOG_TIMERS = 2
+SINGLESHOT, _PERIODIC, _POLL, _WATCHDOG = "singleshot", "periodic", "poll", "watchdog"  # kinds of timers
 MAX_POLL_PORTS = 128
 _SIGN = 1 << 63
 _FAR_FUTURE_SHIFT = 50  # a timeout 2^50 ns ahead is taken for a jiffies wrap
@@ -89,7 +90,7 @@ def schedule_out(v: Vcpu) -> None:
     else:
         vcpu_runstate_change(v, RUNSTATE_runnable if vcpu_runnable(v) else RUNSTATE_offline)
     if v.periodic_period:
-        v.domain.clock.stop_timer((v, "periodic"))
+        v.domain.clock.stop_timer((_PERIODIC, v.vcpu_id))
 
 
 def schedule_in(v: Vcpu) -> None:
@@ -212,7 +213,7 @@ def do_poll(v: Vcpu, ports: int, nr_ports: int, timeout: int) -> int:
     evtchn.pollers += 1
     if timeout:
         when = timeout if timeout < _SIGN else 0
-        d.clock.set_timer((v, "poll"), when, partial(poll_timer_fn, v))
+        arm(d, _POLL, v.vcpu_id, when)
     d.reschedule()
     return 0
 
@@ -233,19 +234,19 @@ def send_timer_event(v: Vcpu) -> None:
 
 def set_singleshot_timer(v: Vcpu, when: int) -> None:
     """Arm the vCPU's one-shot timer for system time `when` (ns)."""
-    v.domain.clock.set_timer(v, when, partial(send_timer_event, v))
+    arm(v.domain, SINGLESHOT, v.vcpu_id, when)
 
 
 def do_set_timer_op(v: Vcpu, timeout: int) -> int:
     """Arm the one-shot timer at `timeout` (a 64-bit system time, 0 to disarm)."""
     clock = v.domain.clock
     if not timeout:
-        clock.stop_timer(v)
+        clock.stop_timer((SINGLESHOT, v.vcpu_id))
         return 0
     now = clock.now()
     if timeout >= _SIGN or (timeout - now) >> _FAR_FUTURE_SHIFT > 0:
         timeout = now + _HUGE_TIMEOUT_NS
-    clock.set_timer(v, timeout, partial(send_timer_event, v))
+    arm(v.domain, SINGLESHOT, v.vcpu_id, timeout)
     return 0
 
 
@@ -258,12 +259,12 @@ def vcpu_periodic_timer_work(v: Vcpu) -> None:
         send_timer_event(v)
         v.periodic_last_event = now
         due = now + v.periodic_period
-    clock.set_timer((v, "periodic"), due, partial(vcpu_periodic_timer_work, v))
+    arm(v.domain, _PERIODIC, v.vcpu_id, due)
 
 
 def vcpu_set_periodic_timer(v: Vcpu, period: int) -> None:
     """Tick every `period` ns; 0 stops the ticks."""
-    v.domain.clock.stop_timer((v, "periodic"))
+    v.domain.clock.stop_timer((_PERIODIC, v.vcpu_id))
     v.periodic_period = period
     if period:
         vcpu_periodic_timer_work(v)
@@ -292,20 +293,39 @@ def domain_watchdog(d: Domain, id_: int, timeout: int) -> int:
         return -EINVAL
     clock = d.clock
     when = clock.now() + timeout * 1_000_000_000
-    fire = partial(domain_watchdog_timeout, d)
     if id_ == 0:
         for slot in range(1, NR_DOMAIN_WATCHDOG_TIMERS + 1):
-            if clock.expires((d, slot)) is None:
-                clock.set_timer((d, slot), when, fire)
+            if clock.expires((_WATCHDOG, slot)) is None:
+                arm(d, _WATCHDOG, slot, when)
                 return slot
         return -ENOSPC
-    if clock.expires((d, id_)) is None:
+    if clock.expires((_WATCHDOG, id_)) is None:
         return -EINVAL
     if timeout == 0:
-        clock.stop_timer((d, id_))
+        clock.stop_timer((_WATCHDOG, id_))
     else:
-        clock.set_timer((d, id_), when, fire)
+        arm(d, _WATCHDOG, id_, when)
     return 0
+
+
+# --- what timers do ---------------------------------------------------------------------------------------
+
+_TIMERS: dict[str, Callable[[Domain, int], None]] = {
+    SINGLESHOT: lambda d, vcpu: send_timer_event(d.vcpus[vcpu]),
+    _PERIODIC: lambda d, vcpu: vcpu_periodic_timer_work(d.vcpus[vcpu]),
+    _POLL: lambda d, vcpu: poll_timer_fn(d.vcpus[vcpu]),
+    _WATCHDOG: lambda d, _slot: domain_watchdog_timeout(d),
+}
+
+
+def timer_action(d: Domain, kind: str, number: int) -> Callable[[], None]:
+    """What the timer (kind, number) of a domain does when it is due."""
+    return partial(_TIMERS[kind], d, number)
+
+
+def arm(d: Domain, kind: str, number: int, when: int) -> None:
+    """Arm or move a timer: the singleshot, periodic or poll timer of a vCPU, or a domain's watchdog."""
+    d.clock.set_timer((kind, number), when, timer_action(d, kind, number))
 
 
 # --- sched_op ---------------------------------------------------------------------------------------------

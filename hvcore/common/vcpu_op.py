@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hvcore.abi import VCPU_INFO_SIZE, VCPU_UPCALL_MASK, XEN_LEGACY_MAX_VCPUS
 from hvcore.common.handles import array_access_ok
 from hvcore.common.schedule import (
+    SINGLESHOT,
     domain_shutdown,
     send_timer_event,
     set_singleshot_timer,
@@ -169,7 +170,7 @@ def _set_singleshot_timer(curr: Vcpu, v: Vcpu, arg: int) -> int:
     if v is not curr:
         return -EINVAL
     if timeout < d.clock.now():
-        d.clock.stop_timer(v)
+        d.clock.stop_timer((SINGLESHOT, v.vcpu_id))
         send_timer_event(v)
     else:
         set_singleshot_timer(v, timeout if timeout < _SIGN else 0)
@@ -179,7 +180,7 @@ def _set_singleshot_timer(curr: Vcpu, v: Vcpu, arg: int) -> int:
 def _stop_singleshot_timer(curr: Vcpu, v: Vcpu, _arg: int) -> int:
     if v is not curr:
         return -EINVAL
-    v.domain.clock.stop_timer(v)
+    v.domain.clock.stop_timer((SINGLESHOT, v.vcpu_id))
     return 0
 
 

@@ -88,6 +88,14 @@ GUEST_L4_SLOTS = (*range(256), *range(272, 512))  # is_guest_l4_slot() of 64-bit
 class PageTables(PageTypes):
     """The page tables of the domain. Results are 0 or a negative errno."""
 
+    WIRING = frozenset(
+        (
+            "abi", "base", "count", "domid", "e", "engine", "entries", "frames", "guest", "levels",
+            "linear_pt_count", "mem", "mfn_mask", "nr", "owner", "pflags", "ptype", "pv32", "readable",
+            "root_type", "shift", "stamp", "tcount", "trace", "validate_segdesc_page", "xen",
+        )
+    )  # fmt: skip
+
     def __init__(
         self,
         abi: Abi,

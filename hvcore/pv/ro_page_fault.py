@@ -63,6 +63,8 @@ def store_form(code: bytes, *, long_mode: bool) -> int:
 class RoPageFault:
     """At most one store is under way: between `try_start()` and the engine's next exit."""
 
+    WIRING = frozenset(("d", "upper_tables", "engine", "mm", "scratch_mfn", "scratch", "reject"))
+
     def __init__(self, domain: Domain, *, upper_tables: bool = False) -> None:
         self.d = domain
         self.upper_tables = upper_tables

@@ -1,0 +1,284 @@
+"""A host as plain values and bytes, and a host made of them: what each owner keeps, by its fields.
+
+Every field of an owner is its state, unless the class says in `WIRING` that it is none: a reference to
+another part, or what is worked out from the rest. So a field that is added is saved, or `save()` says that
+it cannot be. Restoring builds the same parts anew, as creating did, and then gives every field its value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import get_annotations
+from typing import TYPE_CHECKING, Any
+
+from hvcore.backends.xenstore_tree import Node, Perm, Transaction
+from hvcore.common.event_fifo import EvtchnFifo
+from hvcore.common.grant_entries import ActiveEntry, Mapping
+from hvcore.common.schedule import timer_action
+from hvcore.cpu.engine import EngineContext
+from hvcore.errors import DomainCrash, EngineError
+from hvcore.public.xen import PAGE_SIZE
+from hvcore.refusal import Reason, Refusal
+from hvcore.trace import FailedEntry, RefusedCall, RefusedFault
+from hvcore.vcpu import Callbacks, Entries, Vcpu
+
+if TYPE_CHECKING:
+    from hvcore.domain import Domain
+    from hvcore.machine import Machine
+    from hvcore.machine_memory import MachineMemory
+
+Plain = Any  # None, bool, int, str, bytes, and lists and dicts of these
+Fields = dict[str, Plain]
+
+_RECORD_TYPES: tuple[type, ...] = (
+    ActiveEntry, Mapping, Transaction, Node, Perm, Refusal, FailedEntry, RefusedCall, RefusedFault,
+)  # fmt: skip
+_RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
+_NOT_OF_THE_DOMAIN = ("vcpu", "journal", "lane_counts")  # of an EngineContext: addresses in this process
+
+
+@dataclass(frozen=True, slots=True)
+class DomainState:
+    """One domain. `boot` are the fields of its BootImage that say where things are; `owners` by name."""
+
+    domid: int
+    boot: Fields
+    heap_top: int
+    options: Fields
+    context: Fields
+    clock: Fields
+    owners: dict[str, Fields]
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """A host between two instructions of its guests. `pages` are the frames that are not empty, by index."""
+
+    memory: Fields
+    pages: dict[int, bytes]
+    frames: Fields
+    dom0: dict[str, Fields]
+    domains: tuple[DomainState, ...]
+    on_cpu: int | None
+    next_domid: int
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def pack(value: object) -> Plain:
+    """`value` as plain values, with what it was where that is not plain. Raises EngineError."""
+    if value is None or (isinstance(value, bool | int | str | bytes) and not isinstance(value, Reason)):
+        return value
+    if isinstance(value, Reason):
+        return ["reason", value.name]
+    if isinstance(value, Entries):
+        return ["words", bytes(value.words)]
+    if isinstance(value, Callbacks):
+        return ["callbacks", sorted(value._known), bytes(value.words)]
+    if isinstance(value, memoryview):
+        return ["words", bytes(value)]
+    if isinstance(value, bytearray):
+        return ["bytearray", bytes(value)]
+    if isinstance(value, array):
+        return ["array", value.typecode, value.tobytes()]
+    name = type(value).__name__
+    if name in _RECORDS:
+        return ["record", name, [pack(getattr(value, field)) for field in _record_fields(type(value))]]
+    if isinstance(value, deque):
+        return ["deque", value.maxlen, [pack(item) for item in value]]
+    if isinstance(value, list | tuple):
+        return [type(value).__name__, [pack(item) for item in value]]
+    if isinstance(value, set):
+        return ["set", [pack(item) for item in sorted(value)]]
+    if isinstance(value, dict):
+        return ["dict", [[pack(key), pack(item)] for key, item in value.items()]]
+    raise EngineError(f"a {name} cannot be saved")
+
+
+def _record_fields(cls: type) -> tuple[str, ...]:
+    return tuple(getattr(cls, "_fields", None) or cls.__slots__)  # type: ignore[attr-defined]
+
+
+def unpack(plain: Plain) -> Any:
+    """What `pack()` was given, but for memory, which stays bytes."""
+    if not isinstance(plain, list):
+        return plain
+    kind, *rest = plain
+    if kind == "reason":
+        return Reason[rest[0]]
+    if kind == "record":
+        return _record(_RECORDS[rest[0]], [unpack(item) for item in rest[1]])
+    if kind == "array":
+        return array(rest[0], rest[1])
+    if kind == "deque":
+        return deque((unpack(item) for item in rest[1]), rest[0])
+    if kind == "dict":
+        return {unpack(key): unpack(item) for key, item in rest[0]}
+    items = rest[-1]
+    if kind in ("list", "tuple", "set"):
+        return {"list": list, "tuple": tuple, "set": set}[kind](unpack(item) for item in items)
+    return bytearray(items) if kind == "bytearray" else rest
+
+
+def _record(cls: type, values: list[Any]) -> object:
+    if hasattr(cls, "_fields"):
+        return cls(*values)
+    record: object = object.__new__(cls)
+    for name, value in zip(_record_fields(cls), values, strict=True):
+        setattr(record, name, value)
+    return record
+
+
+# --- owners -------------------------------------------------------------------------------------------------
+
+
+def state_fields(owner: object) -> list[str]:
+    """The names of the fields of `owner` that are its state, sorted."""
+    names: set[str] = set(getattr(owner, "__dict__", ()))
+    for cls in type(owner).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        names.update((slots,) if isinstance(slots, str) else slots)
+        if issubclass(cls, ctypes.Structure):
+            names.update(name for name in get_annotations(cls) if not name.startswith("_"))
+    return sorted(names - set(type(owner).WIRING) - {"__dict__", "__weakref__"})  # type: ignore[attr-defined]
+
+
+def save_owner(owner: object) -> Fields:
+    """The state of one owner. Raises EngineError for a field that is no plain value and not in WIRING."""
+    saved = {}
+    for name in state_fields(owner):
+        try:
+            saved[name] = pack(getattr(owner, name))
+        except EngineError as error:
+            raise EngineError(f"{type(owner).__name__}.{name}: {error}") from None
+    return saved
+
+
+def restore_owner(owner: object, saved: Fields) -> None:
+    """Give the owner its state, in place where others hold the same object, or its address."""
+    for name, plain in saved.items():
+        current = getattr(owner, name, None)
+        if isinstance(current, Entries):
+            current.words.cast("B")[:] = plain[1]
+        elif isinstance(current, Callbacks):
+            current._known = set(plain[1])
+            current.words.cast("B")[:] = plain[2]
+        elif isinstance(current, memoryview):
+            current.cast("B")[:] = plain[1]
+        else:
+            _assign(owner, name, current, unpack(plain))
+
+
+def _assign(owner: object, name: str, current: object, value: Any) -> None:
+    same_size = isinstance(current, array | bytearray) and len(current) == len(value)
+    if isinstance(current, list) or same_size:
+        current[:] = value  # type: ignore[index]
+    elif isinstance(current, dict | set):
+        current.clear()
+        current.update(value)
+    elif isinstance(current, deque):
+        current.clear()
+        current.extend(value)
+    else:
+        setattr(owner, name, value)
+
+
+def _owners_of_domain(d: Domain) -> Iterator[tuple[str, object]]:
+    yield "domain", d
+    yield "evtchn", d.evtchn
+    if isinstance(d.evtchn.port_ops, EvtchnFifo):
+        yield "fifo", d.evtchn.port_ops
+    yield "grant_table", d.grant_table
+    yield "trace", d.trace
+
+
+def owners(m: Machine) -> Iterator[tuple[str, object]]:
+    """All that keep state of a domain that runs, by name."""
+    yield from _owners_of_domain(m.domain)
+    yield "machine", m
+    yield "mm", m.domain.mm
+    yield "ro_page_fault", m.ro_page_fault
+    yield "console", m.console
+    yield "xenstore", m.xenstore
+    yield "tree", m.xenstore.tree
+    for v in m.domain.vcpus:
+        yield f"vcpu{v.vcpu_id}", v
+
+
+def _info(v: Vcpu) -> list[int | None]:
+    """Where struct vcpu_info is: its frame if the guest named one, and its place in the machine's memory."""
+    start = ctypes.addressof(ctypes.c_char.from_buffer(v.domain.mem.view))
+    return [v.info_mfn, v.info_address - start]
+
+
+def save_domain(m: Machine, context: EngineContext) -> DomainState:
+    """One domain, whose processor state is `context`."""
+    saved = {name: save_owner(owner) for name, owner in owners(m)}
+    d = m.domain
+    saved["machine"] |= {
+        "running": None if m._running is None else m._running.vcpu_id,
+        "crash": None if m.crash is None else m.crash.reason,
+    }
+    saved["domain"]["words"] = {"vm_assist": d.vm_assist, "events_delivered": d.words.events_delivered}
+    for v in d.vcpus:
+        saved[f"vcpu{v.vcpu_id}"]["info"] = _info(v)
+    kept = {name: value for name, value in context._asdict().items() if name not in _NOT_OF_THE_DOMAIN}
+    options = {"vcpus": len(d.vcpus), "upper_ptwr": m.ro_page_fault.upper_tables, "cap": m.cap}
+    return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), saved)
+
+
+def restore_domain(m: Machine, state: DomainState) -> None:
+    """Give a domain that was created anew its state; its memory is there."""
+    d = m.domain
+    saved = {name: dict(fields) for name, fields in state.owners.items()}
+    running, crash = saved["machine"].pop("running"), saved["machine"].pop("crash")
+    words = saved["domain"].pop("words")
+    infos = [saved[f"vcpu{v.vcpu_id}"].pop("info") for v in d.vcpus]
+    restore_domain_owners(d, saved)
+    for name, owner in owners(m):
+        restore_owner(owner, saved[name])
+    d.vm_assist, d.words.events_delivered = words["vm_assist"], words["events_delivered"]
+    for v, (mfn, at) in zip(d.vcpus, infos, strict=True):
+        v.place_info(d.mem.view[at : at + len(v.info)], mfn)
+    m.crash = None if crash is None else DomainCrash(crash)
+    m._running = None if running is None else d.vcpus[running]
+    m.clock.restore(state.clock, lambda kind, number: timer_action(d, kind, number))
+
+
+def restore_domain_owners(d: Domain, saved: dict[str, Fields]) -> None:
+    """What domain 0 has, too."""
+    if "fifo" in saved:
+        d.evtchn.port_ops = EvtchnFifo(d.evtchn)
+    for name, owner in _owners_of_domain(d):
+        restore_owner(owner, {key: value for key, value in saved[name].items() if key != "words"})
+
+
+def save_dom0(d: Domain) -> dict[str, Fields]:
+    """Domain 0, which has no processor."""
+    return {name: save_owner(owner) for name, owner in _owners_of_domain(d)}
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def save_pages(mem: MachineMemory) -> dict[int, bytes]:
+    """The frames with something in them, by their index."""
+    zero, view = bytes(PAGE_SIZE), mem.view
+    found = {}
+    for index in range(len(view) // PAGE_SIZE):
+        page = bytes(view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+        if page != zero:
+            found[index] = page
+    return found
+
+
+def restore_pages(mem: MachineMemory, pages: dict[int, bytes]) -> None:
+    """Memory with these frames and no others."""
+    mem.scrub(mem.base_mfn, mem.end_mfn - mem.base_mfn)
+    for index, page in pages.items():
+        mem.view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE] = page
