@@ -11,7 +11,7 @@ from linker.explain import explain
 from linker.keywords import KEYWORDS
 from linker.lexer import number_value
 from linker.outline import Outline
-from linker.output.units import in_units
+from linker.output.units import in_units, percent
 from linker.printer import expression
 from linker.regions import fill
 
@@ -196,5 +196,5 @@ def _region(analysis: Analysis, name: str) -> str:
     if analysis.map is not None or analysis.elf is not None:
         for one in fill(analysis.outline, analysis.map, analysis.elf, analysis.settings):
             if (one.origin, one.length) == extent:
-                text += f", {in_units(one.used)} used ({100 * one.used / max(1, one.length):.1f}%)"
+                text += f", {in_units(one.used)} used ({percent(one.used, one.length, 1)})"
     return text + "."

@@ -10,13 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from linker.regions import Fill
 
 from .text import printable
-from .units import in_units
+from .units import in_units, percent
 
 _BAR = 24
-
-
-def _percent(fill: Fill) -> str:
-    return f"{100 * fill.used / fill.length:.2f}%" if fill.length else "-"
 
 
 def _verdict(fill: Fill) -> str:
@@ -49,16 +45,18 @@ def render(fills: Sequence[Fill]) -> str:
         rows.append(
             (
                 printable(fill.name), f"{fill.origin:#x}", in_units(fill.length), in_units(fill.used),
-                _percent(fill), in_units(fill.free), in_units(fill.gaps), budget,
+                percent(fill.used, fill.length), in_units(fill.free), in_units(fill.gaps), budget,
             )
         )  # fmt: skip
     return "\n".join([*_table(rows), *(line for fill in fills for line in _region(fill))]) + "\n"
 
 
 def _region(fill: Fill) -> list[str]:
-    full = min(_BAR, round(_BAR * fill.used / fill.length)) if fill.length else 0
+    share = percent(fill.used, fill.length)
+    full = min(_BAR, (2 * _BAR * fill.used + fill.length) // (2 * fill.length)) if fill.length else 0
+    bar = "#" * full + "." * (_BAR - full)
     verdict = f"  {_verdict(fill)}" if fill.over else ""
-    lines = ["", f"{printable(fill.name)} [{'#' * full}{'.' * (_BAR - full)}] {_percent(fill)}{verdict}"]
+    lines = ["", f"{printable(fill.name)} [{bar}] {share}{verdict}"]
     rows = [
         (f"  {one.address:#x}", in_units(one.part.size), one.verb, printable(one.part.name))
         for one in fill.places
@@ -89,8 +87,9 @@ def markdown(fills: Sequence[Fill]) -> str:
         budget = in_units(fill.budget) if fill.budget is not None else ""
         mark = f" **{_verdict(fill)}**" if fill.over else ""
         lines.append(
-            f"| {_cell(fill.name)} | {in_units(fill.used)} | {in_units(fill.length)} | {_percent(fill)} "
-            f"| {in_units(fill.free)}{mark} | {in_units(fill.gaps)} | {budget} |"
+            f"| {_cell(fill.name)} | {in_units(fill.used)} | {in_units(fill.length)} "
+            f"| {percent(fill.used, fill.length)} | {in_units(fill.free)}{mark} "
+            f"| {in_units(fill.gaps)} | {budget} |"
         )
     for fill in fills:
         if not fill.shares:

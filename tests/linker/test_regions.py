@@ -18,6 +18,7 @@ from linker.mapfile import read_map
 from linker.outline import Outline
 from linker.output import fill as forms
 from linker.output import svg
+from linker.output.units import in_units, percent
 from linker.regions import CODE, CONSTANT, DATA, ZERO, Part, fill, parts_of_elf
 from linker.settings import DEFAULTS
 from tests.linker.elftext import build
@@ -94,8 +95,8 @@ def test_forms_of_the_table():
     fills = example('"1K"')
     assert (fills[0].used, fills[0].gaps, fills[0].over) == (0x900, 0x800, True)
     text = forms.render(fills)
-    assert "RAM     0x1000  16 KiB  2.2 KiB  14.06%  13.8 KiB  2 KiB   1 KiB" in text
-    assert "1.2 KiB over budget" in text
+    assert "RAM     0x1000  16 KiB  2.3 KiB  14.06%  13.8 KiB  2 KiB   1 KiB" in text
+    assert "1.3 KiB over budget" in text
     markdown = forms.markdown(fills)
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows[:3]} == {8}
@@ -180,3 +181,23 @@ def test_labels_never_overlap(seed):
         for _ in range(source.randrange(4))
     ]
     check_drawing(svg.render(parts, "t" * source.randrange(300), regions))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (-1536, "-1.5 KiB"),
+        (1 << 20, "1 MiB"),
+        ((1 << 30) - 1, "1024.0 MiB"), (1 << 1100, f"{1 << 1070} GiB"),
+        ((1 << 1100) + 1, f"{1 << 1070}.0 GiB"),
+    ],
+)  # fmt: skip
+def test_sizes_as_people_write_them(size, said):
+    assert in_units(size) == said
+
+
+def test_shares_as_people_write_them():
+    assert percent(1, 3) == "33.33%"
+    assert percent(2, 3, 1) == "66.7%"
+    assert percent(1 << 1200, 1 << 1201) == "50.00%"
+    assert (percent(0, 7), percent(7, 0)) == ("0.00%", "-")

@@ -24,12 +24,16 @@ from linker.contents import model
 from linker.cursor import PRECEDENCE
 from linker.elffile import Elf
 from linker.errors import LayoutInputError
+from linker.fixing import fix
 from linker.lint import Inputs, run
+from linker.lsp.analysis import Analysis
+from linker.lsp.hover import hover
 from linker.mapfile import parse_map, read_map
 from linker.match import matches
 from linker.outline import Outline
 from linker.parser import parse
 from linker.printer import print_script
+from linker.session import Request, format_text
 from linker.source import Source
 from tests.linker.elftext import build
 
@@ -398,3 +402,32 @@ def test_maps_and_elf_files_come_through_pipes(tmp_path):
         assert [line.partition(":")[2] for line in piped.stdout.splitlines()] == [
             line.partition(":")[2] for line in direct.stdout.splitlines()
         ]
+
+
+@PROFILE
+@given(st.integers(0, 1 << 62))
+def test_an_editor_may_ask_anywhere(seed):
+    text = mutate(seed)
+    analysis = Analysis("/nowhere/a.lds", Request(), {"/nowhere/a.lds": text})
+    source = random.Random(seed)
+    lines = text.replace("\r\n", "\n").split("\n")
+    for _ in range(12):
+        line = source.randrange(len(lines)) + 1
+        column = source.randrange(len(lines[line - 1]) + 1) + 1
+        hover(analysis, "/nowhere/a.lds", line, column)
+        word = analysis.word("/nowhere/a.lds", line, column)
+        if word is not None:
+            assert lines[line - 1][word.start : word.end] == word.text
+            for span in analysis.definitions(word.text):
+                place = analysis.place(span)
+                assert 0 < place.line <= len(lines)
+    for file, found in analysis.diagnostics().items():
+        assert file == "/nowhere/a.lds"
+        assert all(0 < one.line <= len(lines) for one in found)
+    with suppress(LayoutInputError):
+        before, after = format_text("/nowhere/a.lds", text)
+        assert before == text
+        assert format_text("/nowhere/a.lds", after) == (after, after)
+    given = {"/nowhere/a.lds": text}
+    changed, _ = fix(lambda texts: Analysis("/nowhere/a.lds", Request(), texts).report, given)
+    assert len(changed) <= 1
