@@ -48,6 +48,9 @@ def run(hello: Path, tmp_path: Path) -> Callable[..., int]:
             timeout=60,
             max_guest_seconds=None,
             console_log=None,
+            record=None,
+            replay=None,
+            plain=False,
             stats=False,
             json=False,
         )
