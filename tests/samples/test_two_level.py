@@ -126,10 +126,10 @@ class TestHowItIsChosen:
         done = command("launch", hello, "--timeout", "60", "--expect", "hello> ", "--send", "halt\\n")
         assert done.returncode == 0
         assert f"magic         {GUEST_TYPE}\n" in done.stdout.replace("\r", "")
-        assert done.stderr.splitlines()[0] == (
+        assert (
             f"domainbuilder: {hello} does not ask for PAE and gets two-level page tables, as under Xen 3; "
             "later ones do not run it"
-        )
+        ) in done.stderr.splitlines()
 
     def test_a_kernel_without_the_note_gets_two_levels(self, hello: Path, tmp_path: Path) -> None:
         # Under another owner's name the note says nothing to Xen.
