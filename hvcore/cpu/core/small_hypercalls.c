@@ -2,9 +2,9 @@
 #include "lane.h"
 
 enum { XENVER_version = 0, XEN_VERSION = 4 << 16 | 17 };
-enum { SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL };
+enum { SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL, SEGBASE_GS_USER_SEL };
 enum { VCPUOP_is_up = 3 };
-enum { FS_BASE = (184 + 24 * 4 + 8) / 8, GS_BASE = (184 + 24 * 5 + 8) / 8, HF_ADDSEG = 1 << 6, CR0_TS = 8 };
+enum { GS_SELECTOR = (184 + 24 * 5) / 4, FS_BASE = (184 + 24 * 4 + 8) / 8, GS_BASE = (184 + 24 * 5 + 8) / 8, HF_ADDSEG = 1 << 6, CR0_TS = 8 };
 
 bool hv_xen_version(struct hv_call *c) {
     if ((uint32_t)c->args[0] != XENVER_version)
@@ -40,8 +40,24 @@ static void set_base(struct hv_call *c, int index, uint64_t base) {
     hv_set32(c->j, hflags, *hflags & ~(uint32_t)HF_ADDSEG);
 }
 
+/* _load_user_gs() of a null selector: the process has no base any more, the kernel keeps its own. */
+static bool load_null_user_gs(struct hv_call *c, uint16_t selector) {
+    uint32_t *gs = (uint32_t *)c->regs + GS_SELECTOR; /* selector, base, limit, flags */
+    if (selector > 3)
+        return NOT_MINE;
+    hv_set32(c->j, &gs[0], selector);
+    hv_set32(c->j, &gs[4], 0);
+    hv_set32(c->j, &gs[5], 0);
+    hv_set64(c->j, &c->v->gs_base_user, 0);
+    set_base(c, GS_BASE, c->regs[GS_BASE]);
+    c->result = 0;
+    return MINE;
+}
+
 bool hv_set_segment_base(struct hv_call *c) {
     uint64_t base = c->args[1];
+    if (!c->is_32bit && (uint32_t)c->args[0] == SEGBASE_GS_USER_SEL)
+        return load_null_user_gs(c, (uint16_t)base);
     if (c->is_32bit || !is_canonical(base))
         return NOT_MINE;
     switch ((uint32_t)c->args[0]) {
