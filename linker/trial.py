@@ -117,6 +117,14 @@ def value_of(outline: Outline, symbol: str) -> int | None:
     return value.value if isinstance(value, Known) else None
 
 
+@lru_cache(maxsize=2)
+def _by_name(outline: Outline) -> dict[str, Section]:
+    out: dict[str, Section] = {}
+    for section in trial(outline).sections:
+        out.setdefault(section.name, section)
+    return out
+
+
 def section_of(outline: Outline, name: str) -> Section | None:
     """Return the output section in the trial."""
-    return next((section for section in trial(outline).sections if section.name == name), None)
+    return _by_name(outline).get(name)

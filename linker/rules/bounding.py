@@ -82,7 +82,7 @@ def start_symbol_outside(context: Context) -> Iterator[Hit]:
 
 
 def _position(bounds: Bounds, section: ast.OutputSection) -> int:
-    return next(at for at, step in enumerate(bounds.steps) if step.what is section)
+    return next(at for at in range(bounds.first, len(bounds.steps)) if bounds.steps[at].what is section)
 
 
 def _terms(node: ast.Expr) -> Iterator[ast.Expr]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from linker import ast
 from linker.bounds import Bounds, bounds_of, marks_dot, steps_of
@@ -34,6 +35,7 @@ def _calls(outline: Outline, function: str) -> set[str]:
     return out
 
 
+@lru_cache(maxsize=2)
 def _inside(outline: Outline) -> dict[str, Bounds]:
     """Return, for each output section whose start-up code has symbols for both ends of it, those symbols."""
     out: dict[str, Bounds] = {}
@@ -44,18 +46,37 @@ def _inside(outline: Outline) -> dict[str, Bounds]:
     return out
 
 
-def _marks_before(outline: Outline, section: ast.OutputSection) -> Iterator[ast.Assign]:
-    """Yield the symbols that are given `.` between the output section before and this one."""
+@lru_cache(maxsize=2)
+def _marks(outline: Outline) -> dict[int, tuple[ast.Assign, ...]]:
+    """Return, by the output section behind them, the symbols that are given `.` between two of them."""
+    out: dict[int, tuple[ast.Assign, ...]] = {}
     waiting: list[ast.Assign] = []
     for step in steps_of(outline):
-        if step.what is section:
-            yield from waiting
-            return
+        if step.what is step.section and step.section is not None:
+            out[id(step.section)] = tuple(waiting)
         if step.section is not None:
             waiting = []
         elif marks_dot(step.what):
             assert isinstance(step.what, ast.Assign)
             waiting.append(step.what)
+    return out
+
+
+def _marks_before(outline: Outline, section: ast.OutputSection) -> tuple[ast.Assign, ...]:
+    return _marks(outline).get(id(section), ())
+
+
+@lru_cache(maxsize=2)
+def _loaded_before(outline: Outline) -> dict[int, ast.OutputSection]:
+    """Return, for each section with AT>REGION, the one that comes before it in that region."""
+    out: dict[int, ast.OutputSection] = {}
+    last: dict[str, ast.OutputSection] = {}
+    for placed in outline.kept_sections:
+        section = placed.section
+        if section.lma_region in last:
+            out[id(section)] = last[section.lma_region]
+        last.update((name, section) for name in (section.region, section.lma_region) if name)
+    return out
 
 
 def copy_source(context: Context) -> Iterator[Hit]:
@@ -127,18 +148,7 @@ def _align_before(outline: Outline, section: ast.OutputSection) -> tuple[Edit, .
             Edit(ast.Span(section.at.span.start, section.at.span.start), "ALIGN(", "align the load address"),
             Edit(ast.Span(section.at.span.end, section.at.span.end), ", 4)", "to a word"),
         )
-    before: ast.OutputSection | None = None
-    for placed in outline.kept_sections:
-        if placed.section is section:
-            break
-        loaded = placed.section.type != "NOLOAD" and kinds_in(placed.section) - {
-            ZERO,
-            RESERVED,
-            THREAD_ZERO,
-            UNLOADED,
-        }
-        if loaded and section.lma_region in {placed.section.region, placed.section.lma_region}:
-            before = placed.section
+    before = _loaded_before(outline).get(id(section))
     last = (
         next((item for item in reversed(before.body) if isinstance(item, ast.InputSpec)), None)
         if before

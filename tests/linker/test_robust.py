@@ -306,6 +306,16 @@ GROWING = {
         + " ".join(f".s{i} : AT(ADDR(.s{i}) - 4) {{ *(.s{i}) }} l{i} = LOADADDR(.s{i});" for i in range(n))
         + "}"
     ),
+    "load addresses": lambda n: (
+        "MEMORY { F (rx) : ORIGIN = 0, LENGTH = 64M R (rw) : ORIGIN = 0x20000000, LENGTH = 64M }\n"
+        + "SECTIONS { .text : { *(.text) } >F "
+        + " ".join(
+            f"s{i}_start = .; .s{i} : {{ *(.data.s{i}) }} >R AT>F s{i}_end = .; l{i} = LOADADDR(.s{i}); "
+            f".t{i} : AT(l{i}) {{ *(.data.t{i}) }} >R"
+            for i in range(n // 4)
+        )
+        + "}"
+    ),
     "quotes": lambda n: '"' * n,
     "digits": lambda n: "x = " + "9" * n + ";",
     "line markers": lambda n: '# 1 "a"\nx = ;\n' * n,
