@@ -306,12 +306,11 @@ GROWING = {
         + " ".join(f".s{i} : AT(ADDR(.s{i}) - 4) {{ *(.s{i}) }} l{i} = LOADADDR(.s{i});" for i in range(n))
         + "}"
     ),
-    "load addresses": lambda n: (
+    "copied sections": lambda n: (
         "MEMORY { F (rx) : ORIGIN = 0, LENGTH = 64M R (rw) : ORIGIN = 0x20000000, LENGTH = 64M }\n"
-        + "SECTIONS { .text : { *(.text) } >F "
+        "SECTIONS { .text : { *(.text) } >F "
         + " ".join(
-            f"s{i}_start = .; .s{i} : {{ *(.data.s{i}) }} >R AT>F s{i}_end = .; l{i} = LOADADDR(.s{i}); "
-            f".t{i} : AT(l{i}) {{ *(.data.t{i}) }} >R"
+            f"s{i}_start = .; .s{i} : {{ *(.data.s{i}) }} >R AT>F s{i}_end = .; l{i} = LOADADDR(.s{i});"
             for i in range(n // 4)
         )
         + "}"
