@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from domainbuilder.launch.domain import RunningDomain, launch
+from domainbuilder.launch.domain import launch
 from hvcore.cpu.engine import RIP, RSP
 from hvcore.debug.view import GuestView
-from hvcore.machine import Machine, Stats, Stop
+from hvcore.host import Host
+from hvcore.machine import BOOT_TIME_NS, Machine, Stats, Stop
 
 _DENSE = 500  # how many stops are at their densest
 
@@ -38,7 +40,8 @@ class Schedule:
     """Stops at random times: pauses, looks, or nothing at all.
 
     From `first_ns` of the guest's time on they are `gap_ns` apart on average, and farther and farther later.
-    With `thread` another thread asks for stops as well, whenever it gets to it.
+    With `thread` another thread asks for stops as well, whenever it gets to it. Up to `restores` times the
+    host is saved, restored as another one, and goes on there.
     """
 
     seed: int
@@ -46,6 +49,7 @@ class Schedule:
     gap_ns: int
     skip_loops: bool = True
     thread: bool = False
+    restores: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,12 @@ def look(m: Machine) -> None:
 
 
 @contextmanager
-def other_thread(m: Machine) -> Iterator[None]:
+def other_thread(guest: Run) -> Iterator[None]:
     done = threading.Event()
 
     def nudge() -> None:
         while not done.wait(0.0005):
-            m.host.nudge()
+            guest.m.host.nudge()
 
     thread = threading.Thread(target=nudge)
     thread.start()
@@ -89,30 +93,69 @@ def other_thread(m: Machine) -> Iterator[None]:
         thread.join()
 
 
-class Stopper:
-    """Arms one timer of the host's after another."""
+class Run:
+    """A guest on its way; `m` is another machine after each restore."""
 
-    def __init__(self, m: Machine, schedule: Schedule) -> None:
-        self.m = m
-        self.random = random.Random(schedule.seed)
-        self.gap = schedule.gap_ns
+    def __init__(self, m: Machine, subject: Subject, schedule: Schedule | None, output: bytearray) -> None:
+        self.subject = subject
+        self.output = output
+        self.schedule = schedule
+        self.random = random.Random(schedule.seed if schedule else 0)
+        self.restores = schedule.restores if schedule else 0
         self.stops = 0
-        m.skip_loops = schedule.skip_loops
-        self._arm(schedule.first_ns)
+        self.is_over = self.is_to_be_restored = False
+        self._arm(m)
+        if schedule is not None:
+            self._arm_stop(schedule.first_ns)
 
-    def _arm(self, after: int) -> None:
-        self.m.host.set_timer(self, self.m.clock.now() + after, self._stop)
+    def _arm(self, m: Machine) -> None:
+        """Take a machine: what is still to be typed, and the end."""
+        self.m, subject = m, self.subject
+        for at, data in subject.typed:
+            if BOOT_TIME_NS + at > m.clock.now():
+                m.host.set_timer(at, BOOT_TIME_NS + at, partial(m.input, data))
+        m.host.set_timer("limit", BOOT_TIME_NS + subject.limit_ns, self._end)
+        if self.schedule is not None:
+            m.skip_loops = self.schedule.skip_loops
+
+    def _end(self) -> None:
+        self.is_over = True
+        self.m.host.pause()
+
+    def _arm_stop(self, after: int) -> None:
+        self.m.host.set_timer("stop", self.m.clock.now() + after, self._stop)
+
+    def _next_stop(self) -> None:
+        assert self.schedule is not None
+        apart = self.random.expovariate(1 / self.schedule.gap_ns)
+        self._arm_stop(int(apart * (1 + self.stops / _DENSE) ** 2))
 
     def _stop(self) -> None:
         self.stops += 1
         kind = self.random.random()
+        if self.restores and kind < 0.05:
+            self.restores -= 1
+            self.is_to_be_restored = True
         if kind < 0.5:
             self.m.host.pause()
         elif kind < 0.6:
             look(self.m)
         elif kind < 0.7:
             self.m.host.nudge()
-        self._arm(int(self.random.expovariate(1 / self.gap) * (1 + self.stops / _DENSE) ** 2))
+        self._next_stop()
+
+    def to_the_end(self) -> Stop:
+        """Run on and on, and elsewhere when it is time for that."""
+        while True:
+            stop = self.m.run()
+            if stop is not Stop.PAUSED or self.is_over:
+                return stop
+            if self.is_to_be_restored:
+                self.is_to_be_restored = False
+                old = self.m.host
+                self._arm(Host.restore(old.save(), lambda _domid, data: self.output.extend(data)).machines[1])
+                old.close()
+                self._next_stop()
 
 
 def run(subject: Subject, schedule: Schedule | None = None) -> Result:
@@ -125,37 +168,20 @@ def run(subject: Subject, schedule: Schedule | None = None) -> Result:
         cmdline=subject.cmdline,
         console_output=output.extend,
     ) as dom:
-        m = dom.machine
-        for at, data in subject.typed:
-            m.host.set_timer(at, m.clock.now() + at, lambda data=data: m.input(data))  # type: ignore[misc]
-        over: list[bool] = []
-
-        def limit() -> None:
-            over.append(True)
-            m.host.pause()
-
-        m.host.set_timer("limit", m.clock.now() + subject.limit_ns, limit)
-        stopper = Stopper(m, schedule) if schedule is not None else None
+        guest = Run(dom.machine, subject, schedule, output)
         started = time.process_time()
         if schedule is not None and schedule.thread:
-            with other_thread(m):
-                stop = _to_the_end(m, over)
+            with other_thread(guest):
+                stop = guest.to_the_end()
         else:
-            stop = _to_the_end(m, over)
-        return _result(
-            dom, stop, bytes(output), stopper.stops if stopper else 0, time.process_time() - started
-        )
+            stop = guest.to_the_end()
+        result = _result(guest, stop, time.process_time() - started)
+        guest.m.host.close()
+        return result
 
 
-def _to_the_end(m: Machine, over: list[bool]) -> Stop:
-    while True:
-        stop = m.run()
-        if stop is not Stop.PAUSED or over:
-            return stop
-
-
-def _result(dom: RunningDomain, stop: Stop, output: bytes, stops: int, seconds: float) -> Result:
-    m = dom.machine
+def _result(guest: Run, stop: Stop, seconds: float) -> Result:
+    m = guest.m
     states = [v.saved_state or b"" for v in m.domain.vcpus]
     states[m.domain.current_id] = m.engine.save_state()
     return Result(
@@ -164,8 +190,8 @@ def _result(dom: RunningDomain, stop: Stop, output: bytes, stops: int, seconds: 
         tuple(state.hex() for state in states),
         m.engine.read_eflags(),
         hashlib.sha256(m.mem.view).hexdigest(),
-        output.decode("utf-8", "replace"),
-        stops,
+        guest.output.decode("utf-8", "replace"),
+        guest.stops,
         seconds,
     )
 

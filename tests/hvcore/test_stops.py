@@ -73,6 +73,7 @@ def schedules(whole: Result) -> st.SearchStrategy[Schedule]:
         st.sampled_from((100, 1_000, 10_000, 100_000)),
         skip_loops=st.booleans(),
         thread=st.booleans(),
+        restores=st.integers(0, 2),
     )
 
 
