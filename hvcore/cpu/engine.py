@@ -61,6 +61,7 @@ _EFLAGS = sw.EFLAGS // 8
 _DEBUG, _TF, _RF = 1, 0x100, 0x10000
 _ARITHMETIC = 0x8D5  # OF SF ZF AF PF CF
 _CC_OP_EFLAGS = 1  # they are in cc_src
+_NO_AVX = bytes(sw.XMM_STRIDE - sw.XMM_SIZE)
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 R11 = 11
@@ -752,7 +753,8 @@ class Engine:
     def save_state(self) -> bytes:
         """Everything of the CPU state that belongs to a vCPU, FPU and debug registers included.
 
-        Between runs. The arithmetic flags can be kept in many ways; here they are always in the same.
+        Between runs. What is no state of a processor is always the same: the arithmetic flags can be kept in
+        many ways, and the library leaves remains of its own stack behind the registers of SSE.
         """
         eflags = self.read_eflags()
         state = bytearray(self.window.bytes[: sw.DR + 64])
@@ -761,6 +763,10 @@ class Engine:
         words[sw.CC_SRC // 8] = eflags & _ARITHMETIC
         words[sw.CC_DST // 8] = words[sw.CC_SRC2 // 8] = 0
         memoryview(state).cast("I")[sw.CC_OP // 4] = _CC_OP_EFLAGS
+        for at in range(sw.XMM, sw.XMM + sw.NR_XMM * sw.XMM_STRIDE, sw.XMM_STRIDE):
+            state[at + sw.XMM_SIZE : at + sw.XMM_STRIDE] = _NO_AVX
+        scratch = sw.XMM + sw.NR_XMM * sw.XMM_STRIDE
+        state[scratch : scratch + sw.XMM_SCRATCH] = bytes(sw.XMM_SCRATCH)
         return bytes(state)
 
     def load_state(self, state: bytes) -> None:

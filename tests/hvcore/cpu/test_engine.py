@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hvcore.cpu import state_window as sw
 from hvcore.cpu.engine import CS, R11, RAX, RBX, RCX, RDX, RIP, RSP, SS
 from hvcore.errors import EngineError
 from tests.hvcore.rig import RING1_CS, RING1_DS, RING3_CS, RING3_DS, Rig
@@ -338,3 +339,17 @@ def test_rdtsc_faults_with_tsd(rig: Rig) -> None:
     assert rig.run(0)[0] == 13
     rig.engine.set_cr4_tsd(False)
     assert rig.run(0)[0] == 6
+
+
+def test_a_saved_state_has_nothing_of_the_librarys_own_stack(rig: Rig) -> None:
+    """pshufb of two registers leaves there what lay behind a local variable."""
+    xmm = [bytes((16 * i + j) & 0xFF for j in range(16)) for i in range(16)]
+    rig.engine.load_fpu((0x37F, 0, 0, 0x1F80), [bytes(10)] * 8, xmm)
+    rig.code(0, "660f3800c1 660f3800ca cc")  # pshufb xmm0, xmm1; pshufb xmm1, xmm2
+    rig.engine.set_control(4, 0x660)
+    rig.run(0)
+    state = rig.engine.save_state()
+    registers = [state[at : at + 64] for at in range(sw.XMM, sw.XMM + 64 * 32, 64)]
+    assert [register[:16] for register in registers[2:16]] == xmm[2:]
+    assert registers[0][:16] == bytes(xmm[0][i & 15] if not i & 0x80 else 0 for i in xmm[1])
+    assert all(register[16:] == bytes(48) for register in registers)
