@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_hypervisor, bench_startup
+from benchmarks import bench_hypervisor, bench_lint, bench_startup
+from linker.lint import Inputs, run
+from linker.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,3 +58,12 @@ def test_the_bench_guest_times_all_its_loops(width: str, tmp_path: Path) -> None
     done = subprocess.run([*launch, "--cmdline", "scale=1"], check=True, capture_output=True, text=True)
     marks = re.findall(r"^bench (begin|end) (\w+)", done.stdout, flags=re.MULTILINE)
     assert marks == [(mark, name) for name in loops for mark in ("begin", "end")]
+
+
+def test_linting_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_lint.main([0.01, 0.02])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["0.0", "0.0"]
+    assert all(re.fullmatch(r" +[0-9.]+ MB +[0-9]+( +[0-9.]+){3}", row) for row in rows)
+    report = run(Inputs(Source("made-up.lds", bench_lint.script(2000))))
+    assert (report.usable, report.diagnostics) == (True, ())
