@@ -216,5 +216,5 @@ class Vcpu(VcpuWords):
         return self.info[VCPU_UPCALL_MASK]
 
     def event_needs_delivery(self) -> bool:
-        """vcpu_event_delivery_is_enabled() and a pending upcall: local_event_need_delivery()."""
+        """vcpu_event_delivery_is_enabled() and a pending upcall: local_events_need_delivery()."""
         return bool(self.info[VCPU_UPCALL_PENDING]) and not self.info[VCPU_UPCALL_MASK]

@@ -1,7 +1,7 @@
 """The console backend, what xenconsoled is in domain 0: xen/include/public/io/console.h.
 
 The ring page is the guest's memory: its four indices may hold anything. A ring that claims to hold more than
-its size is left alone, as xenconsoled leaves it.
+its size is left alone, as xenconsoled leaves it (buffer_append() in tools/console/daemon/io.c).
 """
 
 from __future__ import annotations

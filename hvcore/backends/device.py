@@ -1,4 +1,8 @@
-"""What every backend has: a frame of the guest's with a ring in it, and its own end of an event channel."""
+"""What every backend has: a frame of the guest's with a ring in it, and its own end of an event channel.
+
+Source: console_create_ring() in tools/console/daemon/io.c, introduce_domain() in
+tools/xenstore/xenstored_domain.c.
+"""
 
 from __future__ import annotations
 

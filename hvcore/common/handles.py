@@ -1,4 +1,7 @@
-"""guest_handle_okay(): the address-range checks that Xen makes before it touches an array of the guest's."""
+"""guest_handle_okay(): the address-range checks that Xen makes before it touches an array of the guest's.
+
+Source: xen/arch/x86/include/asm/guest_access.h, array_access_ok() in asm/x86_64/uaccess.h.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Guest virtual memory as a debugger sees it: nothing is changed, nothing raises, garbage ends the walk.
 
 The hypervisor's own accessors trust page tables that it has validated, and set accessed bits; a crash report
-may do neither.
+may do neither. Source: do_page_walk() in xen/arch/x86/x86_64/mm.c, show_page_walk() in x86_64/traps.c.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class PageTables(PageTypes):
         return l1e
 
     def _adjust_upper(self, entry: int, level: int) -> int:
-        """adjust_guest_l2e(), _l3e(), _l4e()."""
+        """adjust_guest_l2e(), adjust_guest_l3e(), adjust_guest_l4e()."""
         if not entry & PAGE_PRESENT:
             return entry
         if self.pv32:
@@ -279,7 +279,7 @@ class PageTables(PageTypes):
         return rc
 
     def _get_page_from_upper(self, entry: int, level: int, slot: int, pg: int) -> int:
-        """get_page_from_l2e(), _l3e(), _l4e(): a use of the lower table, or of one of the same level."""
+        """get_page_from_l2e() .. get_page_from_l4e(): a use of the table below, or of one beside it."""
         disallow = L2_DISALLOW_MASK if level != 3 else self.l3_disallow
         if entry & disallow:
             return self.refuse(Reason.BAD_FLAGS, level, entry & disallow)
@@ -302,7 +302,7 @@ class PageTables(PageTypes):
         return rc
 
     def _put_page_from_upper(self, entry: int, level: int, pg: int) -> None:
-        """put_page_from_l2e(), _l3e(), _l4e(): what a present entry of the table `pg` holds."""
+        """put_page_from_l2e() .. put_page_from_l4e(): what a present entry of the table `pg` holds."""
         mfn = (entry >> 12) & self.mfn_mask
         if self.ptype[mfn - self.base] == level:
             put_linear_pagetable(self, mfn, pg)

@@ -1,6 +1,7 @@
 """Loading segment registers the way `iretq` and `mov %sreg` would, when it is Xen that returns to the guest.
 
 Descriptors are read from the frames of the vCPU's GDT and LDT, which are typed and change only by hypercall.
+Source: load_segments() in xen/arch/x86/domain.c, and what the processor does for it.
 """
 
 from __future__ import annotations
