@@ -179,6 +179,8 @@ def test_hosted_program_with_the_default_script(tool, tmp_path):
         real = elf.by_name.get(section.name)
         if real is None or not real.allocated:
             continue
+        if isinstance(section.address, Unknown) and "NEXT_SECTION" in section.address.reason:
+            continue  # ld 2.44 aligns to the section that comes next, which the computed layout does not know
         assert section.address == Known(real.address), section.name
         assert section.size == real.size, section.name
         compared += 1
