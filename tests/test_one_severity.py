@@ -23,4 +23,4 @@ SAME = {
 def test_one_severity(slug: str) -> None:
     rule = linker.rules.find(SAME[slug])
     assert rule is not None
-    assert RULES[slug].severity.name.lower() == rule.severity
+    assert RULES[slug].severity.name.lower() == {"note": "info"}.get(rule.severity, rule.severity)

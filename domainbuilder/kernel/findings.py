@@ -66,7 +66,7 @@ RULES = {
         ("DBN018", "legacy-ignored", _I, "drop the section, or the notes"),
         ("DBN019", "class-machine", _W, "link with the ELF class of the machine"),
         ("DBN020", "byte-order", _W, "link a little-endian ELF"),
-        ("DBN021", "rwx-segment", _W, "split code and data into segments of their own"),
+        ("DBN021", "rwx-segment", _I, "split code and data into segments of their own"),
         ("DBN022", "segments-overlap", _E, "give every LOAD segment physical addresses of its own"),
         ("DBN023", "filesz-over-memsz", _E, "make p_memsz at least p_filesz"),
         ("DBN024", "no-load-segment", _E, "link the kernel with at least one LOAD segment"),

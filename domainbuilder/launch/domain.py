@@ -354,6 +354,8 @@ class RunningDomain:
             stop = self.machine.run()
             if stop is not Stop.PAUSED:
                 self.machine.console.drain()
+        except EngineError as error:  # of the plain profile, first of all, which cannot trap everything
+            raise BuildError(f"the emulator cannot run this guest: {error}") from error
         finally:
             self._running = False
         if self._interruption is not None:

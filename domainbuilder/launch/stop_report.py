@@ -23,6 +23,7 @@ from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.names import Names
 from domainbuilder.symbols.backtrace import Frame
 from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_UNBOUND, ECS_VIRQ
+from hvcore.common.schedule import PERIODIC, POLL, SINGLESHOT, WATCHDOG
 from hvcore.cpu import state_window as sw
 from hvcore.debug.view import GuestView
 from hvcore.machine import BOOT_TIME_NS
@@ -219,16 +220,16 @@ def _ports(machine: Machine) -> Iterator[PortReport]:
 
 def _timers(machine: Machine, now: int) -> Iterator[TimerReport]:
     d, clock = machine.domain, machine.clock
-    keys: list[tuple[object, str]] = []
+    keys: list[tuple[str, int, str]] = []
     for v in d.vcpus:
         keys += [
-            (v, f"VIRQ_TIMER of vcpu {v.vcpu_id}, once"),
-            ((v, "periodic"), f"VIRQ_TIMER of vcpu {v.vcpu_id}, every {v.periodic_period:,} ns"),
-            ((v, "poll"), f"the end of the poll of vcpu {v.vcpu_id}"),
+            (SINGLESHOT, v.vcpu_id, f"VIRQ_TIMER of vcpu {v.vcpu_id}, once"),
+            (PERIODIC, v.vcpu_id, f"VIRQ_TIMER of vcpu {v.vcpu_id}, every {v.periodic_period:,} ns"),
+            (POLL, v.vcpu_id, f"the end of the poll of vcpu {v.vcpu_id}"),
         ]
-    keys += [((d, slot), f"watchdog {slot}") for slot in (1, 2)]
-    for key, what in keys:
-        when = clock.expires(key)
+    keys += [(WATCHDOG, slot, f"watchdog {slot}") for slot in (1, 2)]
+    for kind, number, what in keys:
+        when = clock.expires((kind, number))
         if when is not None:
             yield TimerReport(what, when - now)
 

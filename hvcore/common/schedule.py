@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
 NR_DOMAIN_WATCHDOG_TIMERS = 2
-SINGLESHOT, _PERIODIC, _POLL, _WATCHDOG = "singleshot", "periodic", "poll", "watchdog"  # kinds of timers
+SINGLESHOT, PERIODIC, POLL, WATCHDOG = "singleshot", "periodic", "poll", "watchdog"  # kinds of timers
 MAX_POLL_PORTS = 128
 _SIGN = 1 << 63
 _FAR_FUTURE_SHIFT = 50  # a timeout 2^50 ns ahead is taken for a jiffies wrap
@@ -90,7 +90,7 @@ def schedule_out(v: Vcpu) -> None:
     else:
         vcpu_runstate_change(v, RUNSTATE_runnable if vcpu_runnable(v) else RUNSTATE_offline)
     if v.periodic_period:
-        v.domain.clock.stop_timer((_PERIODIC, v.vcpu_id))
+        v.domain.clock.stop_timer((PERIODIC, v.vcpu_id))
 
 
 def schedule_in(v: Vcpu) -> None:
@@ -213,7 +213,7 @@ def do_poll(v: Vcpu, ports: int, nr_ports: int, timeout: int) -> int:
     evtchn.pollers += 1
     if timeout:
         when = timeout if timeout < _SIGN else 0
-        arm(d, _POLL, v.vcpu_id, when)
+        arm(d, POLL, v.vcpu_id, when)
     d.reschedule()
     return 0
 
@@ -259,12 +259,12 @@ def vcpu_periodic_timer_work(v: Vcpu) -> None:
         send_timer_event(v)
         v.periodic_last_event = now
         due = now + v.periodic_period
-    arm(v.domain, _PERIODIC, v.vcpu_id, due)
+    arm(v.domain, PERIODIC, v.vcpu_id, due)
 
 
 def vcpu_set_periodic_timer(v: Vcpu, period: int) -> None:
     """Tick every `period` ns; 0 stops the ticks."""
-    v.domain.clock.stop_timer((_PERIODIC, v.vcpu_id))
+    v.domain.clock.stop_timer((PERIODIC, v.vcpu_id))
     v.periodic_period = period
     if period:
         vcpu_periodic_timer_work(v)
@@ -295,16 +295,16 @@ def domain_watchdog(d: Domain, id_: int, timeout: int) -> int:
     when = clock.now() + timeout * 1_000_000_000
     if id_ == 0:
         for slot in range(1, NR_DOMAIN_WATCHDOG_TIMERS + 1):
-            if clock.expires((_WATCHDOG, slot)) is None:
-                arm(d, _WATCHDOG, slot, when)
+            if clock.expires((WATCHDOG, slot)) is None:
+                arm(d, WATCHDOG, slot, when)
                 return slot
         return -ENOSPC
-    if clock.expires((_WATCHDOG, id_)) is None:
+    if clock.expires((WATCHDOG, id_)) is None:
         return -EINVAL
     if timeout == 0:
-        clock.stop_timer((_WATCHDOG, id_))
+        clock.stop_timer((WATCHDOG, id_))
     else:
-        arm(d, _WATCHDOG, id_, when)
+        arm(d, WATCHDOG, id_, when)
     return 0
 
 
@@ -312,9 +312,9 @@ def domain_watchdog(d: Domain, id_: int, timeout: int) -> int:
 
 _TIMERS: dict[str, Callable[[Domain, int], None]] = {
     SINGLESHOT: lambda d, vcpu: send_timer_event(d.vcpus[vcpu]),
-    _PERIODIC: lambda d, vcpu: vcpu_periodic_timer_work(d.vcpus[vcpu]),
-    _POLL: lambda d, vcpu: poll_timer_fn(d.vcpus[vcpu]),
-    _WATCHDOG: lambda d, _slot: domain_watchdog_timeout(d),
+    PERIODIC: lambda d, vcpu: vcpu_periodic_timer_work(d.vcpus[vcpu]),
+    POLL: lambda d, vcpu: poll_timer_fn(d.vcpus[vcpu]),
+    WATCHDOG: lambda d, _slot: domain_watchdog_timeout(d),
 }
 
 
