@@ -37,9 +37,11 @@ def survey(plan: DomainPlan, symbols: Symbols | None = None) -> Survey:
     """Check the plan, and the pages of the kernel it is for, by `symbols` or by the kernel's own."""
     layout = None
     if plan.elf is not None:
-        from domainbuilder.symbols.read import kernel_symbols
+        if symbols is None:
+            from domainbuilder.symbols.read import kernel_symbols
 
-        layout = page_layout(plan.elf, plan.parms, kernel_symbols(plan.elf) if symbols is None else symbols)
+            symbols = kernel_symbols(plan.elf)
+        layout = page_layout(plan.elf, plan.parms, symbols)
     found_here = [finding for check in _CHECKS for finding in check(plan)]
     found_here += layout.findings if layout else ()
     return Survey(layout, tuple(sorted(found_here, key=lambda finding: -finding.severity)))
