@@ -41,6 +41,8 @@ def region_undeclared(context: Context) -> Iterator[Hit]:
     if not _complete(outline) or outline.inserts:
         return
     known = set(outline.regions)
+    if not known and not outline.catches(".text"):
+        return  # a part of another script, which has the program's code and its regions
     missing: dict[str, ast.OutputSection] = {}
     for placed in outline.sections:
         for name in (placed.section.region, placed.section.lma_region):
