@@ -19,6 +19,8 @@ from tests.needs import find_tool, may_skip, missing
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does, and programs inherit
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DOMAINBUILDER_CACHE") or ROOT / ".cache")

@@ -254,7 +254,8 @@ def test_select_and_ignore(command, put):
 VECTORS = "SECTIONS\n{\n  .text : {\n    *(.vectors) /* first */\n    *(.text)\n  }\n}\n"
 
 
-def test_fix_is_shown_as_a_diff_and_made(command, put, tmp_path):
+def test_fix_is_shown_as_a_diff_and_made(command, put, tool, tmp_path):
+    patch = tool("patch")
     put("k.lds", VECTORS)
     (tmp_path / "k.lds").chmod(0o640)
     code, out, _ = command("lint", "k.lds", "--diff")
@@ -262,7 +263,7 @@ def test_fix_is_shown_as_a_diff_and_made(command, put, tmp_path):
     assert "-    *(.vectors) /* first */\n+    KEEP(*(.vectors)) /* first */\n" in out
     assert (tmp_path / "k.lds").read_text() == VECTORS
     shutil.copy(tmp_path / "k.lds", tmp_path / "other.lds")
-    subprocess.run(["patch", "-p1"], input=out, text=True, check=True, capture_output=True)
+    subprocess.run([patch, "-p1"], input=out, text=True, check=True, capture_output=True)
     by_patch = (tmp_path / "k.lds").read_text()
     put("k.lds", VECTORS)
     code, out, err = command("lint", "k.lds", "--fix")
@@ -376,7 +377,8 @@ def test_findings_of_the_elf_are_placed_in_the_script(command, put):
     assert "1 suppressed" in command("lint", "k.lds", "--elf", "k.elf")[1]
 
 
-def test_format_leaves_alone_what_is_no_whole_script(command, put, tmp_path):
+def test_format_leaves_alone_what_is_no_whole_script(command, put, tool, tmp_path):
+    tool("cpp", "gcc", "clang")
     texts = {
         "version.lds": "V1 {  global: a;  };\n",
         "part.ld": ".text :  { *(.text) }\n",

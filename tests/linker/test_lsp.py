@@ -333,7 +333,8 @@ async def test_closing_clears(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_is_no_script_is_a_diagnostic(client):
+async def test_what_is_no_script_is_a_diagnostic(client, tool):
+    tool("cpp", "gcc", "clang")
     editor = Editor(client, "k.lds.S", '#include "nowhere.h"\n')
     (found,) = await editor.open()
     assert (found.code, found.range.start.line) == ("syntax", 0)
