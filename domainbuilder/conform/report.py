@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from domainbuilder.conform.run import ConformanceGuest, Result, Verdict, exit_code
+from domainbuilder.reports import Model
 
 _COLORS = {
     Verdict.SUCCESS: "\x1b[32m",
@@ -29,11 +28,7 @@ _JUNIT_TAGS = {
 }
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ResultReport(_Model):
+class ResultReport(Model):
     """One guest. `guest_ns` is the guest's own time; `wall_seconds` alone differs from run to run."""
 
     name: str
@@ -46,7 +41,7 @@ class ResultReport(_Model):
     wall_seconds: float
 
 
-class ConformReport(_Model):
+class ConformReport(Model):
     """The document. `counts` has the results that occurred."""
 
     schema_version: Literal[1] = 1

@@ -37,6 +37,10 @@ class Rule(NamedTuple):
     severity: Severity
     advice: str
 
+    def found(self, message: str, offset: int | None = None, severity: Severity | None = None) -> Finding:
+        """A finding of this rule, with its severity unless another is given."""
+        return Finding(self, self.severity if severity is None else severity, offset, message)
+
 
 RULES = {
     rule[1]: Rule(*rule)
@@ -131,8 +135,7 @@ class Subject:
 
 def found(slug: str, offset: int | None, message: str, severity: Severity | None = None) -> Finding:
     """A finding of the rule `slug`, with the rule's severity unless another is given."""
-    rule = RULES[slug]
-    return Finding(rule, rule.severity if severity is None else severity, offset, message)
+    return RULES[slug].found(message, offset, severity)
 
 
 def find(subject: Subject) -> tuple[Finding, ...]:

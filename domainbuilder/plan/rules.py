@@ -62,5 +62,4 @@ RULES = {
 
 def found(slug: str, message: str, offset: int | None = None, severity: Severity | None = None) -> Finding:
     """A finding of the rule `slug`; `offset` is in the ELF image, None where it is nowhere in particular."""
-    rule = RULES[slug]
-    return Finding(rule, rule.severity if severity is None else severity, offset, message)
+    return RULES[slug].found(message, offset, severity)

@@ -8,9 +8,7 @@ describes it, docs/launch.schema.json is the JSON Schema of `LaunchReport`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+from typing import Any, Literal
 
 from domainbuilder.launch.crash_report import CrashReport, HypercallRecord
 from domainbuilder.launch.disassembly import Instruction
@@ -19,42 +17,31 @@ from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
 from domainbuilder.launch.stop_report import StopReport, VcpuReport
 from domainbuilder.launch.visible import visible
-from domainbuilder.reports import Text
-from domainbuilder.symbols.backtrace import Frame
-
-Address = Annotated[
-    int,
-    PlainSerializer(hex, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": "^0x[0-9a-f]+$"}),
-]
+from domainbuilder.reports import Address, Model, Text
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ExpectationReport(_Model):
+class ExpectationReport(Model):
     """One `--expect`, in order."""
 
     pattern: Text
     met: bool
 
 
-class HostReport(_Model):
+class HostReport(Model):
     """What the run cost this host."""
 
     wall_seconds: float
     peak_rss: int
 
 
-class RefusedReport(_Model):
+class RefusedReport(Model):
     """One kind of refusal by the page-table rules: how often, and the last one in the words of Xen's log."""
 
     count: int
     last: str
 
 
-class StatisticsReport(_Model):
+class StatisticsReport(Model):
     """The counts; times of the guest are in nanoseconds."""
 
     hypercalls: dict[str, int]
@@ -71,7 +58,7 @@ class StatisticsReport(_Model):
     host: HostReport
 
 
-class RegistersReport(_Model):
+class RegistersReport(Model):
     """The registers, by Xen's names."""
 
     general: dict[str, Address]
@@ -89,7 +76,7 @@ class RegistersReport(_Model):
     kernel_mode: bool
 
 
-class InstructionReport(_Model):
+class InstructionReport(Model):
     """One instruction around RIP."""
 
     address: Address
@@ -99,7 +86,7 @@ class InstructionReport(_Model):
     current: bool
 
 
-class StackWordReport(_Model):
+class StackWordReport(Model):
     """A word of the stack that points into code."""
 
     address: Address
@@ -107,7 +94,7 @@ class StackWordReport(_Model):
     symbol: str
 
 
-class FrameReport(_Model):
+class FrameReport(Model):
     """A function that is not done yet, the innermost first; `how` is by what it was found."""
 
     address: Address
@@ -116,7 +103,7 @@ class FrameReport(_Model):
     how: str
 
 
-class CallReport(_Model):
+class CallReport(Model):
     """A hypercall; `refusals` are lines in the words of Xen's log that say why, the cause first."""
 
     number: int
@@ -140,7 +127,7 @@ class HypercallReport(CallReport):
     entries: list[EntryReport]
 
 
-class RefusedFaultReport(_Model):
+class RefusedFaultReport(Model):
     """A fault that the guest got because Xen refused what it was about; the oldest first."""
 
     name: str
@@ -150,7 +137,7 @@ class RefusedFaultReport(_Model):
     refusals: list[str]
 
 
-class PageEntryReport(_Model):
+class PageEntryReport(Model):
     """One entry of a page walk."""
 
     level: int
@@ -161,7 +148,7 @@ class PageEntryReport(_Model):
     pfn: Address | None
 
 
-class AddressReport(_Model):
+class AddressReport(Model):
     """How an address is mapped."""
 
     role: str
@@ -172,7 +159,7 @@ class AddressReport(_Model):
     machine_address: Address | None
 
 
-class CrashModel(_Model):
+class CrashModel(Model):
     """A guest's end."""
 
     reason: str
@@ -193,7 +180,7 @@ class CrashModel(_Model):
     addresses: list[AddressReport]
 
 
-class VcpuModel(_Model):
+class VcpuModel(Model):
     """Where a vCPU of a guest that was stopped stands."""
 
     vcpu: int
@@ -209,7 +196,7 @@ class VcpuModel(_Model):
     backtrace: list[FrameReport]
 
 
-class PortModel(_Model):
+class PortModel(Model):
     """An event channel with a pending event."""
 
     port: int
@@ -218,21 +205,21 @@ class PortModel(_Model):
     masked: bool
 
 
-class TimerModel(_Model):
+class TimerModel(Model):
     """A timer of the guest's, and in how many nanoseconds of its time it is due."""
 
     what: str
     in_ns: int
 
 
-class RepeatedReport(_Model):
+class RepeatedReport(Model):
     """Hypercalls in a row that came so many times, one after the other."""
 
     calls: list[HypercallReport]
     times: int
 
 
-class StopModel(_Model):
+class StopModel(Model):
     """A guest that had not ended: time was up, or nothing can wake it. The next timer is the first."""
 
     domain_id: int
@@ -247,7 +234,7 @@ class StopModel(_Model):
     symbols: str
 
 
-class LaunchReport(_Model):
+class LaunchReport(Model):
     """One run. `schema_version` grows when a field changes its meaning or goes away."""
 
     schema_version: Literal[1] = 1
@@ -344,8 +331,19 @@ def _instructions(code: Sequence[Instruction]) -> list[InstructionReport]:
     ]
 
 
-def _frames(backtrace: Sequence[Frame]) -> list[FrameReport]:
-    return [FrameReport(address=f.address, symbol=f.symbol, line=f.line, how=f.how) for f in backtrace]
+def _place(at: CrashReport | VcpuReport) -> dict[str, Any]:
+    """Where a vCPU stands."""
+    return {
+        "registers": _registers(at),
+        "symbol": at.symbol,
+        "line": at.line,
+        "code": _instructions(at.code),
+        "stack_address": at.stack_address,
+        "stack": list(at.stack),
+        "backtrace": [
+            FrameReport(address=f.address, symbol=f.symbol, line=f.line, how=f.how) for f in at.backtrace
+        ],
+    }
 
 
 def _crash(crash: CrashReport) -> CrashModel:
@@ -354,14 +352,8 @@ def _crash(crash: CrashReport) -> CrashModel:
         domain_id=crash.domain_id,
         vcpu=crash.vcpu,
         guest_ns=crash.guest_ns,
-        registers=_registers(crash),
-        symbol=crash.symbol,
-        line=crash.line,
-        code=_instructions(crash.code),
-        stack_address=crash.stack_address,
-        stack=list(crash.stack),
+        **_place(crash),
         trace=[StackWordReport(address=w.address, value=w.value, symbol=w.symbol) for w in crash.trace],
-        backtrace=_frames(crash.backtrace),
         symbols=crash.symbols,
         hypercalls=[_hypercall(call) for call in crash.hypercalls],
         refused_faults=[
@@ -384,13 +376,7 @@ def _stop(stop: StopReport) -> StopModel:
                 state=v.state,
                 event_mask=v.event_mask,
                 upcall_pending=v.upcall_pending,
-                registers=_registers(v),
-                symbol=v.symbol,
-                line=v.line,
-                code=_instructions(v.code),
-                stack_address=v.stack_address,
-                stack=list(v.stack),
-                backtrace=_frames(v.backtrace),
+                **_place(v),
             )
             for v in stop.vcpus
         ],

@@ -9,30 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import Field
 
 from domainbuilder.errors import BuildError
 from domainbuilder.kernel.elfnotes import Note, Value, decode, feature_names
 from domainbuilder.kernel.fix import FixResult
 from domainbuilder.kernel.inspection import Inspection
 from domainbuilder.kernel.parms import UNSET_ADDR, UNSET_ADDR32, ElfDomParms
-from domainbuilder.reports import Text
-
-Address = Annotated[
-    int,
-    BeforeValidator(lambda value: int(value, 16) if isinstance(value, str) else value),
-    PlainSerializer(hex, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": "^0x[0-9a-f]+$"}),
-]
+from domainbuilder.reports import Address, FindingReport, Model, Text, finding_report
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class KernelReport(_Model):
+class KernelReport(Model):
     """The file and the ELF image in it."""
 
     container: Literal["elf", "gzip", "bzimage"]
@@ -46,7 +35,7 @@ class KernelReport(_Model):
     load_end: Address
 
 
-class VerdictReport(_Model):
+class VerdictReport(Model):
     """One kind of guest."""
 
     kind: Literal["pv32-pae", "pv32-two-level", "pv64", "pvh"]
@@ -57,7 +46,7 @@ class VerdictReport(_Model):
     remark: str
 
 
-class NoteReport(_Model):
+class NoteReport(Model):
     """One ELF note, in the order of the file."""
 
     owner: str | None
@@ -71,14 +60,14 @@ class NoteReport(_Model):
     value: str | list[FieldReport] | None
 
 
-class FieldReport(_Model):
+class FieldReport(Model):
     """A named number within a descriptor."""
 
     name: str
     value: Address
 
 
-class GuestKeyReport(_Model):
+class GuestKeyReport(Model):
     """One KEY=VALUE of `__xen_guest`."""
 
     key: str
@@ -86,7 +75,7 @@ class GuestKeyReport(_Model):
     offset: int
 
 
-class ParmsReport(_Model):
+class ParmsReport(Model):
     """`struct elf_dom_parms`, defaults filled in; null where the kernel does not say."""
 
     guest_type: str
@@ -111,40 +100,29 @@ class ParmsReport(_Model):
     virt_kend: Address
 
 
-class FindingReport(_Model):
-    """One finding; `offset` is in the ELF image."""
-
-    id: str
-    slug: str
-    severity: Literal["info", "warning", "error"]
-    offset: int | None
-    message: Text
-    advice: str
-
-
-class FileReport(_Model):
+class FileReport(Model):
     """One file: `error` where it cannot be used, and then nothing else."""
 
     file: Text
     error: Text | None = None
     kernel: KernelReport | None = None
-    verdicts: list[VerdictReport] = []
+    verdicts: list[VerdictReport] = Field(default=[])
     notes_source: Literal["PT_NOTE", "SHT_NOTE", "__xen_guest", ""] = ""
-    notes: list[NoteReport] = []
+    notes: list[NoteReport] = Field(default=[])
     guest_info: list[GuestKeyReport] | None = None
     pv: ParmsReport | None = None
     pvh: ParmsReport | None = None
-    findings: list[FindingReport] = []
+    findings: list[FindingReport] = Field(default=[])
 
 
-class NotesReport(_Model):
+class NotesReport(Model):
     """All files. `schema_version` grows when a field changes its meaning or goes away."""
 
     schema_version: Literal[1] = 1
     files: list[FileReport]
 
 
-class FixReport(_Model):
+class FixReport(Model):
     """What `notes fix` did."""
 
     schema_version: Literal[1] = 1
@@ -231,17 +209,7 @@ def file_report(inspection: Inspection) -> FileReport:
             "guest_info": None if info is None else [asdict(key) for key in info.keys],
             "pv": _parms(inspection.pv),
             "pvh": _parms(inspection.pvh),
-            "findings": [
-                {
-                    "id": finding.rule.id,
-                    "slug": finding.rule.slug,
-                    "severity": finding.severity.name.lower(),
-                    "offset": finding.offset,
-                    "message": finding.message,
-                    "advice": finding.rule.advice,
-                }
-                for finding in inspection.findings
-            ],
+            "findings": [finding_report(finding) for finding in inspection.findings],
         }
     )
 

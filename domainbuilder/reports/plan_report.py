@@ -10,21 +10,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.findings import Survey, virtual_range
 from domainbuilder.plan.regions import regions, registers, tables
-from domainbuilder.reports import Text
-from domainbuilder.reports.notes_report import Address, FindingReport
+from domainbuilder.reports import Address, FindingReport, Model, Text, finding_report
 from hvcore.public.xen import PAGE_SHIFT
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RegionReport(_Model):
+class RegionReport(Model):
     """A run of frames with one use; `vstart` and `vend` are null where nothing maps it."""
 
     name: str
@@ -36,7 +29,7 @@ class RegionReport(_Model):
     read_only: bool
 
 
-class MappingReport(_Model):
+class MappingReport(Model):
     """A range of virtual addresses that is mapped from frame `pfn` on."""
 
     vstart: Address
@@ -45,7 +38,7 @@ class MappingReport(_Model):
     tables: int
 
 
-class TablesReport(_Model):
+class TablesReport(Model):
     """The page tables of one level (1 is the lowest) that serve one mapping, counted from 0."""
 
     mapping: int
@@ -56,7 +49,7 @@ class TablesReport(_Model):
     end: Address
 
 
-class StartInfoReport(_Model):
+class StartInfoReport(Model):
     """`struct start_info`; instead of machine frames, which a plan has not got, the frames they back."""
 
     magic: str
@@ -75,7 +68,7 @@ class StartInfoReport(_Model):
     nr_p2m_frames: int
 
 
-class PageOwnerReport(_Model):
+class PageOwnerReport(Model):
     """A symbol that has to own whole pages."""
 
     name: str
@@ -87,7 +80,7 @@ class PageOwnerReport(_Model):
     neighbours: list[str]
 
 
-class PageLayoutReport(_Model):
+class PageLayoutReport(Model):
     """The kernel's page-aligned contents; `symbols` is how many symbols there are to look at."""
 
     symbols: int
@@ -95,7 +88,7 @@ class PageLayoutReport(_Model):
     sections: list[str]
 
 
-class PlanReport(_Model):
+class PlanReport(Model):
     """A whole plan. `schema_version` grows when a field changes its meaning or goes away."""
 
     schema_version: Literal[1] = 1
@@ -166,16 +159,6 @@ def plan_report(plan: DomainPlan, survey: Survey) -> PlanReport:
                 "owners": [{**asdict(owner), "aligned": owner.aligned} for owner in layout.owners],
                 "sections": [section.name for section in layout.sections],
             },
-            "findings": [
-                {
-                    "id": finding.rule.id,
-                    "slug": finding.rule.slug,
-                    "severity": finding.severity.name.lower(),
-                    "offset": finding.offset,
-                    "message": finding.message,
-                    "advice": finding.rule.advice,
-                }
-                for finding in survey.findings
-            ],
+            "findings": [finding_report(finding) for finding in survey.findings],
         }
     )
