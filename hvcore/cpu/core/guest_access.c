@@ -72,3 +72,14 @@ uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size) { return wa
 
 /* Where they can be written; what is written goes through the journal. */
 uint8_t *hv_copy_to(struct hv_call *c, uint64_t va, uint64_t size) { return walk(c, va, size, true); }
+
+/* How many requests were done, where the guest asks for it; false where that cannot be written. */
+bool hv_put_done(struct hv_call *c, uint64_t pdone, uint64_t count) {
+    if (!pdone)
+        return true;
+    uint8_t *to = hv_copy_to(c, pdone, 4);
+    if (!to)
+        return false;
+    hv_set32(c->j, to, (uint32_t)count);
+    return true;
+}

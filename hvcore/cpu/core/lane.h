@@ -82,6 +82,7 @@ void hv_undo(struct hv_journal *j, uint64_t down_to);
 /* guest_access.c */
 uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size);
 uint8_t *hv_copy_to(struct hv_call *c, uint64_t va, uint64_t size);
+bool hv_put_done(struct hv_call *c, uint64_t pdone, uint64_t count);
 bool hv_okay(const struct hv_call *c, uint64_t va, uint64_t size);
 uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va);
 

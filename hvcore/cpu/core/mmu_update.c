@@ -72,12 +72,8 @@ bool hv_mmu_update(struct hv_call *c) {
     hv_spend(c, count * REQUEST_NS);
     if (replaced)
         hv_flush_tlb(c);
-    if (pdone) {
-        uint8_t *to = hv_copy_to(c, pdone, 4);
-        if (!to)
-            return NOT_MINE;
-        hv_set32(c->j, to, (uint32_t)count);
-    }
+    if (!hv_put_done(c, pdone, count))
+        return NOT_MINE;
     c->result = 0;
     return MINE;
 }

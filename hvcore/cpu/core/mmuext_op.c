@@ -120,12 +120,8 @@ bool hv_mmuext_op(struct hv_call *c) {
         if (hv_turn_is_over(c->e) && i + 1 < count)
             return NOT_MINE; /* the rest is put off */
     }
-    if (pdone) {
-        uint8_t *to = hv_copy_to(c, pdone, 4);
-        if (!to)
-            return NOT_MINE;
-        hv_set32(c->j, to, (uint32_t)count);
-    }
+    if (!hv_put_done(c, pdone, count))
+        return NOT_MINE;
     c->result = 0;
     return MINE;
 }
