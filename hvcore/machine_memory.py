@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from array import array
+from contextlib import suppress
 from typing import Any
 
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
@@ -73,6 +74,11 @@ class MachineMemory:
 
     def _m2p_frames(self, entry: int) -> int:
         return -(-self.end_mfn * entry // (PAGE_SIZE * _SUPERPAGE_FRAMES)) * _SUPERPAGE_FRAMES
+
+    def release(self) -> None:
+        """Give the pages back to the host, though views of them may live on; they read as zeros then."""
+        with suppress(OSError, AttributeError):
+            self.buffer.madvise(mmap.MADV_REMOVE)
 
     def use_m2p(self, entry: int) -> M2p:
         """The table for guests of that width; a frame that is nobody's reads as INVALID_M2P_ENTRY there."""

@@ -11,7 +11,6 @@ between two of its instructions. Limits on wall time are looked at now and then,
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import resource
@@ -21,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -155,8 +154,7 @@ class RunningDomain:
             self.machine.host.destroy(self.machine)
             return
         self.machine.host.close()
-        with suppress(OSError, AttributeError):  # its memory, though views of it may live on
-            self.machine.mem.buffer.madvise(mmap.MADV_REMOVE)
+        self.machine.mem.release()
 
     def interrupt(self, error: BaseException) -> None:
         """For signal handlers: have `error` raised out of the `expect` or `wait` that is under way, or here.

@@ -12,10 +12,8 @@ than ten milliseconds; a domain that meets no other runs exactly as it would alo
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -116,5 +114,4 @@ class Host:
             dom.close()
         self._closed = True
         self.host.close()
-        with suppress(OSError, AttributeError):  # though views of it may live on
-            self.host.mem.buffer.madvise(mmap.MADV_REMOVE)
+        self.host.mem.release()

@@ -16,7 +16,6 @@ from hvcore.common.schedule import vcpu_unblock
 from hvcore.public.errno import EACCES, EBUSY, EINVAL, ENOSPC, ENOSYS
 from hvcore.public.event_channel import EVTCHN_FIFO_PRIORITY_MIN
 from hvcore.public.xen import (
-    DOMID_SELF,
     NR_VIRQS,
     VIRQ_DEBUG,
     VIRQ_TIMER,
@@ -47,13 +46,6 @@ _PER_VCPU_VIRQS = frozenset((VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU)
 def virq_is_global(virq: int) -> bool:
     """The virq belongs to the domain (and vCPU 0 binds it) rather than to each vCPU."""
     return virq not in _PER_VCPU_VIRQS
-
-
-def domain_by_any_id(d: Domain, domid: int) -> int | None:
-    """The number of a living domain: the caller's own for DOMID_SELF, None where there is no such domain."""
-    if domid == DOMID_SELF:
-        return d.domain_id
-    return domid if domid in d.domain_list else None
 
 
 class EvtchnPortOps(Protocol):

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from hvcore.clock import TSC_PER_NS
 
 if TYPE_CHECKING:
-    from hvcore.abi import Abi
     from hvcore.vcpu import Vcpu
 
 Leaf = tuple[int, int, int, int]  # EAX, EBX, ECX, EDX
@@ -90,11 +89,6 @@ def policy(is_32bit: bool) -> dict[int, Leaf]:
         0x80000006: (0, 0, _L2_CACHE, 0),
         0x80000008: (_ADDRESS_SIZES, 0, 0, 0),
     }
-
-
-def has_feature(abi: Abi, leaf: int, register: int, bit: int) -> bool:
-    """Whether the policy shows feature `bit` of `leaf` in register 0 (EAX) .. 3 (EDX)."""
-    return bool(policy(abi.is_32bit)[leaf][register] >> bit & 1)
 
 
 def _time_leaf(subleaf: int) -> Leaf:

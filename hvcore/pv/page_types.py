@@ -6,6 +6,7 @@ Source: get_page(), _get_page_type(), _put_page_type() in xen/arch/x86/mm.c of X
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _TABLE_COST = 2000  # ns
 
 
-class PageTypes:
+class PageTypes(ABC):
     """The frame table of the domain at work. Results are 0 or a negative errno.
 
     What is refused leaves its reasons in the trace, the first cause first.
@@ -83,13 +84,13 @@ class PageTypes:
 
     # -- the tables themselves, which pv/mm.py knows
 
+    @abstractmethod
     def _promote(self, pg: int, ptype: int) -> int:
         """promote_l1_table() .. promote_l4_table()."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _demote(self, pg: int, ptype: int) -> None:
         """demote_l1_table() .. demote_l4_table()."""
-        raise NotImplementedError
 
     # -- TLB
 
