@@ -13,21 +13,20 @@ than ten milliseconds; a domain that meets no other runs exactly as it would alo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.launch.domain import RunningDomain, launch_on
+from domainbuilder.launch.options import HostOptions
 from domainbuilder.plan.domain_plan import DomainPlan
 from hvcore import host as hvcore_host
 from hvcore.errors import EngineError
 from hvcore.machine_memory import MachineMemory
 
 MAX_DOMAINS = 32
-MAX_CAP = 100
 _MIB_PAGES = 256
 
 
@@ -65,44 +64,18 @@ class Host:
         self,
         kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
         memory_mib: int | None = None,
-        *,
-        ramdisk: str | os.PathLike[str] | bytes | None = None,
-        cmdline: str | bytes = "",
-        guest_type: str | None = None,
-        vcpus: int = 1,
-        cap: int = 0,
-        upper_ptwr: bool = False,
-        timeout: float | None = None,
-        max_guest_seconds: float | None = None,
-        console_output: Callable[[bytes], None] | None = None,
-        symbols: str | os.PathLike[str] | None = None,
+        **options: Unpack[HostOptions],
     ) -> RunningDomain:
-        """`domainbuilder.launch` on this host; `cap`: how much of its time the domain has at most (percent).
+        """`domainbuilder.launch` on this host, with the same options.
 
         The domain is closed by its own `close()`, or with the host. Raises BuildError as `launch` does, and
         where the host has no room for the domain.
         """
         if self._closed:
             raise RuntimeError("the host was closed")
-        if not 0 <= cap <= MAX_CAP:
-            raise BuildError("that is no part of a processor, in percent", found=str(cap), expected="0-100")
         if len(self.domains) >= MAX_DOMAINS:
             raise BuildError("the host has as many domains as it can", found=str(MAX_DOMAINS))
-        dom = launch_on(
-            self.host,
-            kernel,
-            memory_mib,
-            ramdisk=ramdisk,
-            cmdline=cmdline,
-            guest_type=guest_type,
-            vcpus=vcpus,
-            cap=cap,
-            upper_ptwr=upper_ptwr,
-            timeout=timeout,
-            max_guest_seconds=max_guest_seconds,
-            console_output=console_output,
-            symbols=symbols,
-        )
+        dom = launch_on(self.host, kernel, memory_mib, **options)
         self._domains = [*self.domains, dom]
         return dom
 

@@ -1,0 +1,72 @@
+"""What a caller can ask of a launch: each option by name and type, and what it is where nothing is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+from domainbuilder.errors import BuildError
+from domainbuilder.launch.record import InputRecord
+from hvcore.abi import XEN_LEGACY_MAX_VCPUS
+
+MAX_CAP = 100
+_FOREVER = 1e9  # seconds
+
+
+class HostOptions(TypedDict, total=False):
+    """What `Host.launch` takes; the defaults are those of `Chosen`."""
+
+    ramdisk: str | os.PathLike[str] | bytes | None
+    cmdline: str | bytes
+    guest_type: str | None
+    vcpus: int
+    upper_ptwr: bool
+    cap: int
+    timeout: float | None
+    max_guest_seconds: float | None
+    console_output: Callable[[bytes], None] | None
+    symbols: str | os.PathLike[str] | None
+
+
+class Options(HostOptions, total=False):
+    """What `launch` takes: what belongs to a host of the domain's own, too."""
+
+    record: bool
+    replay: InputRecord | None
+    plain: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """The options of one launch. Raises BuildError for a number that cannot be had."""
+
+    ramdisk: str | os.PathLike[str] | bytes | None = None
+    cmdline: str | bytes = ""
+    guest_type: str | None = None
+    vcpus: int = 1
+    upper_ptwr: bool = False
+    cap: int = 0
+    timeout: float | None = None
+    max_guest_seconds: float | None = None
+    console_output: Callable[[bytes], None] | None = None
+    symbols: str | os.PathLike[str] | None = None
+    record: bool = False
+    replay: InputRecord | None = None
+    plain: bool | None = None
+
+    def __post_init__(self) -> None:
+        for limit in (self.timeout, self.max_guest_seconds):
+            if limit is not None and not 0 < limit < _FOREVER:
+                raise BuildError("a limit in seconds has to be above 0 and finite", found=limit)
+        if not 1 <= self.vcpus <= XEN_LEGACY_MAX_VCPUS:
+            raise BuildError(
+                "that many vCPUs cannot be had",
+                found=str(self.vcpus),
+                expected=f"1-{XEN_LEGACY_MAX_VCPUS}",
+            )
+        if not 0 <= self.cap <= MAX_CAP:
+            raise BuildError(
+                "that is no part of a processor, in percent", found=str(self.cap), expected="0-100"
+            )
