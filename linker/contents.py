@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from . import ast
 from .elffile import SHF_TLS, SHF_WRITE, SHT_NOBITS, Elf, Segment
 from .evaluate import align_up
-from .layout import Contents, Layout, Piece, Target, simulate, wants
+from .layout import simulate, wants
+from .layout_values import Contents, Layout, Piece, Target
 from .mapfile import LinkMap, MapInput, MapOutput
 from .orphan_places import Orphan, is_plain
 from .outline import Outline

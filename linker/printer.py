@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from . import ast
 from .cursor import FUNCTION_FORMS, PRECEDENCE
-from .section_parser import CONSTRAINTS, DATA, SECTION_TYPES, SORTS, WRAPPERS
+from .input_parser import SORTS
+from .section_parser import CONSTRAINTS, DATA, SECTION_TYPES, WRAPPERS
 
 INDENT = "\t"
 

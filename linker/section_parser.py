@@ -1,4 +1,4 @@
-"""The part of the grammar inside SECTIONS: output sections, overlays, input section descriptions."""
+"""The part of the grammar inside SECTIONS: output sections, overlays, and the statements in them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,10 @@ import re
 
 from . import ast
 from .ast import Span
-from .cursor import Cursor, SyntaxFailure
+from .cursor import SyntaxFailure
+from .input_parser import InputParser
 from .lexer import ASSIGN_OPS, END, EXPRESSION, NAME, PUNCT, SCRIPT, STRING, WILD, Token
 
-SORTS = frozenset(
-    {
-        "SORT",
-        "SORT_BY_NAME",
-        "SORT_BY_ALIGNMENT",
-        "SORT_BY_INIT_PRIORITY",
-        "SORT_NONE",
-        "REVERSE",
-    }
-)
-FILE_SORTS = frozenset({"SORT", "SORT_BY_NAME", "SORT_NONE"})
 SECTION_TYPES = frozenset({"NOLOAD", "DSECT", "COPY", "INFO", "OVERLAY", "READONLY", "TYPE"})
 CONSTRAINTS = frozenset({"ONLY_IF_RO", "ONLY_IF_RW", "SPECIAL"})
 DATA = frozenset({"BYTE", "SHORT", "LONG", "QUAD", "SQUAD", "FILL"})
@@ -27,12 +17,8 @@ WRAPPERS = frozenset({"PROVIDE", "PROVIDE_HIDDEN", "HIDDEN"})
 MAX_GROUPS = 20
 MAX_PROBLEMS = 20
 
-
 # What stands behind the name that an assignment begins with: an operator, or a comment before it.
 _MAY_BE_ASSIGNED = re.compile(r"\s*+(?:[-+*/&|^<>]*+=|/\*|\#)")
-
-# A section pattern that is a plain word; one with a bracket or a comment behind it may be a sort.
-_PLAIN_PATTERN = re.compile(r"\s*+([\w.$*?-]++)(?![/\\~+:\[\],=^!])(?!\s*+[(/\#])", re.ASCII)
 
 # `*(.a .b*)` and `KEEP(*(.c))`; `symbol = . ;` and `. = ALIGN(8);`: three of four statements of real scripts.
 _PLAIN_INPUT = re.compile(
@@ -43,10 +29,9 @@ _PLAIN_ASSIGN = re.compile(
     r"\s*+((?=\w*[a-z])[A-Za-z_][\w.]*+|\.)\s++=\s*+(?:(\.)|(ALIGN)\(([1-9][0-9]*+|0x[0-9a-fA-F]++)(\)))\s*+;",
     re.ASCII,
 )
-_ALL_FILES = re.compile(r"\s*+(\*)\s*+(\()")
 
 
-class SectionParser(Cursor):
+class SectionParser(InputParser):
     """Parses what stands inside SECTIONS."""
 
     def __init__(self, text: str, most: int = MAX_PROBLEMS) -> None:
@@ -447,7 +432,7 @@ class SectionParser(Cursor):
                 return common
         elif token.text != "[":
             raise self.fail("a statement or '}'", token)
-        return self._input()
+        return self.input_description()
 
     def _class_use(self) -> ast.Command:
         keyword = self.next(WILD)
@@ -455,95 +440,3 @@ class SectionParser(Cursor):
         name = self.expect_name("the name of a section class", WILD)
         self.expect(")", WILD)
         return ast.Command("CLASS", (name.text,), self.span_from(keyword.start))
-
-    def _input(self) -> ast.InputSpec | ast.Command:
-        start = self.peek(WILD).start
-        keep = self._keyword("KEEP")
-        if keep:
-            self.expect("(", WILD)
-        flags = self._flags()
-        file, sections = self._file_and_sections()
-        if keep:
-            self.expect(")", WILD)
-        if file.name == "CONSTRUCTORS" and file.sorts:
-            return ast.Command("SORT(CONSTRUCTORS)", (), file.span)
-        return ast.InputSpec(file, sections, keep, flags, self.span_from(start))
-
-    def _keyword(self, word: str) -> bool:
-        """Accept the keyword, which is one only when a parenthesis follows."""
-        token = self.peek(WILD)
-        if token.kind != NAME or token.text != word:
-            return False
-        position = self.position
-        self.next(WILD)
-        if self.peek(WILD).text == "(":
-            return True
-        self.seek(position)
-        return False
-
-    def _flags(self) -> tuple[str, ...]:
-        if not self._keyword("INPUT_SECTION_FLAGS"):
-            return ()
-        self.expect("(", WILD)
-        flags = [self.expect_name("a section flag", WILD).text]
-        while self.accept("&", WILD):
-            flags.append(self.expect_name("a section flag", WILD).text)
-        self.expect(")", WILD)
-        return tuple(flags)
-
-    def _file_and_sections(self) -> tuple[ast.Pattern, tuple[ast.Pattern, ...] | None]:
-        all_files = self.step(_ALL_FILES)
-        if all_files is not None:
-            return ast.Pattern("*", (), (), Span(*all_files.span(1))), self._patterns(")")
-        token = self.peek(WILD)
-        if token.kind == PUNCT and token.text == "[":
-            self.next(WILD)
-            return ast.Pattern("*"), self._patterns("]")
-        file = self._pattern(())
-        if file.name == "CONSTRUCTORS" and file.sorts:
-            return file, None
-        if not FILE_SORTS.issuperset(file.sorts):
-            # lld reads the keyword as the name of a file, GNU ld refuses it: neither sorts.
-            raise self.fail("SORT_BY_NAME or SORT_NONE around a file name", token)
-        if not self.accept("(", WILD):
-            if file.sorts:
-                raise self.fail("'(' and section names after the sorted file", self.peek(WILD))
-            return file, None
-        return file, self._patterns(")")
-
-    def _patterns(self, closing: str) -> tuple[ast.Pattern, ...]:
-        """Parse section patterns; an EXCLUDE_FILE before a list holds for the one pattern after it."""
-        patterns: list[ast.Pattern] = []
-        while True:
-            match = self.step(_PLAIN_PATTERN)
-            if match is not None:
-                patterns.append(ast.Pattern(match[1], (), (), Span(*match.span(1))))
-            elif self.accept(closing, WILD):
-                return tuple(patterns)
-            elif not self.accept(",", WILD):
-                patterns.append(self._pattern(()))
-
-    def _pattern(self, sorts: tuple[str, ...]) -> ast.Pattern:
-        start = self.peek(WILD).start
-        excludes: list[str] = []
-        closings = 0
-        while True:
-            word = self.peek(WILD)
-            if word.kind == NAME and word.text in SORTS and self._keyword(word.text):
-                if excludes and not closings:
-                    raise self.fail("a name after EXCLUDE_FILE, which stands inside of a sort", word)
-                if closings >= 4:
-                    raise self.fail("at most four sorts", word)
-                self.expect("(", WILD)
-                sorts = (*sorts, word.text)
-                closings += 1
-            elif self._keyword("EXCLUDE_FILE"):
-                self.expect("(", WILD)
-                while not self.accept(")", WILD):
-                    excludes.append(self.expect_name("a file or ')'", WILD).text)
-            else:
-                break
-        name = self.expect_name("a pattern", WILD)
-        for _ in range(closings):
-            self.expect(")", WILD)
-        return ast.Pattern(name.text, sorts, tuple(excludes), self.span_from(start))

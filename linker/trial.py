@@ -11,7 +11,8 @@ from functools import lru_cache
 
 from . import ast
 from .evaluate import Known
-from .layout import Contents, Layout, Piece, Section, Target, simulate
+from .layout import simulate
+from .layout_values import Contents, Layout, Piece, Section, Target
 from .outline import Outline
 from .section_kinds import LINKER, SAMPLES, THREAD_ZERO, UNKNOWN, UNLOADED, kind_of
 

@@ -10,7 +10,7 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of, marks_dot, steps_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.layout import Section
+from linker.layout_values import Section
 from linker.outline import Outline, walk
 from linker.section_kinds import CODE, CONSTANT, DATA, RESERVED, TABLE, THREAD_ZERO, UNKNOWN, UNLOADED, ZERO
 from linker.trial import has_data, kinds_in, section_of, trial, value_of, word_of

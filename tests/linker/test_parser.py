@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from linker import ast, cursor, rules, section_parser
+from linker import ast, cursor, input_parser, rules, section_parser
 from linker.evaluate import Known, Unknown, evaluate
 from linker.lexer import number_value
 from linker.outline import Outline, walk
@@ -135,8 +135,8 @@ def token_by_token(monkeypatch):
     for module, name in (
         (section_parser, "_PLAIN_INPUT"),
         (section_parser, "_PLAIN_ASSIGN"),
-        (section_parser, "_PLAIN_PATTERN"),
-        (section_parser, "_ALL_FILES"),
+        (input_parser, "_PLAIN_PATTERN"),
+        (input_parser, "_ALL_FILES"),
         (cursor, "_SIMPLE"),
     ):
         monkeypatch.setattr(module, name, never)

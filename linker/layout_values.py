@@ -1,0 +1,75 @@
+"""What goes into a computed layout and what comes out of it: pieces, contents, sections, symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from . import ast
+from .evaluate import Value
+
+
+class Piece(NamedTuple):
+    """An input section: size and alignment in bytes, and the file it is from."""
+
+    name: str
+    file: str
+    size: int
+    alignment: int
+
+
+class Contents(NamedTuple):
+    """What an output section holds: pieces for each of its input descriptions, in order, and orphans.
+
+    `dropped` tells that the linker made no such section; `thread_zero` that it takes no addresses (.tbss),
+    `loaded` that the file has bytes for it. `alignment` is what the section has at least,
+    `writable` what ONLY_IF_RO and ONLY_IF_RW ask for. `twice` tells that the link has two of this name.
+    """
+
+    by_spec: tuple[tuple[Piece, ...], ...]
+    orphans: tuple[Piece, ...] = ()
+    dropped: bool = False
+    thread_zero: bool = False
+    allocated: bool = True
+    loaded: bool = True
+    alignment: int = 1
+    writable: bool = False
+    twice: bool = False
+
+
+class Target(NamedTuple):
+    """What depends on the target and the link: bytes, None when not known."""
+
+    headers: int | None = None
+    max_page: int | None = None
+    common_page: int | None = None
+    relro: bool | None = None
+
+
+class Section(NamedTuple):
+    """An output section of the computed layout; `size` is None when it is not known."""
+
+    name: str
+    address: Value
+    load_address: Value
+    size: int | None
+    alignment: int
+    orphan: bool
+    pieces: tuple[tuple[Piece, int], ...]
+
+
+class Layout(NamedTuple):
+    """The computed layout: sections in order, every symbol the script assigns, bytes used of each region."""
+
+    sections: tuple[Section, ...]
+    symbols: Mapping[str, Value]
+    used: Mapping[str, Value] = {}
+
+
+NOTHING = Contents((), dropped=True, allocated=False)
+
+
+def applies(node: ast.OutputSection, contents: Contents) -> bool:
+    """Tell whether ONLY_IF_RO or ONLY_IF_RW lets the section be made."""
+    asked = {"ONLY_IF_RO": False, "ONLY_IF_RW": True}.get(node.constraint)
+    return asked is None or contents.writable is asked
