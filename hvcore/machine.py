@@ -28,8 +28,8 @@ from hvcore.common.time import (
     update_domain_wallclock_time,
     update_vcpu_system_time,
 )
-from hvcore.cpu.engine import RIP
 from hvcore.cpu.loops import counting_loop
+from hvcore.cpu.processor import RIP
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestError, GuestFault
 from hvcore.guest_access import GuestAccess

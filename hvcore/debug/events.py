@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hvcore.common.domain import DOM0
-from hvcore.cpu.engine import RIP
+from hvcore.cpu.processor import RIP
 from hvcore.x86 import TRAP_page_fault
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import struct
 from functools import cache
 from typing import TYPE_CHECKING
 
-from hvcore.cpu import state_window as sw
+from hvcore.cpu.processor import LDTR
 from hvcore.page_info import PGT_seg_desc_page, PGT_writable_page
 from hvcore.public.errno import EINVAL
 from hvcore.x86 import M32, PAGE_PRESENT
@@ -269,9 +269,9 @@ def load_ldt(v: Vcpu) -> None:
     engine = v.domain.engine
     if v.ldt_ents:
         base = v.domain.mm.xen.ldt_virt_start(v)
-        engine.set_table(sw.LDT, base, 8 * v.ldt_ents - 1, LDT_SELECTOR, _LDT_FLAGS)
+        engine.set_table(LDTR, base, 8 * v.ldt_ents - 1, LDT_SELECTOR, _LDT_FLAGS)
     else:
-        engine.set_table(sw.LDT, 0, 0)
+        engine.set_table(LDTR, 0, 0)
 
 
 def set_ldt(v: Vcpu, base: int, ents: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import RAX, RBX, RCX, RDX, RIP
+from hvcore.cpu.processor import RAX, RBX, RCX, RDX, RIP
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.emulate import instruction_done, read_guest
 from hvcore.x86 import M32

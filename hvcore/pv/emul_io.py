@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvcore.clock import NS_PER_EXIT
-from hvcore.cpu.engine import DS, ES, RAX, RCX, RDI, RDX, RIP, RSI, SS
+from hvcore.cpu.processor import DS, ES, RAX, RCX, RDI, RDX, RIP, RSI, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.descriptor_tables import SEGMENT_CODE, SEGMENT_P, SEGMENT_S, SEGMENT_WR
 from hvcore.pv.emulate import (

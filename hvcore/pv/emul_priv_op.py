@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvcore.clock import TSC_PER_NS
-from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, SS
+from hvcore.cpu.processor import CS, EFLAGS, RAX, RBX, RCX, RDX, RIP, SS
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import (
@@ -285,7 +284,7 @@ def _bare_operation(v: Vcpu) -> bool:
     length = 1
     try:
         opcode = d.guest.copy_from(q[RIP], 1)[0]
-        if opcode not in _BARE or q[sw.EFLAGS // 8] & X86_EFLAGS_TF:
+        if opcode not in _BARE or q[EFLAGS] & X86_EFLAGS_TF:
             return False
         port = q[RDX] & 0xFFFF
         if opcode < 0xE8:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import FS, GS, RIP
+from hvcore.cpu.processor import EFLAGS, FS, GS, RIP
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.descriptor_tables import (
     DPL_SHIFT,
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 PFEC_write_access = 2
 
-
-_EFLAGS = sw.EFLAGS // 8
-_DF = sw.DF // 4
 
 Segment = tuple[int, int, int]  # base, limit, access rights where a descriptor's high word has them
 
@@ -105,20 +101,20 @@ def virt_to_linear(v: Vcpu, segment: Segment, offset: int, size: int, bits: int,
 
 def trap_flag(v: Vcpu) -> bool:
     """EFLAGS.TF."""
-    return bool(v.domain.engine.q[_EFLAGS] & X86_EFLAGS_TF)
+    return bool(v.domain.engine.q[EFLAGS] & X86_EFLAGS_TF)
 
 
 def direction_flag(v: Vcpu) -> bool:
     """EFLAGS.DF, which the engine keeps apart as +1 or -1."""
-    return v.domain.engine.d[_DF] != 1
+    return v.domain.engine.goes_down
 
 
 def instruction_done(v: Vcpu, rip: int, dr6: int = 0) -> None:
     """Go on at `rip`. Raises GuestFault(#DB) for a single step or the breakpoints in `dr6`."""
     engine = v.domain.engine
-    stepping = engine.q[_EFLAGS] & X86_EFLAGS_TF
+    stepping = engine.q[EFLAGS] & X86_EFLAGS_TF
     engine.q[RIP] = rip
-    engine.q[_EFLAGS] &= M64 ^ X86_EFLAGS_RF
+    engine.q[EFLAGS] &= M64 ^ X86_EFLAGS_RF
     if stepping:
         dr6 |= DR_STEP
     if dr6:

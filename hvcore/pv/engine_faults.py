@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import CS, FS, GS, RBP, RIP, RSP, SS
+from hvcore.cpu.processor import CS, FS, GS, RBP, RIP, RSP, SS
 from hvcore.errors import GuestError, GuestFault
 from hvcore.pv.misc_hypercalls import is_canonical_address
 from hvcore.pv.x86_decode import MAX_INST_LEN, TWO_BYTE, Fetcher, Instruction, decode_any

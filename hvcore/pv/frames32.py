@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, RAX, RIP, RSP, SS
+from hvcore.cpu.processor import CS, DS, ES, FS, GS, RAX, RIP, RSP, SS
 from hvcore.errors import DomainCrash, GuestError, GuestFault
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (

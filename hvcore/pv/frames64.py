@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, R11, RAX, RCX, RIP, RSP, SS
+from hvcore.cpu.processor import CS, DS, ES, FS, GS, R11, RAX, RCX, RIP, RSP, SELECTOR_WORDS, SS
 from hvcore.errors import DomainCrash, GuestError, GuestFault
 from hvcore.pv.callback import is_canonical
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
@@ -43,7 +42,7 @@ _FLAT_CS = (FLAT_RING3_CS64, 0, 0xFFFFFFFF, 0x00AFFB00)
 _FLAT_SS = (FLAT_RING3_SS, 0, 0xFFFFFFFF, 0x00CFF300)
 _FLAT_CS32 = (FLAT_RING3_CS32, 0, 0xFFFFFFFF, 0x00CFFB00)
 
-_CS_WORD, _SS_WORD = (sw.SEGS + 24 * CS) // 4, (sw.SEGS + 24 * SS) // 4  # in the window's 32-bit words
+_CS_WORD, _SS_WORD = SELECTOR_WORDS[CS], SELECTOR_WORDS[SS]
 
 VGCF_in_syscall = 1 << 8
 _CLEARED_ON_TRAP = EFLAGS_CLEARED_ON_TRAP | X86_EFLAGS_AC

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from hvcore.cpu.engine import CS, RIP, RSP, SS
+from hvcore.cpu.processor import CS, RIP, RSP, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.descriptor_tables import (
     DPL_SHIFT,

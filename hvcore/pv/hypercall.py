@@ -35,7 +35,7 @@ from hvcore.common.refused import (
 )
 from hvcore.common.schedule import do_sched_op, do_sched_op_compat, do_set_timer_op
 from hvcore.common.vcpu_op import do_vcpu_op
-from hvcore.cpu.engine import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
+from hvcore.cpu.processor import RAX, RBP, RBX, RCX, RDI, RDX, RIP, RSI
 from hvcore.errors import GuestError, HypercallPreempted
 from hvcore.public.errno import ENOSYS
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
@@ -146,7 +146,7 @@ class HypercallTable:
         rows = _PV32 if domain.abi.is_32bit else _PV64
         self.handlers: list[Handler | None] = [None] * NR_HYPERCALLS
         self.arity = [0] * NR_HYPERCALLS
-        self._window = domain.engine.window.bytes
+        self._window = domain.engine.registers
         self._q = domain.engine.q
         self._counts = domain.trace.hypercalls
         self._trace = domain.trace

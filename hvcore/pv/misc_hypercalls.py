@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import FS, GS
+from hvcore.cpu.processor import FS, GS
 from hvcore.public.arch_x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
 from hvcore.public.errno import EINVAL, ENODEV, ENOSYS, EPERM
 from hvcore.pv.callback import fixup_guest_selector

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvcore.clock import TSC_PER_NS
-from hvcore.cpu.engine import FS, GS, RAX, RCX, RDX
+from hvcore.cpu.processor import FS, GS, RAX, RCX, RDX
 from hvcore.errors import GuestFault
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.pv.misc_hypercalls import is_canonical_address

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import CS, RIP
+from hvcore.cpu.processor import CS, RIP
 from hvcore.errors import GuestError
 from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table
 from hvcore.refusal import Reason

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, SS
+from hvcore.cpu.processor import CS, DS, ES, FS, GS, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE, pv_map_ldt_shadow_page
 from hvcore.x86 import TRAP_gp_fault, TRAP_no_segment, TRAP_stack_error

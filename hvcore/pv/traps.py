@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_SPENT, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
-from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import CS, RAX, RBX, RCX, RDX, RIP, RSP
+from hvcore.cpu.processor import CS, RAX, RBX, RCX, RDX, RIP, RSP, SELECTOR_WORDS
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
@@ -46,7 +45,7 @@ PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
 PFEC_reserved_bit, PFEC_insn_fetch = 8, 16
 X86_XEC_IDT = 2
 HYPERCALL_VECTOR = 0x82
-_CS_SELECTOR = (sw.SEGS + 24 * CS) // 4  # in the window's 32-bit words
+_CS_SELECTOR = SELECTOR_WORDS[CS]
 LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0

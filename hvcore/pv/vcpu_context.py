@@ -11,7 +11,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from hvcore.common.handles import array_access_ok
-from hvcore.cpu.engine import DS, ES, FS, GS, RIP
+from hvcore.cpu.processor import DS, ES, FS, GS, RIP
 from hvcore.errors import GuestFault
 from hvcore.public.errno import EINVAL
 from hvcore.public.vcpu_guest_context import (

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, SS
+from hvcore.cpu.processor import CS, DS, ES, FS, GS, SS
 from hvcore.errors import GuestFault
 from hvcore.x86 import TRAP_gp_fault
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hvcore.cpu import state_window as sw
+from hvcore.cpu.processor import GDTR, IDTR, TR
 from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_PAGE
 from hvcore.x86 import PAGE_NX
 
@@ -189,9 +189,9 @@ class XenMappings:
     def load_descriptor_tables(self, v: Vcpu) -> None:
         """Point the engine's GDTR, IDTR and TR at the vCPU's tables. The TSS is empty: no port is open."""
         self.map_gdt_frame(v, FIRST_RESERVED_GDT_PAGE, self.gdt_page_mfn)
-        self.engine.set_table(sw.GDT, self.gdt_virt_start(v), GDT_LIMIT)
-        self.engine.set_table(sw.IDT, 0xFFFF82D040581000 & self._address_mask(), 0xFFF)
-        self.engine.set_table(sw.TR, 0, 0, _TSS_SELECTOR, _TSS_FLAGS)  # too short for a bitmap
+        self.engine.set_table(GDTR, self.gdt_virt_start(v), GDT_LIMIT)
+        self.engine.set_table(IDTR, 0xFFFF82D040581000 & self._address_mask(), 0xFFF)
+        self.engine.set_table(TR, 0, 0, _TSS_SELECTOR, _TSS_FLAGS)  # too short for a bitmap
 
     def _address_mask(self) -> int:
         return 0xFFFFFFFF if self.two_level else (1 << 64) - 1

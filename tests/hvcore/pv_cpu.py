@@ -13,7 +13,8 @@ from hvcore import abi as abi_module
 from hvcore.abi import Abi
 from hvcore.clock import Clock
 from hvcore.common.domain import create_dom0
-from hvcore.cpu.engine import DS, ES, FS, GS, RAX, RBX, RCX, RDX, RIP, RSP, Engine
+from hvcore.cpu.engine import Engine
+from hvcore.cpu.processor import DS, ES, FS, GS, RAX, RBX, RCX, RDX, RIP, RSP
 from hvcore.domain import Domain
 from hvcore.errors import GuestError, GuestFault
 from hvcore.guest_access import GuestAccess

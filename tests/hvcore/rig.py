@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import (
+from hvcore.cpu.engine import Engine
+from hvcore.cpu.processor import (
     CS,
     DS,
     EFER_LMA,
@@ -13,12 +13,13 @@ from hvcore.cpu.engine import (
     EFER_NXE,
     ES,
     FS,
+    GDTR,
     GS,
     MSR_EFER,
     RIP,
     RSP,
     SS,
-    Engine,
+    TR,
 )
 from hvcore.machine_memory import MachineMemory
 
@@ -45,8 +46,8 @@ class Rig:
         self.engine.set_control(0, 0x80050033)
         self.engine.set_control(4, 0x660)
         self.engine.set_control(3, self.root << 12)
-        self.engine.set_table(sw.GDT, GDT_VA, 0xFFFF)
-        self.engine.set_table(sw.TR, 0, 0, 0xE040, 0x8B00)
+        self.engine.set_table(GDTR, GDT_VA, 0xFFFF)
+        self.engine.set_table(TR, 0, 0, 0xE040, 0x8B00)
         self.enter(RING1_CS, RING1_DS)
         self.engine.cell[0] = 1 << 40
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from domainbuilder.launch.domain import launch
-from hvcore.cpu.engine import RIP, RSP
+from hvcore.cpu.processor import RIP, RSP
 from hvcore.debug.view import GuestView
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS, Machine, Stats, Stop

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from hvcore.abi import PV64
-from hvcore.cpu import state_window as sw
 from hvcore.cpu.compiled import core
-from hvcore.cpu.engine import RAX, RDI, RDX, RIP, RSI
+from hvcore.cpu.processor import EFLAGS, RAX, RDI, RDX, RIP, RSI
 from hvcore.public.xen import DOMID_SELF, Hypercall
 from hvcore.pv.lanes import Lanes
 from hvcore.pv.segments import load_cs_ss
@@ -20,7 +19,7 @@ from tests.hvcore.pv_cpu import CODE, PvCpu
 
 H = Hypercall
 TARGET, ARGUMENTS, DONE = 20, 21, 22  # pages
-R10, EFLAGS = 10, sw.EFLAGS // 8
+R10 = 10
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 ENTRY = 0x27  # of a page: present, writable, user, accessed
 L1 = 3  # page that is the L1 table

@@ -9,7 +9,7 @@ import unicorn
 from unicorn.x86_const import UC_X86_REG_EBX
 
 from hvcore import abi as abi_module
-from hvcore.cpu.engine import RBX
+from hvcore.cpu.processor import RBX
 from tests.hvcore.pv_cpu import CODE, INT3, NR_PAGES, PvCpu
 
 TARGET, ALIAS, DATA = 0x20000, 0x21000, 0x23000

@@ -13,7 +13,7 @@ import unicorn
 from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RCX
 
 from hvcore.cpu import compiled, engine_internals
-from hvcore.cpu.engine import RAX, RCX, RDX, RIP
+from hvcore.cpu.processor import RAX, RCX, RDX, RIP
 from hvcore.cpu.words import LAYOUT, EngineWords
 from tests.hvcore.rig import RING3_CS, RING3_DS, Rig
 

@@ -14,7 +14,7 @@ DIVIDE_ERROR = 0
 
 # What runs in a process of its own, which it would have ended: each dividend by each divisor.
 _GUEST = """
-from hvcore.cpu.engine import RAX, RBX, RDX
+from hvcore.cpu.processor import RAX, RBX, RDX
 from tests.hvcore.rig import Rig
 rig = Rig()
 for code, high, low, divisor in {cases}:

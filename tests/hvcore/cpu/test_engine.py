@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from hvcore.cpu import state_window as sw
-from hvcore.cpu.engine import CS, R11, RAX, RBX, RCX, RDX, RIP, RSP, SS
+from hvcore.cpu.processor import CS, R11, RAX, RBX, RCX, RDX, RIP, RSP, SS
 from hvcore.errors import EngineError
 from tests.hvcore.rig import RING1_CS, RING1_DS, RING3_CS, RING3_DS, Rig
 

@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hvcore import abi as abi_module
-from hvcore.cpu.engine import DS, ES, RIP
 from hvcore.cpu.loop_decode import Insn, UnknownInstruction, decode
 from hvcore.cpu.loops import ENDLESS, Loop, counting_loop
+from hvcore.cpu.processor import DS, ES, RIP
 from hvcore.errors import GuestError
 from hvcore.pv.segments import load_cs_ss, load_data
 from tests.hvcore.pv_cpu import CODE, DATA, PvCpu

@@ -15,9 +15,9 @@ import unicorn
 from domainbuilder.conform.run import MEMORY_MIB, VCPUS, bundled
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.run_stats import Statistics
-from hvcore.cpu import engine as engine_module
-from hvcore.cpu import process_memory
+from hvcore.cpu import library, process_memory
 from hvcore.cpu.patches import PATCHES
+from hvcore.errors import EngineError
 from tests.hvcore.rig import Rig
 
 DOCUMENTED = {
@@ -57,7 +57,7 @@ def test_nothing_is_called_that_is_not_documented(
     sample_guest: Callable[[str], Path], plain: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(unicorn.unicorn_py3.unicorn.uclib)
-    monkeypatch.setattr(engine_module._binding, "uclib", spy)
+    monkeypatch.setattr(library.binding, "uclib", spy)
     before = {slot: ctypes.c_uint64.from_address(slot).value for slot in PATCHES.slots}
     hello(sample_guest("hello"))
     assert spy.names <= DOCUMENTED
@@ -95,6 +95,7 @@ def test_the_option_is_the_variable(sample_guest: Callable[[str], Path]) -> None
 PATCHED = """
 import ctypes
 from hvcore.cpu.patches import PATCHES
+from hvcore.errors import EngineError
 from tests.hvcore.rig import Rig
 import signal
 def words():
@@ -133,6 +134,6 @@ def test_the_library_is_left_as_it_was_found() -> None:
 def test_ports_cannot_be_trapped_and_end_the_run(plain: None, port: str) -> None:
     rig = Rig()
     rig.code(0, {"in": "ec", "out": "ee"}[port] + "cc")
-    with pytest.raises(engine_module.EngineError, match="port I/O"):
+    with pytest.raises(EngineError, match="port I/O"):
         rig.run(0)
     rig.engine.close()

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.cpu.engine import RBX, RCX, RDX
+from hvcore.cpu.processor import RBX, RCX, RDX
 from hvcore.pv import cpuid
 from hvcore.pv.cpuid import pv_cpuid
 from tests.hvcore.pv_cpu import DATA, INT3, PV32, PV64, PvCpu

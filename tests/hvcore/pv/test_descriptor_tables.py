@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvcore import abi as abi_module
-from hvcore.cpu.engine import DS, GS
+from hvcore.cpu.processor import DS, GS
 from hvcore.page_info import PGT_seg_desc_page, PGT_writable_page
 from hvcore.public.errno import EFAULT, EINVAL
 from hvcore.pv.descriptor_tables import (

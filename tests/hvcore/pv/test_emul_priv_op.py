@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.cpu.engine import GS, RAX, RCX, RDI, RDX, RSI
+from hvcore.cpu.processor import GS, RAX, RCX, RDI, RDX, RSI
 from hvcore.guest_access import GuestAccess
 from hvcore.pv.emul_priv_op import _OPS, pv_emulate_privileged_op
 from tests.hvcore.pv_cpu import CODE, DATA, HOLE, INT3, PV32, PV64, PvCpu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvcore.cpu.engine import RIP
+from hvcore.cpu.processor import RIP
 from tests.hvcore.pv_cpu import CODE, DATA, PV32, PV64, STACK, PvCpu
 from tests.needs import find_tool, other_processor
 

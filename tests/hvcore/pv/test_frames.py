@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.cpu.engine import CS, R11, RAX, RCX, RIP, RSP, SS
+from hvcore.cpu.processor import CS, R11, RAX, RCX, RIP, RSP, SS
 from hvcore.errors import DomainCrash, GuestFault
 from hvcore.pv.frames import Frames
 from hvcore.pv.frames32 import Frames32

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hvcore.cpu.engine import CS, RSP, SS
+from hvcore.cpu.processor import CS, RSP, SS
 from tests.hvcore.pv_cpu import CODE, HOLE, INT3, PV32, STACK, PvCpu
 
 GATE, TARGET, KERNEL_CS, USER_CS, USER_SS = 0x40, 0x18, 0x19, 0xE02B, 0xE033

@@ -4,7 +4,8 @@ import struct
 
 import pytest
 
-from hvcore.cpu.engine import FS, GS
+from hvcore.cpu import state_window as sw
+from hvcore.cpu.processor import FS, GS
 from hvcore.public.errno import EINVAL, ENODEV, ENOSYS, EPERM
 from hvcore.pv.misc_hypercalls import (
     do_fpu_taskswitch,
@@ -115,7 +116,6 @@ def test_io_breakpoints_are_xens_to_emulate(cpu: PvCpu) -> None:
 
 
 def test_another_vcpus_registers_do_not_reach_the_engine(cpu: PvCpu) -> None:
-    from hvcore.cpu import state_window as sw
     from hvcore.vcpu import Vcpu
 
     other = Vcpu(cpu.d, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import capstone
 import pytest
 
-from hvcore.cpu.engine import RIP
+from hvcore.cpu.processor import RIP
 from hvcore.pv.ro_page_fault import RoPageFault, store_form
 from tests.hvcore.pv_cpu import CODE, HOLE, PV32, PV64, PvCpu
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvcore.cpu.engine import CS, DS, GS, SS
+from hvcore.cpu.processor import CS, DS, GS, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.segments import descriptor_base, descriptor_limit, drop_privileged_data, load_cs_ss, load_data
 from tests.hvcore.pv_cpu import PV32, PvCpu

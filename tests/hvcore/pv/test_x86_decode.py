@@ -8,7 +8,7 @@ from capstone import x86 as cs_x86
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvcore.cpu.engine import CS, DS, ES, FS, GS, SS
+from hvcore.cpu.processor import CS, DS, ES, FS, GS, SS
 from hvcore.errors import GuestFault
 from hvcore.pv.x86_decode import Fetcher, Instruction, decode
 
