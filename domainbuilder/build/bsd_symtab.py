@@ -7,7 +7,7 @@ header, three section headers (none, symbols, strings), the symbols and the stri
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from domainbuilder.errors import ElfError
 from domainbuilder.kernel.elf import SHT_STRTAB, ElfImage, Section, elf_parse_bsdsyms, elf_round_up
@@ -20,8 +20,7 @@ _SYMTAB_INDEX, _STRTAB_INDEX = 1, 2
 _EV_CURRENT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Class:
+class _Class(NamedTuple):
     ehdr_size: int
     shdr_size: int
     word: str  # of e_phoff, e_shoff, sh_offset

@@ -115,8 +115,7 @@ def build(
         ram = allocate_ram(nr_pages)
     if ram.format != "B" or ram.readonly or len(ram) != nr_pages << PAGE_SHIFT:
         raise ValueError(f"ram must be {nr_pages << PAGE_SHIFT:#x} writable bytes")
-    start_info = replace(
-        kernel.start_info,
+    start_info = kernel.start_info._replace(
         shared_info=shared_info_mfn << PAGE_SHIFT,
         store_mfn=p2m[kernel.xenstore_pfn],
         store_evtchn=store_evtchn,

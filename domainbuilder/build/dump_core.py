@@ -12,7 +12,6 @@ import os
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from domainbuilder.build.domain_image import DomainImage
@@ -171,6 +170,6 @@ def _build_note(image: DomainImage) -> bytes:
             "module_size": plan.module_size,
             "first_mfn": image.first_mfn,
             "shared_info_mfn": image.shared_info_mfn,
-            "parms": asdict(plan.parms),
+            "parms": plan.parms._asdict(),
         }
     ).encode()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from domainbuilder.errors import LayoutError
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
@@ -57,8 +56,7 @@ def allocate_ram(nr_pages: int) -> memoryview:
         raise LayoutError(f"meminit_pv: failed to allocate {nr_pages:#x} pages: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class GuestMemory:
+class GuestMemory(NamedTuple):
     """RAM in machine order, addressed by pseudo-physical frame."""
 
     ram: memoryview

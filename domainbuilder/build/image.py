@@ -13,8 +13,8 @@ import os
 import struct
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.dump_core import (
@@ -67,8 +67,7 @@ def is_image(path: str | os.PathLike[str]) -> bool:
     return head[:6] == b"\x7fELF\x02\x01" and bool(kind == ET_CORE) and not phnum
 
 
-@dataclass(frozen=True, slots=True)
-class _Built:
+class _Built(NamedTuple):
     """Our own note, decoded and checked for types and ranges."""
 
     kernel: str
@@ -80,8 +79,7 @@ class _Built:
     parms: ElfDomParms
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     """An opened image: its ELF structure, and errors that name it."""
 
     elf: ElfImage
@@ -163,7 +161,7 @@ def _load(file: _File, ram: memoryview | None) -> DomainImage:
         guest_type=built.guest_type,
     )
     start_info = _start_info(file, plan, built, pages, p2m)
-    plan = replace(plan, start_info=replace(plan.start_info, cmd_line=start_info.cmd_line))
+    plan = replace(plan, start_info=plan.start_info._replace(cmd_line=start_info.cmd_line))
     context = _context(file, plan, p2m)
     if ram is None:
         ram = allocate_ram(built.nr_pages)
@@ -221,7 +219,7 @@ def _header(file: _File) -> dict[str, int]:
 
 _Fields = Mapping[str, tuple[type, int]]  # name -> (JSON type, bits of a number or length of a string)
 _PARMS: _Fields = {
-    **dict.fromkeys(ElfDomParms.__slots__, (int, 64)),
+    **dict.fromkeys(ElfDomParms._fields, (int, 64)),
     **dict.fromkeys(("guest_type", "guest_os", "guest_ver", "xen_ver", "loader"), (str, 32)),
     **dict.fromkeys(("bsd_symtab", "unmapped_initrd"), (bool, 1)),
     **dict.fromkeys(("f_supported", "f_required"), (int, 32)),
@@ -326,8 +324,7 @@ def _start_info(file: _File, plan: DomainPlan, built: _Built, pages: Section, p2
     offset = pages.offset + (plan.start_info_pfn << PAGE_SHIFT)
     found = file.elf.view[offset : offset + START_INFO_SIZE[width]]
     info = StartInfo.unpack(found, width)
-    expected = replace(
-        plan.start_info,
+    expected = plan.start_info._replace(
         shared_info=built.shared_info_mfn << PAGE_SHIFT,
         store_mfn=p2m[plan.xenstore_pfn],
         store_evtchn=info.store_evtchn,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from mmap import mmap
+from typing import NamedTuple
 
 from domainbuilder.errors import ElfError, Where
 
@@ -36,8 +37,7 @@ _MASK = (1 << 64) - 1
 MACHINES = {EM_386: "i386", EM_ARM: "ARM", EM_X86_64: "x86-64"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Where a class of ELF keeps its fields; each format starts at the structure's first field."""
 
     ehdr: str  # from e_type, at 16
@@ -93,8 +93,7 @@ class Section:
     entsize: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Ehdr:
+class _Ehdr(NamedTuple):
     type: int
     machine: int
     version: int

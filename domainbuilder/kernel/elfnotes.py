@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from domainbuilder.errors import NotesError
 from domainbuilder.kernel.elf import PT_NOTE, SHT_NOTE, ElfImage, ProgramHeader, Section
@@ -43,8 +43,7 @@ Value = int | str | bytes | tuple[tuple[str, int], ...] | None
 """A decoded descriptor: a number, a string, named numbers, raw bytes, or None where unreadable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One ELF note. Offsets are bytes in the image; `end` is where its segment or section ends.
 
     `owner` is the name as Xen reads it (up to a NUL, `namesz` notwithstanding), None where it has
@@ -89,8 +88,7 @@ class Note:
         return _FOREIGN_TYPES.get((self.owner_text, self.type), "")
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
+class Notes(NamedTuple):
     """All notes of an image. `source`: where Xen finds its own: "PT_NOTE", "SHT_NOTE" or ""."""
 
     notes: tuple[Note, ...]
@@ -313,8 +311,7 @@ _FOREIGN_TYPES = {
 # FEATURES
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(NamedTuple):
     """A FEATURES string, parsed: names in order, and the bits of those that Xen 4.17 knows."""
 
     supported: int
@@ -356,8 +353,7 @@ def feature_names(bits: int) -> tuple[str, ...]:
 # __xen_guest
 
 
-@dataclass(frozen=True, slots=True)
-class GuestKey:
+class GuestKey(NamedTuple):
     """One KEY=VALUE of `__xen_guest`, at `offset` in the image."""
 
     key: str
@@ -365,8 +361,7 @@ class GuestKey:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class GuestInfo:
+class GuestInfo(NamedTuple):
     """The legacy `__xen_guest` section. `used`: Xen reads it, for want of notes of its own."""
 
     section: Section

@@ -254,7 +254,7 @@ def _check(before: Inspection, after: Inspection, ranges: list[_Range], left: li
 def _differences(before: ElfDomParms, after: ElfDomParms) -> list[str]:
     """The notes may say other things than the `__xen_guest` that Xen read so far."""
     found = []
-    for name in ElfDomParms.__slots__:
+    for name in ElfDomParms._fields:
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             shown = [quoted(one) if isinstance(one, str) else f"{int(one):#x}" for one in (old, new)]

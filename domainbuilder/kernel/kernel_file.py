@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from domainbuilder.errors import KernelFormatError, Where
 from domainbuilder.inputs import LIMITS, open_input
@@ -63,8 +63,7 @@ class KernelFile:
         return f"gzip of {words}" if self.gzipped else words
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
+class _Packed(NamedTuple):
     """A compressed stream: where it is, and how many bytes may come out of it."""
 
     data: memoryview

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from domainbuilder.kernel.elf import ElfImage
 from domainbuilder.kernel.elfnotes import (
@@ -41,8 +41,7 @@ Found = tuple[Note, ...]
 _MUST_HAVE = {ElfNote.XEN_VERSION, ElfNote.LOADER, ElfNote.GUEST_OS}
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(NamedTuple):
     """Notes that Xen does not read for one reason.
 
     `slug` is the kind of finding, `offset` where to look, `cause` what there is and what Xen makes of it.
@@ -200,7 +199,7 @@ def _salvaged(elf: ElfImage, start: int, end: int, lost: Found) -> Found:
             at = min(at + 4, limit)
             continue
         if note.desc_offset + descsz > limit:
-            note = replace(note, descsz=limit - note.desc_offset)
+            note = note._replace(descsz=limit - note.desc_offset)
         kept.append(note)
         at = min(note.next_offset, limit)
     return tuple(kept)

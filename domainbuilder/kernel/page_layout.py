@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from domainbuilder.kernel.elf import SHF_ALLOC, SHT_NOBITS, ElfImage, Section
@@ -68,8 +67,7 @@ _STUB_NAME = re.compile(r"hypercall|hypcall", re.I)  # Linux names its stubs: xe
 _PAGE_ALIGNED_NAME = re.compile(r"\.(data|bss|rodata)\.{1,2}page_aligned(\..*)?$")
 
 
-@dataclass(frozen=True, slots=True)
-class PageOwner:
+class PageOwner(NamedTuple):
     """A symbol that has to own whole pages: where it is, and who else is in its pages."""
 
     name: str
@@ -85,8 +83,7 @@ class PageOwner:
         return self.address % PAGE_SIZE == 0
 
 
-@dataclass(frozen=True, slots=True)
-class PageLayout:
+class PageLayout(NamedTuple):
     """What a kernel's symbols and sections say about its pages. `symbols` is how many symbols there were."""
 
     symbols: int
@@ -159,7 +156,7 @@ def _neighbours(symbols: Symbols, owners: Sequence[Symbol], spans: Sequence[_Spa
         return []
     low = min(span.start for span in spans) & -PAGE_SIZE
     high = max(span.end for span in spans) + PAGE_SIZE
-    sizeless = [replace(owner, size=_size(owner, symbols)) for owner in owners if not symbols.extent(owner)]
+    sizeless = [owner._replace(size=_size(owner, symbols)) for owner in owners if not symbols.extent(owner)]
     for symbol in sorted([*symbols.overlapping(low, high), *sizeless], key=lambda s: s.value):
         first, last = symbol.value, symbol.value + symbol.size
         for names, span in zip(intruders, spans, strict=True):

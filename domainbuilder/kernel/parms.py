@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from domainbuilder.errors import NotesError, Where
 from domainbuilder.kernel.elf import EM_386, EM_ARM, EM_X86_64, ElfImage, elf_parse_bsdsyms
@@ -42,8 +43,7 @@ class XenPaeType(IntEnum):
     BIMODAL = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ElfDomParms:
+class ElfDomParms(NamedTuple):
     """`struct elf_dom_parms`, xen/include/xen/libelf.h; addresses are bytes, UNSET_ADDR where not given."""
 
     guest_type: str  # "xen-3.0-x86_32p", "xen-3.0-x86_32" (two-level), "xen-3.0-x86_64"
@@ -143,7 +143,7 @@ class _Draft:
 
     def finish(self, guest_type: str) -> ElfDomParms:
         """The frozen value."""
-        names = (name for name in ElfDomParms.__slots__ if name != "guest_type")
+        names = (name for name in ElfDomParms._fields if name != "guest_type")
         return ElfDomParms(guest_type=guest_type, **{name: getattr(self, name) for name in names})
 
 

@@ -8,10 +8,8 @@ amiss with it (no folder, no room, another's file) is no error: the kernel is th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import mmap
 import os
-import tempfile
 from pathlib import Path
 
 MOST_BYTES = 1 << 30
@@ -52,6 +50,8 @@ class UnpackedKernels:
 
     def keep(self, packed: memoryview, image: bytes | mmap.mmap) -> None:
         """Keep what `packed` was unpacked to; whoever reads meanwhile finds all of it or nothing."""
+        import tempfile  # as hashlib below: a kernel that is not packed, or found here, need not pay for it
+
         if not LEAST_BYTES <= len(image) <= self._most_bytes:
             return
         with contextlib.suppress(OSError):
@@ -67,6 +67,8 @@ class UnpackedKernels:
             self._tidy()
 
     def _path(self, packed: memoryview) -> Path:
+        import hashlib
+
         return self._folder / hashlib.sha256(packed).hexdigest()
 
     def _tidy(self) -> None:

@@ -10,9 +10,8 @@ import base64
 import binascii
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.output import atomic_output
@@ -24,8 +23,7 @@ _MOST_NS = (1 << 63) - 1
 _HEAD, _TAIL = {"format", "domain"}, {"end_ns", "reason"}
 
 
-@dataclass(frozen=True, slots=True)
-class InputRecord:
+class InputRecord(NamedTuple):
     """`typed` are (ns since the guest's start, bytes), in order; `domain` says what was run (tape.subject()).
 
     The run ended at `end_ns`, for `reason`, which is that of its Outcome.

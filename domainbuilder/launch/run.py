@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
@@ -52,8 +52,7 @@ class LaunchOptions:
     cache: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
+class _Result(NamedTuple):
     """How a run went: `met` of the script's expectations were met; `failure` is the first that was not."""
 
     outcome: Outcome

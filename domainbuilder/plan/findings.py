@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.page_layout import PageLayout, page_layout
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from domainbuilder.symbols.table import Symbols
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(NamedTuple):
     """What there is to say of a plan. `layout` is None for one that was read back from a built image."""
 
     layout: PageLayout | None

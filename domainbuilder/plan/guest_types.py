@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from domainbuilder.errors import LayoutError
 from domainbuilder.plan.pgtables import FOUR_LEVEL, PAE, TWO_LEVEL, Paging
@@ -10,8 +10,7 @@ from hvcore.abi import PV32_2LEVEL, PV32_PAE, PV64, Abi
 from hvcore.public.xen import MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE
 
 
-@dataclass(frozen=True, slots=True)
-class GuestType:
+class GuestType(NamedTuple):
     """One kind of guest: what its ABI is, and what the builder has to know beside that."""
 
     abi: Abi

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from domainbuilder.errors import LayoutError
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
@@ -24,8 +23,7 @@ VIRT_PGTAB_ALIGN = 4 << 20  # the initial mapping ends on a 4 MB boundary ...
 VIRT_PGTAB_SLACK = 512 << 10  # ... with at least this much behind the last page in use
 
 
-@dataclass(frozen=True, slots=True)
-class Paging:
+class Paging(NamedTuple):
     """`struct xc_dom_params` (xg_dom_x86.c), and what distinguishes one x86 paging mode from another."""
 
     name: str
@@ -61,8 +59,7 @@ PAE = Paging("PAE", 3, 8, 9, 32, 40, needs_l2_for_l3_slot3=True)
 FOUR_LEVEL = Paging("4-level", 4, 8, 9, 48, 40)
 
 
-@dataclass(frozen=True, slots=True)
-class TableRange:
+class TableRange(NamedTuple):
     """`struct xc_dom_x86_mapping_lvl`: the tables of one level that serve one mapping.
 
     `start` and `end` are masked to the paging mode's virtual bits, `end` is inclusive; `pfn` is the first
@@ -75,8 +72,7 @@ class TableRange:
     pgtables: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """`struct xc_dom_x86_mapping`: a range of virtual addresses, and the tables that exist for it.
 
     `lvls[0]` are the L1 tables. `area.pgtables` is the number of all tables of the mapping; they occupy

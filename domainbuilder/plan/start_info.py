@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from hvcore.public.xen import PAGE_SIZE
 
@@ -61,8 +61,7 @@ SHARED_INFO_VCPU_SIZE = 64
 SHARED_INFO_UPCALL_MASK = 1  # offsetof(struct vcpu_info, evtchn_upcall_mask), either width
 
 
-@dataclass(frozen=True, slots=True)
-class StartInfo:
+class StartInfo(NamedTuple):
     """`struct start_info`: addresses are the guest's, bytes; `store_mfn` and `console_mfn` machine frames.
 
     In a plan, which has no machine frames yet, `shared_info`, `store_mfn` and `console_mfn` are 0.

@@ -8,7 +8,6 @@ every field, and docs/notes.schema.json is the JSON Schema of `NotesReport`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field
@@ -165,7 +164,7 @@ def _note(inspection: Inspection, note: Note) -> NoteReport:
 def _parms(parms: ElfDomParms | None) -> ParmsReport | None:
     if parms is None:
         return None
-    values = asdict(parms)
+    values = parms._asdict()
     values["pae"] = parms.pae.name.lower()
     values["f_supported"] = list(feature_names(parms.f_supported))
     values["f_required"] = list(feature_names(parms.f_required))
@@ -206,7 +205,7 @@ def file_report(inspection: Inspection) -> FileReport:
             ],
             "notes_source": source,
             "notes": [_note(inspection, note) for note in inspection.notes.notes],
-            "guest_info": None if info is None else [asdict(key) for key in info.keys],
+            "guest_info": None if info is None else [key._asdict() for key in info.keys],
             "pv": _parms(inspection.pv),
             "pvh": _parms(inspection.pvh),
             "findings": [finding_report(finding) for finding in inspection.findings],

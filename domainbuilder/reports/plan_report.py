@@ -115,7 +115,7 @@ class PlanReport(Model):
 
 def plan_report(plan: DomainPlan, survey: Survey) -> PlanReport:
     """The report on a plan."""
-    info = asdict(plan.start_info)
+    info = plan.start_info._asdict()
     for name in ("shared_info", "store_mfn", "store_evtchn", "console_mfn", "console_evtchn"):
         del info[name]
     info |= {
@@ -156,7 +156,7 @@ def plan_report(plan: DomainPlan, survey: Survey) -> PlanReport:
             if layout is None
             else {
                 "symbols": layout.symbols,
-                "owners": [{**asdict(owner), "aligned": owner.aligned} for owner in layout.owners],
+                "owners": [{**owner._asdict(), "aligned": owner.aligned} for owner in layout.owners],
                 "sections": [section.name for section in layout.sections],
             },
             "findings": [finding_report(finding) for finding in survey.findings],

@@ -5,8 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from domainbuilder.symbols.frames import CallFrames
@@ -19,8 +18,7 @@ FUNCTION, OBJECT, LABEL, ABSOLUTE = "function", "object", "label", "absolute"
 _RANKS = {OBJECT: 0, LABEL: 1, FUNCTION: 2}  # of those at one address the highest is told
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A name. `value` is an address, `size` bytes (0: not stated), `section` an index of the kernel's section
     headers (0: not known).
     """
@@ -124,7 +122,7 @@ class Symbols:
         if self._sizes is None:
             reaching = values[max(bisect_right(values, start) - 1, 0)] if values else 0
             found = [self._symbol(i) for i in indices[bisect_left(values, reaching) : last]]
-            found = [replace(symbol, size=self.extent(symbol)) for symbol in found]
+            found = [symbol._replace(size=self.extent(symbol)) for symbol in found]
         else:
             sizes = self._sizes
             kept = [i for value, i in zip(values[:last], indices, strict=False) if value + sizes[i] > start]

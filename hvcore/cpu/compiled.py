@@ -7,7 +7,7 @@ that is older than the sources beside it, is not used; `describe()` says which c
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +18,15 @@ SOURCES = Path(__file__).with_name("core")
 
 
 def _digest(sources: Path) -> str:
-    """Of the sources, as scripts/compile_core.py has it; empty where they are not installed."""
+    """Of the sources, as scripts/compile_core.py has it; empty where they are not installed.
+
+    A CRC finds what was forgotten, which is all it is for, and costs no import at each start.
+    """
     paths = sorted([*sources.glob("*.c"), *sources.glob("*.h")])
-    sha = hashlib.sha256()
+    crc = 0
     for path in paths:
-        sha.update(path.name.encode() + b"\0" + path.read_bytes())
-    return sha.hexdigest()[:16] if paths else ""
+        crc = zlib.crc32(path.name.encode() + b"\0" + path.read_bytes(), crc)
+    return f"{crc:08x}" if paths else ""
 
 
 def text_of(library: ctypes.CDLL, name: str) -> str:

@@ -6,7 +6,7 @@ Source: Intel SDM volume 2, appendix A (opcode map) and chapter 2 (ModRM and SIB
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 ADD, OR, ADC, SBB, AND, SUB, XOR, CMP = range(8)  # as the opcodes number them
 TEST, MOV, LEA, INC, DEC, NOP, JMP, JCC, LOOP = range(8, 17)
@@ -26,8 +26,7 @@ class UnknownInstruction(Exception):
     """Nothing that a counting loop may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Insn:
+class Insn(NamedTuple):
     """Its bytes, operation, operand width in bits, operands; where a branch goes, and when."""
 
     size: int

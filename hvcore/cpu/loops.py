@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hvcore.cpu.loop_decode import (
     ADD,
@@ -52,8 +53,7 @@ _CC_B, _CC_E, _CC_BE, _CC_S, _CC_L, _CC_LE = 1, 2, 3, 4, 6, 7  # condition >> 1
 Read = Callable[[int, int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
+class Loop(NamedTuple):
     """A loop at RIP: bytes of code in a round, registers after the first, what each round adds to them, and
     how many rounds go the same way, the first included (ENDLESS: all).
     """

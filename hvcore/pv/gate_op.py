@@ -6,8 +6,7 @@ far call or jmp through it raises #GP with the gate's selector; this does then w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from hvcore.cpu.processor import CS, RIP, RSP, SS
 from hvcore.errors import GuestFault
@@ -36,8 +35,7 @@ _CALL_FAR, _JMP_FAR, _GROUP5 = 0x9A, 0xEA, 0xFF
 _GATE16 = 0x0400
 
 
-@dataclass(frozen=True, slots=True)
-class _Gate:
+class _Gate(NamedTuple):
     """A call gate: where it leads, and its rights with the DPL that the guest had given it."""
 
     selector: int

@@ -9,7 +9,7 @@ Prefixes, address forms and lengths follow x86_decode() of xen/arch/x86/x86_emul
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hvcore.cpu.processor import CS, DS, ES, FS, GS, SS
 from hvcore.errors import GuestFault
@@ -49,8 +49,7 @@ _FORMS16 = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """A decoded instruction. `opcode` is one byte, or 0x0f00 plus the second; `next_ip` where it ends.
 
     `segment` is the override or None; `reg` and `rm` are ModRM's fields with REX applied, `mod` its mode;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from domainbuilder.build.guest_memory import Frames, GuestMemory, allocate_ram, machine_frames
@@ -15,7 +13,7 @@ from tests.domainbuilder.pagewalk import Walk, walk_page_tables
 
 
 def planned(reference: Reference, **changes: object) -> DomainPlan:
-    parms = replace(reference.parms, **changes)  # type: ignore[arg-type]
+    parms = reference.parms._replace(**changes)  # type: ignore[arg-type]
     return lay_out(parms, reference.nr_pages, kernel="k", module_size=reference.module_size, cmdline=b"")
 
 

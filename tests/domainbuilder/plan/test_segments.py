@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +16,7 @@ from tests.domainbuilder.libxenguest import Reference, read_reference
 def lay(reference: Reference, **changes: int | None) -> Layout:
     nr_pages = changes.pop("nr_pages", None) or reference.nr_pages
     module = changes.pop("module_size", reference.module_size)
-    parms = replace(reference.parms, **changes)  # type: ignore[arg-type]
+    parms = reference.parms._replace(**changes)  # type: ignore[arg-type]
     return build_image(parms, guest_type(parms.guest_type), nr_pages, module)
 
 
@@ -59,7 +57,7 @@ def test_special_pages_and_ends_are_libxenguests(reference: Reference) -> None:
 def test_a_two_level_guest_follows_the_same_rules() -> None:
     """Xen 3.x's xc_dom_x86.c: one L2, an L1 for every 4 MB of the mapping, no spare tables."""
     layout = build_image(
-        replace(read_reference("statedump32").parms, guest_type="xen-3.0-x86_32"),
+        read_reference("statedump32").parms._replace(guest_type="xen-3.0-x86_32"),
         GUEST_TYPES["xen-3.0-x86_32"],
         0x4000,
         None,
@@ -118,8 +116,7 @@ def test_any_layout_keeps_the_rules(
 ) -> None:
     guest = GUEST_TYPES[name]
     base = 0xFFFFFFFF80000000 if guest.width == 8 else 0xC0000000
-    parms: ElfDomParms = replace(
-        read_reference("statedump64-linuxlike").parms,
+    parms: ElfDomParms = read_reference("statedump64-linuxlike").parms._replace(
         virt_base=base,
         virt_kstart=base + skip * 4096,
         virt_kend=base + skip * 4096 + kernel,
