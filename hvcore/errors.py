@@ -33,11 +33,25 @@ class HypercallPreempted(Exception):
 
 
 class DomainCrash(Exception):
-    """Xen would call domain_crash(): the run ends with a report, not with a traceback."""
+    """Xen would call domain_crash(): the run ends with a report, not with a traceback.
 
-    def __init__(self, reason: str) -> None:
+    `vector` and `error_code` are those of an exception that nobody took, `address` is the one that could not
+    be accessed.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        vector: int | None = None,
+        error_code: int | None = None,
+        address: int | None = None,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.vector = vector
+        self.error_code = error_code
+        self.address = address
 
 
 class EngineError(Exception):

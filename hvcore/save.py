@@ -210,6 +210,9 @@ def owners(m: Machine) -> Iterator[tuple[str, object]]:
         yield f"vcpu{v.vcpu_id}", v
 
 
+_CRASH = ("reason", "vector", "error_code", "address")
+
+
 def _info(v: Vcpu) -> list[int | None]:
     """Where struct vcpu_info is: its frame if the guest named one, and its place in the machine's memory."""
     start = ctypes.addressof(ctypes.c_char.from_buffer(v.domain.mem.view))
@@ -222,7 +225,7 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
     d = m.domain
     saved["machine"] |= {
         "running": None if m._running is None else m._running.vcpu_id,
-        "crash": None if m.crash is None else m.crash.reason,
+        "crash": None if m.crash is None else {name: getattr(m.crash, name) for name in _CRASH},
     }
     saved["domain"]["words"] = {"vm_assist": d.vm_assist, "events_delivered": d.words.events_delivered}
     for v in d.vcpus:
@@ -245,7 +248,7 @@ def restore_domain(m: Machine, state: DomainState) -> None:
     d.vm_assist, d.words.events_delivered = words["vm_assist"], words["events_delivered"]
     for v, (mfn, at) in zip(d.vcpus, infos, strict=True):
         v.place_info(d.mem.view[at : at + len(v.info)], mfn)
-    m.crash = None if crash is None else DomainCrash(crash)
+    m.crash = None if crash is None else DomainCrash(**crash)
     m._running = None if running is None else d.vcpus[running]
     m.clock.restore(state.clock, lambda kind, number: timer_action(d, kind, number))
 

@@ -6,13 +6,13 @@ before it is followed, and everything is cut to a fixed size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.disassembly import Instruction, disassemble
 from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
 from domainbuilder.launch.names import Names
+from domainbuilder.launch.registers import Registers, registers_of, stack_words
 from domainbuilder.symbols.backtrace import Frame, backtrace
 from hvcore.debug.view import GuestView, Walk
 from hvcore.pv.traps import vector_name
@@ -28,30 +28,6 @@ STACK_WORDS = 48
 _TRACE_WORDS = 1024
 _TRACE_LIMIT = 24
 _MULTICALL_ENTRY_WORDS = 8
-
-GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-SELECTORS = ("es", "cs", "ss", "ds", "fs", "gs")
-_CS, _SS, _FS, _GS = 1, 2, 4, 5
-_RIP = 16  # in the engine's words, behind the general registers
-
-
-@dataclass(frozen=True, slots=True)
-class Registers:
-    """`struct cpu_user_regs` and what Xen prints beside it. `general` and `selectors` are by name."""
-
-    general: Mapping[str, int]
-    selectors: Mapping[str, int]
-    rip: int
-    rflags: int
-    cr0: int
-    cr2: int
-    cr3: int
-    cr4: int
-    fs_base: int
-    gs_base: int
-    gs_shadow: int
-    event_mask: int
-    kernel_mode: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +118,9 @@ def capture(
     d, names = machine.domain, Names(plan, symbols)
     v, word = d.current, d.abi.word
     view = GuestView(machine)
-    registers = _registers(machine)
-    linear = (machine.engine.segment_base(_CS) + registers.rip) & d.abi.word_mask
-    stack_at = (machine.engine.segment_base(_SS) + registers.general["rsp"]) & d.abi.word_mask
-    raw = view.read(stack_at, _TRACE_WORDS * word)
-    words = [int.from_bytes(raw[i : i + word], "little") for i in range(0, len(raw) - word + 1, word)]
+    registers = registers_of(machine, v)
+    linear, stack_at = registers.code_address, registers.stack_address
+    words = stack_words(view, registers, word, _TRACE_WORDS)
     return CrashReport(
         reason=reason,
         domain_id=d.domain_id,
@@ -158,7 +132,7 @@ def capture(
         line=names.line(linear),
         code=disassemble(view.read, linear, start=names.start(linear), names=names, long_mode=word == 8),
         stack_address=stack_at,
-        stack=tuple(words[:STACK_WORDS]),
+        stack=words[:STACK_WORDS],
         trace=_trace(words, stack_at, names, word),
         backtrace=guest_backtrace(registers, word, view, names),
         symbols=names.symbols.origin,
@@ -182,26 +156,6 @@ def guest_backtrace(registers: Registers, word: int, view: GuestView, names: Nam
         in_code=names.in_code,
         symbols=names.symbols,
         stubs=names.stubs,
-    )
-
-
-def _registers(machine: Machine) -> Registers:
-    engine, v = machine.engine, machine.domain.current
-    mask = v.domain.abi.word_mask
-    return Registers(
-        general={name: engine.q[i] & mask for i, name in enumerate(GPRS)},
-        selectors={name: engine.selector(i) & 0xFFFF for i, name in enumerate(SELECTORS)},
-        rip=engine.q[_RIP] & mask,
-        rflags=engine.read_eflags(),
-        cr0=engine.control(0),
-        cr2=v.ctrlreg[2],
-        cr3=GuestView(machine).root_mfn << 12,
-        cr4=engine.control(4),
-        fs_base=engine.segment_base(_FS) & mask,
-        gs_base=engine.segment_base(_GS) & mask,
-        gs_shadow=v.gs_base_user,
-        event_mask=v.upcall_mask,
-        kernel_mode=machine.traps.guest_kernel_mode(),
     )
 
 
@@ -240,7 +194,7 @@ def _entry(e: FailedEntry) -> HypercallRecord:
     )
 
 
-def _trace(words: list[int], at: int, names: Names, word: int) -> tuple[StackWord, ...]:
+def _trace(words: tuple[int, ...], at: int, names: Names, word: int) -> tuple[StackWord, ...]:
     found = []
     for i, value in enumerate(words):
         symbol = names(value)

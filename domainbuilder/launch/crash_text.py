@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from domainbuilder.launch.crash_report import AddressReport, CrashReport, HypercallRecord, Registers
+from domainbuilder.launch.crash_report import AddressReport, CrashReport, HypercallRecord
 from domainbuilder.launch.disassembly import Instruction
+from domainbuilder.launch.registers import Registers
 from domainbuilder.symbols.backtrace import CALL_FRAME_INFORMATION, ORC, Frame
 
 _ROWS = (

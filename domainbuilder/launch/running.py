@@ -6,7 +6,6 @@ between two of its instructions. Limits on wall time are looked at now and then,
 
 from __future__ import annotations
 
-import re
 import resource
 import signal
 import sys
@@ -46,7 +45,6 @@ _RECENT_TICKS = 100
 _GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
 _ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INPUT_ROOM = 4096
-_ADDRESS = re.compile(r"\b0x[0-9a-f]{4,16}\b")
 
 
 class Input(Protocol):
@@ -363,12 +361,8 @@ class RunningDomain:
 
     def _crashed(self) -> Outcome:
         crash = self.machine.crash
-        reason = crash.reason if crash is not None else ""
-        named = _ADDRESS.search(reason)
-        address = int(named[0], 16) if named else None
-        if "#PF" in reason:
-            address = self.machine.domain.current.ctrlreg[2]
-        return Outcome("crashed", reason, self._report(reason, address, "faulting address"))
+        assert crash is not None
+        return Outcome("crashed", crash.reason, self._report(crash.reason, crash.address, "faulting address"))
 
     def _report(self, reason: str, address: int | None, role: str) -> CrashReport:
         from domainbuilder.launch.crash_report import capture

@@ -5,26 +5,22 @@ For one whose time is up. `look` only reads: the guest can go on as if nobody ha
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.crash_report import (
-    GPRS,
-    SELECTORS,
     HypercallRecord,
-    Registers,
     guest_backtrace,
     last_hypercalls,
 )
 from domainbuilder.launch.disassembly import Instruction, disassemble
 from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.names import Names
+from domainbuilder.launch.registers import Registers, registers_of, stack_words
 from domainbuilder.symbols.backtrace import Frame
 from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_UNBOUND, ECS_VIRQ
 from hvcore.common.schedule import PERIODIC, POLL, SINGLESHOT, WATCHDOG
-from hvcore.cpu import state_window as sw
 from hvcore.debug.view import GuestView
 from hvcore.machine import BOOT_TIME_NS
 from hvcore.public import xen
@@ -140,27 +136,19 @@ def look(
 
 def _vcpu(machine: Machine, v: Vcpu, names: Names) -> VcpuReport:
     running = v is machine.running
-    here = v is machine.in_engine
-    state = machine.engine.save_state() if here else v.saved_state or bytes(sw.DR + 64)
-    registers = _registers(machine, v, state)
-    view, word = GuestView(machine, v), machine.domain.abi.word
-    stack_at = registers.general["rsp"]
-    raw = view.read(stack_at, STACK_WORDS * word)
+    registers = registers_of(machine, v)
+    view, word, code = GuestView(machine, v), machine.domain.abi.word, registers.code_address
     return VcpuReport(
         vcpu=v.vcpu_id,
         state=_state(v, running=running),
         event_mask=bool(v.upcall_mask),
         upcall_pending=bool(v.upcall_pending),
         registers=registers,
-        symbol=names(registers.rip),
-        line=names.line(registers.rip),
-        code=disassemble(
-            view.read, registers.rip, start=names.start(registers.rip), names=names, long_mode=word == 8
-        ),
-        stack_address=stack_at,
-        stack=struct.unpack(
-            f"<{len(raw) // word}{'Q' if word == 8 else 'I'}", raw[: len(raw) // word * word]
-        ),
+        symbol=names(code),
+        line=names.line(code),
+        code=disassemble(view.read, code, start=names.start(code), names=names, long_mode=word == 8),
+        stack_address=registers.stack_address,
+        stack=stack_words(view, registers, word, STACK_WORDS),
         backtrace=guest_backtrace(registers, word, view, names),
     )
 
@@ -171,32 +159,6 @@ def _state(v: Vcpu, *, running: bool) -> str:
     if v.pause_flags:
         return "blocked"
     return "running" if running else "runnable"
-
-
-def _registers(machine: Machine, v: Vcpu, state: bytes) -> Registers:
-    """The registers in what `Engine.save_state()` gives."""
-    abi = v.domain.abi
-    q, d, mask = memoryview(state).cast("Q"), memoryview(state).cast("I"), abi.word_mask
-
-    def base(segment: int) -> int:
-        return int(q[(sw.SEGS + 24 * segment + 8) // 8]) & mask
-
-    selectors = {name: d[(sw.SEGS + 24 * i) // 4] & 0xFFFF for i, name in enumerate(SELECTORS)}
-    return Registers(
-        general={name: q[i] & mask for i, name in enumerate(GPRS)},
-        selectors=selectors,
-        rip=q[sw.RIP // 8] & mask,
-        rflags=q[sw.EFLAGS // 8],
-        cr0=q[sw.CR // 8],
-        cr2=v.ctrlreg[2],
-        cr3=GuestView(machine, v).root_mfn << 12,
-        cr4=q[sw.CR // 8 + 4],
-        fs_base=base(SELECTORS.index("fs")),
-        gs_base=base(SELECTORS.index("gs")),
-        gs_shadow=v.gs_base_user,
-        event_mask=v.upcall_mask,
-        kernel_mode=selectors["cs"] & 3 != 3 if abi.is_32bit else v.kernel_mode,
-    )
 
 
 def _ports(machine: Machine) -> Iterator[PortReport]:

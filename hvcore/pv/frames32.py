@@ -81,11 +81,12 @@ class Frames32:
             base = engine.segment_base(SS)
         words += [q[RIP] & M32, cs | mask << 16, saved_eflags(v, eflags, mask), *outer]
         sp = (sp - 4 * len(words)) & M32
+        at = (base + sp) & M32
         try:
-            self.d.guest.copy_to((base + sp) & M32, struct.pack(f"<{len(words)}I", *words))
+            self.d.guest.copy_to(at, struct.pack(f"<{len(words)}I", *words))
         except GuestError:
             raise DomainCrash(
-                f"the guest kernel's stack cannot be written at {(base + sp) & M32:#010x}"
+                f"the guest kernel's stack cannot be written at {at:#010x}", address=at
             ) from None
         if mask_events:
             info[1] = mask | 1
@@ -143,7 +144,8 @@ class Frames32:
                 new_sp, ss = guest.unpack(_ESP_SS, base + sp + 16)
                 ss &= 0xFFFF
         except GuestError:
-            raise DomainCrash(f"the iret frame at {base + sp:#010x} cannot be read") from None
+            at = base + sp & M32
+            raise DomainCrash(f"the iret frame at {at:#010x} cannot be read", address=at) from None
         restore_flags(v, eflags)
         q[RAX], q[RIP], q[RSP] = eax, eip, new_sp & M32
         if cs != engine.selector(CS) or ss != engine.selector(SS):

@@ -120,7 +120,9 @@ class Frames64:
         try:
             self.d.guest.copy_to(sp, struct.pack(f"<{len(frame)}Q", *frame))
         except GuestError:
-            raise DomainCrash(f"the guest kernel's stack cannot be written at {sp:#018x}") from None
+            raise DomainCrash(
+                f"the guest kernel's stack cannot be written at {sp:#018x}", address=sp
+            ) from None
         if mask_events:
             info[1] = mask | 1
         eflags = eflags & ~cleared | X86_EFLAGS_IF
@@ -162,7 +164,7 @@ class Frames64:
         try:
             rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = self.d.guest.unpack(_IRET64, q[RSP])
         except GuestError:
-            raise DomainCrash(f"the iret frame at {q[RSP]:#018x} cannot be read") from None
+            raise DomainCrash(f"the iret frame at {q[RSP]:#018x} cannot be read", address=q[RSP]) from None
         if cs & 3 == 3:
             if not v.user_cr3_mfn:
                 raise DomainCrash("the guest switches to user mode with no user page tables")

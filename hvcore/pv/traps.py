@@ -221,7 +221,10 @@ class Traps:
         if self.d.abi.is_32bit and cr2 < 1 << 32:
             cr2 &= 0xFFFFFFFF
         if error_code & PFEC_reserved_bit:
-            raise DomainCrash(f"reserved bit set in the page tables under {cr2:#x}")
+            raise DomainCrash(
+                f"reserved bit set in the page tables under {cr2:#x}",
+                vector=TRAP_page_fault, error_code=error_code, address=cr2,
+            )  # fmt: skip
         if not error_code & PFEC_user_mode and self._descriptor_table_fault(cr2, error_code):
             return
         if self.segment_end <= cr2 < 1 << 32:
@@ -284,7 +287,11 @@ class Traps:
         entry = v.trap_ctxt[vector]
         if not self.frames.handler_set(entry):
             code = "" if error_code is None else f"[{error_code:04x}]"
-            raise DomainCrash(f"Unhandled: vec {vector}, {vector_name(vector)}{code}")
+            is_fault = vector == TRAP_page_fault and error_code is not None  # and no `int 14`
+            raise DomainCrash(
+                f"Unhandled: vec {vector}, {vector_name(vector)}{code}",
+                vector=vector, error_code=error_code, address=v.ctrlreg[2] if is_fault else None,
+            )  # fmt: skip
         flags, cs, address = entry
         self.frames.create_bounce_frame(v, cs, address, bool(flags & 4), error_code)
 
