@@ -114,6 +114,7 @@ class Machine:
             "console",
             "frames",
             "traps",
+            "hypercalls",
             "ro_page_fault",
             "lanes",
             "typed",
@@ -237,8 +238,8 @@ class Machine:
     def _connect(self, upper_ptwr: bool) -> None:
         d = self.domain
         self.frames: Frames = (Frames32 if d.abi.is_32bit else Frames64)(d.vcpus)
-        table = HypercallTable(d, self.frames)
-        entry = table.entry32 if d.abi.is_32bit else table.entry64
+        self.hypercalls = HypercallTable(d, self.frames)
+        entry = self.hypercalls.entry32 if d.abi.is_32bit else self.hypercalls.entry64
         ro = RoPageFault(d, upper_tables=upper_ptwr)
         self.traps = Traps(d, self.frames, ro, entry)
         ro.reject = self.traps.inject

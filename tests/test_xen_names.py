@@ -36,7 +36,9 @@ DEFINITION = re.compile(
 )
 FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
+    "hvcore/debug/event_log.py": "what lanes write down is ours",
     "hvcore/debug/events.py": "what a listener is told is ours",
+    "hvcore/debug/taps.py": "how a listener is told is ours",
     "hvcore/pv/audit.py": "Xen counts and does not recount",
     "hvcore/pv/engine_faults.py": "it makes up for the engine, by the processor's manuals",
     "hvcore/pv/lanes.py": "it does what other modules do, in C",

@@ -31,13 +31,13 @@ _WORD = 0xFFFFFFFF
 class ConsoleBackend(Device):
     """Both directions of one console ring. `output` gets what the guest prints, as it prints it."""
 
-    __slots__ = ("_input", "_output", "_shown")
+    __slots__ = ("_input", "_shown", "output")
 
-    WIRING = frozenset(("ring", "_backend", "_output"))
+    WIRING = frozenset(("ring", "_backend", "output"))
 
     def __init__(self, ring: memoryview, output: Callable[[bytes], None]) -> None:
         super().__init__(ring)
-        self._output = output
+        self.output = output
         self._input = bytearray()
         self._shown = 0  # bytes at the head of the ring that `output` has had already
 
@@ -75,7 +75,7 @@ class ConsoleBackend(Device):
     def _show(self, data: bytes) -> None:
         new, self._shown = data[self._shown :], len(data)
         if new:
-            self._output(new)
+            self.output(new)
 
     def _waiting_output(self) -> bytes:
         """What is in the ring; nothing if it claims to hold more than it can."""

@@ -131,6 +131,7 @@ class DomainWords(ctypes.Structure):
     exceptions: int
     events_delivered: int
     recent: int
+    events: int
 
     _fields_ = _fields(__annotations__)
 

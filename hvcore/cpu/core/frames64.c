@@ -156,6 +156,7 @@ bool hv_test_all_events64(struct hv_call *c) {
     if (!hv_has_event(c->v))
         return MINE;
     const struct hv_entry *entry = (const struct hv_entry *)c->v->callback_words + CALLBACKTYPE_event;
+    hv_event(c, EVENT_upcall, c->regs[RIP], 0, 0);
     hv_set64(c->j, &c->d->events_delivered, c->d->events_delivered + 1);
     return enter_handler(c, entry->address, NULL, true, CLEARED_ON_TRAP);
 }
@@ -227,9 +228,11 @@ bool hv_page_fault64(struct hv_call *c) {
         return NOT_MINE;
     uint64_t *exceptions = (uint64_t *)c->d->exceptions;
     hv_set64(c->j, &exceptions[TRAP_page_fault], exceptions[TRAP_page_fault] + 1);
+    hv_event(c, EVENT_trap, c->regs[RIP], TRAP_page_fault, error_code);
     hv_set64(c->j, (uint64_t *)c->v->ctrlreg_words + 2, cr2);
     hv_set64(c->j, info_of(c) + c->v->cr2_offset, cr2);
     if (c->v->kernel_mode)
         error_code &= ~(uint64_t)PFEC_user_mode;
+    hv_event(c, EVENT_exception, c->regs[RIP], TRAP_page_fault, error_code);
     return hv_bounce64(c, TRAP_page_fault, &error_code);
 }

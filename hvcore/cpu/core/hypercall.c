@@ -48,11 +48,15 @@ bool hv_hypercall(struct hv_call *c, uint64_t number) {
     return MINE;
 }
 
+unsigned hv_arity(const struct hv_call *c, uint64_t number) {
+    return c->is_32bit ? lanes[number].arguments32 : lanes[number].arguments;
+}
+
 /* Trace.note(): how many calls there were, then a ring of the last: number, how many arguments, they, result. */
 static void note_recent(struct hv_call *c, uint64_t number, const uint64_t *args) {
     uint64_t *recent = (uint64_t *)c->d->recent;
     uint64_t *at = recent + 1 + recent[0] % RECENT * RECENT_WORDS;
-    unsigned nargs = c->is_32bit ? lanes[number].arguments32 : lanes[number].arguments;
+    unsigned nargs = hv_arity(c, number);
     at[0] = number;
     at[1] = nargs;
     memcpy(at + 2, args, nargs * sizeof *args);
@@ -79,15 +83,17 @@ static bool count_lane(const struct hv_engine *e, int lane, bool taken) {
 
 /* The exit begins: its cost is taken outside of the journal, which a multicall empties on its way. */
 static bool begin(struct hv_call *c) {
-    if (hv_has_event(c->v) || c->regs[EFLAGS] & X86_EFLAGS_TF)
+    if (hv_has_event(c->v) || c->regs[EFLAGS] & X86_EFLAGS_TF || !hv_events_begin(c->d))
         return NOT_MINE;
     c->j->used = 0;
     take_time(c->e, NS_PER_EXIT);
+    c->begun_ns = hv_now(c->e);
     return MINE;
 }
 
 static bool give_back(struct hv_call *c) {
     hv_undo(c->j, 0);
+    hv_events_undo(c->d);
     take_time(c->e, -(uint64_t)NS_PER_EXIT);
     return NOT_MINE;
 }
@@ -113,13 +119,16 @@ static bool hypercall64(struct hv_call *c) {
         return NOT_MINE;
     if (number == HC_iret) {
         uint64_t *calls = (uint64_t *)c->d->hypercalls + HC_iret;
+        uint64_t rip = c->regs[RIP] - SYSCALL_SIZE;
         hv_set64(c->j, calls, *calls + 1);
+        hv_event(c, EVENT_iret, rip, 0, 0);
         return count_lane(c->e, HC_iret, hv_iret64(c) && hv_test_all_events64(c) && !c->j->is_full);
     }
     memcpy(c->args, args, sizeof args);
     if (!hv_hypercall(c, number))
         return NOT_MINE;
     hv_set64(c->j, &c->regs[RAX], c->result);
+    hv_event_call(c, EVENT_hypercall, c->regs[RIP] - SYSCALL_SIZE, number, args, hv_arity(c, number));
     if (!hv_test_all_events64(c) || c->j->is_full)
         return NOT_MINE;
     note_recent(c, number, args);
@@ -158,6 +167,7 @@ static bool hypercall32(struct hv_call *c) {
     memcpy(c->args, args, sizeof args);
     if (!hv_hypercall(c, number) || hv_has_event(c->v))
         return NOT_MINE;
+    hv_event_call(c, EVENT_hypercall, c->regs[RIP], number, args, hv_arity(c, number));
     note_recent(c, number, args);
     c->regs[RAX] = (uint32_t)c->result;
     return MINE;

@@ -62,6 +62,18 @@ struct hv_journal {
     } written[JOURNAL_SIZE];
 };
 
+/* What lanes did, for who listens: hvcore/debug/event_log.py. `kept` of them stay whatever is undone. */
+enum hv_event_kind { EVENT_hypercall, EVENT_subcall, EVENT_iret, EVENT_trap, EVENT_exception, EVENT_upcall };
+
+struct hv_event {
+    uint64_t kind, vcpu_id, ns, rip, end_ns, number, result, nargs, args[6], unused[2];
+};
+
+struct hv_events {
+    uint64_t count, kept, capacity, kinds; /* `kinds`: a bit for each that is wanted */
+    struct hv_event at[];
+};
+
 struct hv_call {
     struct hv_engine *e;
     struct hv_vcpu *v;
@@ -70,6 +82,7 @@ struct hv_call {
     uint64_t *regs; /* the state window */
     uint64_t args[6];
     uint64_t result;
+    uint64_t begun_ns; /* the exit's cost taken */
     bool is_32bit;
 };
 
@@ -78,6 +91,14 @@ void hv_set8(struct hv_journal *j, void *at, uint8_t value);
 void hv_set32(struct hv_journal *j, void *at, uint32_t value);
 void hv_set64(struct hv_journal *j, void *at, uint64_t value);
 void hv_undo(struct hv_journal *j, uint64_t down_to);
+
+/* events.c */
+bool hv_events_begin(const struct hv_domain *d);
+void hv_events_keep(const struct hv_domain *d);
+void hv_events_undo(const struct hv_domain *d);
+void hv_event(const struct hv_call *c, enum hv_event_kind kind, uint64_t rip, uint64_t number, uint64_t result);
+void hv_event_call(const struct hv_call *c, enum hv_event_kind kind, uint64_t rip, uint64_t number,
+                   const uint64_t *args, unsigned nargs);
 
 /* guest_access.c */
 uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size);
@@ -108,6 +129,7 @@ bool hv_fpu_taskswitch(struct hv_call *c);
 bool hv_xen_version(struct hv_call *c);
 bool hv_vcpu_op(struct hv_call *c);
 bool hv_hypercall(struct hv_call *c, uint64_t number);
+unsigned hv_arity(const struct hv_call *c, uint64_t number); /* of a call that has a lane */
 uint64_t hv_read_eflags(const struct hv_engine *e);
 
 /* frames64.c */

@@ -20,11 +20,12 @@ static bool one_entry(struct hv_call *c, uint64_t va) {
     const uint8_t *from = hv_copy_from(c, va, 8 * word);
     if (!from)
         return NOT_MINE;
-    uint64_t number = word_at(c, from, 0);
+    uint64_t number = word_at(c, from, 0), args[6];
     for (unsigned i = 0; i < 6; i++)
-        c->args[i] = word_at(c, from, 2 + i);
+        c->args[i] = args[i] = word_at(c, from, 2 + i);
     if (number == HC_multicall || number == HC_iret || !hv_hypercall(c, number))
         return NOT_MINE;
+    hv_event_call(c, EVENT_subcall, c->regs[RIP], number, args, hv_arity(c, number));
     uint8_t *to = hv_copy_to(c, va + word, word);
     if (!to)
         return NOT_MINE;
@@ -44,14 +45,16 @@ bool hv_multicall(struct hv_call *c) {
         return NOT_MINE;
     for (uint64_t done = 0; done < nr_calls; done++) {
         uint64_t so_far = c->j->used;
-        if ((done && must_stop(c)) || !one_entry(c, call_list + done * size) || c->j->is_full) {
+        if ((done && must_stop(c)) || !hv_events_begin(c->d) || !one_entry(c, call_list + done * size) || c->j->is_full) {
             hv_undo(c->j, so_far);
+            hv_events_undo(c->d);
             entries->not_mine++;
             c->e->multicall_done = done;
             return NOT_MINE;
         }
         entries->taken++;
         c->j->used = 0; /* what an entry did stays done; hv_syscall() and hv_interrupt() know */
+        hv_events_keep(c->d);
     }
     if (hv_has_event(c->v)) { /* which comes before the guest goes on: there is nothing left but to say so */
         c->e->multicall_done = nr_calls;

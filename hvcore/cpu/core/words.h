@@ -89,7 +89,8 @@
     WORD(hypercalls)          /* counts by number */ \
     WORD(exceptions)          /* counts by vector */ \
     WORD(events_delivered) \
-    WORD(recent)              /* the last calls: hvcore/trace.py */
+    WORD(recent)              /* the last calls: hvcore/trace.py */ \
+    WORD(events)              /* struct hv_events (lane.h); 0: nobody listens */
 
 #define HV_WORD(name) uint64_t name;
 

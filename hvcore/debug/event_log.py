@@ -1,0 +1,94 @@
+"""What the compiled core's lanes write down for a listener, as events: struct hv_events of core/lane.h.
+
+A lane that finds no room leaves its exit to Python, whose tap reads what there is and makes room.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hvcore.cpu.words import address_of, shared_words
+from hvcore.debug.events import (
+    Event,
+    ExceptionEvent,
+    HypercallEvent,
+    IretEvent,
+    SubcallEvent,
+    TrapEvent,
+    UpcallEvent,
+)
+from hvcore.x86 import TRAP_page_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hvcore.machine import Machine
+
+CAPACITY = 4096  # events: 512 KB
+_EVENT = struct.Struct("<14Q16x")
+_HEAD = 4  # words: count, kept, capacity, kinds
+# By number of enum hv_event_kind.
+_HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL = range(6)
+_KINDS: dict[type[Event], int] = {
+    HypercallEvent: _HYPERCALL,
+    SubcallEvent: _SUBCALL,
+    IretEvent: _IRET,
+    TrapEvent: _TRAP,
+    ExceptionEvent: _EXCEPTION,
+    UpcallEvent: _UPCALL,
+}
+
+
+class EventLog:
+    """The log of one domain. `drain()` tells what lanes have written since the last time, in order."""
+
+    def __init__(
+        self, machine: Machine, tell: Callable[[Event], None], kinds: Collection[type[Event]]
+    ) -> None:
+        self._domain_id = machine.domain.domain_id
+        self._domain_words = machine.domain.words
+        self._tell = tell
+        self._words = shared_words(_HEAD + CAPACITY * _EVENT.size // 8)
+        self._words[2] = CAPACITY
+        self._words[3] = sum(1 << number for kind, number in _KINDS.items() if kind in kinds)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Have lanes write to this log while the block runs."""
+        self._domain_words.events = address_of(self._words)
+        try:
+            yield
+        finally:
+            self._domain_words.events = 0
+            self.drain()
+
+    def drain(self) -> None:
+        """Tell what has happened since the last time."""
+        words = self._words
+        if count := words[0]:
+            rows = bytes(words[_HEAD : _HEAD + count * _EVENT.size // 8])
+            words[0] = words[1] = 0
+            for row in _EVENT.iter_unpack(rows):
+                self._tell(_event(self._domain_id, row))
+
+
+def _event(domain_id: int, row: tuple[int, ...]) -> Event:
+    kind, vcpu_id, ns, rip, end_ns, number, result, count = row[:8]
+    where = domain_id, vcpu_id, ns, rip
+    if kind == _HYPERCALL:
+        return HypercallEvent(*where, number, row[8 : 8 + count], _signed(result), end_ns)
+    if kind == _SUBCALL:
+        return SubcallEvent(*where, number, row[8 : 8 + count], _signed(result))
+    if kind == _IRET:
+        return IretEvent(*where)
+    if kind == _UPCALL:
+        return UpcallEvent(*where)
+    cr2 = row[8] if number == TRAP_page_fault else 0
+    return (TrapEvent if kind == _TRAP else ExceptionEvent)(*where, number, result, cr2)
+
+
+def _signed(result: int) -> int:
+    return result - (1 << 64) if result >> 63 else result
