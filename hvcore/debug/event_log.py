@@ -1,4 +1,4 @@
-"""What the compiled core's lanes write down for a listener, as events: struct hv_events of core/lane.h.
+"""What the compiled core's lanes write down for a listener, as events (struct hv_events).
 
 A lane that finds no room leaves its exit to Python, whose tap reads what there is and makes room.
 """
