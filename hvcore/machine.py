@@ -11,7 +11,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,6 @@ from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import CELL_SPENT, Clock
-from hvcore.common.domain import DOM0, create_dom0
-from hvcore.common.event import EvtchnTable
-from hvcore.common.grant_table import GrantTable
 from hvcore.common.schedule import schedule_in, schedule_out
 from hvcore.common.time import (
     next_update_of_system_time,
@@ -32,37 +28,28 @@ from hvcore.cpu.loops import counting_loop
 from hvcore.cpu.processor import RIP
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestError, GuestFault
-from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
 from hvcore.public.errno import EFAULT
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hvcore.public.xen import PAGE_SIZE
-from hvcore.pv.descriptor_tables import init_xen_gdt_page, validate_segdesc_page
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
 from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
 from hvcore.pv.lanes import Lanes
-from hvcore.pv.mm import PageTables
 from hvcore.pv.mmuext_op import pin_table
 from hvcore.pv.ro_page_fault import RoPageFault
 from hvcore.pv.traps import Traps
 from hvcore.pv.vcpu_context import arch_set_info_guest
-from hvcore.pv.xen_mappings import XenMappings
-from hvcore.trace import Trace
+from hvcore.stats import Stats, count
 from hvcore.vcpu import Vcpu
-from hvcore.x86 import TRAP_gp_fault
+from hvcore.wiring import connect_domains, connect_processor, create_domain
 
 if TYPE_CHECKING:
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
     from hvcore.host import Host
     from hvcore.pv.frames import Frames
-    from hvcore.refusal import Reason, Refusal
 
-CR0 = 0x80050033  # PE MP ET NE WP AM PG
-CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
-CR4_2LEVEL = 0x640
-MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts with
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
 _TURN_NS = 10_000_000  # turns end where system time is a multiple of it, if nothing ends them before
@@ -79,22 +66,6 @@ class Stop(Enum):
     CRASHED = "crashed"  # Xen would have crashed it; `machine.crash`
     IDLE = "idle"  # every vCPU of the host is blocked and nothing is due, ever
     PAUSED = "paused"  # `host.pause()` was called
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counts of a run: the same for the same inputs."""
-
-    hypercalls: dict[int, int]
-    unknown_hypercalls: dict[int, int]
-    exceptions: dict[int, int]
-    emulated: dict[str, int]
-    refused: dict[Reason, tuple[int, Refusal]]
-    page_table_stores: int
-    events_delivered: int
-    tlb_flushes: int
-    code_bytes: int
-    system_time_ns: int
 
 
 class Machine:
@@ -171,56 +142,24 @@ class Machine:
     # -- building
 
     def _create_domain(self, image: BootImage, domain_id: int, vcpus: int) -> Domain:
-        mem, frames = self.mem, self.host.frames
-        shared_info_mfn = mem.alloc_xenheap_page()
-        if shared_info_mfn != image.shared_info_mfn:
+        mem, host = self.mem, self.host
+        d = create_domain(
+            ABIS[image.guest_type], mem, host.frames, self.clock, host.domain_list,
+            domain_id=domain_id, first_mfn=image.first_mfn, nr_pages=image.nr_pages, vcpus=vcpus,
+            reschedule=self._reschedule, wallclock_ns=WALLCLOCK_NS,
+        )  # fmt: skip
+        if d.shared_info_mfn != image.shared_info_mfn:
             raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
-        frames.assign(image.first_mfn, image.nr_pages, domain_id)
-        shared_info = mem.frame(shared_info_mfn)
-        shared_info[:] = image.shared_info
-        d = Domain(
-            abi=ABIS[image.guest_type],
-            mem=mem,
-            frames=frames,
-            clock=self.clock,
-            shared_info_mfn=shared_info_mfn,
-            shared_info=shared_info,
-            domain_id=domain_id,
-            domain_list=self.host.domain_list,
-            nr_pages=image.nr_pages,
-            max_pages=image.nr_pages + MAX_PAGES_SLACK,
-            max_vcpus=vcpus,
-            wallclock_ns=WALLCLOCK_NS,
-        )
-        d.xenheap.append(shared_info_mfn)
-        d.engine = self.engine
-        d.trace = Trace()
-        d.reschedule = self._reschedule
-        d.close_ports = self.engine.close_ports
-        d.vcpus = [Vcpu(d, i) for i in range(vcpus)]
-        self._create_memory_management(d, image)
-        return d
-
-    def _create_memory_management(self, d: Domain, image: BootImage) -> None:
-        mem, engine = self.mem, self.engine
-        xen = XenMappings(d, engine)
-        d.guest = GuestAccess(d.abi, mem, lambda va, write: d.mm.walk(d.current_root(), va, write))
-        d.mm = PageTables(d.abi, mem, d.frames, engine, d.guest, xen)
-        d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, d.abi)
-        d.frames.share_xen_page_with_guest(d.shared_info_mfn, d.domain_id, writable=True)
+        d.shared_info[:] = image.shared_info
+        connect_processor(d, self.engine)
         _fill_m2p(mem, image)
-        init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), d.abi)
         if image.hypercall_page_mfn is not None:
             init_hypercall_page(mem.frame(image.hypercall_page_mfn), ring1=d.abi.is_32bit)
-        engine.set_long_mode(d.abi.pt_levels != 2)
-        engine.set_control(0, CR0)
-        engine.set_control(4, CR4_2LEVEL if d.abi.pt_levels == 2 else CR4_PAE)
-        xen.initial_state = engine.save_state()
+        return d
 
     def _create_backends(self, image: BootImage, console_output: Callable[[bytes], None]) -> None:
         d = self.domain
-        d.evtchn = EvtchnTable(d)
-        d.grant_table = GrantTable(d)
+        dom0 = connect_domains(d)
         for ref, mfn in (
             (GNTTAB_RESERVED_XENSTORE, image.store_mfn),
             (GNTTAB_RESERVED_CONSOLE, image.console_mfn),
@@ -229,7 +168,6 @@ class Machine:
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), console_output)
-        dom0 = d.domain_list.get(DOM0) or create_dom0(d.mem, d.frames, d.domain_list)
         ports = (self.xenstore.connect(d, dom0), self.console.connect(d, dom0))
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)
@@ -519,20 +457,11 @@ class Machine:
 
     def stats(self) -> Stats:
         """The counts so far."""
-        trace = self.domain.trace
         words = self.context or self.engine.words
-        reads, writes = words.port_reads, words.port_writes
-        exceptions, emulated = trace.exceptions.tolist(), trace.emulated.copy()
-        exceptions[TRAP_gp_fault] += reads + writes  # which is what they are under Xen
-        for name, count in (("in", reads), ("out", writes)):
-            if count:
-                emulated[name] = emulated.get(name, 0) + count
-        return Stats(
-            hypercalls={i: n for i, n in enumerate(trace.hypercalls) if n},
-            unknown_hypercalls=dict(sorted(trace.unknown_hypercalls.items())),
-            exceptions={i: n for i, n in enumerate(exceptions) if n},
-            emulated=dict(sorted(emulated.items())),
-            refused=dict(trace.refused),
+        return count(
+            self.domain.trace,
+            port_reads=words.port_reads,
+            port_writes=words.port_writes,
             page_table_stores=self.ro_page_fault.stores,
             events_delivered=self.domain.words.events_delivered,
             tlb_flushes=words.tlb_flushes,

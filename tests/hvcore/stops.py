@@ -17,7 +17,8 @@ from domainbuilder.launch.domain import launch
 from hvcore.cpu.processor import RIP, RSP
 from hvcore.debug.view import GuestView
 from hvcore.host import Host
-from hvcore.machine import BOOT_TIME_NS, Machine, Stats, Stop
+from hvcore.machine import BOOT_TIME_NS, Machine, Stop
+from hvcore.stats import Stats
 
 _DENSE = 500  # how many stops are at their densest
 

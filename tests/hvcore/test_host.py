@@ -10,9 +10,10 @@ import pytest
 from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.plan.domain_plan import plan
 from hvcore.host import Host
-from hvcore.machine import Machine, Stats, Stop
+from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.pv.audit import audit
+from hvcore.stats import Stats
 from tests.domainbuilder.tiny_guest import CODE, IDLE, SPIN, UD2, hypercall, kernel, mov
 
 REASON = CODE + 0x1000  # .bss: zero, which is a poweroff

@@ -18,9 +18,10 @@ from domainbuilder.plan.domain_plan import plan
 from hvcore.cpu import words
 from hvcore.cpu.compiled import core
 from hvcore.host import Host
-from hvcore.machine import Stats, Stop
+from hvcore.machine import Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.pv.audit import audit
+from hvcore.stats import Stats
 
 # Those that do most of what has a lane, and what is near to it.
 CONFORMANCE = (

@@ -13,7 +13,8 @@ import pytest
 import domainbuilder
 from hvcore.clock import NS_PER_EXIT
 from hvcore.cpu.loops import Loop, counting_loop
-from hvcore.machine import BOOT_TIME_NS, Machine, Stats, Stop
+from hvcore.machine import BOOT_TIME_NS, Machine, Stop
+from hvcore.stats import Stats
 from tests.domainbuilder.tiny_guest import CODE, IDLE, SPIN, UD2, hypercall, kernel, mov
 
 REASON = CODE + 0x1000  # .bss: zero, which is a poweroff

@@ -14,8 +14,8 @@ import pytest
 
 import domainbuilder
 from domainbuilder.plan.segments import PAGE_TABLES
-from hvcore.machine import Stats
 from hvcore.pv.audit import audit
+from hvcore.stats import Stats
 
 pytest.importorskip("ziglang")
 

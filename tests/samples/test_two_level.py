@@ -14,12 +14,12 @@ import pytest
 
 import domainbuilder
 from domainbuilder.errors import BuildError
-from hvcore.machine import Stats
 from hvcore.public import xen
 from hvcore.public.errno import EBUSY, EINVAL, EPERM
 from hvcore.pv import mmu_update, mmuext_op
 from hvcore.pv.audit import audit
 from hvcore.pv.mmu_update import do_update_va_mapping
+from hvcore.stats import Stats
 
 pytest.importorskip("ziglang")
 

@@ -28,7 +28,8 @@ from hvcore.debug.events import (
     UpcallEvent,
 )
 from hvcore.debug.taps import listen
-from hvcore.machine import Machine, Stats, Stop
+from hvcore.machine import Machine, Stop
+from hvcore.stats import Stats
 from tests.domainbuilder.tiny_guest import CODE, hypercall, kernel
 
 Kinds = tuple[type[Event], ...]
