@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hvcore.page_info import (
     PGC_allocated,
@@ -26,13 +26,28 @@ from hvcore.refusal import TYPE_NAMES, Reason
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
-    from hvcore.cpu.engine import Engine
     from hvcore.guest_access import GuestAccess
     from hvcore.machine_memory import MachineMemory
     from hvcore.page_info import FrameTable
     from hvcore.trace import Trace
 
 _TABLE_COST = 2000  # ns
+
+
+class Tlb(Protocol):
+    """What frames and their types need of a processor: translations dropped, and the clock's words."""
+
+    cell: memoryview
+
+    @property
+    def tlb_flushes(self) -> int:
+        """How often every cached translation was dropped."""
+
+    def flush_tlb(self) -> None:
+        """Drop all."""
+
+    def flush_tlb_page(self, address: int) -> None:
+        """Drop that of one page."""
 
 
 class PageTypes(ABC):
@@ -46,7 +61,7 @@ class PageTypes(ABC):
         abi: Abi,
         mem: MachineMemory,
         frames: FrameTable,
-        engine: Engine,
+        engine: Tlb,
         guest: GuestAccess,
         domid: int,
         trace: Trace,

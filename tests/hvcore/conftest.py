@@ -7,107 +7,48 @@ on do not exist, those in `read_only` refuse stores.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hvcore import abi as abi_module
 from hvcore.clock import CELL_WORDS, Clock
-from hvcore.common.domain import create_dom0
-from hvcore.common.event import EvtchnTable
-from hvcore.common.grant_table import GrantTable
 from hvcore.domain import Domain
 from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
-from hvcore.page_info import FrameTable, PGC_allocated, PGT_writable_page
-from hvcore.trace import Trace
-from hvcore.vcpu import Vcpu, VPF_down
+from hvcore.page_info import FrameTable, PGT_l1_page_table
+from hvcore.pv.mm import PageTables
+from hvcore.vcpu import VPF_down
+from hvcore.wiring import connect_domains, create_domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hvcore.pv.page_types import Tlb
+
 NR_PAGES = 64
 
 
-class FakeMm:
-    """The services of pv/mm.py that the common hypercalls lean on: references, types, frames, grant mappings.
+class FlatTables(PageTables):
+    """Frames with real references and types, and no page tables: what is mapped by grants is noted down.
 
-    `busy` frames cannot be had as writable ones, as page tables cannot.
+    While `refuse_host_map` is not 0 grants cannot be mapped, for that reason.
     """
 
-    def __init__(self, d: Domain) -> None:
-        self.d = d
-        self.busy: set[int] = set()
+    def __init__(self, d: Domain, tlb: Tlb) -> None:
+        super(PageTables, self).__init__(d.abi, d.mem, d.frames, tlb, d.guest, d.domain_id, d.trace)
         self.host_maps: list[tuple[int, int, int]] = []
         self.refuse_host_map = 0
-        self.tlb_flushes = 0
 
-    def _index(self, mfn: int) -> int:
-        i = mfn - self.d.mem.base_mfn
-        frames = self.d.frames
-        return i if 0 <= i < frames.nr and frames.owner[i] == self.d.domain_id and frames.count[i] else -1
+    def make_table(self, mfn: int) -> None:
+        """Use a frame as a page table: nobody can have it as a writable one."""
+        self.ptype[mfn - self.base], self.tcount[mfn - self.base] = PGT_l1_page_table, 1
 
-    def get_page(self, mfn: int) -> bool:
-        i = self._index(mfn)
-        if i < 0:
-            return False
-        self.d.frames.count[i] += 1
-        return True
+    def end_table(self, mfn: int) -> None:
+        self.tcount[mfn - self.base] = 0
 
-    def put_page(self, mfn: int) -> None:
-        i = self._index(mfn)
-        assert i >= 0
-        frames = self.d.frames
-        frames.count[i] -= 1
-        if not frames.count[i]:
-            assert not frames.tcount[i]
-            frames.free_domheap_page(i)
-
-    def get_page_type(self, mfn: int, ptype: int) -> int:
-        assert ptype == PGT_writable_page
-        if mfn in self.busy:
-            return -22
-        self.d.frames.tcount[self._index(mfn)] += 1
-        return 0
-
-    def put_page_type(self, mfn: int) -> None:
-        assert self.d.frames.tcount[self._index(mfn)] > 0
-        self.d.frames.tcount[self._index(mfn)] -= 1
-
-    def put_page_and_type(self, mfn: int) -> None:
-        self.put_page_type(mfn)
-        self.put_page(mfn)
-
-    def get_page_writable(self, mfn: int) -> bool:
-        if not self.get_page(mfn):
-            return False
-        if self.get_page_type(mfn, PGT_writable_page):
-            self.put_page(mfn)
-            return False
-        return True
-
-    def guest_remove_page(self, mfn: int) -> int:
-        i = self._index(mfn)
-        if i < 0:
-            return -22
-        if self.d.frames.flags[i] & PGC_allocated:
-            self.d.frames.flags[i] &= ~PGC_allocated
-            self.put_page(mfn)
-        return 0
-
-    def alloc_domheap_page(self) -> int:
-        i = self.d.frames.alloc_domheap_page(self.d.domain_id)
-        if i < 0:
-            return -1
-        mfn = i + self.d.frames.base_mfn
-        self.d.mem.frame(mfn)[:] = bytes(4096)
-        return mfn
-
-    def flush_tlb(self) -> None:
-        self.tlb_flushes += 1
-
-    def create_grant_host_mapping(self, addr: int, mfn: int, flags: int, cache_flags: int) -> int:
-        assert cache_flags == 0
+    def create_grant_host_mapping(self, addr: int, mfn: int, flags: int, _cache_flags: int) -> int:
+        assert _cache_flags == 0
         if self.refuse_host_map:
             return self.refuse_host_map
         self.host_maps.append((addr, mfn, flags))
@@ -123,6 +64,21 @@ class FakeMm:
         return -1
 
 
+class NoProcessor:
+    """The clock's words, and how often translations were dropped."""
+
+    def __init__(self) -> None:
+        self.cell = memoryview(bytearray(8 * CELL_WORDS)).cast("q")
+        self.cell[0] = 1 << 40
+        self.tlb_flushes = 0
+
+    def flush_tlb(self) -> None:
+        self.tlb_flushes += 1
+
+    def flush_tlb_page(self, address: int) -> None:
+        """Of one page: nothing is counted."""
+
+
 class Guest:
     """One domain and handy ways to act as its kernel; hypercall arguments go to page 1.
 
@@ -131,50 +87,35 @@ class Guest:
 
     ARG = 0x1000
 
+    d: Domain
+    mm: FlatTables
+
     def __init__(
         self, abi: abi_module.Abi, max_vcpus: int, *, domains: int = 1, beside: Guest | None = None
     ) -> None:
+        domain_list: dict[int, Domain] = {}
         if beside is None:
             mem = MachineMemory(domains * NR_PAGES, domains=domains)
             frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-            self.cell = memoryview(bytearray(8 * CELL_WORDS)).cast("q")
-            self.cell[0] = 1 << 40
-            clock, domain_list = Clock(self.cell), {}
+            self.processor = NoProcessor()
+            clock = Clock(self.processor.cell)
         else:
-            mem, frames, self.cell = beside.d.mem, beside.d.frames, beside.cell
+            mem, frames, self.processor = beside.d.mem, beside.d.frames, beside.processor
             clock, domain_list = beside.d.clock, beside.d.domain_list
         domid = max(domain_list, default=0) + 1
         self.first_mfn = mem.first_mfn + (domid - 1) * NR_PAGES
-        frames.assign(self.first_mfn, NR_PAGES, domid)
         mem.use_m2p(abi.m2p_entry)
-        shared_info_mfn = mem.alloc_xenheap_page()
-        d = Domain(
-            abi=abi,
-            mem=mem,
-            frames=frames,
-            clock=clock,
-            domain_id=domid,
-            domain_list=domain_list,
-            shared_info_mfn=shared_info_mfn,
-            shared_info=mem.frame(shared_info_mfn),
-            nr_pages=NR_PAGES,
-            max_pages=NR_PAGES + 256,
-            max_vcpus=max_vcpus,
-        )
-        self.d = d
         self.read_only: set[int] = set()
         self.reschedules = 0
+        d = create_domain(
+            abi, mem, frames, clock, domain_list,
+            domain_id=domid, first_mfn=self.first_mfn, nr_pages=NR_PAGES, vcpus=max_vcpus,
+            reschedule=self._reschedule,
+        )  # fmt: skip
+        self.d = d
         d.guest = GuestAccess(abi, mem, self.walk)
-        mm: Any = FakeMm(d)
-        d.mm = mm
-        self.mm: FakeMm = mm
-        d.trace = Trace()
-        d.reschedule = self._reschedule
-        if beside is None:
-            create_dom0(mem, frames, domain_list)
-        d.evtchn = EvtchnTable(d)
-        d.grant_table = GrantTable(d)
-        d.vcpus = [Vcpu(d, i) for i in range(max_vcpus)]
+        d.mm = self.mm = FlatTables(d, self.processor)
+        connect_domains(d)
         for v in d.vcpus:
             v.info[1] = 1
         d.vcpus[0].pause_flags &= ~VPF_down

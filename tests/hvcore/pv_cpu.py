@@ -12,30 +12,22 @@ import struct
 from hvcore import abi as abi_module
 from hvcore.abi import Abi
 from hvcore.clock import Clock
-from hvcore.common.domain import create_dom0
 from hvcore.cpu.engine import Engine
 from hvcore.cpu.processor import DS, ES, FS, GS, RAX, RBX, RCX, RDX, RIP, RSP
-from hvcore.domain import Domain
 from hvcore.errors import GuestError, GuestFault
-from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import FrameTable
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import (
-    init_xen_gdt_page,
     pv_map_ldt_shadow_page,
     pv_set_gdt,
-    validate_segdesc_page,
 )
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
 from hvcore.pv.emul_priv_op import pv_emulate_privileged_op
 from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_call
 from hvcore.pv.gate_op import pv_emulate_gate_op
-from hvcore.pv.mm import PageTables
 from hvcore.pv.segments import load_cs_ss, load_data
-from hvcore.pv.xen_mappings import XenMappings
-from hvcore.trace import Trace
-from hvcore.vcpu import Vcpu
+from hvcore.wiring import connect_domains, connect_processor, create_domain
 
 NR_PAGES = 64
 CODE = 0x10000
@@ -54,31 +46,20 @@ class PvCpu:
     def __init__(self, abi: Abi) -> None:
         mem = MachineMemory(NR_PAGES)
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-        frames.assign(mem.first_mfn, NR_PAGES, 1)
         self.abi, self.mem, self.base = abi, mem, mem.first_mfn
         self.engine = engine = Engine(mem.buffer, mem.base_mfn << 12)
         engine.cell[0] = 1 << 40
-        shared = mem.alloc_xenheap_page()
-        self.d = d = Domain(
-            abi=abi, mem=mem, frames=frames, clock=Clock(engine.cell), shared_info_mfn=shared,
-            shared_info=mem.frame(shared), nr_pages=NR_PAGES, max_pages=NR_PAGES,
+        self.d = d = create_domain(
+            abi, mem, frames, Clock(engine.cell), {},
+            domain_id=1, first_mfn=self.base, nr_pages=NR_PAGES, vcpus=1, reschedule=engine.stop,
         )  # fmt: skip
-        create_dom0(mem, frames, d.domain_list)
-        d.engine, d.trace, d.reschedule = engine, Trace(), engine.stop
-        self.v = v = Vcpu(d, 0)
-        d.vcpus = [v]
-        xen = XenMappings(d, engine)
-        d.guest = GuestAccess(abi, mem, lambda va, write: d.mm.walk(v.cr3_mfn, va, write))
-        d.mm = PageTables(abi, mem, frames, engine, d.guest, xen)
-        d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, abi)
-        init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), abi)
-        engine.set_long_mode(True)
-        engine.set_control(0, 0x80050033)
-        engine.set_control(4, 0x660)
+        self.v = v = d.vcpus[0]
+        connect_processor(d, engine)
+        connect_domains(d)
         engine.install(self)
         self._make_page_tables()
         assert d.mm.new_guest_cr3(self.base) == 0
-        xen.load_descriptor_tables(v)
+        d.mm.xen.load_descriptor_tables(v)
         self.ring = abi.kernel_cpl
         self.events: list[Event] = []
 

@@ -111,9 +111,9 @@ def test_arguments_are_checked_in_xens_order(guest: Guest) -> None:
     assert init_control(guest, offset=4) == -EINVAL
     assert init_control(guest, offset=4096 - 64) == -EINVAL
     assert init_control(guest, page=1 << 20) == -EINVAL
-    guest.mm.busy.add(mfn(guest, BLOCK))  # a page table
+    guest.mm.make_table(mfn(guest, BLOCK))  # a page table
     assert init_control(guest) == -EINVAL
-    guest.mm.busy.clear()
+    guest.mm.end_table(mfn(guest, BLOCK))
     assert expand_array(guest) == -EOPNOTSUPP
     assert set_priority(guest, bind_ipi(guest), 1) == -ENOSYS
     assert set_priority(guest, 99999, 1) == -EINVAL

@@ -87,7 +87,7 @@ def test_map_and_unmap(granter: Guest) -> None:
     assert references(granter, 20) == (1, 0)
     assert flags_of(granter, REF) & 0x18 == 0
     assert granter.d.grant_table.active == {}
-    assert granter.mm.tlb_flushes > 0
+    assert granter.processor.tlb_flushes > 0
     assert unmap(granter, handle) == g.GNTST_bad_handle
 
 
@@ -139,9 +139,9 @@ def test_map_refusals(granter: Guest) -> None:
     assert map_(guest)[0] == g.GNTST_bad_page
     assert flags_of(guest, REF) & 0x18 == 0
     grant(guest, REF, 20)
-    guest.mm.busy.add(mfn(guest, 20))
+    guest.mm.make_table(mfn(guest, 20))
     assert map_(guest)[0] == g.GNTST_general_error
-    guest.mm.busy.clear()
+    guest.mm.end_table(mfn(guest, 20))
     guest.mm.refuse_host_map = g.GNTST_bad_virt_addr
     assert map_(guest)[0] == g.GNTST_bad_virt_addr
     assert map_(guest, HOST | DEV)[0] == g.GNTST_bad_virt_addr
@@ -336,10 +336,10 @@ def test_copy_refusals(granter: Guest) -> None:
     assert copy(guest, (70_000, me, 0), dst, 2, gref) == g.GNTST_bad_gntref
     assert copy(guest, (3, DOMID_SELF, 0), dst, 2, 0) == g.GNTST_bad_page
     assert copy(guest, src, (3, DOMID_SELF, 0), 2, gref) == g.GNTST_bad_page
-    guest.mm.busy.add(mfn(guest, 21))
+    guest.mm.make_table(mfn(guest, 21))
     assert copy(guest, src, dst, 2, gref) == g.GNTST_general_error
     assert references(guest, 20) == (1, 0)
-    assert references(guest, 21) == (1, 0)
+    assert references(guest, 21) == (1, 1)  # the use as a page table
     assert guest.d.grant_table.active == {}
 
 
@@ -375,7 +375,7 @@ def test_a_backends_ring_stays_its_backends(guest: Guest) -> None:
     assert flags_of(guest, 0) == g.GTF_reading | g.GTF_writing
     assert references(guest, 30) == (2, 1)
     assert set_version(guest, 1) == 0
-    guest.mm.busy.add(mfn(guest, 31))
+    guest.mm.make_table(mfn(guest, 31))
     assert not gt.grant_to_backend(g.GNTTAB_RESERVED_XENSTORE, mfn(guest, 31))
 
 

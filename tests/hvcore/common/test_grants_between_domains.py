@@ -124,8 +124,9 @@ def test_what_a_domain_does_not_own_it_cannot_grant(pair: Pair) -> None:
     assert map_(b, a.d.domain_id)[0] == g.GNTST_bad_page
     assert marks(a) == 0
     grant(a, 20, b.d.domain_id)
-    a.mm.busy.add(a.first_mfn + 20)
+    a.mm.make_table(a.first_mfn + 20)
     assert map_(b, a.d.domain_id)[0] == g.GNTST_general_error
+    a.mm.end_table(a.first_mfn + 20)
     assert (references(a, 20), marks(a), a.d.grant_table.active) == ((1, 0), 0, {})
     assert map_(b, a.d.domain_id, HOST | RO)[0] == g.GNTST_okay
 

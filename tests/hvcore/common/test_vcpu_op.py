@@ -135,7 +135,7 @@ def test_register_vcpu_info_refusals(guest: Guest) -> None:
     assert register(mfn, 4) == (0 if guest.d.abi.word == 4 else -ENXIO)
     guest.v.info_mfn = None
     assert register(3, 0) == -EINVAL
-    guest.mm.busy.add(mfn)
+    guest.mm.make_table(mfn)
     assert register(mfn, 0) == -EINVAL
     guest.d.vcpus[1].pause_flags = 0
     assert register(mfn + 1, 0, vcpuid=1) == -EINVAL  # somebody else's, and running
