@@ -7,11 +7,12 @@ that is older than the sources beside it, is not used; `describe()` says which c
 from __future__ import annotations
 
 import ctypes
+import weakref
 import zlib
 from functools import cache
 from pathlib import Path
 
-from hvcore.cpu.words import LAYOUT
+from hvcore.cpu.words import LAYOUT, EngineWords
 
 LIBRARY = Path(__file__).with_name("_core.so")
 SOURCES = Path(__file__).with_name("core")
@@ -70,3 +71,18 @@ def describe() -> str:
 def address_of_routine(library: ctypes.CDLL, name: str) -> int:
     """Where a function of the core lies."""
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+
+
+def engine_words(library: ctypes.CDLL) -> EngineWords:
+    """An engine's block from the C library's heap, where the processor's state is, too.
+
+    Translated code reaches what is near to that state as it reaches registers (core/translate.c).
+    """
+    allocate = library.hv_new_words
+    allocate.restype = ctypes.c_void_p
+    address = allocate()
+    if not address:
+        raise MemoryError
+    words = EngineWords.from_address(address)
+    weakref.finalize(words, library.hv_free_words, ctypes.c_void_p(address)).atexit = False
+    return words

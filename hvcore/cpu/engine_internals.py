@@ -97,7 +97,7 @@ class Internals:
 
 _TCG_FUNCTIONS = (
     "tcg_gen_callN", "helper_check_exit_request", "tcg_temp_new_internal", "tcg_temp_free_internal",
-    "tcg_gen_extu_i32_i64", "tcg_const_i32", "tcg_const_i64", "tcg_gen_op1", "tcg_gen_op2", "tcg_gen_op3",
+    "tcg_gen_extu_i32_i64", "tcg_const_i32", "tcg_const_i64", "tcg_emit_op", "tcg_gen_op1", "tcg_gen_op3",
     "tcg_gen_brcond_i64", "gen_new_label",
 )  # fmt: skip
 
@@ -120,7 +120,7 @@ def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
     core.hv_set_check_exit_request(ctypes.c_void_p(address_of(check)))
     core.hv_set_tcg_functions(addresses)
     PATCHES.patch(slot, address_of_routine(core, "hv_gen_call"))
-    return "hv_leave" if all(found) and _numbers_operations_alike(lib, core) else "hv_pace_and_leave"
+    return "hv_count" if all(found) and _numbers_operations_alike(lib, core) else "hv_pace_and_leave"
 
 
 def _numbers_operations_alike(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:

@@ -66,7 +66,7 @@ class Exits(Processor):
     def __init__(
         self, library: Library, window: sw.StateWindow, internals: Internals, core: ctypes.CDLL | None
     ) -> None:
-        super().__init__(library, window, internals)
+        super().__init__(library, window, internals, core)
         self.cell = memoryview(self.words).cast("B")[: 8 * CELL_WORDS].cast("q")
         self._core = core
         self._pending: BaseException | None = None

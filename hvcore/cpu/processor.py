@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 
 from hvcore.cpu import state_window as sw
+from hvcore.cpu.compiled import engine_words
 from hvcore.cpu.engine_internals import Internals
 from hvcore.cpu.library import (
     CTL_TB_FLUSH,
@@ -74,7 +75,9 @@ class Processor:
     `q` and `d` are the state window: `q[RAX]` .. `q[15]` the general registers, `q[RIP]`.
     """
 
-    def __init__(self, library: Library, window: sw.StateWindow, internals: Internals) -> None:
+    def __init__(
+        self, library: Library, window: sw.StateWindow, internals: Internals, core: ctypes.CDLL | None
+    ) -> None:
         self._library = library
         self._lib = library.lib
         self._uc = library.uc
@@ -85,7 +88,7 @@ class Processor:
         self.q = window.q
         self.d = window.d
         self.registers = window.bytes[: 8 * RIP]  # the sixteen general ones
-        self.words = EngineWords()
+        self.words = EngineWords() if core is None else engine_words(core)
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)
         self._running = False

@@ -40,6 +40,10 @@ static bool enter(const void *key, struct hv_engine *engine) {
     return true;
 }
 
+HV_EXPORT struct hv_engine *hv_new_words(void) { return calloc(1, sizeof(struct hv_engine)); }
+
+HV_EXPORT void hv_free_words(struct hv_engine *e) { free(e); }
+
 /* Make an engine known by its handle and its CPUState. Called under Python's lock; 0 without memory. */
 HV_EXPORT int hv_register(struct hv_engine *e) {
     return enter((void *)e->uc, e) && (!e->cpu || enter((void *)e->cpu, e));
