@@ -21,7 +21,8 @@ from pathlib import Path
 
 from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import plan
-from hvcore.host import Host, Stop
+from hvcore.host import Host
+from hvcore.machine import Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.public.xen import Hypercall
 from hvcore.pv.mmu_update import do_update_va_mapping

@@ -13,18 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Distribution, Extension
-from setuptools.build_meta import *  # noqa: F403
 from setuptools.build_meta import (
-    get_requires_for_build_editable as _editable_requires,
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
 )
-from setuptools.build_meta import (
-    get_requires_for_build_wheel as _wheel_requires,
-)
+from setuptools.build_meta import get_requires_for_build_editable as _editable_requires
+from setuptools.build_meta import get_requires_for_build_wheel as _wheel_requires
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from compile_core import compile_core, compiler, is_wanted, other_machine
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
 
 ZIG = "ziglang==0.17.1"
 TYPER = "typer>=0.15,<0.29"  # as pyproject.toml has it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 
-import unicorn.unicorn_py3.unicorn as binding
+from unicorn.unicorn_py3 import unicorn as binding
 
 from hvcore.errors import EngineError
 

@@ -6,15 +6,16 @@ import bz2
 import gzip
 import lzma
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 
 import lz4.block
 import lzallright
 
-try:
+if sys.version_info >= (3, 14):
     from compression import zstd
-except ImportError:
+else:
     from backports import zstd
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 EM_386 = 3
 EM_X86_64 = 62
@@ -75,8 +76,8 @@ class ElfWriter:
         self.segments.append(Segment(PT_NOTE, data, memsz=0, **more))
         return self
 
-    def section(self, name: str, kind: int, data: bytes, **more: int) -> ElfWriter:
-        self.sections.append(Section(name, kind, data, **more))  # type: ignore[arg-type]
+    def section(self, name: str, kind: int, data: bytes, **more: Any) -> ElfWriter:
+        self.sections.append(Section(name, kind, data, **more))
         return self
 
     def symbols(self, symbols: list[tuple[str, int, int, int]], shndx: int = 1) -> ElfWriter:

@@ -76,7 +76,7 @@ def test_each_step_goes_on_from_the_one_before(sample_guest: Callable[[str], Pat
             assert dom.wait() == Outcome("poweroff")
     for step in (domainbuilder.build, domainbuilder.launch):
         with pytest.raises(domainbuilder.BuildError, match="has its memory"):
-            step(planned, 64)  # type: ignore[operator]
+            step(planned, 64)
 
 
 def test_memory_that_nobody_asked_for(sample_guest: Callable[[str], Path], tmp_path: Path) -> None:

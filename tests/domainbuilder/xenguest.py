@@ -39,7 +39,7 @@ class Xenguest:
         found = [*Path("/usr/lib").glob("*/libxenguest.so.4.17")]
         if not found or not shutil.which("gcc") or not Path("/usr/include/xenguest.h").exists():
             missing("gcc and libxen-dev of Xen 4.17 are needed to build domains as libxenguest does")
-        command = ["gcc", "-Wall", "-Werror", SOURCE, "-o", self.program, *LIBRARIES]
+        command: list[str | Path] = ["gcc", "-Wall", "-Werror", SOURCE, "-o", self.program, *LIBRARIES]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -57,5 +57,7 @@ class Xenguest:
         if done.returncode:
             assert done.returncode == 1, done.stderr
             return Domain({}, refusal=done.stderr)
-        parts = [(self.folder / name).read_bytes() for name in ("ram", "context", "shared_info")]
-        return Domain(json.loads(done.stdout, strict=False), *parts)
+        ram, context, shared_info = (
+            (self.folder / name).read_bytes() for name in ("ram", "context", "shared_info")
+        )
+        return Domain(json.loads(done.stdout, strict=False), ram, context, shared_info)

@@ -9,6 +9,7 @@ import pytest
 
 import domainbuilder
 from domainbuilder.launch.run_stats import Statistics
+from domainbuilder.launch.running import RunningDomain
 from hvcore.pv.audit import audit
 
 pytestmark = pytest.mark.guest
@@ -20,9 +21,14 @@ def company(
 ) -> tuple[list[str], list[Statistics]]:
     """How the three ended, and what they counted; with `crashes` the second kernel panics at its prompt."""
     with domainbuilder.Host(memory_mib=640) as host:
-        options = {"cmdline": "console=hvc0 quiet", "memory_mib": 256, "timeout": 600.0}
-        first = host.launch(guest_kernel("vmlinuz-bookworm-amd64"), ramdisk=ramdisk("userland.sh"), **options)
-        second = host.launch(guest_kernel("vmlinuz-trixie-amd64"), ramdisk=ramdisk("shell.sh"), **options)
+
+        def linux(kernel: str, script: str) -> RunningDomain:
+            return host.launch(
+                guest_kernel(kernel), 256, ramdisk=ramdisk(script), cmdline="console=hvc0 quiet", timeout=600
+            )
+
+        first = linux("vmlinuz-bookworm-amd64", "userland.sh")
+        second = linux("vmlinuz-trixie-amd64", "shell.sh")
         grub = host.launch(guest_kernel("grub-i386-xen.bin"), memory_mib=64, timeout=600)
         grub.console.expect("grub> ")
         grub.console.send("halt\n")

@@ -37,7 +37,7 @@ def numbers(count: int) -> str:
 
 def values(lines: Iterable[str]) -> dict[str, str]:
     """Lines of a name and a value."""
-    return dict((*line.split(maxsplit=1), "")[:2] for line in lines if line.strip())
+    return {name: value.strip() for name, _, value in (line.strip().partition(" ") for line in lines) if name}
 
 
 def storm(boot: Any) -> None:

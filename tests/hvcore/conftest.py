@@ -7,7 +7,7 @@ on do not exist, those in `read_only` refuse stores.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -136,7 +136,7 @@ class Guest:
     def _reschedule(self) -> None:
         self.reschedules += 1
 
-    def call(self, op: Callable[..., int], cmd: int, fmt: str, *fields: int, vcpu: int = 0) -> int:
+    def call(self, op: Callable[..., int], cmd: int, fmt: str, *fields: int | bytes, vcpu: int = 0) -> int:
         """Store the argument at ARG and make the hypercall, as the dispatcher would."""
         from hvcore.errors import GuestError
 
@@ -147,7 +147,7 @@ class Guest:
         except GuestError as e:
             return -e.errno
 
-    def result(self, fmt: str) -> tuple[int, ...]:
+    def result(self, fmt: str) -> tuple[Any, ...]:
         """The argument as the hypercall left it."""
         layout = struct.Struct("<" + fmt)
         return layout.unpack(self.d.guest.copy_from(self.ARG, layout.size))

@@ -8,6 +8,7 @@ the guest's.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from hvcore import abi as abi_module
 from hvcore.abi import Abi
@@ -89,7 +90,7 @@ class PvCpu:
         at = (self.base - self.mem.base_mfn << 12) + va
         self.mem.view[at : at + len(data)] = data
 
-    def get(self, va: int, fmt: str) -> tuple[int, ...]:
+    def get(self, va: int, fmt: str) -> tuple[Any, ...]:
         return struct.unpack_from("<" + fmt, self.mem.view, (self.base - self.mem.base_mfn << 12) + va)
 
     def set_gdt(self, descriptors: dict[int, int]) -> None:

@@ -53,7 +53,7 @@ def image_for(host: Host, path: Path) -> DomainImage:
 
 def run_all(host: Host) -> list[tuple[int, Stop]]:
     """How each domain ended, in order."""
-    ends = []
+    ends: list[tuple[int, Stop]] = []
     while True:
         machine, stop = host.run()
         if machine is None:

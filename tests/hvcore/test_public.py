@@ -18,7 +18,9 @@ CASES = [(module, name, word) for module, names in LAYOUTS.items() for name in n
 
 def layout(module: str, name: str, word: int) -> struct.Struct:
     found = getattr(importlib.import_module(f"hvcore.public.{module}"), name)
-    return found[word] if isinstance(found, dict) else found
+    made = found[word] if isinstance(found, dict) else found
+    assert isinstance(made, struct.Struct)
+    return made
 
 
 @pytest.mark.parametrize(("module", "name", "word"), CASES)

@@ -148,8 +148,8 @@ def build(text):
             (at, section.kind, section.flags, section.address, section.offset, section.size, section.link, 0,
              section.align, section.entry)
         )  # fmt: skip
-    for row in rows_out:
-        image += pack("<IIQQQQIIQQ" if wide else "<IIIIIIIIII", *row)
+    for numbers in rows_out:
+        image += pack("<IIQQQQIIQQ" if wide else "<IIIIIIIIII", *numbers)
     _headers(image, head, segments, shoff, len(rows_out), wide)
     return bytes(image)
 

@@ -96,7 +96,7 @@ def test_linux_script_is_the_one_that_was_measured(corpus):
     assert not report.failed
 
 
-def emulations() -> list[str]:
+def emulations() -> list[tuple[str, str]]:
     """The emulations of every linker on this machine, as (program, emulation)."""
     out = []
     for directory in os.environ.get("PATH", "").split(":"):

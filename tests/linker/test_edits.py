@@ -6,16 +6,15 @@ import pytest
 
 from linker import rules
 from linker.ast import Span
-from linker.config import parse_config
 from linker.edits import apply, compatible
 from linker.findings import Context, Edit
 from linker.outline import Outline
 from linker.parser import parse
-from linker.settings import DEFAULTS
+from tests.linker.examples import settings_of
 
 
 def hits(rule, text):
-    settings = parse_config("layout.toml", rule.bad.config) if rule.bad.config else DEFAULTS
+    settings = settings_of(rule.bad.config)
     return list(rule.check(Context(settings, Outline(parse(text)))))
 
 

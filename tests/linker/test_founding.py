@@ -33,7 +33,7 @@ VARIANTS = {
 EXPECTED = DEFAULTS._replace(expected_inputs=(".data.page_aligned",), severities={"rwx-load": "off"})
 
 # What must be found by which input alone. An orphan that has its own .balign is aligned, and still outside.
-FOUND = {
+FOUND: dict[str, dict[str, set[str]]] = {
     "missing": {
         "script": {"missing-pattern"},
         "map": {"page-aligned-address"},

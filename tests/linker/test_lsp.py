@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import subprocess
 import sys
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import pytest_lsp
@@ -34,11 +36,11 @@ SECTIONS
 
 @pytest_lsp.fixture(config=ClientServerConfig(server_command=COMMAND), scope="module")
 async def client(lsp_client: LanguageClient, tmp_path_factory):
-    lsp_client.root = tmp_path_factory.mktemp("project")
+    Editor.root = tmp_path_factory.mktemp("project")
     await lsp_client.initialize_session(
         types.InitializeParams(
             capabilities=pytest_lsp.client_capabilities("visual-studio-code"),
-            root_uri=lsp_client.root.as_uri(),
+            root_uri=Editor.root.as_uri(),
         )
     )
     yield
@@ -51,9 +53,11 @@ _directories = itertools.count()
 class Editor:
     """One file in an editor."""
 
+    root: ClassVar[Path]
+
     def __init__(self, client, name, text, directory=None):
         self.client = client
-        self.path = (directory or client.root / str(next(_directories))) / name
+        self.path = (directory or self.root / str(next(_directories))) / name
         self.path.parent.mkdir(exist_ok=True, parents=True)
         self.path.write_text(text)
         self.uri = self.path.as_uri()
@@ -354,6 +358,7 @@ async def test_values_of_the_linked_kernel(tool, tmp_path):
     command = [*COMMAND, str(lds), "--map", str(link_map), "--elf", str(elf)]
     config = ClientServerConfig(server_command=command)
     client = await config.start()
+    assert isinstance(client, LanguageClient)
     try:
         await client.initialize_session(
             types.InitializeParams(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from linker import rules
 from linker.elffile import SHT_NOBITS, Elf, read_elf
 from linker.findings import Context
 from linker.lint import Inputs
@@ -22,6 +21,7 @@ from linker.parser import parse
 from linker.session import load_script
 from linker.settings import DEFAULTS
 from linker.source import read_script
+from tests.linker.examples import rule_of
 from tests.linker.linking import run
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -161,7 +161,7 @@ MECHANICAL = sorted(
 @pytest.mark.parametrize("name", MECHANICAL)
 def test_the_edits_end_the_harm(linked, tmp_path, name):
     text = (PAIRS / f"{name}.bad.ld").read_text()
-    rule = rules.find(RULES[name])
+    rule = rule_of(RULES[name])
     edits = {edit for hit in rule.check(Context(DEFAULTS, Outline(parse(text)))) for edit in hit.fix}
     assert edits
     for edit in sorted(edits, key=lambda edit: edit.span, reverse=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from linker import ast, cursor, input_parser, rules, section_parser
-from linker.evaluate import Known, Unknown, evaluate
+from linker.evaluate import CONSTANTS, Known, Unknown, evaluate
 from linker.lexer import number_value
 from linker.outline import Outline, walk
 from linker.parser import parse
@@ -96,24 +96,23 @@ def test_numbers(text, value):
     ],
 )  # fmt: skip
 def test_arithmetic_is_that_of_c(text, value):
-    (assign,) = parse(f"v = {text};").commands
-    result = evaluate(assign.value, _Nothing())
+    result = evaluate(assigned(f"v = {text};"), CONSTANTS)
     assert isinstance(result, Known)
     assert result.value == value
 
 
 def test_unknown_says_why():
-    (assign,) = parse("v = 1 / (x - x) + 2;").commands
-    assert evaluate(assign.value, _Nothing()) == Unknown("the value of 'x' is known only when linking")
-    (assign,) = parse("v = 1 / 0;").commands
-    assert evaluate(assign.value, _Nothing()) == Unknown("it divides by zero")
-    assert len(list(walk(assign.value))) == 3
+    value = assigned("v = 1 / (x - x) + 2;")
+    assert evaluate(value, CONSTANTS) == Unknown("the value of 'x' is known only when linking")
+    value = assigned("v = 1 / 0;")
+    assert evaluate(value, CONSTANTS) == Unknown("it divides by zero")
+    assert len(list(walk(value))) == 3
 
 
-def _Nothing():  # noqa: N802
-    from linker.evaluate import CONSTANTS
-
-    return CONSTANTS
+def assigned(text: str) -> ast.Expr:
+    (assign,) = parse(text).commands
+    assert isinstance(assign, ast.Assign)
+    return assign.value
 
 
 def test_depth_and_length_are_bounded():

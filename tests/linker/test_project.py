@@ -78,9 +78,29 @@ def test_hooks_name_commands_that_exist():
     assert not re.search(patterns[1], "arch/x86/kernel/vmlinux.lds.S")
 
 
-@pytest.fixture
-def action(tmp_path):
+class Action:
     """`action(SCRIPTS=...)`: the last step's shell, with a `domainbuilder` that shows its arguments."""
+
+    def __init__(self, script: str, programs: Path, work: Path) -> None:
+        self.script, self.programs, self.work = script, programs, work
+
+    def __call__(self, *, code: int = 0, **given: str) -> list[str]:
+        names = ("SCRIPTS", "MAP", "ELF", "CONFIG", "BASELINE", "SARIF", "REGIONS", "ARGUMENTS")
+        environment = {name: given.get(name, "") for name in names}
+        done = subprocess.run(
+            ["bash", "-e", "-c", self.script],
+            env={"PATH": f"{self.programs}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": "", **environment},
+            cwd=self.work,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout.splitlines()
+
+
+@pytest.fixture
+def action(tmp_path: Path) -> Action:
     script = textwrap.dedent((ROOT / "action.yml").read_text().rpartition("run: |\n")[2])
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -90,26 +110,10 @@ def action(tmp_path):
     (programs / "python").symlink_to(sys.executable)
     work = tmp_path / "work"
     work.mkdir()
-
-    def run_step(**given):
-        names = ("SCRIPTS", "MAP", "ELF", "CONFIG", "BASELINE", "SARIF", "REGIONS", "ARGUMENTS")
-        environment = {name: given.get(name, "") for name in names}
-        done = subprocess.run(
-            ["bash", "-e", "-c", script],
-            env={"PATH": f"{programs}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": "", **environment},
-            cwd=work,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == given.get("code", 0), done.stderr
-        return done.stdout.splitlines()
-
-    run_step.work = work
-    return run_step
+    return Action(script, programs, work)
 
 
-def test_action_runs_the_linter_with_its_inputs(action):
+def test_action_runs_the_linter_with_its_inputs(action: Action) -> None:
     for name in ("a.lds", "b.lds"):
         (action.work / name).touch()
     sarif, regions, github = action(
@@ -123,7 +127,7 @@ def test_action_runs_the_linter_with_its_inputs(action):
     assert not (action.work / "x").exists()
 
 
-def test_action_takes_globs_and_blanks(action):
+def test_action_takes_globs_and_blanks(action: Action) -> None:
     for name in ("one two.lds", "sub/deep/k.lds", "sub/x.ld", "-odd.lds", "$(touch x).lds", "b[1].lds"):
         path = action.work / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from linker import rules
-from linker.config import parse_config
 from linker.elffile import Elf, read_elf
 from linker.errors import LayoutInputError
 from linker.kinds import read
@@ -22,6 +20,7 @@ from linker.output.units import in_units, percent
 from linker.regions import CODE, CONSTANT, DATA, ZERO, Part, fill, parts_of_elf
 from linker.settings import DEFAULTS
 from tests.linker.elftext import build
+from tests.linker.examples import bad_example, settings_of
 from tests.linker.linking import MAIN, OTHER, assemble, link
 
 MEMORY = (
@@ -88,7 +87,7 @@ def test_largest_are_the_object_files_of_the_map(linked):
 def example(budget):
     text = f'[[region]]\nname = "RAM"\norigin = "4K"\nlength = "0x10K"\nbudget = {budget}\n'
     elf = Elf("a.elf", build("elf32 entry=0x1000\nload 0x1000 0x2000 rwx\nsection .t<&|x 0x1800 0x100 ax\n"))
-    return fill(None, None, elf, parse_config("layout.toml", text))
+    return fill(None, None, elf, settings_of(text))
 
 
 def test_forms_of_the_table():
@@ -120,14 +119,14 @@ _SVG = "{http://www.w3.org/2000/svg}"
 def boxes(document):
     """Where each text is: a monospace character is at most 0.61 em wide."""
     for node in document.iter(_SVG + "text"):
-        x, y, width = float(node.get("x")), float(node.get("y")), 0.61 * 11 * len(node.text)
+        x, y, width = float(node.get("x", "")), float(node.get("y", "")), 0.61 * 11 * len(node.text or "")
         left = x - width if node.get("text-anchor") == "end" else x
         yield left, y - 9, left + width, y + 2, node.text
 
 
 def check_drawing(text):
     document = ElementTree.fromstring(text)
-    width, height = float(document.get("width")), float(document.get("height"))
+    width, height = float(document.get("width", "")), float(document.get("height", ""))
     found = sorted(boxes(document), key=lambda box: box[1])
     for index, (left, _, right, bottom, said) in enumerate(found):
         assert left >= 0, said
@@ -141,7 +140,7 @@ def check_drawing(text):
 
 
 def test_drawing_has_a_bar_for_each_section():
-    elf = Elf("a.elf", build(rules.find("xen-shared-page").bad.elf))
+    elf = Elf("a.elf", build(bad_example("xen-shared-page").elf))
     document = check_drawing(svg.render(parts_of_elf(elf), 'title <&"'))
     titles = [node.text for node in document.iter(_SVG + "title")]
     assert len(titles) == 1 + len([s for s in elf.sections if s.allocated and s.size])

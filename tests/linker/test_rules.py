@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from linker import rules
-from linker.config import parse_config
 from linker.elffile import Elf
 from linker.findings import OFF, SEVERITIES, WARNING, Example
 from linker.lint import Inputs, run
 from linker.mapfile import parse_map
-from linker.settings import DEFAULTS
 from linker.source import Source
 from tests.linker.elftext import build
+from tests.linker.examples import settings_of
 
 ALL = rules.load()
 # A rule that is off until it is asked for is tested as one that was asked for.
@@ -24,7 +23,7 @@ def shown(rule):
 
 
 def report(example: Example):
-    settings = parse_config("layout.toml", example.config) if example.config else DEFAULTS
+    settings = settings_of(example.config)
     settings = settings._replace(severities={**ASKED, **settings.severities})
     return run(
         Inputs(

@@ -47,7 +47,7 @@ def test_a_changed_guest_is_noticed(elsewhere: ModuleType, tmp_path: Path) -> No
 def test_bundled_guests_are_small_and_stripped(name: str) -> None:
     path = guests.path(name)
     assert path.stat().st_size < 64 * 1024
-    readelf = [find_tool("readelf"), "-SW", path]
+    readelf: list[str | Path] = [find_tool("readelf"), "-SW", path]
     sections = subprocess.run(readelf, capture_output=True, text=True, check=True).stdout
     assert ".symtab" not in sections
     assert ".debug" not in sections
@@ -56,7 +56,8 @@ def test_bundled_guests_are_small_and_stripped(name: str) -> None:
 @pytest.mark.parametrize("name", guests.names())
 def test_bundled_guests_pass_our_own_checks(name: str) -> None:
     script, guest = SAMPLES / "common" / "guest.lds", guests.path(name)
-    for command in (["lint", script, "--elf", guest], ["notes", "--check", guest]):
+    commands: list[list[str | Path]] = [["lint", script, "--elf", guest], ["notes", "--check", guest]]
+    for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", "domainbuilder", *command], capture_output=True, text=True, check=False
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -151,6 +152,7 @@ def test_bsd_symbols_are_loaded_behind_the_kernel(tmp_path: Path) -> None:
     found = ELFFile(io.BytesIO(blob[4 : 4 + size]))
     assert found.num_sections() == 3
     table = found.get_section(1)
+    assert isinstance(table, SymbolTableSection)
     assert [(symbol.name, symbol["st_value"]) for symbol in table.iter_symbols()][1:] == [
         ("start", 0x100000),
         ("swapper_pg_dir", 0x102000),
@@ -252,7 +254,7 @@ def pinned(name: str, path: Path) -> bool:
     content = path.read_bytes()
     if path.name.endswith(".gz"):
         content = gzip.decompress(content)
-    return hashlib.sha256(content).hexdigest() == read_reference(name).facts["sha256"]
+    return bool(hashlib.sha256(content).hexdigest() == read_reference(name).facts["sha256"])
 
 
 @pytest.mark.guest

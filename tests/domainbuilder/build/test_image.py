@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import random
@@ -12,9 +13,11 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import Section
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +29,7 @@ from tests.domainbuilder.elfwriter import xen_kernel
 from tests.needs import find_tool
 
 WIDE = {"elf_class": 64, "VIRT_BASE": 0xFFFFFFFF80000000, "ENTRY": 0xFFFFFFFF80100000, "PADDR_OFFSET": 0}
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "pae": {"HYPERCALL_PAGE": 0xC0101000},
     "two-level": {"PAE_MODE": "no"},
     "64-bit": WIDE,
@@ -36,7 +39,7 @@ KINDS: dict[str, dict[str, object]] = {
 
 def built(tmp_path: Path, kind: str = "pae", memory_mib: int = 5, **options: object) -> DomainImage:
     path = tmp_path / f"kernel-{kind}"
-    path.write_bytes(xen_kernel(**KINDS[kind]).build())  # type: ignore[arg-type]
+    path.write_bytes(xen_kernel(**KINDS[kind]).build())
     return build(
         path,
         memory_mib=memory_mib,
@@ -91,8 +94,9 @@ def test_the_file_is_as_xens_document_says(tmp_path: Path, kind: str) -> None:
         assert (elf.elfclass, elf["e_type"], elf.num_segments()) == (64, "ET_CORE", 0)
         assert elf["e_machine"] == ("EM_X86_64" if image.plan.guest.width == 8 else "EM_386")
         data = {section.name: section.data() for section in elf.iter_sections()}
-        assert elf.get_section_by_name(".xen_pages")["sh_offset"] % 4096 == 0
-        entries = [elf.get_section_by_name(name)["sh_entsize"] for name in (".xen_pages", ".xen_p2m")]
+        pages, p2m = (named(elf, name) for name in (".xen_pages", ".xen_p2m"))
+        assert pages["sh_offset"] % 4096 == 0
+        entries = [pages["sh_entsize"], p2m["sh_entsize"]]
     assert entries == [4096, 16]
     pairs = list(struct.iter_unpack("<QQ", data[".xen_p2m"]))
     assert pairs == list(enumerate(image.p2m))
@@ -177,11 +181,15 @@ def sound(sound_file: Path) -> bytes:
     return sound_file.read_bytes()
 
 
+def named(elf: ELFFile, name: str) -> Section:
+    section = elf.get_section_by_name(name)
+    assert section is not None
+    return section
+
+
 def section_at(image: bytes, name: str) -> tuple[int, int]:
     """Offset and size of a section."""
-    import io
-
-    section = ELFFile(io.BytesIO(image)).get_section_by_name(name)
+    section = named(ELFFile(io.BytesIO(image)), name)
     return section["sh_offset"], section["sh_size"]
 
 

@@ -74,7 +74,7 @@ def test_real_kernels(
 
 
 MADE = {
-    **{kind: xen_kernel(**options).build() for kind, options in KINDS.items() if kind != "two-level"},  # type: ignore[arg-type]
+    **{kind: xen_kernel(**options).build() for kind, options in KINDS.items() if kind != "two-level"},
     **{f"symbols-{width}": raw for width, raw in SYMBOLS.items()},
 }
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def run(hello: Path, tmp_path: Path) -> Callable[..., int]:
             file = tmp_path / "tiny.elf"
             file.write_bytes(kernel(code))
         options = LaunchOptions(
-            file=file,
+            file=str(file),
             memory_mib=8,
             ramdisk=None,
             cmdline="ticks=1",
@@ -59,12 +60,12 @@ def run(hello: Path, tmp_path: Path) -> Callable[..., int]:
     return go
 
 
-def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
     line = [sys.executable, "-m", "domainbuilder", "launch", *map(str, arguments)]
-    given = {"stdin": subprocess.DEVNULL, "timeout": 120, **options}
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": 120, **options}
     if "input" in given:
         del given["stdin"]
-    return subprocess.run(line, capture_output=True, check=False, **given)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(line, capture_output=True, check=False, **given)
 
 
 HALT = [PROMPT, ("send", "halt\\n")]

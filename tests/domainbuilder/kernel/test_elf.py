@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def same_as_pyelftools(image: bytes) -> None:
         )
     table, symbols = other.get_section_by_name(".symtab"), symtab_symbols(elf)
     if table is not None:
+        assert isinstance(table, SymbolTableSection)
         assert symbols is not None
         kinds = {"STT_NOTYPE": "label", "STT_OBJECT": "object", "STT_FUNC": "function"}
         defined = [s for s in table.iter_symbols() if s.name and s["st_shndx"] != "SHN_UNDEF"]

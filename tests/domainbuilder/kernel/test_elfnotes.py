@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ TYPES = {
 }
 
 
-def one(kind: int, desc: bytes | str | int, **more: int) -> tuple[str, object]:
+def one(kind: int, desc: bytes | str | int, **more: Any) -> tuple[str, object]:
     """The name and the value of a single note."""
     elf = parse_elf(ElfWriter().note_segment(note(kind, desc, **more)).build(), "kernel")
     (found,) = find_notes(elf).notes

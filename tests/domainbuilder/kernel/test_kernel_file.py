@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from domainbuilder.errors import BuildError, KernelFormatError
 from domainbuilder.kernel.kernel_file import load_kernel, load_kernel_bytes
-from tests.conftest import missing
 from tests.domainbuilder.bzimage import PAYLOADS, bzimage, lzop
 from tests.domainbuilder.elfwriter import xen_kernel
+from tests.needs import missing
 
 ELF = xen_kernel().build()
 LIMIT = 1 << 20

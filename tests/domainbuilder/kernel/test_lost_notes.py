@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.domainbuilder.elfwriter import SHT_NOTE, SHT_PROGBITS, ElfWriter, not
 from tests.domainbuilder.xenguest import Xenguest
 
 BASE = 0xFFFFFFFF80000000
-VALUES: dict[str, bytes | str | int | None] = {"GUEST_OS": "h3", "VIRT_BASE": BASE, "ENTRY": BASE + 0x100000}
+VALUES: dict[str, Any] = {"GUEST_OS": "h3", "VIRT_BASE": BASE, "ENTRY": BASE + 0x100000}
 GNU = struct.pack("<III", 4, 20, 3) + b"GNU\0" + bytes(20)
 
 
@@ -216,7 +217,7 @@ def test_addresses_that_contradict_each_other(xenguest: Xenguest, tmp_path: Path
     """gnumach-image-1.8-xen-amd64 of trixie: VIRT_BASE 0x40000000, the kernel at 0xffffffff80000000."""
     path = tmp_path / "kernel"
 
-    def write(values: dict[str, bytes | str | int | None]) -> Inspection:
+    def write(values: dict[str, Any]) -> Inspection:
         writer = xen_kernel(elf_class=64, **values)
         path.write_bytes(writer.build())
         return inspected(writer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ from domainbuilder.reports.notes_report import notes_report
 from domainbuilder.symbols.read import kernel_symbols
 from tests.domainbuilder.elfwriter import SHT_NOTE, legacy_kernel, note, xen_kernel, xen_notes
 
-FULL = {
+FULL: dict[str, Any] = {
     "FEATURES": "!writable_page_tables|pae_pgdir_above_4gb|hvm_pirqs",
     "BSD_SYMTAB": "yes",
     "HYPERCALL_PAGE": 0xC0101000,

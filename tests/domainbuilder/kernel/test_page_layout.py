@@ -76,10 +76,11 @@ def linked(tmp_path: Path, *, source: str = SOURCE, data: str = "*(.data)", page
     (tmp_path / "kernel.S").write_text(source)
     (tmp_path / "kernel.lds").write_text(SCRIPT % {"data": data, "page_aligned": page_aligned})
     script, kernel = tmp_path / "kernel.lds", tmp_path / "kernel"
-    for command in (
+    commands: tuple[list[str | Path], ...] = (
         [find_tool("gcc"), "-m32", "-c", "kernel.S", "-o", "kernel.o"],
         [find_tool("ld"), "-m", "elf_i386", "-T", script, "kernel.o", "-o", kernel],
-    ):
+    )
+    for command in commands:
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     return kernel
 

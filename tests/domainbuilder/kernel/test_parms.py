@@ -93,9 +93,9 @@ LIBELF: dict[str, Any] = json.loads((DATA / "libelf" / "verdicts.json").read_tex
 
 
 def seeds() -> dict[str, bytes]:
-    found = {}
+    found: dict[str, bytes] = {}
     for width in (32, 64):
-        full = {
+        full: dict[str, Any] = {
             "FEATURES": "!writable_page_tables|pae_pgdir_above_4gb",
             "BSD_SYMTAB": "yes",
             "HYPERCALL_PAGE": 0xC0101000,

@@ -39,7 +39,7 @@ def kernel(tmp_path: Path) -> Path:
 
 def of_kind(tmp_path: Path, kind: str) -> Path:
     path = tmp_path / "kernel"
-    path.write_bytes(xen_kernel(**KINDS[kind]).build())  # type: ignore[arg-type]
+    path.write_bytes(xen_kernel(**KINDS[kind]).build())
     return path
 
 

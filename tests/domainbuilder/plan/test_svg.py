@@ -20,7 +20,7 @@ NS = "{http://www.w3.org/2000/svg}"
 
 def drawn(tmp_path: Path, kind: str, **options: object) -> str:
     path = tmp_path / "kernel"
-    path.write_bytes(xen_kernel(**KINDS[kind]).build())  # type: ignore[arg-type]
+    path.write_bytes(xen_kernel(**KINDS[kind]).build())
     planned = plan(path, memory_mib=64, **options)  # type: ignore[arg-type]
     return svg(planned, survey(planned))
 

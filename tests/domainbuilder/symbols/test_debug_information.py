@@ -76,7 +76,7 @@ def test_lines_are_addr2lines(variant: str, tmp_path: Path) -> None:
     elf = parse_elf(program.read_bytes(), "program")
     lines, addresses = SourceLines(elf), code_addresses(program, elf.elf_class // 8)
     assert len(addresses) > 30
-    command = [find_tool("addr2line"), "-e", program, *map(hex, addresses)]
+    command: list[str | Path] = [find_tool("addr2line"), "-e", program, *map(hex, addresses)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     theirs = [re.sub(r" \(discriminator.*", "", line).removeprefix(f"{tmp_path}/") for line in said[:-1]]
     assert [lines.at(address) for address in addresses] == theirs
@@ -85,7 +85,7 @@ def test_lines_are_addr2lines(variant: str, tmp_path: Path) -> None:
 
 def readelf_rows(program: Path, elf_class: int) -> dict[int, tuple[str, int]]:
     """Where the CFA is, by `readelf -wF`: address of a row -> (register, offset)."""
-    command = [find_tool("readelf"), "-wF", program]
+    command: list[str | Path] = [find_tool("readelf"), "-wF", program]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     width = 16 if elf_class == 64 else 8
     rows = re.findall(rf"^([0-9a-f]{{{width}}}) ([re][a-z]+)\+(\d+)", text, re.MULTILINE)

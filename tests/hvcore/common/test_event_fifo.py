@@ -68,7 +68,7 @@ def started(guest: Guest) -> Guest:
 
 
 def word(guest: Guest, port: int) -> int:
-    return struct.unpack_from("<I", guest.memory(ARRAY + port // 1024), port % 1024 * 4)[0]
+    return int(struct.unpack_from("<I", guest.memory(ARRAY + port // 1024), port % 1024 * 4)[0])
 
 
 def store(guest: Guest, port: int, value: int) -> None:
@@ -76,11 +76,11 @@ def store(guest: Guest, port: int, value: int) -> None:
 
 
 def ready(guest: Guest, vcpu: int = 0) -> int:
-    return struct.unpack_from("<I", guest.memory(BLOCK), block_offset(vcpu))[0]
+    return int(struct.unpack_from("<I", guest.memory(BLOCK), block_offset(vcpu))[0])
 
 
 def head(guest: Guest, priority: int = DEFAULT, vcpu: int = 0) -> int:
-    return struct.unpack_from("<I", guest.memory(BLOCK), block_offset(vcpu) + 8 + 4 * priority)[0]
+    return int(struct.unpack_from("<I", guest.memory(BLOCK), block_offset(vcpu) + 8 + 4 * priority)[0])
 
 
 def take(guest: Guest, vcpu: int = 0) -> int:
@@ -243,7 +243,8 @@ def test_events_wake_blocked_and_polling_vcpus(guest: Guest) -> None:
     store(guest, timer, MASKED)
     other.pause_flags, other.poll_evtchn, guest.d.evtchn.pollers = VPF_blocked, timer, 1
     guest.d.evtchn.send_guest_vcpu_virq(other, VIRQ_TIMER)
-    assert (other.pause_flags, other.poll_evtchn) == (0, None)
+    left: tuple[int, int | None] = other.pause_flags, other.poll_evtchn
+    assert left == (0, None)
 
 
 PORTS, PRIORITIES = 6, (0, 7, 15)

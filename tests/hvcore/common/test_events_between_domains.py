@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from hvcore.common.event_channel import bind_backend, do_event_channel_op, evtchn_send
@@ -112,7 +114,7 @@ def test_two_domains_have_backends_of_their_own(pair: Pair) -> None:
     a, b = pair
     dom0 = a.d.domain_list[0]
     heard: list[str] = []
-    ends = [bind_backend(g.d, dom0, lambda name=name: heard.append(name)) for g, name in ((a, "a"), (b, "b"))]
+    ends = [bind_backend(g.d, dom0, partial(heard.append, name)) for g, name in ((a, "a"), (b, "b"))]
     assert [near for near, _ in ends] == [1, 1]
     assert evtchn(b, ec.EVTCHNOP_send, "I", 1) == 0
     assert evtchn(a, ec.EVTCHNOP_send, "I", 1) == 0

@@ -42,7 +42,7 @@ def grant(
 
 
 def flags_of(guest: Guest, ref: int) -> int:
-    return struct.unpack("<H", guest.d.grant_table.status_word(ref))[0]
+    return int.from_bytes(guest.d.grant_table.status_word(ref), "little")
 
 
 def map_(

@@ -92,7 +92,7 @@ def test_xenoprof(guest: Guest) -> None:
     v = guest.v
     assert [refused.do_xenoprof_op(v, op, 0x1000) for op in (1, 8, 17, 18)] == [-EPERM] * 3 + [-EINVAL]
     assert refused.do_xenoprof_op(v, 14, NOWHERE) == -EBUSY  # get_buffer: as where the counters are taken
-    assert guest.call(refused.do_xenoprof_op, 0, "ii64s", 1, 1, b"\xff" * 64) == 0  # type: ignore[arg-type]
+    assert guest.call(refused.do_xenoprof_op, 0, "ii64s", 1, 1, b"\xff" * 64) == 0
     assert guest.result("ii64s") == (4, 0, b"x86-64/hammer\0" + b"\xff" * 50)
 
 

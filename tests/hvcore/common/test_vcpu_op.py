@@ -17,6 +17,7 @@ from hvcore.vcpu import RUNSTATE_running, VPF_blocked, VPF_down
 from tests.hvcore.common.test_schedule import bind_timer
 
 if TYPE_CHECKING:
+    from hvcore.vcpu import Vcpu
     from tests.hvcore.conftest import Guest
 
 AREA = 0x5000
@@ -53,7 +54,12 @@ def test_the_last_vcpu_down_powers_off(guest: Guest) -> None:
 def test_initialise_order_of_refusals(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     vcpu_context: Any = pytest.importorskip("hvcore.pv.vcpu_context")
     raws: list[bytes] = []
-    monkeypatch.setattr(vcpu_context, "arch_set_info_guest", lambda _v, raw: raws.append(raw) or 0)
+
+    def noted(_v: Vcpu, raw: bytes) -> int:
+        raws.append(raw)
+        return 0
+
+    monkeypatch.setattr(vcpu_context, "arch_set_info_guest", noted)
     size = VCPU_GUEST_CONTEXT_SIZE[guest.d.abi.word]
     assert do_vcpu_op(guest.v, pub.VCPUOP_initialise, 0, guest.ARG) == -EEXIST
     assert do_vcpu_op(guest.v, pub.VCPUOP_initialise, 1, guest.ARG) == 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import unicorn
+from unicorn.unicorn_py3.unicorn import Uc
 from unicorn.x86_const import UC_X86_REG_EBX
 
 from hvcore import abi as abi_module
@@ -102,7 +103,7 @@ def test_every_frame_has_its_mark(cpu: PvCpu) -> None:
 
 def test_another_unicorn_in_the_process_sees_its_code_change(cpu: PvCpu) -> None:
     assert patched_calls(cpu, TARGET) == [sum(VALUES)]
-    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
+    uc = Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
     uc.mem_map(0x1000, 0x2000)
     function = 0x1800
     uc.mem_write(function, bytes.fromhex(FUNCTION))

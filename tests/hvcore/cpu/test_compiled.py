@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import unicorn
+from unicorn.unicorn_py3.unicorn import Uc
 from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RCX
 
 from hvcore.cpu import compiled, engine_internals
@@ -134,15 +135,15 @@ def test_time_that_ports_take_ends_the_turn(rig: Rig) -> None:
 # -- other users of the library
 
 
-def plain_loop() -> tuple[unicorn.Uc, list[int]]:
+def plain_loop() -> tuple[Uc, list[int]]:
     """A Unicorn of somebody else's, stopped by its memory hook at the first store of an endless block."""
-    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc = Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     uc.mem_map(0x1000, 0x3000)
     uc.mem_write(0x1000, bytes.fromhex("488908 48ffc1 ebf8"))  # mov [rax], rcx; inc rcx; jmp to it
     uc.reg_write(UC_X86_REG_RAX, 0x2000)
     stores: list[int] = []
 
-    def store(uc: unicorn.Uc, _access: int, _at: int, _size: int, value: int, _data: object) -> None:
+    def store(uc: Uc, _access: int, _at: int, _size: int, value: int, _data: object) -> None:
         stores.append(value)
         uc.emu_stop()
 

@@ -15,7 +15,7 @@ import unicorn
 from domainbuilder.conform.run import MEMORY_MIB, VCPUS, bundled
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.run_stats import Statistics
-from hvcore.cpu import library, process_memory
+from hvcore.cpu import process_memory
 from hvcore.cpu.patches import PATCHES
 from hvcore.errors import EngineError
 from tests.hvcore.rig import Rig
@@ -57,7 +57,7 @@ def test_nothing_is_called_that_is_not_documented(
     sample_guest: Callable[[str], Path], plain: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(unicorn.unicorn_py3.unicorn.uclib)
-    monkeypatch.setattr(library.binding, "uclib", spy)
+    monkeypatch.setattr("hvcore.cpu.library.binding.uclib", spy)
     before = {slot: ctypes.c_uint64.from_address(slot).value for slot in PATCHES.slots}
     hello(sample_guest("hello"))
     assert spy.names <= DOCUMENTED

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hvcore.hostile import fuzz
+from tests.hvcore.hostile.world import World
 
 ROOT = Path(__file__).resolve().parents[3]
 ACTS = 1_020_000  # rounds are whole: not less than a million in all
@@ -45,12 +46,12 @@ def test_a_round_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_what_breaks_is_told_with_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A count that goes wrong is noticed: the looks at everything do look."""
-    put_page = fuzz.World.write_cr3
+    put_page = World.write_cr3
 
-    def lose_a_reference(world: fuzz.World, mfn: int) -> int:
+    def lose_a_reference(world: World, mfn: int) -> int:
         world.mm.count[world.mapped[0].mfn - world.mm.base] += 1
         return put_page(world, mfn)
 
-    monkeypatch.setattr(fuzz.World, "write_cr3", lose_a_reference)
+    monkeypatch.setattr(World, "write_cr3", lose_a_reference)
     with pytest.raises(fuzz.Failure, match=r"count \d+, recounted \d+[\s\S]*again: .*--seed 7 --round 1$"):
         fuzz.run_round(7, 1, str(tmp_path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
@@ -217,10 +217,10 @@ SETTINGS = settings(
 )
 
 
-def _case(kind: str) -> type:
-    machine = type(f"PageTables_{kind}", (PageTables,), {"guest": kind})
-    machine.TestCase.settings = SETTINGS  # type: ignore[attr-defined]
-    return machine.TestCase  # type: ignore[attr-defined,no-any-return]
+def _case(kind: str) -> Any:
+    machine: Any = type(f"PageTables_{kind}", (PageTables,), {"guest": kind})
+    machine.TestCase.settings = SETTINGS
+    return machine.TestCase
 
 
 TestPae, Test64, TestTwoLevel = (_case(kind) for kind in GUESTS)

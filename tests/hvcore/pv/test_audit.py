@@ -79,7 +79,7 @@ def _nowhere(cpu: PvCpu) -> None:
 
 
 def _gdt(cpu: PvCpu) -> None:
-    cpu.v.gdt_frames = [cpu.base + 20]
+    cpu.v.gdt_frames = (cpu.base + 20,)
 
 
 def _info(cpu: PvCpu) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from hvcore.pv.grant_mappings import create_grant_host_mapping, replace_grant_host_mapping
@@ -57,11 +59,11 @@ def test_the_reason_is_told(cpu: PvCpu) -> None:
     place = pte_address(cpu, PLACE)
     mfn = cpu.base + OTHER
     refused = (
-        (lambda: create(cpu, 0x4000_0000, HOST), "Could not find L1 PTE for linear address 40000000"),
-        (lambda: create(cpu, place + 4, HOST | CONTAINS_PTE), f"Misaligned PTE address {place + 4:x}"),
-        (lambda: create(cpu, mfn << 12, HOST | CONTAINS_PTE), f"mfn {mfn:x} is no L1 table of the domain's"),
+        (partial(create, cpu, 0x4000_0000, HOST), "Could not find L1 PTE for linear address 40000000"),
+        (partial(create, cpu, place + 4, HOST | CONTAINS_PTE), f"Misaligned PTE address {place + 4:x}"),
+        (partial(create, cpu, mfn << 12, HOST | CONTAINS_PTE), f"mfn {mfn:x} is no L1 table of the domain's"),
         (
-            lambda: replace_grant_host_mapping(cpu.d.mm, PLACE << 12, mfn, 0, HOST),
+            partial(replace_grant_host_mapping, cpu.d.mm, PLACE << 12, mfn, 0, HOST),
             f"PTE {entry(cpu, PLACE):x} for {PLACE << 12:x} doesn't match grant",
         ),
     )

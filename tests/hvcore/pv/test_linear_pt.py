@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hvcore.public.errno import EINVAL
-from hvcore.pv.mm import PAGE_ACCESSED, PAGE_DIRTY
 from hvcore.refusal import Reason, Refusal
+from hvcore.x86 import PAGE_ACCESSED, PAGE_DIRTY
 from tests.hvcore.pv_cpu import PV32, PV64, PvCpu
 
 A, B, C = 20, 21, 22  # pages that become tables

@@ -16,7 +16,8 @@ from hvcore.page_info import (
     PGT_writable_page,
 )
 from hvcore.public.errno import EBUSY, EINVAL, EPERM
-from hvcore.pv.mm import INVALID_MFN, PAGE_GUEST_KERNEL, PAGE_PSE, PAGE_USER
+from hvcore.pv.mm import INVALID_MFN, PAGE_GUEST_KERNEL
+from hvcore.x86 import PAGE_PSE, PAGE_USER
 from tests.hvcore.pv_cpu import PV32, PV64, PvCpu
 
 TABLE, TARGET, OTHER, SPARE = 10, 11, 12, 13  # pages

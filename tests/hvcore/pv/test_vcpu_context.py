@@ -67,7 +67,7 @@ def fpu_of(cpu: PvCpu, image: bytes, flags: int) -> bytes:
     assert cpu.v.saved_state
     cpu.engine.load_state(cpu.v.saved_state)
     cpu.run("0f ae 03", bx=DATA)  # fxsave [rbx]
-    return bytes(cpu.get(DATA, "512s")[0])  # type: ignore[call-overload]
+    return bytes(cpu.get(DATA, "512s")[0])
 
 
 def test_the_fpu_image_is_loaded(cpu: PvCpu) -> None:
