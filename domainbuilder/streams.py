@@ -39,7 +39,7 @@ class _Output(io.TextIOWrapper):
         except OSError as error:
             self._failed(error)
 
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, _error: OSError) -> None:
         """What is buffered goes nowhere, so that it does not fail again when Python ends."""
         silence(self.fileno())
         with suppress(OSError):

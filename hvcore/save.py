@@ -76,12 +76,10 @@ def pack(value: object) -> Plain:
         return value
     if isinstance(value, Reason):
         return ["reason", value.name]
-    if isinstance(value, Entries):
-        return ["words", bytes(value.words)]
+    if isinstance(value, Entries | memoryview):
+        return ["words", bytes(value.words if isinstance(value, Entries) else value)]
     if isinstance(value, Callbacks):
         return ["callbacks", sorted(value._known), bytes(value.words)]
-    if isinstance(value, memoryview):
-        return ["words", bytes(value)]
     if isinstance(value, bytearray):
         return ["bytearray", bytes(value)]
     if isinstance(value, array):
@@ -91,10 +89,9 @@ def pack(value: object) -> Plain:
         return ["record", name, [pack(getattr(value, field)) for field in _record_fields(type(value))]]
     if isinstance(value, deque):
         return ["deque", value.maxlen, [pack(item) for item in value]]
-    if isinstance(value, list | tuple):
-        return [type(value).__name__, [pack(item) for item in value]]
-    if isinstance(value, set):
-        return ["set", [pack(item) for item in sorted(value)]]
+    if isinstance(value, list | tuple | set):
+        items = sorted(value) if isinstance(value, set) else value
+        return [type(value).__name__, [pack(item) for item in items]]
     if isinstance(value, dict):
         return ["dict", [[pack(key), pack(item)] for key, item in value.items()]]
     raise EngineError(f"a {name} cannot be saved")

@@ -54,7 +54,7 @@ class Pass:
         self.dot: Value = Known(0)
         self.sections: list[Section] = []
         self.regions: dict[str, _Region] = {}
-        self._lost: dict[str, str] = dict(before._lost) if before else {}
+        self.lost: dict[str, str] = dict(before.lost) if before else {}
         self._inside: Value | None = None
         self.inside = ""
         self._segment = segment
@@ -82,8 +82,8 @@ class Pass:
         return value
 
     def section(self, name: str) -> SectionFacts | Unknown:
-        if name in self._lost:
-            return Unknown(self._lost[name])
+        if name in self.lost:
+            return Unknown(self.lost[name])
         facts = self.facts.get(name)
         if facts is not None:
             return facts
@@ -340,7 +340,7 @@ class Pass:
 
     def _unknown(self, name: str, reason: str) -> None:
         """Give up on a section, and on what depends on where it ends."""
-        self._lost[name] = reason
+        self.lost[name] = reason
         self.facts.pop(name, None)
         self.sections = [
             section._replace(address=Unknown(reason), load_address=Unknown(reason), size=None)

@@ -100,10 +100,10 @@ class SectionParser(InputParser):
         self.next(mode)
         value = self.expression()
         span = self.span_from(name.start)
-        self._separator(mode)
+        self._separator()
         return ast.Assign(name.text, operator.text, value, "", span, Span(name.start, name.end))
 
-    def _separator(self, mode: int) -> None:
+    def _separator(self) -> None:
         token = self.peek(EXPRESSION)
         if token.kind == PUNCT and token.text in {";", ","}:
             self.next(EXPRESSION)

@@ -174,7 +174,7 @@ def _zig(*arguments: str, cache: Path) -> None:
         raise BuildFailure(f"zig {' '.join(arguments)}\n{done.stderr or done.stdout}")
 
 
-def compile_object(source: str, width: Width, scratch: Path, debug: bool = False) -> Path:
+def compile_object(source: str, width: Width, scratch: Path, *, debug: bool = False) -> Path:
     """Compile one source, given relative to samples/ so that no path of this machine enters the object."""
     output = scratch / f"{width.name}-{source.replace('/', '-')}.o"
     if not output.exists():
@@ -216,7 +216,9 @@ def link(
     output.chmod(0o644)
 
 
-def build(samples: tuple[Sample, ...], folder: Path, maps: bool = False, debug: bool = False) -> list[Path]:
+def build(
+    samples: tuple[Sample, ...], folder: Path, *, maps: bool = False, debug: bool = False
+) -> list[Path]:
     """Build `samples` into `folder`, with link maps or debug information if asked to; the files made.
 
     Raises BuildFailure.
@@ -227,7 +229,7 @@ def build(samples: tuple[Sample, ...], folder: Path, maps: bool = False, debug: 
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         scratch = Path(name)
         wanted = dict.fromkeys((source, sample.width) for sample in samples for source in sample.sources)
-        jobs = {key: pool.submit(compile_object, *key, scratch, debug) for key in wanted}
+        jobs = {key: pool.submit(compile_object, *key, scratch, debug=debug) for key in wanted}
         for sample in samples:
             objects = [jobs[source, sample.width].result() for source in sample.sources]
             made.append(folder / f"{sample.name}.elf")

@@ -95,7 +95,7 @@ def a_kernel(folder: Path) -> list[str]:
     return ours("notes", folder / "large")
 
 
-def a_pipe(folder: Path) -> list[str]:
+def a_pipe(_folder: Path) -> list[str]:
     return ["bash", "-c", f"head -c {LIMITS['pipe'].size + 1} /dev/zero | {' '.join(ours('notes', '-'))}"]
 
 

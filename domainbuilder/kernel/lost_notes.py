@@ -76,7 +76,7 @@ def lost_notes(elf: ElfImage, notes: Notes, *, everywhere: bool) -> tuple[Loss, 
             losses.append(_derailed(elf, read_there, inside))
             for note in inside:
                 del found[note.offset]
-    return (*losses, *_unwalked(elf, notes, tuple(found[offset] for offset in sorted(found))))
+    return (*losses, *_unwalked(elf, tuple(found[offset] for offset in sorted(found))))
 
 
 def disguised(elf: ElfImage, notes: Notes) -> dict[bytes, list[Note]]:
@@ -211,7 +211,7 @@ def _credible(note: Note) -> bool:
     return owner is not None and 0 < len(owner) < note.namesz <= len(owner) + 8 and owner.isascii()
 
 
-def _unwalked(elf: ElfImage, notes: Notes, found: Found) -> Iterator[Loss]:
+def _unwalked(elf: ElfImage, found: Found) -> Iterator[Loss]:
     """Notes where Xen does not look at all, those that follow one another together."""
     runs: list[list[Note]] = []
     for note in found:

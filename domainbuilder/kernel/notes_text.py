@@ -19,7 +19,7 @@ _MOST_BYTES = 24
 class Pen:
     """Paints, or leaves as it is."""
 
-    def __init__(self, colour: bool) -> None:
+    def __init__(self, *, colour: bool) -> None:
         self.colour = colour
 
     def __call__(self, text: str, *codes: str) -> str:
@@ -29,7 +29,7 @@ class Pen:
 
 def render(inspection: Inspection, *, colour: bool = False) -> str:
     """The whole report on one kernel; lines end in a newline."""
-    pen = Pen(colour)
+    pen = Pen(colour=colour)
     parts = (_verdicts, _findings, _kernel, _parms, _notes, _guest_info)
     blocks = (list(part(inspection, pen)) for part in parts)
     return "\n".join("".join(f"{line}\n" for line in block) for block in blocks if block)

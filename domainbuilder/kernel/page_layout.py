@@ -109,7 +109,7 @@ def page_layout(elf: ElfImage, parms: ElfDomParms, symbols: Symbols) -> PageLayo
     findings = [
         *_hypercall_findings(elf, parms, others[-1] if others else ()),
         *(finding for owner in owners for finding in _owner_findings(elf, owner)),
-        *_section_findings(elf, aligned, alloc),
+        *_section_findings(aligned, alloc),
     ]
     if not len(symbols) or not (owners or symbols.have_data):
         lacking = "no symbols" if not len(symbols) else f"no symbols of data in the {symbols.origin}"
@@ -219,9 +219,7 @@ def _hypercall_findings(elf: ElfImage, parms: ElfDomParms, neighbours: Sequence[
         )
 
 
-def _section_findings(
-    elf: ElfImage, aligned: Sequence[Section], alloc: Sequence[Section]
-) -> Iterator[Finding]:
+def _section_findings(aligned: Sequence[Section], alloc: Sequence[Section]) -> Iterator[Finding]:
     """The output sections for page-aligned contents: each on a page boundary, its pages its own."""
     for section in aligned:
         if section.addr % PAGE_SIZE:

@@ -39,13 +39,13 @@ def disassemble(
     ahead = read(address, _BYTES_AFTER)
     if not ahead:
         return ()
-    decode = _decoder(long_mode)
+    decode = _decoder(long_mode=long_mode)
     rows = _before(read, address, start, decode)[-_INSTRUCTIONS_BEFORE:]
     rows += decode(address, ahead)[: _INSTRUCTIONS_AFTER + 1] or [(address, ahead[:1], "(bad)")]
     return tuple(Instruction(at, code, text, names(at), at == address) for at, code, text in rows)
 
 
-def _decoder(long_mode: bool) -> Callable[[int, bytes], list[_Row]]:
+def _decoder(*, long_mode: bool) -> Callable[[int, bytes], list[_Row]]:
     from capstone import CS_ARCH_X86, CS_MODE_32, CS_MODE_64, Cs
 
     engine = Cs(CS_ARCH_X86, CS_MODE_64 if long_mode else CS_MODE_32)

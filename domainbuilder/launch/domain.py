@@ -92,9 +92,9 @@ def launch_on(
     symbols = _symbols(chosen.symbols, kernel.elf if isinstance(kernel, DomainPlan) else kernel.plan.elf)
     shares_host = host is not None
     image, host = (
-        _move(kernel, host, chosen.plain)
+        _move(kernel, host, plain=chosen.plain)
         if isinstance(kernel, DomainImage)
-        else _build(kernel, host, chosen.plain)
+        else _build(kernel, host, plain=chosen.plain)
     )
     del kernel
     try:
@@ -103,10 +103,10 @@ def launch_on(
         raise _not_started(error, image.plan) from error
 
 
-def _build(planned: DomainPlan, host: Host | None, plain: bool | None) -> tuple[DomainImage, Host]:
+def _build(planned: DomainPlan, host: Host | None, *, plain: bool | None) -> tuple[DomainImage, Host]:
     """The domain, in a host's memory, without its unpacked kernel, of which the guest has its copy."""
     _check_guest_type(planned)
-    host = host or _new_host(planned, DEFAULT_FIRST_MFN, plain)
+    host = host or _new_host(planned, DEFAULT_FIRST_MFN, plain=plain)
     first_mfn, ram = _room(host, planned.nr_pages)
     image = build(planned, ram=ram, first_mfn=first_mfn, shared_info_mfn=host.mem.next_xenheap_mfn)
     return replace(image, plan=replace(planned, elf=None, ramdisk=None)), host
@@ -125,7 +125,7 @@ def _check_guest_type(plan: DomainPlan) -> None:
         raise BuildError("launch does not run such guests", where=Where(plan.kernel), found=plan.guest_type)
 
 
-def _new_host(plan: DomainPlan, first_mfn: int, plain: bool | None) -> Host:
+def _new_host(plan: DomainPlan, first_mfn: int, *, plain: bool | None) -> Host:
     """A host for that domain alone."""
     try:
         return Host(_allocate(plan.nr_pages, first_mfn), plain=plain)
@@ -155,10 +155,10 @@ def _room(host: Host, nr_pages: int) -> tuple[int, memoryview]:
     return first_mfn, host.mem.ram[start : start + nr_pages * _PAGE]
 
 
-def _move(image: DomainImage, host: Host | None, plain: bool | None) -> tuple[DomainImage, Host]:
+def _move(image: DomainImage, host: Host | None, *, plain: bool | None) -> tuple[DomainImage, Host]:
     """A built domain, with its memory in a host's: pages of zeros are not copied."""
     _check_guest_type(image.plan)
-    host = host or _new_host(image.plan, image.first_mfn, plain)
+    host = host or _new_host(image.plan, image.first_mfn, plain=plain)
     first_mfn, ram = _room(host, image.plan.nr_pages)
     if (first_mfn, host.mem.next_xenheap_mfn) != (image.first_mfn, image.shared_info_mfn):
         raise BuildError(

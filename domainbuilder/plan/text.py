@@ -19,7 +19,7 @@ _SEVERITIES = {Severity.ERROR: _RED, Severity.WARNING: _YELLOW, Severity.INFO: _
 
 def render(plan: DomainPlan, survey: Survey, *, colour: bool = False) -> str:
     """The whole report; lines end in a newline."""
-    pen = Pen(colour)
+    pen = Pen(colour=colour)
     blocks = (
         _head(plan, pen),
         _findings(survey.findings, pen),

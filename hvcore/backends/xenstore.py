@@ -228,12 +228,16 @@ class XenstoreBackend(Device):
     def _send(self, kind: int, req_id: int, tx_id: int, payload: bytes) -> None:
         self._out += xsd_sockmsg.pack(kind, req_id, tx_id, len(payload)) + payload
 
+    def _bounded(self, kind: int, tx_id: int, payload: bytes) -> bytes:
+        answer = self._handle(kind, tx_id, payload)
+        if len(answer) > XENSTORE_PAYLOAD_MAX:
+            raise XenstoreError(E2BIG)
+        return answer
+
     def _answer(self, kind: int, req_id: int, tx_id: int, payload: bytes) -> None:
         events_at = len(self._out)
         try:
-            answer = self._handle(kind, tx_id, payload)
-            if len(answer) > XENSTORE_PAYLOAD_MAX:
-                raise XenstoreError(E2BIG)
+            answer = self._bounded(kind, tx_id, payload)
         except XenstoreError as e:
             self._send(XS_ERROR, req_id, tx_id, NAMES[e.errno].encode() + b"\0")
             return

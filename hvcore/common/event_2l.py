@@ -86,7 +86,7 @@ class Evtchn2l:
         """The mask bit of `port`."""
         return bool(self._shared[self._mask_off + (port >> 3)] >> (port & 7) & 1)
 
-    def is_busy(self, port: int) -> bool:
+    def is_busy(self, _port: int) -> bool:
         """Two levels have no queue that a closed port may still be on."""
         return False
 

@@ -183,16 +183,16 @@ class Exits(Processor):
         self, call: Callable[[], int], enter: Callable[[], None] | None, leave: Callable[[], None] | None
     ) -> Callable[[int, int], int]:
         def run(_uc: int, _data: int) -> int:
+            result = 1
             try:
                 if enter is None or leave is None:
                     return call()
                 enter()
                 result = call()
                 leave()
-                return result
             except BaseException as caught:
                 self._fail(caught)
-                return 1
+            return result
 
         return run
 

@@ -49,7 +49,7 @@ def jump_slot(lib: ctypes.CDLL, target: int) -> int:
     0 if it has none, or if it lies where nothing can be written any more. The loader's handle begins with
     `struct link_map`, and the third word of that is the dynamic section.
     """
-    dynamic = ctypes.c_uint64.from_address(lib._handle + 16).value
+    dynamic = ctypes.c_uint64.from_address(lib._handle + 16).value  # noqa: SLF001 (dlopen()'s)
     tags: dict[int, int] = {}
     for i in range(_DYNAMIC_ENTRIES):
         tag, value = (ctypes.c_uint64 * 2).from_address(dynamic + 16 * i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hvcore.cpu.processor import EFLAGS, FS, GS, RIP
@@ -139,11 +140,9 @@ def read_guest(v: Vcpu, address: int, size: int) -> bytes:
 def write_guest(v: Vcpu, address: int, data: bytes) -> None:
     """Store bytes at a linear address. Raises GuestFault(#PF) as `read_guest()` does."""
     guest = v.domain.guest
-    try:
+    with suppress(GuestError):
         guest.copy_to(address, data)
         return
-    except GuestError:
-        pass
     try:
         guest.probe_write(address, 1)
     except GuestError:

@@ -140,7 +140,7 @@ class Frames64:
         q[R11] = eflags
 
     def create_bounce_frame(
-        self, v: Vcpu, cs: int, address: int, mask_events: bool, error_code: int | None
+        self, v: Vcpu, _cs: int, address: int, mask_events: bool, error_code: int | None
     ) -> None:
         """RCX R11 [error code] RIP CS|mask RFLAGS RSP SS; the handler's CS is always the flat one."""
         self._enter(address, self._push(v, [] if error_code is None else [error_code], mask_events))

@@ -93,10 +93,10 @@ class Server(LanguageServer):
                     analysis = around
                     break
         self.analyses[uri] = analysis
-        self._publish(uri, path, analysis)
+        self._publish(uri, analysis)
         return analysis
 
-    def _publish(self, uri: str, path: str, analysis: Analysis) -> None:
+    def _publish(self, uri: str, analysis: Analysis) -> None:
         """Send the findings of each file; clear what this document reported elsewhere and no longer does."""
         now: dict[str, list[types.Diagnostic]] = {}
         for file, diagnostics in analysis.diagnostics().items():

@@ -177,7 +177,7 @@ def _beyond_dot(value: ast.Expr) -> bool:
     return is_dot(value.left) or is_dot(value.right)
 
 
-def _region_of(outline: Outline, value: ast.Expr) -> str:
+def _region_of(value: ast.Expr) -> str:
     """Return the region whose ORIGIN the value starts from."""
     for part in walk(value):
         if (
@@ -192,7 +192,7 @@ def _region_of(outline: Outline, value: ast.Expr) -> str:
 def _grows_into_data(outline: Outline, names: list[ast.Assign]) -> Iterator[Hit]:
     """Yield the tops of stacks that grow down to where the first section of their region lies."""
     for assign in names:
-        region = _region_of(outline, assign.value)
+        region = _region_of(assign.value)
         limits = outline.regions.get(region)
         top = trial(outline).symbols.get(assign.target)
         if limits is None or not isinstance(top, Known) or not _TOP.search(assign.target):
@@ -236,7 +236,7 @@ def _elsewhere(outline: Outline, names: list[ast.Assign]) -> Iterator[Hit]:
         return
     home = homes.pop()
     for assign in names:
-        region = _region_of(outline, assign.value)
+        region = _region_of(assign.value)
         if (
             "stack" not in assign.target.lower()
             or not _TOP.search(assign.target)

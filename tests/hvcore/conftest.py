@@ -54,7 +54,7 @@ class FlatTables(PageTables):
         self.host_maps.append((addr, mfn, flags))
         return 0
 
-    def replace_grant_host_mapping(self, addr: int, mfn: int, new_addr: int, flags: int) -> int:
+    def replace_grant_host_mapping(self, addr: int, mfn: int, new_addr: int, _flags: int) -> int:
         for i, (a, m, f) in enumerate(self.host_maps):
             if a == addr and m == mfn:
                 del self.host_maps[i]

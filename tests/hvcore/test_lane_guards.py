@@ -86,7 +86,7 @@ def update(b: Bench) -> tuple[int, ...]:
     return H.mmu_update, ARGUMENTS << 12, 1, DONE << 12, DOMID_SELF
 
 
-def unmap(b: Bench) -> tuple[int, ...]:
+def unmap(_b: Bench) -> tuple[int, ...]:
     """update_va_mapping: TARGET is mapped no more."""
     return H.update_va_mapping, TARGET << 12, 0, 0
 

@@ -91,7 +91,7 @@ def ramdisk(guest_kernel: Callable[[str], Path], tmp_path: Path) -> Callable[[],
     return build
 
 
-def test_a_store_half_done_is_saved(hello: Subject) -> None:
+def test_a_store_half_done_is_saved() -> None:
     """A stop between the first and the last step of a store to a page table."""
     with bundled() as guests:
         kernel = next(guest.kernel for guest in guests if guest.name == "ptwr")

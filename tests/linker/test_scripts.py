@@ -47,7 +47,7 @@ def test_include_is_followed_and_findings_are_in_their_files(here):
     assert report.files == ("main.ld", "lib/part.ld")
 
 
-def test_include_is_looked_for_where_ld_does(here, tool, tmp_path):
+def test_include_is_looked_for_where_ld_does(here, tool):
     """The working directory wins over -L, for ld and for us; what is beside the script comes last."""
     here("x/main.ld", "INCLUDE part.ld\n")
     here("x/part.ld", "which = 1;\n")
@@ -137,7 +137,7 @@ def test_a_part_is_judged_in_its_context_when_that_is_there(here):
     assert [d.rule for d in report.diagnostics if d.file == "part.ld"] == ["align-not-power-of-two"]
 
 
-def test_version_script_is_recognised_and_ld_takes_it(here, tool, tmp_path):
+def test_version_script_is_recognised_and_ld_takes_it(here, tool):
     text = "V1 { global: f; local: *; };\n"
     here("v.lds", text)
     here("f.s", ".globl f\nf: .byte 1\n")

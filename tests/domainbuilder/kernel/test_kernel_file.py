@@ -199,7 +199,7 @@ def test_every_header_of_lzop(version: int, flags: int) -> None:
     assert (kernel.compression, bytes(kernel.image), kernel.trailing) == ("lzo", ELF, 0)
 
 
-def test_what_lzop_itself_writes(tmp_path: Path) -> None:
+def test_what_lzop_itself_writes() -> None:
     """Incompressible blocks among the others: those it stores."""
     if not shutil.which("lzop"):
         missing("lzop is needed to make a payload as Linux's build does")

@@ -112,7 +112,7 @@ def test_signals_give_the_terminal_back(hello: Path, number: signal.Signals) -> 
     assert is_cooked(stty)
 
 
-def test_a_signal_while_the_guest_is_busy(hello: Path, tmp_path: Path) -> None:
+def test_a_signal_while_the_guest_is_busy(tmp_path: Path) -> None:
     from tests.domainbuilder.tiny_guest import SPIN, kernel
 
     path = tmp_path / "spin.elf"

@@ -78,7 +78,7 @@ def test_json_keeps_its_schema(tmp_path: Path) -> None:
         jsonschema.validate(json.loads(done.stdout), schema)
 
 
-def test_json_has_libxenguests_figures(tmp_path: Path, reference: Reference) -> None:
+def test_json_has_libxenguests_figures(reference: Reference) -> None:
     """The report on a plan made of the reference's own parms shows the reference's figures."""
     from domainbuilder.plan.domain_plan import lay_out
 

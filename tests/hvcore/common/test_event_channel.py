@@ -262,7 +262,7 @@ def test_bad_pointers_are_efault(guest: Guest) -> None:
 
 
 def test_the_compat_call_takes_command_and_argument_in_one(guest: Guest) -> None:
-    def op(v: object, _cmd: int, arg: int) -> int:
+    def op(_v: object, _cmd: int, arg: int) -> int:
         return do_event_channel_op_compat(guest.v, arg)
 
     assert guest.call(op, 0, "III16x", ec.EVTCHNOP_bind_ipi, 0, 0) == 0

@@ -53,8 +53,9 @@ def hello(kernel: Path) -> tuple[Statistics, str]:
         return dom.stats(), dom.console.transcript
 
 
+@pytest.mark.usefixtures("plain")
 def test_nothing_is_called_that_is_not_documented(
-    sample_guest: Callable[[str], Path], plain: None, monkeypatch: pytest.MonkeyPatch
+    sample_guest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(unicorn.unicorn_py3.unicorn.uclib)
     monkeypatch.setattr("hvcore.cpu.library.binding.uclib", spy)
@@ -130,8 +131,9 @@ def test_the_library_is_left_as_it_was_found() -> None:
     assert int(done.stdout) > 0 or process_memory.ranges("r") == []
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("port", ["in", "out"])
-def test_ports_cannot_be_trapped_and_end_the_run(plain: None, port: str) -> None:
+def test_ports_cannot_be_trapped_and_end_the_run(port: str) -> None:
     rig = Rig()
     rig.code(0, {"in": "ec", "out": "ee"}[port] + "cc")
     with pytest.raises(EngineError, match="port I/O"):

@@ -462,8 +462,7 @@ def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter
             fuzzer.act()
             if not done % CHECK_EVERY or done == acts:
                 problems = world.problems() + event_channel_problems(world.d)
-                if problems:
-                    raise AssertionError("\n".join(problems[:20]))
+                assert not problems, "\n".join(problems[:20])
     except Exception as error:
         again = f"python -m tests.hvcore.hostile.fuzz --seed {seed} --round {number}"
         raise Failure(f"act {done} of round {number}: {error!r}\nagain: {again}") from error

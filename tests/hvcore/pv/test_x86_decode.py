@@ -45,7 +45,7 @@ def reference(code: bytes, bits: int) -> capstone.CsInsn | None:
     return next(DISASSEMBLERS[bits].disasm(code, 0x1000, 1), None)
 
 
-def expected_ea(operand: object, insn: capstone.CsInsn, bits: int) -> tuple[int, int]:
+def expected_ea(operand: object, insn: capstone.CsInsn) -> tuple[int, int]:
     """The offset and default segment that capstone's memory operand means."""
     mem = operand.mem  # type: ignore[attr-defined]
     ea, segment = mem.disp, DS
@@ -120,7 +120,7 @@ def test_far_pointers_in_memory(
     if theirs is None:
         return
     assert ours.next_ip == 0x1000 + theirs.size
-    assert (ours.ea, ours.ea_segment) == expected_ea(theirs.operands[0], theirs, bits)
+    assert (ours.ea, ours.ea_segment) == expected_ea(theirs.operands[0], theirs)
 
 
 @given(st.integers(0, 255), st.integers(0, 2), REX, TAIL)
@@ -132,7 +132,7 @@ def test_64_bit_addresses(modrm: int, mod: int, rex: int | None, tail: bytes) ->
     assert ours is not None
     assert theirs is not None
     assert ours.next_ip == 0x1000 + theirs.size
-    assert ours.ea == expected_ea(theirs.operands[0], theirs, 64)[0]
+    assert ours.ea == expected_ea(theirs.operands[0], theirs)[0]
 
 
 @pytest.mark.parametrize(("code", "bits", "offset", "length"), [
