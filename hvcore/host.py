@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hvcore.backends.libxl_nodes import remove_domain
+from hvcore.backends.xenstored import Xenstored
 from hvcore.boot_image import BootImage
 from hvcore.clock import NEVER, Timers
 from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
@@ -35,6 +37,7 @@ from hvcore.save import (
     save_domain,
     save_owner,
     save_pages,
+    store_owners,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Host:
         self.frames = FrameTable(memory.base_mfn, memory.end_mfn - memory.base_mfn)
         self.domain_list: dict[int, Domain] = {}
         self.machines: dict[int, Machine] = {}
+        self.xenstored = Xenstored(self.domain_list.__contains__)
         self.timers = Timers()  # of whoever holds the host; no guest knows of them
         self.idle: Callable[[int], None] = self.advance_to
         self.attend: Callable[[], None] = lambda: None
@@ -94,6 +98,7 @@ class Host:
         upper_ptwr: bool = False,
         lanes: bool = True,
         cap: int = 0,
+        name: str = "guest",
         is_new: bool = True,
     ) -> Machine:
         """Create the domain of an image that was built into frames from `room_for()` on.
@@ -108,7 +113,8 @@ class Host:
         self.engine.load_context(self._pristine)
         machine = Machine(
             self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
-            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, start_ns=start_ns, is_new=is_new,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, start_ns=start_ns,
+            is_new=is_new,
         )  # fmt: skip
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
@@ -132,6 +138,7 @@ class Host:
             memory=self.mem.save(),
             pages=save_pages(self.mem),
             frames=save_owner(self.frames),
+            xenstored={name: save_owner(owner) for name, owner in store_owners(self.xenstored)},
             dom0=save_dom0(self.domain_list[DOM0]) if DOM0 in self.domain_list else {},
             domains=tuple(domains),
             on_cpu=self._on_cpu.domain.domain_id if self._on_cpu is not None else None,
@@ -166,6 +173,8 @@ class Host:
         mem.restore_heap(shape["heap_top"], shape["freed"])
         restore_pages(mem, state.pages)
         restore_owner(host.frames, state.frames)
+        for name, owner in store_owners(host.xenstored):
+            restore_owner(owner, state.xenstored[name])
         for m, saved in zip(host.machines.values(), state.domains, strict=True):
             restore_domain(m, saved)
         if state.dom0:
@@ -181,8 +190,11 @@ class Host:
             return
         self._enter(machine)
         d = machine.domain
+        machine.xenstore.serve()
         for device in (machine.console, machine.xenstore):
             device.disconnect()
+        self.xenstored.release(domid)
+        remove_domain(self.xenstored, d)
         d.grant_table.revoke_from_backends()
         domain_kill(d)
         self._leave()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
+from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import CELL_SPENT, Clock
 from hvcore.common.schedule import schedule_in, schedule_out
@@ -110,12 +111,14 @@ class Machine:
         upper_ptwr: bool,
         lanes: bool,
         cap: int,
+        name: str,
         start_ns: int | None,
         is_new: bool = True,
     ) -> None:
         self.host = host
         self.mem, self.engine = host.mem, host.engine
         self.clock = Clock(host.engine.cell, BOOT_TIME_NS if start_ns is None else start_ns)
+        self.name = name
         self.cap = cap
         self._cap_since = self.clock.now()  # the cap is kept from here on, where so much had been used
         self._cap_used = 0
@@ -166,9 +169,13 @@ class Machine:
         ):
             if not d.grant_table.grant_to_backend(ref, mfn):
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
-        self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d)
-        self.console = ConsoleBackend(self.mem.frame(image.console_mfn), console_output)
-        ports = (self.xenstore.connect(d, dom0), self.console.connect(d, dom0))
+        store = self.host.xenstored
+        rings = Rings(image.store_mfn, image.store_evtchn, image.console_mfn, image.console_evtchn)
+        add_domain(store, d, self.name, rings)
+        self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
+        self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
+        ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
+        store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)
             raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from inspect import get_annotations
 from typing import TYPE_CHECKING, Any
 
-from hvcore.backends.xenstore_tree import Node, Perm, Transaction
+from hvcore.backends.xenstore_tree import Accessed, Account, Node, Perm, Transaction
+from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry, Mapping
 from hvcore.common.schedule import timer_action
@@ -35,7 +36,8 @@ Plain = Any  # None, bool, int, str, bytes, and lists and dicts of these
 Fields = dict[str, Plain]
 
 _RECORD_TYPES: tuple[type, ...] = (
-    ActiveEntry, Mapping, Transaction, Node, Perm, Refusal, FailedEntry, RefusedCall, RefusedFault,
+    ActiveEntry, Mapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Refusal,
+    FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
 _NOT_OF_THE_DOMAIN = ("vcpu", "journal", "lane_counts")  # of an EngineContext: addresses in this process
@@ -61,6 +63,7 @@ class HostState:
     memory: Fields
     pages: dict[int, bytes]
     frames: Fields
+    xenstored: dict[str, Fields]
     dom0: dict[str, Fields]
     domains: tuple[DomainState, ...]
     on_cpu: int | None
@@ -202,9 +205,14 @@ def owners(m: Machine) -> Iterator[tuple[str, object]]:
     yield "ro_page_fault", m.ro_page_fault
     yield "console", m.console
     yield "xenstore", m.xenstore
-    yield "tree", m.xenstore.tree
     for v in m.domain.vcpus:
         yield f"vcpu{v.vcpu_id}", v
+
+
+def store_owners(store: Xenstored) -> Iterator[tuple[str, object]]:
+    """What keeps state of the store that a host's domains share, by name."""
+    yield "xenstored", store
+    yield "tree", store.tree
 
 
 _CRASH = ("reason", "vector", "error_code", "address")
@@ -228,7 +236,12 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
     for v in d.vcpus:
         saved[f"vcpu{v.vcpu_id}"]["info"] = _info(v)
     kept = {name: value for name, value in context._asdict().items() if name not in _NOT_OF_THE_DOMAIN}
-    options = {"vcpus": len(d.vcpus), "upper_ptwr": m.ro_page_fault.upper_tables, "cap": m.cap}
+    options = {
+        "vcpus": len(d.vcpus),
+        "upper_ptwr": m.ro_page_fault.upper_tables,
+        "cap": m.cap,
+        "name": m.name,
+    }
     return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), saved)
 
 

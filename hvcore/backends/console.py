@@ -24,6 +24,8 @@ from hvcore.public.xen import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hvcore.domain import Domain
+
 _U32 = struct.Struct("<I")
 _WORD = 0xFFFFFFFF
 
@@ -31,12 +33,11 @@ _WORD = 0xFFFFFFFF
 class ConsoleBackend(Device):
     """Both directions of one console ring. `output` gets what the guest prints, as it prints it."""
 
-    __slots__ = ("_input", "_shown", "output")
+    WIRING = frozenset((*Device.WIRING, "output"))
 
-    WIRING = frozenset(("ring", "_backend", "output"))
-
-    def __init__(self, ring: memoryview, output: Callable[[bytes], None]) -> None:
-        super().__init__(ring)
+    def __init__(self, ring: memoryview, guest: Domain, output: Callable[[bytes], None]) -> None:
+        super().__init__(guest)
+        self.ring = ring
         self.output = output
         self._input = bytearray()
         self._shown = 0  # bytes at the head of the ring that `output` has had already
@@ -54,6 +55,7 @@ class ConsoleBackend(Device):
 
     def input(self, data: bytes) -> None:
         """Type `data`; what does not fit in the ring waits for room."""
+        self.serve()
         self._input += data
         if self._push_input():
             self.notify()

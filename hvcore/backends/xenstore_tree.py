@@ -1,28 +1,38 @@
-"""The tree of xenstored: nodes with permissions, transactions, and the rules of who may do what.
+"""The tree of xenstored: nodes with permissions, quotas and transactions, and who may do what to them.
 
-As tools/xenstore/xenstored_core.c of Xen 4.17 has them for an unprivileged domain. Nodes are values: a change
-puts a new node in place of the old, so a transaction is a copy of the table of nodes and a conflict is a node
-that is no longer the same. Paths are absolute strings.
+Source: tools/xenstore/xenstored_core.c, xenstored_transaction.c and xenstored_domain.c. Nodes are values: a
+change puts a new node in place of the old. A transaction has a copy of each node that it met, as it was then,
+and conflicts where one that it read is another by the end. Paths are absolute strings.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from hvcore.public.errno import EACCES, EAGAIN, EINVAL, ENOENT, ENOSPC, EPERM
-from hvcore.public.xs_wire import XENSTORE_ABS_PATH_MAX, XENSTORE_REL_PATH_MAX
+from hvcore.public.errno import EACCES, EAGAIN, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, EPERM
+from hvcore.public.xs_wire import XENSTORE_REL_PATH_MAX
 
-QUOTA_NODES = 1000  # that the guest may own
-QUOTA_NODE_SIZE = 2048  # bytes of value, children's names and permissions
+QUOTA_NODES = 1000  # that a domain may own
+QUOTA_NODE_SIZE = 2048  # bytes of a node's record
 QUOTA_PERMS = 5
+QUOTA_TRANSACTION_NODES = 1024  # that one transaction may meet
+QUOTA_MEMORY = 2560 << 10  # bytes that are kept for a domain: quota_memory_per_domain_hard
 
 PERM_READ = 1
 PERM_WRITE = 2
 PERM_OWNER = 4
+PERM_IGNORE = 16  # it names a domain that did not exist then
 _LETTERS = {"n": 0, "r": PERM_READ, "w": PERM_WRITE, "b": PERM_READ | PERM_WRITE}
 _NAMES = {bits: letter for letter, bits in _LETTERS.items()}
-_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@")
+_CHARS = re.compile(r"[A-Za-z0-9/_@-]*")
+_DOMAIN_PATH = re.compile(r"/local/domain/(?:-\d{1,4}|\d{1,5})/")
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
+_RECORD_BYTES = 24  # struct xs_tdb_record_hdr
 _PERM_BYTES = 8
+_LONG_MAX = (1 << 63) - 1
+_DOM0 = 0
 
 
 class XenstoreError(Exception):
@@ -52,26 +62,78 @@ class Node(NamedTuple):
     generation: int = 0
 
     @property
+    def owner(self) -> int:
+        """The domain that it counts for."""
+        return self.perms[0].domid
+
+    @property
     def size(self) -> int:
-        """What counts against QUOTA_NODE_SIZE."""
-        return (
-            len(self.value)
-            + sum(map(len, self.children))
-            + len(self.children)
-            + _PERM_BYTES * len(self.perms)
-        )
+        """The bytes of its record."""
+        names = sum(map(len, self.children)) + len(self.children)
+        return _RECORD_BYTES + _PERM_BYTES * len(self.perms) + len(self.value) + names
+
+
+class Account:
+    """What xenstored keeps for a domain (its struct domain). It exists since `generation`."""
+
+    __slots__ = ("generation", "memory", "nbentry", "nboutstanding", "nbwatch")
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.nbentry = 0
+        self.nbwatch = 0
+        self.nboutstanding = 0
+        self.memory = 0
+
+
+class Accessed:
+    """A node that a transaction met: `node` as the transaction sees it, and what it was at first."""
+
+    __slots__ = ("check", "fire", "fire_exact", "generation", "modified", "node", "perms")
+
+    def __init__(self, node: Node | None, *, check: bool) -> None:
+        self.node = node if check else None
+        self.generation = None if node is None else node.generation
+        self.perms: Perms | None = None if node is None else node.perms
+        self.check = check  # it was read before it was written: it must not have changed by the end
+        self.modified = False
+        self.fire = False
+        self.fire_exact = False
+
+
+class Transaction:
+    """What a transaction of domain `domid` met and did, in that order."""
+
+    __slots__ = ("accessed", "changed_domains", "domid", "fail", "generation", "node_created")
+
+    def __init__(self, domid: int, generation: int) -> None:
+        self.domid = domid
+        self.generation = generation
+        self.accessed: dict[str, Accessed] = {}
+        self.changed_domains: dict[int, int] = {}  # by how many nodes each domain has more
+        self.node_created = False
+        self.fail = False
+
+    def key_size(self, path: str) -> int:
+        """The length of the name under which xenstored keeps its copy of a node."""
+        return len(str(self.generation)) + 1 + len(path)
 
 
 def parse_perm(text: str) -> Perm:
-    """`r5` and the like. Raises XenstoreError(EINVAL)."""
-    if text[:1] not in _LETTERS or not text[1:].isdecimal() or len(text) > 6 or not text.isascii():
+    """`r5` and the like, the number as strtol() reads it. Raises XenstoreError(EINVAL)."""
+    number = _NUMBER.fullmatch(text[1:])
+    if text[:1] not in _LETTERS or number is None:
         raise XenstoreError(EINVAL)
-    return Perm(int(text[1:]), _LETTERS[text[0]])
+    sign, digits = number.groups()
+    value = int(digits, 8 if digits[0] == "0" and digits[1:2] not in ("x", "X") else 0)
+    value = max(-value, -_LONG_MAX - 1) if sign == "-" else min(value, _LONG_MAX)
+    return Perm(value & 0xFFFFFFFF, _LETTERS[text[0]])
 
 
 def format_perm(perm: Perm) -> str:
     """The reverse of parse_perm()."""
-    return f"{_NAMES[perm.bits]}{perm.domid}"
+    domid = perm.domid - (1 << 32) if perm.domid >> 31 else perm.domid
+    return f"{_NAMES[perm.bits & ~PERM_IGNORE]}{domid}"
 
 
 def parent_of(path: str) -> str:
@@ -79,200 +141,387 @@ def parent_of(path: str) -> str:
     return path[: path.rindex("/")] or "/"
 
 
+def child_of(path: str, name: str) -> str:
+    """The path of the child `name` of a node."""
+    return f"/{name}" if path == "/" else f"{path}/{name}"
+
+
 def is_valid_path(path: str) -> bool:
-    """is_valid_nodename() of an absolute path."""
+    """is_valid_nodename()."""
     if not path.startswith("/") or (path.endswith("/") and path != "/") or "//" in path:
         return False
-    return len(path) <= XENSTORE_ABS_PATH_MAX and not set(path) - _CHARS
+    local = _DOMAIN_PATH.match(path)
+    if len(path) > (local.end() if local else 0) + XENSTORE_REL_PATH_MAX:
+        return False
+    return _CHARS.fullmatch(path) is not None
 
 
-class Transaction:
-    """A private copy of the tree, and what of it was looked at and changed."""
-
-    __slots__ = ("accessed", "base", "changed", "nodes", "owned")
-
-    def __init__(self, nodes: dict[str, Node], owned: int) -> None:
-        self.base = nodes
-        self.nodes = dict(nodes)
-        self.owned = owned
-        self.accessed: set[str] = set()
-        self.changed: dict[str, bool] = {}  # path -> was it removed, in order of the changes
+Fire = Callable[[str, Node | None, bool, Perms | None], None]
 
 
 class Tree:
-    """All nodes. Operations take their transaction, or None, and the domain that asks (0 may do anything)."""
+    """All nodes, and the account of each domain.
 
-    WIRING = frozenset(("guest", "home"))
+    Operations take their transaction, or None, and the domain that asks; domain 0 may do anything. `exists`
+    says whether there is a domain of that number. What is changed goes to `fire`: path, node as far as it is
+    known, whether only watches of that very path are meant, and permissions that it had before.
+    """
 
-    def __init__(self, guest: int) -> None:
-        self.guest = guest
-        self.home = f"/local/domain/{guest}"
-        self.nodes: dict[str, Node] = {"/": Node(b"", (), (Perm(0, 0),))}
-        self.owned = 0  # nodes that belong to the guest
-        self._generation = 0
+    WIRING = frozenset(("exists", "fire"))
 
-    # --- access -------------------------------------------------------------------------------------------
+    def __init__(self, exists: Callable[[int], bool], fire: Fire) -> None:
+        self.exists = exists
+        self.fire = fire
+        self.generation = 0
+        self.accounts: dict[int, Account] = {_DOM0: Account(0)}
+        self.nodes: dict[str, Node] = {}
+        for path, children in (("/", ("tool",)), ("/tool", ("xenstored",)), ("/tool/xenstored", ())):
+            self._put(None, _DOM0, path, Node(b"", children, (Perm(_DOM0, 0),)), check=False)
 
-    def canonicalize(self, path: str) -> str:
-        """An absolute path from what a guest wrote. Raises XenstoreError(EINVAL)."""
-        if not path.startswith("/"):
-            if len(path) > XENSTORE_REL_PATH_MAX:
-                raise XenstoreError(EINVAL)
-            path = f"{self.home}/{path}"
-        if not is_valid_path(path):
-            raise XenstoreError(EINVAL)
-        return path
+    # --- accounts -----------------------------------------------------------------------------------------
 
-    def _allowed(self, node: Node, domid: int) -> int:
-        """perm_for_conn()."""
-        if domid in (0, node.perms[0].domid):
-            return PERM_READ | PERM_WRITE | PERM_OWNER
-        for perm in node.perms[1:]:
-            if perm.domid == domid:
-                return perm.bits
-        return node.perms[0].bits
+    def account_of(self, domid: int) -> Account | None:
+        """find_or_alloc_existing_domain()."""
+        account = self.accounts.get(domid)
+        if account is None and self.exists(domid):
+            account = self.accounts[domid] = Account(self.generation)
+        return account
 
-    def _table(self, t: Transaction | None, path: str) -> dict[str, Node]:
+    def add_memory(self, domid: int, size: int, *, check: bool) -> None:
+        """domain_memory_add(). Raises XenstoreError(ENOMEM) where the domain would have too much."""
+        account = self.accounts.get(domid)
+        if account is None:
+            return
+        if check and size > 0 and domid != _DOM0 and account.memory + size >= QUOTA_MEMORY:
+            raise XenstoreError(ENOMEM)
+        account.memory += size
+
+    def _count_entry(self, t: Transaction | None, owner: int, by: int) -> None:
+        """domain_entry_inc() and domain_entry_dec()."""
+        if t is not None:
+            t.changed_domains[owner] = t.changed_domains.get(owner, 0) + by
+            return
+        account = self.account_of(owner) if by > 0 else self.accounts.get(owner)
+        if account is not None:
+            account.nbentry += by
+        elif by > 0:
+            raise XenstoreError(ENOMEM)
+
+    def forget_domain(self, domid: int) -> None:
+        """domain_tree_remove(): the domain is gone, and its nodes go with all that is below them."""
+        for path in [path for path, node in self.nodes.items() if node.owner == domid]:
+            if path in self.nodes:
+                self._remove(None, path, _DOM0)
+        self.accounts.pop(domid, None)
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def read(self, t: Transaction | None, path: str, domid: int) -> Node | None:
+        """read_node(): the node as a transaction sees it, whoever asks. XenstoreError(ENOSPC): too many."""
         if t is None:
-            return self.nodes
-        t.accessed.add(path)
-        return t.nodes
+            return self._adjusted(self.nodes.get(path))
+        met = t.accessed.get(path)
+        if met is None:
+            met = self._meet(t, path, self._adjusted(self.nodes.get(path)), domid, check=True)
+        return self._adjusted(met.node)
+
+    def _meet(self, t: Transaction, path: str, node: Node | None, domid: int, *, check: bool) -> Accessed:
+        """access_node(): the transaction meets the node."""
+        if len(t.accessed) >= QUOTA_TRANSACTION_NODES and domid != _DOM0:
+            t.fail = True
+            raise XenstoreError(ENOSPC)
+        met = t.accessed[path] = Accessed(node, check=check)
+        if met.node is not None:
+            self.add_memory(t.domid, met.node.size + t.key_size(path), check=False)
+        return met
+
+    def _adjusted(self, node: Node | None) -> Node | None:
+        """domain_adjust_node_perms(): nothing is for a domain that is younger than what allows it."""
+        if node is None or len(node.perms) == 1:
+            return node
+        for at, perm in enumerate(node.perms[1:], 1):
+            account = self.accounts.get(perm.domid)
+            if not perm.bits & PERM_IGNORE and (account is None or account.generation > node.generation):
+                perms = list(node.perms)
+                perms[at] = Perm(perm.domid, perm.bits | PERM_IGNORE)
+                node = node._replace(perms=tuple(perms))
+        return node
+
+    def allowed(self, perms: Perms, domid: int) -> int:
+        """perm_for_conn()."""
+        if domid in (_DOM0, perms[0].domid):
+            return PERM_READ | PERM_WRITE | PERM_OWNER
+        for perm in perms[1:]:
+            if perm.domid == domid and not perm.bits & PERM_IGNORE:
+                return perm.bits
+        return perms[0].bits
 
     def get(self, t: Transaction | None, path: str, domid: int, wanted: int) -> Node:
-        """The node, if `domid` may; otherwise ENOENT or, where it may not even know, EACCES."""
-        node = self._table(t, path).get(path)
-        if node is not None:
-            if self._allowed(node, domid) & wanted != wanted:
-                raise XenstoreError(EACCES)
+        """get_node(). Raises XenstoreError: EINVAL, ENOENT, or EACCES where it may not even know."""
+        if not is_valid_path(path):
+            raise XenstoreError(EINVAL)
+        node = self.read(t, path, domid)
+        if node is not None and self.allowed(node.perms, domid) & wanted == wanted:
             return node
         above = path
-        while above != "/":
+        while True:
             above = parent_of(above)
-            parent = self._table(t, above).get(above)
+            parent = self.read(t, above, domid)
             if parent is not None:
-                raise XenstoreError(ENOENT if self._allowed(parent, domid) & wanted else EACCES)
-        raise XenstoreError(ENOENT)
+                known = self.allowed(parent.perms, domid) & wanted
+                raise XenstoreError(ENOENT if node is None and known else EACCES)
 
     # --- changes ------------------------------------------------------------------------------------------
 
-    def _put(self, t: Transaction | None, path: str, node: Node, domid: int) -> None:
-        if domid and node.size >= QUOTA_NODE_SIZE:
-            raise XenstoreError(ENOSPC)
-        self._generation += 1
-        self._table(t, path)[path] = node._replace(generation=self._generation)
+    def _put(self, t: Transaction | None, domid: int, path: str, node: Node | None, *, check: bool) -> None:
+        """write_node() and do_tdb_delete(). Raises XenstoreError where a quota is exceeded."""
+        self.generation += 1
+        if node is not None:
+            node = node._replace(generation=self.generation)
         if t is not None:
-            t.changed[path] = False
-
-    def _count(self, t: Transaction | None, owner: int, by: int) -> None:
-        if owner != self.guest:
+            self._put_private(t, domid, path, node, check=check)
             return
-        counter = t or self
-        counter.owned += by
-        if by > 0 and counter.owned > QUOTA_NODES:
-            counter.owned -= by
+        self._check_size(domid, node, check=check)
+        before = self.nodes.get(path)
+        self._charge(before, node, len(path), check=check)
+        if node is None:
+            del self.nodes[path]
+        else:
+            self.nodes[path] = node
+
+    def _check_size(self, domid: int, node: Node | None, *, check: bool) -> None:
+        if check and domid != _DOM0 and node is not None and node.size >= QUOTA_NODE_SIZE:
             raise XenstoreError(ENOSPC)
 
-    def _create(self, t: Transaction | None, path: str, value: bytes, domid: int) -> None:
-        """A new node and those missing above it, with the permissions of the nearest that exists."""
+    def _charge(self, before: Node | None, after: Node | None, key: int, *, check: bool) -> None:
+        if before is not None:
+            self.add_memory(before.owner, -before.size - key, check=False)
+        if after is not None:
+            try:
+                self.add_memory(after.owner, after.size + key, check=check)
+            except XenstoreError:
+                if before is not None:
+                    self.add_memory(before.owner, before.size + key, check=False)
+                raise XenstoreError(EIO) from None
+
+    def _put_private(self, t: Transaction, domid: int, path: str, node: Node | None, *, check: bool) -> None:
+        met = t.accessed.get(path)
+        if met is None:
+            met = self._meet(t, path, self.nodes.get(path), domid, check=False)
+        met.modified = True
+        key = t.key_size(path)
+        try:
+            self._check_size(domid, node, check=check)
+            if met.node is not None:
+                self.add_memory(t.domid, -met.node.size - key, check=False)
+                met.node = None
+            if node is not None:
+                self.add_memory(t.domid, node.size + key, check=check)
+        except XenstoreError as error:
+            t.fail = True
+            raise XenstoreError(EIO) if error.errno == ENOMEM else error from None
+        met.node = node
+
+    def _fire(
+        self,
+        t: Transaction | None,
+        path: str,
+        node: Node,
+        *,
+        exact: bool = False,
+        before: Perms | None = None,
+    ) -> None:
+        """fire_watches(), or queue_watches() in a transaction."""
+        if t is None:
+            self.fire(path, node, exact, before)
+            return
+        met = t.accessed[path]
+        met.fire_exact = exact and (met.fire_exact or not met.fire)
+        met.fire = True
+
+    def _check_room_for_entry(self, domid: int) -> None:
+        account = self.accounts.get(domid)
+        if domid != _DOM0 and account is not None and account.nbentry >= QUOTA_NODES:
+            raise XenstoreError(ENOSPC)
+
+    def _missing(self, t: Transaction | None, path: str, domid: int) -> tuple[list[str], Node]:
+        """The nodes to be made for `path`, from the lowest up, and the one above them, which exists."""
         missing = [path]
-        while parent_of(missing[-1]) not in self._table(t, parent_of(missing[-1])):
-            missing.append(parent_of(missing[-1]))
-        above = parent_of(missing[-1])
-        parent = self._table(t, above)[above]
+        while True:
+            above = parent_of(missing[-1])
+            parent = self.read(t, above, domid)
+            if parent is not None:
+                return missing, parent
+            missing.append(above)
+
+    def _create(self, t: Transaction | None, path: str, value: bytes, domid: int) -> Node:
+        """create_node(): the node and those missing above it, with the permissions of the one that exists."""
+        missing, parent = self._missing(t, path, domid)
+        if t is not None:
+            t.node_created = True
         perms = parent.perms
-        if domid:
+        if domid != _DOM0:
             perms = (Perm(domid, perms[0].bits), *perms[1:])
-        counter = t or self
-        if domid and perms[0].domid == self.guest and counter.owned + len(missing) > QUOTA_NODES:
-            raise XenstoreError(ENOSPC)
-        first = missing[-1].rpartition("/")[2]
-        if domid and parent.size + len(first) + 1 >= QUOTA_NODE_SIZE:
-            raise XenstoreError(ENOSPC)
-        new = []
+        made: list[str] = []
         below: tuple[str, ...] = ()
-        for name in missing:
-            new.append((name, Node(value if name == path else b"", below, perms)))
-            below = (name.rpartition("/")[2],)
-        if domid and any(node.size >= QUOTA_NODE_SIZE for _, node in new):
-            raise XenstoreError(ENOSPC)
-        self._put(t, above, parent._replace(children=(*parent.children, first)), 0)
-        for name, node in reversed(new):
-            self._put(t, name, node, 0)
-            self._count(t, perms[0].domid, 1)
+        try:
+            for name in missing:
+                self._check_room_for_entry(domid)
+                self._put(t, domid, name, Node(b"" if made else value, below, perms), check=True)
+                made.append(name)
+                self._count_entry(t, perms[0].domid, 1)
+                below = (name.rpartition("/")[2],)
+            above = parent_of(missing[-1])
+            self._put(t, domid, above, parent._replace(children=parent.children + below), check=True)
+        except XenstoreError:
+            for name in made:
+                self._put(t, domid, name, None, check=False)
+                self._count_entry(t, perms[0].domid, -1)
+            if t is not None:
+                t.fail = True
+            raise
+        node = self.read(t, path, domid)
+        assert node is not None
+        return node
 
     def write(self, t: Transaction | None, path: str, value: bytes, domid: int) -> None:
         """XS_WRITE."""
         try:
             node = self.get(t, path, domid, PERM_WRITE)
-        except XenstoreError as e:
-            if e.errno != ENOENT:
+        except XenstoreError as error:
+            if error.errno != ENOENT:
                 raise
-            self._create(t, path, value, domid)
+            node = self._create(t, path, value, domid)
         else:
-            self._put(t, path, node._replace(value=value), domid)
+            self._put(t, domid, path, node._replace(value=value), check=True)
+        self._fire(t, path, node)
 
-    def mkdir(self, t: Transaction | None, path: str, domid: int) -> bool:
-        """XS_MKDIR; True when there was no such node."""
+    def mkdir(self, t: Transaction | None, path: str, domid: int) -> None:
+        """XS_MKDIR; fine where the node is there."""
         try:
             self.get(t, path, domid, PERM_WRITE)
-        except XenstoreError as e:
-            if e.errno != ENOENT:
+        except XenstoreError as error:
+            if error.errno != ENOENT:
                 raise
-            self._create(t, path, b"", domid)
-            return True
-        return False
+            self._fire(t, path, self._create(t, path, b"", domid))
 
-    def rm(self, t: Transaction | None, path: str, domid: int) -> list[str]:
-        """XS_RM; the nodes that went. Removing what is not there is fine where its parent is."""
+    def rm(self, t: Transaction | None, path: str, domid: int) -> None:
+        """XS_RM. Removing what is not there is fine where its parent is."""
         try:
             self.get(t, path, domid, PERM_WRITE)
-        except XenstoreError as e:
-            above = parent_of(path)
-            if e.errno == ENOENT and above in self._table(t, above):
-                return []
+        except XenstoreError as error:
+            if error.errno == ENOENT and self.read(t, parent_of(path), domid) is not None:
+                return
             raise
         if path == "/":
             raise XenstoreError(EINVAL)
-        above = parent_of(path)
-        parent = self._table(t, above)[above]
-        name = path.rpartition("/")[2]
-        self._put(t, above, parent._replace(children=tuple(c for c in parent.children if c != name)), 0)
-        gone = [path]
-        for removed in gone:
-            node = self._table(t, removed).pop(removed)
-            gone += [f"{removed}/{child}" for child in node.children]
-            self._count(t, node.perms[0].domid, -1)
-            if t is not None:
-                t.changed[removed] = True
-        return gone
+        self._remove(t, path, domid)
+
+    def _below(self, t: Transaction | None, path: str, domid: int) -> Iterator[str]:
+        """A node and those below it, children before parents."""
+        node = self.read(t, path, domid)
+        stack: list[tuple[str, list[str]]] = [(path, list(node.children[::-1]) if node else [])]
+        while stack:
+            at, children = stack[-1]
+            if not children:
+                yield at
+                stack.pop()
+                continue
+            name = child_of(at, children.pop())
+            node = self.read(t, name, domid)
+            stack.append((name, list(node.children[::-1]) if node else []))
+
+    def _remove(self, t: Transaction | None, root: str, domid: int) -> None:
+        """rm_node(): watches of what is below are told of it one by one."""
+        for path in self._below(t, root, domid):
+            node = self.read(t, path, domid)
+            if node is None:
+                continue
+            self._put(t, domid, path, None, check=False)
+            self._fire(t, path, node, exact=path != root)
+            self._count_entry(t, node.owner, -1)
+            above = parent_of(path)
+            parent = self.read(t, above, domid)
+            if parent is not None:
+                name = path.rpartition("/")[2]
+                children = tuple(child for child in parent.children if child != name)
+                self._put(t, domid, above, parent._replace(children=children), check=False)
 
     def set_perms(self, t: Transaction | None, path: str, perms: Perms, domid: int) -> None:
-        """XS_SET_PERMS, for the node's owner, who stays its owner."""
+        """XS_SET_PERMS, for the node's owner, who stays its owner; domain 0 may give it away."""
         node = self.get(t, path, domid, PERM_WRITE | PERM_OWNER)
-        if domid and perms[0].domid != node.perms[0].domid:
+        if domid != _DOM0 and perms[0].domid != node.owner:
             raise XenstoreError(EPERM)
-        self._count(t, node.perms[0].domid, -1)
-        self._count(t, perms[0].domid, 1)
-        self._put(t, path, node._replace(perms=perms), domid)
+        self._count_entry(t, perms[0].domid, 1)
+        try:
+            self._put(t, domid, path, node._replace(perms=perms), check=True)
+        except XenstoreError:
+            self._count_entry(t, perms[0].domid, -1)
+            raise
+        self._count_entry(t, node.owner, -1)
+        self._fire(t, path, node._replace(perms=perms), before=node.perms)
+
+    def known_perms(self, perms: Perms) -> Perms:
+        """domain_alloc_permrefs(): what names a domain that there is not is marked."""
+        return tuple(
+            perm if self.account_of(perm.domid) else Perm(perm.domid, perm.bits | PERM_IGNORE)
+            for perm in perms
+        )
 
     # --- transactions -------------------------------------------------------------------------------------
 
-    def start(self) -> Transaction:
-        """A new transaction on the tree as it is."""
-        return Transaction(dict(self.nodes), self.owned)
+    def start(self, domid: int) -> Transaction:
+        """A new transaction."""
+        self.generation += 1
+        return Transaction(domid, self.generation)
 
-    def commit(self, t: Transaction) -> dict[str, bool]:
-        """Make a transaction's changes (path -> removed) real. Raises XenstoreError(EAGAIN) on a conflict."""
-        if any(self.nodes.get(path) is not t.base.get(path) for path in t.accessed):
-            raise XenstoreError(EAGAIN)
-        for path in t.changed:
-            node = t.nodes.get(path)
+    def end(self, t: Transaction) -> None:
+        """destroy_transaction(): what it has of its own is let go."""
+        for path, met in t.accessed.items():
+            if met.node is not None:
+                self.add_memory(t.domid, -met.node.size - t.key_size(path), check=False)
+        t.accessed.clear()
+
+    def commit(self, t: Transaction) -> None:
+        """Make a transaction real and end it. Raises XenstoreError: EAGAIN for a conflict, ENOSPC, ENOMEM."""
+        try:
+            if t.fail:
+                raise XenstoreError(ENOMEM)
+            self._check_entries(t)
+            if any(
+                met.check and self._generation(path) != met.generation for path, met in t.accessed.items()
+            ):
+                raise XenstoreError(EAGAIN)
+            changes = [(path, met) for path, met in t.accessed.items() if met.modified]
+        finally:
+            self.end(t)
+        for path, met in changes:
             before = self.nodes.get(path)
-            if before is not None and before.perms[0].domid == self.guest:
-                self.owned -= 1
-            if node is None:
-                self.nodes.pop(path, None)
-            else:
+            if met.node is not None:
+                self.generation += 1
+                node = met.node._replace(generation=self.generation)
+                self._charge(before, node, len(path), check=False)
                 self.nodes[path] = node
-                self.owned += node.perms[0].domid == self.guest
-        return t.changed
+            elif before is not None:
+                self._charge(before, None, len(path), check=False)
+                del self.nodes[path]
+            if met.fire:
+                self.fire(path, None, met.fire_exact, met.perms)
+        for domid, by in t.changed_domains.items():
+            account = self.accounts.get(domid)
+            if account is not None:
+                account.nbentry += by
+
+    def _generation(self, path: str) -> int | None:
+        node = self.nodes.get(path)
+        return None if node is None else node.generation
+
+    def _check_entries(self, t: Transaction) -> None:
+        """transaction_fix_domains(): whether each domain may have the nodes that it would."""
+        for domid, by in t.changed_domains.items():
+            account = self.account_of(domid)
+            if account is None:
+                raise XenstoreError(ENOMEM)
+            too_many = domid != _DOM0 and account.nbentry + by >= QUOTA_NODES
+            if too_many and t.node_created and t.domid != _DOM0:
+                raise XenstoreError(ENOSPC)

@@ -169,6 +169,22 @@ def bind_backend(d: Domain, backend: Domain, consumer: Callable[[], None]) -> tu
     return port, rport
 
 
+def bind_backend_to(d: Domain, port: int, backend: Domain, consumer: Callable[[], None]) -> int:
+    """evtchn_bind_interdomain() of a backend to a port that `d` has waiting for it: its port, or -errno."""
+    t, rt = backend.evtchn, d.evtchn
+    lport = t.get_free_port()
+    if lport < 0:
+        return lport
+    waits = port < rt.valid_evtchns and rt.state[port] == ECS_UNBOUND
+    if not waits or rt.remote_dom[port] != backend.domain_id:
+        t.active_evtchns -= 1
+        return -EINVAL
+    _bind_ends(t, lport, rt, port)
+    t.port_ops.init(lport)
+    t.consumers[lport] = consumer
+    return lport
+
+
 # --- event_channel_op -------------------------------------------------------------------------------------
 
 

@@ -49,3 +49,9 @@ XENSTORE_ERROR_NONE = 0
 XENSTORE_ERROR_COMM = 1
 XENSTORE_ERROR_RINGIDX = 2
 XENSTORE_ERROR_PROTO = 3
+
+# The names that an XS_ERROR may carry; any other is told as EINVAL.
+xsd_errors = (
+    "EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO", "ENOTEMPTY", "ENOSYS",
+    "EROFS", "EBUSY", "EAGAIN", "EISCONN", "E2BIG", "EPERM",
+)  # fmt: skip

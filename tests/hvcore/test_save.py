@@ -18,7 +18,8 @@ from domainbuilder.launch.domain import RunningDomain, launch
 from hvcore.errors import EngineError
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS
-from hvcore.save import owners, pack, save_owner, state_fields, unpack
+from hvcore.public import xs_wire as xs
+from hvcore.save import owners, pack, save_owner, state_fields, store_owners, unpack
 from tests.hvcore.saved import Result, Subject, in_another_process, restored, saved_at, whole
 
 SECOND = 10**9
@@ -120,7 +121,7 @@ def test_a_store_half_done_is_saved() -> None:
 
 
 def test_every_field_is_saved_or_said_to_be_none(running: RunningDomain) -> None:
-    for name, owner in owners(running.machine):
+    for name, owner in (*owners(running.machine), *store_owners(running.machine.host.xenstored)):
         saved = save_owner(owner)
         assert list(saved) == state_fields(owner), name
         assert not [field for field in type(owner).WIRING if not hasattr(owner, field)], name  # type: ignore[attr-defined]
@@ -137,7 +138,7 @@ def test_restoring_what_was_saved_is_what_was_saved(running: RunningDomain) -> N
 def test_every_number_of_every_owner_comes_back(running: RunningDomain) -> None:
     """Each field that is a number is given another value before; what comes back has them all."""
     changed = 0
-    for _, owner in owners(running.machine):
+    for _, owner in (*owners(running.machine), *store_owners(running.machine.host.xenstored)):
         for field in state_fields(owner):
             value = getattr(owner, field)
             if value.__class__ is int and field not in _SHAPE:
@@ -152,6 +153,32 @@ def test_every_number_of_every_owner_comes_back(running: RunningDomain) -> None:
     restored_state = again.save()
     for name in state.domains[0].owners:
         assert restored_state.domains[0].owners[name] == state.domains[0].owners[name], name
+    assert restored_state.xenstored == state.xenstored
+    again.close()
+
+
+def test_a_store_in_the_middle_of_things_comes_back(running: RunningDomain) -> None:
+    """Watches, a transaction that has read and written, a message half taken, an answer outstanding."""
+    m = running.machine
+    store, c = m.host.xenstored, m.xenstore
+    for kind, tx, payload in (
+        (xs.XS_WATCH, 0, b"data\0token\0"),
+        (xs.XS_TRANSACTION_START, 0, b"\0"),
+        (xs.XS_READ, 1, b"domid\0"),
+        (xs.XS_WRITE, 1, b"data/a\0value"),
+        (xs.XS_RM, 1, b"data/a\0"),
+        (xs.XS_WRITE, 0, b"data/b\0value"),
+    ):
+        store.answer(c, (kind, 7, tx), payload)
+    c.out[0].used = 5
+    state = m.host.save()
+    again = Host.restore(state)
+    assert again.save() == state
+    theirs, ours = again.machines[1].xenstore, m.xenstore
+    assert [message.data for message in theirs.out] == [message.data for message in ours.out]
+    assert list(theirs.transactions[1].accessed) == list(ours.transactions[1].accessed)
+    again.xenstored.answer(theirs, (xs.XS_TRANSACTION_END, 8, 1), b"T\0")
+    assert theirs.out[-1].data.endswith(b"EAGAIN\0")  # "data" has changed since it was read
     again.close()
 
 

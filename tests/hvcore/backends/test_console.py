@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
+from hvcore.abi import PV32_PAE
 from hvcore.backends.console import ConsoleBackend
 from hvcore.common.event_channel import evtchn_send
-
-if TYPE_CHECKING:
-    from tests.hvcore.conftest import Guest
+from tests.hvcore.conftest import Guest
 
 IN_CONS, IN_PROD, OUT_CONS, OUT_PROD = 3072, 3076, 3080, 3084
 
@@ -33,11 +31,11 @@ def read_in(ring: memoryview) -> bytes:
     return data
 
 
-def test_output_comes_out_across_the_wrap() -> None:
+def test_output_comes_out_across_the_wrap(guest32: Guest) -> None:
     ring = memoryview(bytearray(4096))
     struct.pack_into("<II", ring, OUT_CONS, 0xFFFFFFF0, 0xFFFFFFF0)
     out: list[bytes] = []
-    con = ConsoleBackend(ring, out.append)
+    con = ConsoleBackend(ring, guest32.d, out.append)
     write_out(ring, b"hello, " * 10)
     con.handle_event()
     write_out(ring, bytes(range(256)) * 8)
@@ -49,8 +47,8 @@ def test_output_comes_out_across_the_wrap() -> None:
 
 def test_input_waits_for_room(guest: Guest) -> None:
     ring = guest.memory(5)
-    con = ConsoleBackend(ring, lambda _: None)
-    port = con.connect(guest.d, guest.d.domain_list[0])
+    con = ConsoleBackend(ring, guest.d, lambda _: None)
+    port = con.connect(guest.d.domain_list[0])
     typed = bytes(i % 251 for i in range(3000))
     con.input(typed)
     assert guest.d.evtchn.port_poll(port) == 1
@@ -65,8 +63,8 @@ def test_input_waits_for_room(guest: Guest) -> None:
 
 
 def test_the_guest_is_notified_of_room(guest: Guest) -> None:
-    con = ConsoleBackend(guest.memory(5), lambda _: None)
-    port = con.connect(guest.d, guest.d.domain_list[0])
+    con = ConsoleBackend(guest.memory(5), guest.d, lambda _: None)
+    port = con.connect(guest.d.domain_list[0])
     evtchn_send(guest.d.evtchn, port)
     assert guest.d.evtchn.port_poll(port) == 0
     write_out(guest.memory(5), b"x")
@@ -74,12 +72,15 @@ def test_the_guest_is_notified_of_room(guest: Guest) -> None:
     assert guest.d.evtchn.port_poll(port) == 1
 
 
+NOBODY = Guest(PV32_PAE, 1)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 0xFFFFFFFF)), max_size=12))
 def test_hostile_indices_are_bounded(acts: list[tuple[int, int]]) -> None:
     ring = memoryview(bytearray(4096))
     out: list[bytes] = []
-    con = ConsoleBackend(ring, out.append)
+    con = ConsoleBackend(ring, NOBODY.d, out.append)
     for what, value in acts:
         if what < 4:
             struct.pack_into("<I", ring, IN_CONS + 4 * what, value)

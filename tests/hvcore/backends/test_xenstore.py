@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from hvcore import abi as abi_module
+from hvcore.backends.libxl_nodes import Rings, add_domain, remove_domain
 from hvcore.backends.xenstore import XenstoreBackend
+from hvcore.backends.xenstored import Xenstored
 from hvcore.common.event_channel import evtchn_send
 from hvcore.public import xs_wire as xs
 from tests.hvcore.conftest import Guest
@@ -22,11 +24,14 @@ REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD, ERROR = 2048, 2052, 2056, 2060, 2072
 class Client:
     """The guest's end of the ring."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, store: Xenstored | None = None) -> None:
         self.guest = guest
         self.ring = guest.memory(6)
-        self.store = XenstoreBackend(self.ring, guest.d)
-        self.port = self.store.connect(guest.d, guest.d.domain_list[0])
+        self.daemon = store or Xenstored(guest.d.domain_list.__contains__)
+        add_domain(self.daemon, guest.d, "guest", Rings(0x100, 1, 0x101, 2))
+        self.store = XenstoreBackend(self.ring, guest.d, self.daemon)
+        self.port = self.store.connect(guest.d.domain_list[0])
+        self.daemon.introduce(guest.d.domain_id, self.store)
         self.received = b""
 
     def index(self, at: int) -> int:
@@ -205,7 +210,7 @@ def test_a_conflict_is_told_and_an_abort_leaves_nothing(client: Client) -> None:
 
 
 def test_quotas(client: Client) -> None:
-    for i in range(127):
+    for i in range(128):
         assert ask(client, xs.XS_WATCH, b"data\0%d\0" % i) == b"OK\0"
     assert ask(client, xs.XS_WATCH, b"data\0a\0") == b"OK\0"
     assert ask(client, xs.XS_WATCH, b"data\0b\0") == "E2BIG"
@@ -218,7 +223,7 @@ def test_quotas(client: Client) -> None:
     made = [ask(client, xs.XS_MKDIR, b"data/%d/%d\0" % (i // 30, i)) for i in range(1001)]
     assert made[-1] == "ENOSPC"
     assert 900 < made.count(b"OK\0") < 1000
-    assert client.store.tree.owned <= 1000
+    assert client.daemon.tree.accounts[1].nbentry <= 1000
     for i in range(34):
         assert ask(client, xs.XS_RM, b"data/%d\0" % i) in (b"OK\0", "ENOENT")
     assert ask(client, xs.XS_MKDIR, b"data/again\0") == b"OK\0"
@@ -288,9 +293,197 @@ def test_answers_that_nobody_takes_hold_back_the_requests(client: Client) -> Non
         struct.pack_into("<I", client.ring, REQ_PROD, prod + len(request))
         evtchn_send(client.guest.d.evtchn, client.port)
     assert client.index(REQ_PROD) > client.index(REQ_CONS)
-    assert len(client.store._out) < 1 << 17
+    assert len(client.store.out) < 1 << 17
     client.take()
     assert client.index(REQ_PROD) == client.index(REQ_CONS)
+
+
+def test_a_conflict_is_with_what_was_read_alone(client: Client) -> None:
+    ask(client, xs.XS_WRITE, b"data/a\x001")
+    ask(client, xs.XS_WRITE, b"data/b\x001")
+    for tx in (1, 2, 3):
+        ask(client, xs.XS_TRANSACTION_START, b"\0")
+        assert tx in client.store.transactions
+    assert ask(client, xs.XS_READ, b"data/a\0", 1) == b"1"
+    assert ask(client, xs.XS_WRITE, b"data/b\x002", 1) == b"OK\0"
+    assert ask(client, xs.XS_WRITE, b"data/a\x003") == b"OK\0"
+    assert ask(client, xs.XS_READ, b"data/a\0", 1) == b"1"  # what it met stays
+    assert ask(client, xs.XS_READ, b"data/a\0", 2) == b"3"  # what it has not met is as it is now
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 1) == "EAGAIN"
+    assert ask(client, xs.XS_READ, b"data/b\0") == b"1"
+    assert ask(client, xs.XS_RM, b"data/b\0", 3) == b"OK\0"
+    assert ask(client, xs.XS_READ, b"data/b\0", 3) == "ENOENT"
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 3) == b"OK\0"
+    assert ask(client, xs.XS_DIRECTORY, b"data\0") == b"a\0"
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 2) == b"OK\0"  # a is as it read it
+
+
+def test_a_node_made_by_others_is_a_conflict_too(client: Client) -> None:
+    ask(client, xs.XS_TRANSACTION_START, b"\0")
+    assert ask(client, xs.XS_READ, b"data/none\0", 1) == "ENOENT"
+    ask(client, xs.XS_WRITE, b"data/none\x001")
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 1) == "EAGAIN"
+
+
+def test_a_transaction_may_meet_so_many_nodes(client: Client) -> None:
+    ask(client, xs.XS_TRANSACTION_START, b"\0")
+    answers = [ask(client, xs.XS_READ, b"data/%d\0" % i, 1) for i in range(1024)]
+    assert answers.count("ENOENT") == 1023  # and data, which they were looked for under
+    assert answers[-1] == "ENOSPC"
+    assert ask(client, xs.XS_TRANSACTION_END, b"T\0", 1) == "ENOMEM"
+
+
+def test_events_come_before_the_answer_to_what_caused_them_but_behind_that_to_a_watch(client: Client) -> None:
+    def kinds(kind: int, payload: bytes) -> list[int]:
+        client.post(struct.pack("<4I", kind, 5, 0, len(payload)) + payload)
+        return [message[0] for message in client.messages()]
+
+    assert kinds(xs.XS_WATCH, b"data\0w\0") == [xs.XS_WATCH, xs.XS_WATCH_EVENT]
+    assert kinds(xs.XS_WRITE, b"data/x\0") == [xs.XS_WATCH_EVENT, xs.XS_WRITE]
+
+
+def test_permissions_as_xenstored_reads_them(client: Client) -> None:
+    ask(client, xs.XS_WRITE, b"data/p\0")
+    for text, shown in ((b"r0x1", b"r1"), (b"b010", b"b8"), (b"w-1", b"w-1"), (b"n 7", b"n7")):
+        assert ask(client, xs.XS_SET_PERMS, b"data/p\0n1\0" + text + b"\0") == b"OK\0"
+        assert ask(client, xs.XS_GET_PERMS, b"data/p\0") == b"n1\0" + shown + b"\0"
+    for text in (b"r", b"r08", b"r1x", b"q1", b""):
+        assert ask(client, xs.XS_SET_PERMS, b"data/p\0n1\0" + text + b"\0") == "EINVAL"
+    assert ask(client, xs.XS_SET_PERMS, b"data/p\0n9\0") == "ENOENT"  # there is no domain 9
+    assert ask(client, xs.XS_SET_PERMS, b"@releaseDomain\0n1\0") == "EACCES"
+    assert ask(client, xs.XS_SET_PERMS, b"@none\0n1\0") == "EINVAL"
+
+
+# --- several domains ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clients() -> tuple[Client, Client]:
+    """Two domains of one store."""
+    first = Guest(abi_module.PV64, 1, domains=2)
+    one = Client(first)
+    return one, Client(Guest(abi_module.PV32_PAE, 1, domains=2, beside=first), one.daemon)
+
+
+def events(client: Client) -> list[bytes]:
+    client.take()
+    return [data for kind, _, _, data in client.messages() if kind == xs.XS_WATCH_EVENT]
+
+
+def test_domains_see_of_each_other_what_they_let(clients: tuple[Client, Client]) -> None:
+    one, two = clients
+    path = b"/local/domain/1/data/shared\0"
+    ask(one, xs.XS_WRITE, b"data/shared\x001")
+    assert ask(two, xs.XS_READ, path) == "EACCES"
+    assert ask(two, xs.XS_WATCH, path + b"t\0") == b"OK\0"
+    assert ask(one, xs.XS_WRITE, b"data/shared\x002") == b"OK\0"
+    assert events(two) == []
+    assert ask(one, xs.XS_SET_PERMS, b"data/shared\0n1\0r2\0") == b"OK\0"
+    assert events(two) == [path + b"t\0"]
+    assert ask(two, xs.XS_READ, path) == b"2"
+    assert ask(two, xs.XS_WRITE, path + b"3") == "EACCES"
+    assert ask(one, xs.XS_RM, b"data/shared\0") == b"OK\0"
+    assert events(two) == [path + b"t\0"]
+    assert ask(two, xs.XS_GET_DOMAIN_PATH, b"2\0") == b"/local/domain/2\0"
+
+
+def test_an_event_that_waits_is_not_repeated(clients: tuple[Client, Client]) -> None:
+    one, two = clients
+    ask(one, xs.XS_WRITE, b"data/s\0")
+    ask(one, xs.XS_SET_PERMS, b"data/s\0r1\0")
+    ask(two, xs.XS_WATCH, b"/local/domain/1/data/s\0t\0")
+    struct.pack_into("<I", two.ring, RSP_PROD, two.index(RSP_CONS) + 1024 & 0xFFFFFFFF)  # it is full
+    for _ in range(100):
+        assert ask(one, xs.XS_WRITE, b"data/s\0x") == b"OK\0"
+    assert len(two.store.out) == 1
+
+
+def test_who_makes_others_wait_waits_himself(clients: tuple[Client, Client]) -> None:
+    """At most 20 requests are outstanding: answered, and with events that others have not taken."""
+    one, two = clients
+    ask(two, xs.XS_WATCH, b"/local/domain/1/data\0t\0")
+    ask(one, xs.XS_SET_PERMS, b"data\0r1\0")
+    struct.pack_into("<I", two.ring, RSP_PROD, two.index(RSP_CONS) + 1024 & 0xFFFFFFFF)
+    before = [ask(one, xs.XS_WRITE, b"data/%d\0" % i) for i in range(20)]
+    assert before == [b"OK\0"] * 20
+    message = struct.pack("<4I", xs.XS_READ, 5, 0, 6) + b"domid\0"
+    one.post(message)
+    assert list(one.messages()) == []
+    struct.pack_into("<I", two.ring, RSP_CONS, two.index(RSP_PROD))
+    evtchn_send(two.guest.d.evtchn, two.port)  # the other takes its events
+    one.take()
+    assert [data for _, _, _, data in one.messages()] == [b"1"]
+    assert one.store.account.nboutstanding == 0
+
+
+def test_an_event_that_nobody_takes_is_dropped_after_20_seconds(clients: tuple[Client, Client]) -> None:
+    one, two = clients
+    ask(two, xs.XS_WATCH, b"/local/domain/1/data\0t\0")
+    ask(one, xs.XS_SET_PERMS, b"data\0r1\0")
+    struct.pack_into("<I", two.ring, RSP_PROD, two.index(RSP_CONS) + 1024 & 0xFFFFFFFF)
+    ask(one, xs.XS_WRITE, b"data/a\0")
+    assert len(two.store.out) == 1
+    two.guest.d.clock.advance_to(two.guest.d.clock.now() + 20_000_000_001)
+    evtchn_send(two.guest.d.evtchn, two.port)
+    assert two.store.out == []
+    assert one.store.account.nboutstanding == 0
+
+
+def test_what_a_domain_keeps_in_the_store_is_bounded(client: Client) -> None:
+    """2.5 MB: nodes, the copies that transactions have of them, watches and messages."""
+    before = client.store.account.memory
+    for i in range(500):
+        ask(client, xs.XS_WRITE, b"data/%d/%d\0" % (i // 25, i) + bytes(1990))
+    big = client.store.account.memory
+    assert big - before > 500 * 1990
+    started = [ask(client, xs.XS_TRANSACTION_START, b"\0") for _ in range(2)]
+    answers: list[tuple[int, bytes]] = []
+    for tx in range(1, len(started) + 1):
+        for i in range(500):
+            payload = b"data/%d/%d\0" % (i // 25, i)
+            if client.index(REQ_PROD) - client.index(REQ_CONS) > 1024 - 40:
+                break
+            client.post(struct.pack("<4I", xs.XS_READ, 5, tx, len(payload)) + payload)
+            answers += [(kind, data) for kind, _, _, data in client.messages()]
+    told = len(answers)
+    assert answers[0] == (xs.XS_READ, bytes(1990))
+    assert answers[-1] == (xs.XS_ERROR, b"ENOMEM\0")
+    assert told < 1000  # and then nothing more is read
+    assert 0 <= client.store.account.memory - (2560 << 10) < 4096
+
+
+def test_memory_is_accounted_to_the_byte(client: Client) -> None:
+    before = client.store.account.memory
+    ask(client, xs.XS_WATCH, b"data\0w\0")
+    ask(client, xs.XS_TRANSACTION_START, b"\0")
+    for i in range(20):
+        ask(client, xs.XS_WRITE, b"data/x/%d\0value" % i, i % 2)
+    ask(client, xs.XS_READ, b"control/shutdown\0", 1)
+    ask(client, xs.XS_RM, b"data/x\0", 1)
+    ask(client, xs.XS_TRANSACTION_END, b"T\0", 1)
+    ask(client, xs.XS_RM, b"data/x\0")
+    assert client.store.account.memory == before + len("/local/domain/1/data") + 1
+    ask(client, xs.XS_RESET_WATCHES, b"\0")
+    assert client.store.account.memory == before
+
+
+def test_a_domain_that_goes_takes_its_nodes_along(clients: tuple[Client, Client]) -> None:
+    one, two = clients
+    told: list[str] = []
+    one.daemon.watch("test", "@releaseDomain", told.append)
+    ask(one, xs.XS_SET_PERMS, b"data\0b1\0")
+    assert ask(two, xs.XS_WRITE, b"/local/domain/1/data/of-two\0x") == b"OK\0"
+    assert ask(one, xs.XS_SET_PERMS, b"data/of-two\0n1\0") == "EACCES"
+    one.daemon.release(2)
+    remove_domain(one.daemon, two.guest.d)
+    del two.guest.d.domain_list[2]
+    assert told == ["@releaseDomain"]
+    assert ask(one, xs.XS_DIRECTORY, b"data\0") == b""
+    assert sorted(one.daemon.ls("/local/domain")) == ["0", "1"]
+    assert not [path for path in one.daemon.tree.nodes if "/2" in path]
+
+
+# --- hostile domains ----------------------------------------------------------------------------------------
 
 
 PATHS = st.sampled_from(
@@ -310,9 +503,9 @@ def test_hostile_requests_get_answers(requests: list[tuple[int, int, bytes]]) ->
     client = Client(Guest(abi_module.PV32_PAE, 1))
     for kind, tx, payload in requests:
         client.ask(kind, payload, tx)
-    assert client.store.tree.owned >= 0
-    owned = sum(node.perms[0].domid == 1 for node in client.store.tree.nodes.values())
-    assert owned == client.store.tree.owned
+    assert client.daemon.tree.accounts[1].nbentry >= 0
+    owned = sum(node.owner == 1 for node in client.daemon.tree.nodes.values())
+    assert owned == client.daemon.tree.accounts[1].nbentry
 
 
 @settings(max_examples=200, deadline=None)
@@ -329,4 +522,4 @@ def test_a_hostile_ring_is_bounded(acts: list[bytes | tuple[int, int]]) -> None:
             struct.pack_into("<I", client.ring, REQ_CONS + 4 * act[0], act[1])
         evtchn_send(client.guest.d.evtchn, client.port)
         assert len(client.store._in) < 1 << 16
-        assert len(client.store._out) < 1 << 17
+        assert len(client.store.out) < 1 << 17

@@ -1,0 +1,481 @@
+"""What xenstored is in domain 0: the store of a host, the connections of its domains, requests and watches.
+
+Source: tools/xenstore/xenstored_core.c, xenstored_domain.c, xenstored_watch.c. Domain 0 is trusted and talks
+to the store by `write()`, `read()` and `watch()`. What is not here: the limit on the rate of writes, which
+keeps domains from holding up the one xenstored that they share, and Live-Update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hvcore.backends.xenstore_tree import (
+    PERM_IGNORE,
+    PERM_READ,
+    QUOTA_PERMS,
+    Node,
+    Perms,
+    Transaction,
+    Tree,
+    XenstoreError,
+    format_perm,
+    is_valid_path,
+    parent_of,
+    parse_perm,
+)
+from hvcore.public.errno import E2BIG, EACCES, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, NAMES
+from hvcore.public.xs_wire import (
+    XENSTORE_PAYLOAD_MAX,
+    XENSTORE_REL_PATH_MAX,
+    XS_CONTROL,
+    XS_DIRECTORY,
+    XS_DIRECTORY_PART,
+    XS_ERROR,
+    XS_GET_DOMAIN_PATH,
+    XS_GET_PERMS,
+    XS_INTRODUCE,
+    XS_IS_DOMAIN_INTRODUCED,
+    XS_MKDIR,
+    XS_READ,
+    XS_RELEASE,
+    XS_RESET_WATCHES,
+    XS_RESUME,
+    XS_RM,
+    XS_SET_PERMS,
+    XS_SET_TARGET,
+    XS_TRANSACTION_END,
+    XS_TRANSACTION_START,
+    XS_UNWATCH,
+    XS_WATCH,
+    XS_WATCH_EVENT,
+    XS_WRITE,
+    xsd_errors,
+    xsd_sockmsg,
+)
+
+if TYPE_CHECKING:
+    from hvcore.backends.xenstore import XenstoreBackend
+
+QUOTA_WATCHES = 128
+QUOTA_TRANSACTIONS = 10
+QUOTA_OUTSTANDING = 20  # answers and events that a domain's requests caused and nobody has taken
+WATCH_EVENT_TIMEOUT_NS = 20_000_000_000
+_DEFAULT_BUFFER_SIZE = 16
+_DOM0 = 0
+_WORD = 0xFFFFFFFF
+_PRIVILEGED = frozenset(
+    (XS_CONTROL, XS_INTRODUCE, XS_RELEASE, XS_IS_DOMAIN_INTRODUCED, XS_RESUME, XS_SET_TARGET)
+)
+_WITHOUT_TRANSACTION = frozenset((XS_WATCH, XS_UNWATCH))
+_OK = b"OK\0"
+
+
+class Watch:
+    """A watch: the path, what is told of it is called, and whether it was named from the domain's home."""
+
+    __slots__ = ("node", "relative", "token")
+
+    def __init__(self, node: str, token: str, *, relative: bool) -> None:
+        self.node = node
+        self.token = token
+        self.relative = relative
+
+    @property
+    def size(self) -> int:
+        """What counts against the domain's memory."""
+        return len(self.node) + len(self.token)
+
+
+class Message:
+    """An answer or event that waits for room; `used` of its bytes are gone, `request` is what caused it."""
+
+    __slots__ = ("data", "expires", "is_event", "request", "used")
+
+    def __init__(self, data: bytes, request: int, *, is_event: bool, expires: int) -> None:
+        self.data = data
+        self.used = 0
+        self.request = request
+        self.is_event = is_event
+        self.expires = expires  # 0: never
+
+
+class Request:
+    """A request of `domid` that is outstanding: its answer has not been taken, or so many of its events."""
+
+    __slots__ = ("domid", "events", "is_answered")
+
+    def __init__(self, domid: int) -> None:
+        self.domid = domid
+        self.events = 0
+        self.is_answered = False  # and the answer taken
+
+
+def strings(payload: bytes) -> list[str]:
+    """get_strings(): the NUL-terminated strings; what is behind the last NUL is ignored."""
+    return [part.decode("latin-1") for part in payload.split(b"\0")[:-1]]
+
+
+def onearg(payload: bytes) -> str:
+    """The one string that is all of the payload. Raises XenstoreError(EINVAL)."""
+    if payload.find(b"\0") != len(payload) - 1 or not payload:
+        raise XenstoreError(EINVAL)
+    return payload[:-1].decode("latin-1")
+
+
+def _pair(payload: bytes) -> tuple[str, str]:
+    found = strings(payload)
+    if len(found) != 2:
+        raise XenstoreError(EINVAL)
+    return found[0], found[1]
+
+
+def _atoi(text: str) -> int:
+    """C's atoi(), as an unsigned int."""
+    text = text.lstrip(" \t\n\v\f\r")
+    sign, digits = (text[:1], text[1:]) if text[:1] in ("-", "+") else ("", text)
+    digits = digits[: len(digits) - len(digits.lstrip("0123456789"))]
+    value = min(int(digits[:20] or "0"), (1 << 63) - 1)
+    return (-value if sign == "-" else value) & _WORD
+
+
+def is_child(child: str, parent: str) -> bool:
+    """Whether `child` is `parent`, or below it."""
+    return parent == "/" or (child.startswith(parent) and child[len(parent) : len(parent) + 1] in ("", "/"))
+
+
+Handler = Callable[["XenstoreBackend", Transaction | None, bytes], bytes]
+
+
+class Xenstored:
+    """The store of one host. `exists` says whether there is a domain of that number."""
+
+    WIRING = frozenset(("tree", "connections", "_handlers", "_watchers", "_told", "_is_running", "_current"))
+
+    def __init__(self, exists: Callable[[int], bool]) -> None:
+        self.tree = Tree(exists, self._fire)
+        self.connections: dict[int, XenstoreBackend] = {}
+        self.requests: dict[int, Request] = {}
+        self._next_request = 1
+        self._watchers: dict[str, tuple[str, Callable[[str], None]]] = {}  # domain 0's, by name
+        self._told: list[tuple[str, str]] = []  # what those are to be told next
+        self._is_running = False
+        self._current = 0  # the request of a domain that is being handled
+        self._handlers: dict[int, Handler] = {
+            XS_DIRECTORY: self._directory,
+            XS_DIRECTORY_PART: self._directory_part,
+            XS_READ: self._read,
+            XS_GET_PERMS: self._get_perms,
+            XS_SET_PERMS: self._set_perms,
+            XS_WATCH: self._watch,
+            XS_UNWATCH: self._unwatch,
+            XS_RESET_WATCHES: self._reset_watches,
+            XS_TRANSACTION_START: self._transaction_start,
+            XS_GET_DOMAIN_PATH: self._get_domain_path,
+            XS_WRITE: self._write,
+            XS_MKDIR: self._mkdir,
+            XS_RM: self._rm,
+        }
+
+    # --- domain 0's side ----------------------------------------------------------------------------------
+
+    def write(self, path: str, value: str, perms: Perms | None = None) -> None:
+        """Write a node as domain 0, by its absolute path, and set its permissions where some are given."""
+        self.tree.write(None, path, value.encode(), _DOM0)
+        if perms is not None:
+            self.tree.set_perms(None, path, self.tree.known_perms(perms), _DOM0)
+        self.run()
+
+    def rm(self, path: str) -> None:
+        """Remove a node as domain 0, if it is there."""
+        if path in self.tree.nodes:
+            self.tree.rm(None, path, _DOM0)
+            self.run()
+
+    def read(self, path: str) -> str | None:
+        """A node's value as domain 0, or None."""
+        node = self.tree.nodes.get(path)
+        return None if node is None else node.value.decode("utf-8", "replace")
+
+    def ls(self, path: str) -> tuple[str, ...]:
+        """The names of a node's children as domain 0 sees them; none where there is no node."""
+        node = self.tree.nodes.get(path)
+        return () if node is None else node.children
+
+    def watch(self, name: str, path: str, callback: Callable[[str], None]) -> None:
+        """Have `callback` called with each path at or below `path` that changes; `name` is to unwatch it."""
+        self._watchers[name] = (path, callback)
+
+    def unwatch(self, name: str) -> None:
+        """No longer tell the watcher of that name."""
+        self._watchers.pop(name, None)
+
+    def introduce(self, domid: int, connection: XenstoreBackend) -> None:
+        """introduce_domain(): the domain has a connection from now on."""
+        self.tree.account_of(domid)
+        self.connections[domid] = connection
+        self._fire("@introduceDomain", None, True, None)
+        self.run()
+
+    def release(self, domid: int) -> None:
+        """destroy_domain(): the domain is gone, with its connection and what it owned."""
+        connection = self.connections.pop(domid, None)
+        if connection is not None:
+            connection.drop_all()
+        self.tree.forget_domain(domid)
+        self._fire("@releaseDomain", None, True, None)
+        self.run()
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve whoever has something to be served, until nothing moves any more."""
+        if self._is_running:
+            return
+        self._is_running = True
+        try:
+            moved = True
+            while moved:
+                moved = False
+                for connection in list(self.connections.values()):
+                    moved = connection.step() or moved
+                while self._told:
+                    name, path = self._told.pop(0)
+                    if name in self._watchers:
+                        self._watchers[name][1](path)
+                    moved = True
+        finally:
+            self._is_running = False
+
+    def answer(self, c: XenstoreBackend, header: tuple[int, int, int], payload: bytes) -> None:
+        """process_message(): do what is asked for and queue the answer; `header` is type, req_id, tx_id."""
+        kind, req_id, tx_id = header
+        number = self._current = self._next_request
+        self._next_request += 1
+        self.requests[number] = Request(c.domid)
+        events_at = len(c.out)
+        try:
+            answer = self._bounded(c, kind, tx_id, payload)
+            self.tree.add_memory(
+                c.domid, len(answer) + xsd_sockmsg.size, check=len(answer) > _DEFAULT_BUFFER_SIZE
+            )
+        except XenstoreError as error:
+            errno = error.errno if NAMES[error.errno] in xsd_errors else EINVAL
+            kind, answer = XS_ERROR, NAMES[errno].encode() + b"\0"
+            self.tree.add_memory(c.domid, len(answer) + xsd_sockmsg.size, check=False)
+        finally:
+            self._current = 0
+        c.account.nboutstanding += 1
+        data = xsd_sockmsg.pack(kind, req_id, tx_id, len(answer)) + answer
+        message = Message(data, number, is_event=False, expires=0)
+        # The answer comes before the event that a watch gets up front, and behind those of what it changed.
+        c.out.insert(events_at if kind == XS_WATCH else len(c.out), message)
+
+    def free(self, message: Message, domid: int) -> None:
+        """free_buffered_data(): a message of that domain's is taken, or nobody will."""
+        self.tree.add_memory(domid, -len(message.data), check=False)
+        request = self.requests.get(message.request)
+        if request is None:
+            return
+        if message.is_event:
+            request.events -= 1
+        else:
+            request.is_answered = True
+        if request.is_answered and not request.events:
+            del self.requests[message.request]
+            account = self.tree.accounts.get(request.domid)
+            if account is not None:
+                account.nboutstanding -= 1
+
+    # --- requests -----------------------------------------------------------------------------------------
+
+    def _bounded(self, c: XenstoreBackend, kind: int, tx_id: int, payload: bytes) -> bytes:
+        answer = self._handle(c, kind, tx_id, payload)
+        if len(answer) > XENSTORE_PAYLOAD_MAX:
+            raise XenstoreError(E2BIG)
+        return answer
+
+    def _handle(self, c: XenstoreBackend, kind: int, tx_id: int, payload: bytes) -> bytes:
+        if kind in _PRIVILEGED:
+            raise XenstoreError(EACCES)
+        if kind != XS_TRANSACTION_END and kind not in self._handlers:
+            raise XenstoreError(ENOSYS)
+        t = None
+        if tx_id and kind not in _WITHOUT_TRANSACTION:
+            t = c.transactions.get(tx_id)
+            if t is None:
+                raise XenstoreError(ENOENT)
+        if kind == XS_TRANSACTION_END:
+            return self._transaction_end(c, tx_id, t, payload)
+        return self._handlers[kind](c, t, payload)
+
+    def _directory(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        node = self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ)
+        return b"".join(child.encode() + b"\0" for child in node.children)
+
+    def _directory_part(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        path, offset = _pair(payload)
+        node = self.tree.get(t, c.canonicalize(path), c.domid, PERM_READ)
+        names = b"".join(child.encode() + b"\0" for child in node.children)
+        generation = b"%d\0" % node.generation
+        at = _atoi(offset)
+        if at >= len(names):
+            return generation + b"\0"
+        room = XENSTORE_PAYLOAD_MAX - len(generation) - 1
+        part = names[at:]
+        if len(part) > room:
+            return generation + part[: part.rfind(b"\0", 0, room) + 1]
+        return generation + part + b"\0"
+
+    def _read(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        return self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ).value
+
+    def _get_perms(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        node = self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ)
+        return b"".join(format_perm(perm).encode() + b"\0" for perm in node.perms)
+
+    def _set_perms(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        path, *texts = strings(payload) or [""]
+        if not texts:
+            raise XenstoreError(EINVAL)
+        if len(texts) > QUOTA_PERMS:
+            raise XenstoreError(ENOSPC)
+        perms = self.tree.known_perms(tuple(parse_perm(text) for text in texts))
+        if perms[0].bits & PERM_IGNORE:
+            raise XenstoreError(ENOENT)
+        if path.startswith("@"):
+            raise XenstoreError(EACCES if path in ("@introduceDomain", "@releaseDomain") else EINVAL)
+        self.tree.set_perms(t, c.canonicalize(path), perms, c.domid)
+        return _OK
+
+    def _write(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        path, nul, value = payload.partition(b"\0")
+        if not nul:
+            raise XenstoreError(EINVAL)
+        self.tree.write(t, c.canonicalize(path.decode("latin-1")), value, c.domid)
+        return _OK
+
+    def _mkdir(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        self.tree.mkdir(t, c.canonicalize(onearg(payload)), c.domid)
+        return _OK
+
+    def _rm(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+        self.tree.rm(t, c.canonicalize(onearg(payload)), c.domid)
+        return _OK
+
+    def _get_domain_path(self, _c: XenstoreBackend, _t: Transaction | None, payload: bytes) -> bytes:
+        return b"/local/domain/%d\0" % _atoi(onearg(payload))
+
+    # --- transactions -------------------------------------------------------------------------------------
+
+    def _transaction_start(self, c: XenstoreBackend, t: Transaction | None, _payload: bytes) -> bytes:
+        if t is not None:
+            raise XenstoreError(EBUSY)
+        if len(c.transactions) > QUOTA_TRANSACTIONS:
+            raise XenstoreError(ENOSPC)
+        while c.next_transaction in c.transactions:
+            c.next_transaction = c.next_transaction % _WORD + 1
+        number = c.next_transaction
+        c.next_transaction = number % _WORD + 1
+        c.transactions[number] = self.tree.start(c.domid)
+        return b"%d\0" % number
+
+    def _transaction_end(
+        self, c: XenstoreBackend, tx_id: int, t: Transaction | None, payload: bytes
+    ) -> bytes:
+        decision = onearg(payload)
+        if decision not in ("T", "F"):
+            raise XenstoreError(EINVAL)
+        if t is None:
+            raise XenstoreError(ENOENT)
+        del c.transactions[tx_id]
+        if decision == "T":
+            self.tree.commit(t)
+        else:
+            self.tree.end(t)
+        return _OK
+
+    # --- watches ------------------------------------------------------------------------------------------
+
+    def _watch(self, c: XenstoreBackend, _t: Transaction | None, payload: bytes) -> bytes:
+        path, token = _pair(payload)
+        relative = path[:1] not in ("/", "@")
+        node = c.canonicalize(path)
+        valid = len(node) <= XENSTORE_REL_PATH_MAX if node.startswith("@") else is_valid_path(node)
+        if not valid:
+            raise XenstoreError(EINVAL)
+        if any((watch.node, watch.token) == (node, token) for watch in c.watches):
+            raise XenstoreError(EEXIST)
+        if c.account.nbwatch > QUOTA_WATCHES:
+            raise XenstoreError(E2BIG)
+        watch = Watch(node, token, relative=relative)
+        self.tree.add_memory(c.domid, watch.size, check=True)
+        c.watches.append(watch)
+        c.account.nbwatch += 1
+        self._send_event(c, watch, node, request=0)  # once up front
+        return _OK
+
+    def _unwatch(self, c: XenstoreBackend, _t: Transaction | None, payload: bytes) -> bytes:
+        path, token = _pair(payload)
+        node = c.canonicalize(path)
+        for watch in c.watches:
+            if (watch.node, watch.token) == (node, token):
+                c.watches.remove(watch)
+                self.forget_watch(c, watch)
+                return _OK
+        raise XenstoreError(ENOENT)
+
+    def _reset_watches(self, c: XenstoreBackend, _t: Transaction | None, _payload: bytes) -> bytes:
+        c.drop_watches()
+        return _OK
+
+    def forget_watch(self, c: XenstoreBackend, watch: Watch) -> None:
+        """A watch of `c` is gone."""
+        self.tree.add_memory(c.domid, -watch.size, check=False)
+        c.account.nbwatch -= 1
+
+    def _fire(self, path: str, node: Node | None, exact: bool, before: Perms | None) -> None:
+        """fire_watches(): tell whoever watches `path` and may know of it."""
+        special = path.startswith("@")
+        for name, (watched, _) in self._watchers.items():
+            if path == watched or (not exact and is_child(path, watched)):
+                self._told.append((name, path))
+        if special:
+            return
+        for c in self.connections.values():
+            if not c.watches or not self._watch_permitted(c.domid, path, node, before):
+                continue
+            for watch in c.watches:
+                if path == watch.node or (not exact and is_child(path, watch.node)):
+                    self._send_event(c, watch, path, self._current)
+
+    def _watch_permitted(self, domid: int, path: str, node: Node | None, before: Perms | None) -> bool:
+        tree = self.tree
+        if before is not None and tree.allowed(before, domid) & PERM_READ:
+            return True
+        if node is None:
+            node = tree.read(None, path, domid)
+            if node is None:
+                return False
+        if tree.allowed(node.perms, domid) & PERM_READ:
+            return True
+        parent = tree.read(None, parent_of(path), domid)
+        return parent is not None and bool(tree.allowed(parent.perms, domid) & PERM_READ)
+
+    def _send_event(self, c: XenstoreBackend, watch: Watch, path: str, request: int) -> None:
+        """send_event(); one that waits already is not repeated, one for which there is no room is lost."""
+        shown = path[len(c.home) :].removeprefix("/") if watch.relative else path
+        payload = f"{shown}\0{watch.token}\0".encode("latin-1")
+        if len(payload) > XENSTORE_PAYLOAD_MAX:
+            return
+        data = xsd_sockmsg.pack(XS_WATCH_EVENT, 0, 0, len(payload)) + payload
+        if not shown.startswith("@") and any(m.is_event and m.data == data for m in c.out):
+            return
+        try:
+            self.tree.add_memory(c.domid, len(data), check=True)
+        except XenstoreError:
+            return
+        if request:
+            self.requests[request].events += 1
+        expires = c.now() + WATCH_EVENT_TIMEOUT_NS
+        c.out.append(Message(data, request, is_event=True, expires=expires))
