@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from . import ast
-from .elffile import SHF_TLS, SHF_WRITE, SHT_NOBITS, Elf, Segment
+from .elffile import SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SHT_NOBITS, Elf, Segment
 from .evaluate import align_up
 from .layout import simulate, wants
 from .layout_values import Contents, Layout, Piece, Target
@@ -67,7 +67,8 @@ def contents_of(
         out[output.name] = _as_linked(output.name, groups, rest, elf, aligned=bool(files))
         if out[output.name].dropped:
             # ld lays empty sections out before it drops them, those that it made itself (.got) at 8 bytes.
-            own = min(8, output.address & -output.address or 8) if output.name not in specs else 1
+            both = output.address | output.load_address
+            own = min(8, both & -both or 8) if output.name not in specs else 1
             out[output.name] = out[output.name]._replace(allocated=bool(output.inputs), alignment=own)
         if output.name not in specs:
             orphans.append(Orphan(output.name, before, order.assigned(output)))
@@ -93,6 +94,7 @@ def _as_linked(
         allocated=section.allocated if section is not None else True,
         loaded=section.type != SHT_NOBITS if section is not None else True,
         writable=section is not None and bool(section.flags & SHF_WRITE),
+        code=bool(section.flags & SHF_EXECINSTR) if section is not None else None,
         # ld gives the first of the thread-local sections the largest alignment of all.
         alignment=1
         if section is None or (aligned and not section.flags & SHF_TLS)

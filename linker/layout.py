@@ -1,41 +1,26 @@
 """The layout a script gives to known contents: addresses, load addresses, symbols, computed as ld does.
 
-`simulate` follows lang_size_sections_1 and lang_do_assignments_1 of binutils 2.40 (ld/ldlang.c): the same
-passes over the statements until nothing moves any more. What cannot be computed is `Unknown` and says why.
+`simulate` follows lang_size_sections and lang_relax_sections of binutils 2.40 (ld/ldlang.c): the same rounds
+of passes over the statements, until nothing moves any more. What cannot be computed is `Unknown` and says
+why.
 `contents.py` finds the contents in a link map and joins the computed layout with map and ELF.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from . import ast
-from .data_segment import DataSegment
-from .evaluate import Known, align_up
-from .layout_pass import Pass
-from .layout_values import NOTHING, Contents, Layout, Piece, Target, applies
+from .data_segment import DONE, END_SEEN, NONE, DataSegment
+from .evaluate import Known
+from .layout_outputs import Output, Program, program, steps_of
+from .layout_pass import Sizing
+from .layout_values import Contents, Layout, Piece, Section, Target
 from .match import any_match, matches
 from .orphan_places import Orphan, with_orphans
 from .outline import Outline, walk
 
-_PASSES = 8
-
-
-def _facts_of(walk: Pass) -> tuple[object, ...]:
-    return tuple(walk.facts.items()), tuple(walk.symbols.items())
-
-
-def _allocated(walk: Pass, contents: Mapping[str, Contents]) -> Iterable[tuple[int, int, int]]:
-    for section in reversed(walk.sections):
-        made = contents.get(section.name)
-        if made is not None and made.allocated and isinstance(section.address, Known):
-            size = 0 if made.thread_zero else section.size or 0
-            yield section.address.value, size, section.alignment
-
-
-def _only_common(contents: Contents) -> bool:
-    pieces = [piece for group in contents.by_spec for piece in group]
-    return bool(pieces) and all(piece.name == "COMMON" for piece in pieces)
+_ROUNDS = 8
 
 
 def wants(spec: ast.InputSpec, piece: Piece) -> bool:
@@ -48,30 +33,86 @@ def wants(spec: ast.InputSpec, piece: Piece) -> bool:
     )
 
 
-def _has_relro(outline: Outline, contents: Mapping[str, Contents]) -> bool | None:
-    """Tell whether the relro part has anything, by lang_find_relro_sections; None when that is in doubt."""
-    specs: list[ast.InputSpec] = []
-    inside = ended = False
-    written = True
+def _relro_specs(outline: Outline) -> Iterator[ast.InputSpec]:
+    """Yield the input descriptions between DATA_SEGMENT_ALIGN and DATA_SEGMENT_RELRO_END."""
+    inside = False
     for command in outline.sequence:
         if isinstance(command, ast.Assign):
             calls = {part.function for part in walk(command.value) if isinstance(part, ast.Call)}
             if "DATA_SEGMENT_RELRO_END" in calls:
-                ended = True
-                break
+                return
             inside = inside or "DATA_SEGMENT_ALIGN" in calls
-        elif inside and isinstance(command, ast.OutputSection):
-            made = contents.get(command.name)
-            if command.constraint and (made is None or not applies(command, made)):
-                continue
-            specs += [statement for statement in command.body if isinstance(statement, ast.InputSpec)]
-            written = written and (made is None or made.dropped or made.writable)
-    pieces = (
-        piece for made in contents.values() for group in (*made.by_spec, made.orphans) for piece in group
+        elif inside:
+            sections = command.sections if isinstance(command, ast.Overlay) else (command,)
+            for section in sections:
+                body = section.body if isinstance(section, ast.OutputSection | ast.OverlaySection) else ()
+                yield from (statement for statement in body if isinstance(statement, ast.InputSpec))
+
+
+def _has_relro(outline: Outline, contents: Mapping[str, Contents]) -> bool:
+    """Tell whether a description of the relro part matches anything, by lang_find_relro_sections."""
+    specs = tuple(_relro_specs(outline))
+    return any(
+        piece.size and wants(spec, piece)
+        for name, made in contents.items()
+        if name != "/DISCARD/" and not made.dropped and made.allocated and not made.thread_zero
+        for group in (*made.by_spec, made.orphans)
+        for piece in group
+        for spec in specs
     )
-    if not any(wants(spec, piece) for piece in pieces for spec in specs):
-        return False
-    return True if written and ended else None
+
+
+def _allocated(outputs: Mapping[str, Output]) -> Iterable[tuple[int, int, int]]:
+    for output in reversed(list(outputs.values())):
+        made = output.contents
+        if output.allocated and not made.dropped and isinstance(output.address, Known):
+            size = 0 if made.thread_zero else output.size or 0
+            yield output.address.value, size, output.alignment
+
+
+def _round(sizing: Sizing, outputs: Mapping[str, Output]) -> None:
+    """Place the sections, a second and a third time for a data segment: lang_size_sections."""
+    segment = sizing.segment
+    segment.phase = NONE
+    segment.doubtful = False
+    sizing.size()
+    if segment.phase != NONE and any(output.size is None for output in outputs.values()):
+        segment.doubtful = True
+        sizing.size()
+        return
+    if segment.phase != END_SEEN:
+        segment.phase = DONE
+        return
+    if segment.relro and segment.relro_end:
+        base = segment.base
+        end = segment.move(_allocated(outputs))
+        sizing.size()
+        if segment.relro_end > end:
+            # Alignment in the script makes more of it than ld foresaw: it starts where it did.
+            segment.base = base
+            sizing.size()
+    elif segment.saves_a_page():
+        sizing.size()
+
+
+def _found(sizing: Sizing, outputs: Mapping[str, Output]) -> tuple[object, ...]:
+    places = tuple((output.address, output.load, output.size) for output in outputs.values())
+    return places, tuple(sizing.symbols.items())
+
+
+def _settled(made: Program, target: Target, segment: DataSegment) -> Sizing:
+    sizing = Sizing(made, target, segment)
+    before: tuple[object, ...] = ()
+    for _ in range(_ROUNDS):
+        _round(sizing, made.outputs)
+        if not sizing.ahead:
+            break
+        sizing.assign()
+        found = _found(sizing, made.outputs)
+        if found == before:
+            break
+        before = found
+    return sizing
 
 
 def simulate(
@@ -84,36 +125,18 @@ def simulate(
 
     `orphans` are the output sections that the script does not name, in their order.
     """
-    expanded = with_orphans(outline, orphans, lambda name: _only_common(contents.get(name, NOTHING)))
-    has_relro = _has_relro(expanded, contents) if target.relro else False
-    segment = DataSegment(relro=bool(has_relro), doubtful=has_relro is None)
-
-    followed = frozenset(orphan.after for orphan in orphans)
-
-    def settled() -> Pass:
-        before: Pass | None = None
-        for _ in range(_PASSES):
-            walk = Pass(expanded, contents, target, before, segment, followed)
-            walk.run()
-            if before is not None and _facts_of(walk) == _facts_of(before):
-                break
-            before = walk
-        return walk
-
-    walk = settled()
-    if segment.page:
-        if segment.relro and segment.relro_end:
-            before_it = (segment.base, segment.relro_end)
-            segment.move(_allocated(walk, contents))
-            walk = settled()
-            if segment.relro_end > align_up(before_it[1], segment.page):
-                # Alignment in the script makes more of it than ld foresaw: it stays as it was.
-                segment.base = before_it[0]
-                walk = settled()
-        else:
-            segment.settle()
-            walk = settled()
+    made = program(outline, with_orphans(steps_of(outline, contents), orphans, contents))
+    segment = DataSegment(relro=bool(target.relro) and _has_relro(outline, contents))
+    sizing = _settled(made, target, segment)
     names = {orphan.name for orphan in orphans}
-    sections = tuple(section._replace(orphan=section.name in names) for section in walk.sections)
-    used = {name: region.used for name, region in walk.regions.items()}
-    return Layout(sections, walk.symbols, used)
+    sections = tuple(
+        Section(
+            output.name, output.address, output.load, output.size, output.alignment, output.name in names,
+            tuple(output.pieces),
+        )
+        for output in made.outputs.values()
+        if output.exists and not output.contents.dropped
+    )  # fmt: skip
+    aliases = made.memories.names
+    used = {name: sizing.regions[region].used for name, region in aliases.items()}
+    return Layout(sections, sizing.symbols, used)

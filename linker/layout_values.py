@@ -23,7 +23,8 @@ class Contents(NamedTuple):
 
     `dropped` tells that the linker made no such section; `thread_zero` that it takes no addresses (.tbss),
     `loaded` that the file has bytes for it. `alignment` is what the section has at least,
-    `writable` what ONLY_IF_RO and ONLY_IF_RW ask for. `twice` tells that the link has two of this name.
+    `writable` what ONLY_IF_RO and ONLY_IF_RW ask for, `code` whether it can be executed (None: not known).
+    `twice` tells that the link has two of this name.
     """
 
     by_spec: tuple[tuple[Piece, ...], ...]
@@ -34,6 +35,7 @@ class Contents(NamedTuple):
     loaded: bool = True
     alignment: int = 1
     writable: bool = False
+    code: bool | None = None
     twice: bool = False
 
 

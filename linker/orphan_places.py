@@ -1,12 +1,13 @@
-"""Output sections that the script does not name, put into the script where the linker has put them."""
+"""Output sections that the script does not name, put among its statements where the linker has put them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from . import ast
-from .outline import Outline
+from .layout_outputs import NO_REGION, Output, Step
+from .layout_values import NOTHING, Contents
 
 
 class Orphan(NamedTuple):
@@ -17,72 +18,84 @@ class Orphan(NamedTuple):
     assigned: int = 0
 
 
-def with_orphans(outline: Outline, orphans: Sequence[Orphan], common: Callable[[str], bool]) -> Outline:
-    """Return the script with an output section for each orphan, where the linker put it.
-
-    `common` tells of a section whether it holds nothing but common symbols.
-    """
-    if not orphans:
-        return outline
-    pending = list(reversed(orphans))
-    state = _Place()
-
-    def due() -> Iterable[ast.SectionCommand]:
-        while pending and pending[-1].after in state.names and pending[-1].assigned <= state.assigned:
-            orphan = pending.pop()
-            everything = ast.InputSpec(ast.Pattern("*"), (ast.Pattern(orphan.name),), False, ())
-            # An orphan goes to the memory region of the section that it follows; the .bss that ld makes for
-            # nothing but common symbols goes to none.
-            yield ast.OutputSection(
-                orphan.name, None, "", None, None, None, False, None, "", (everything,),
-                "" if common(orphan.name) else state.region, "", (), None,
-            )  # fmt: skip
-            state.names = (orphan.name,)
-
-    def expand(commands: Sequence[ast.SectionCommand]) -> Iterable[ast.SectionCommand]:
-        for command in commands:
-            # What is PROVIDEd is printed only when it is used: an orphan comes behind it, as behind others.
-            if is_plain(command) or not isinstance(command, ast.Assign):
-                yield from due()
-            yield command
-            state.pass_by(command)
-        yield from due()
-
-    out: list[ast.TopLevel] = []
-    last = max((i for i, c in enumerate(outline.script.commands) if isinstance(c, ast.Sections)), default=-1)
-    for index, command in enumerate(outline.script.commands):
-        if isinstance(command, ast.Sections):
-            body = list(expand(command.commands))
-            if index == last:
-                while pending:  # behind all that is there
-                    state.names, state.assigned = (pending[-1].after,), pending[-1].assigned
-                    body += due()
-            out.append(command._replace(commands=tuple(body)))
-            continue
-        out.append(command)
-        if is_plain(command):
-            state.assigned += 1
-    return Outline(outline.script._replace(commands=tuple(out)))
-
-
 def is_plain(node: object) -> bool:
     """Tell whether the statement is an assignment that linkers always print: no PROVIDE, no ASSERT."""
     return isinstance(node, ast.Assign) and not node.wrapper
 
 
-class _Place:
-    """Where a walk over SECTIONS is: the names of the section it has passed, and how many assignments."""
+class _Places:
+    """Where a walk over the statements is, and the orphans that are still to come."""
 
-    def __init__(self) -> None:
-        self.names: tuple[str, ...] = ("",)
-        self.region = ""
+    def __init__(self, orphans: Sequence[Orphan], contents: Mapping[str, Contents]) -> None:
+        self.pending = list(reversed(orphans))
+        self.contents = contents
+        self.commons = any(_starts_with_common(contents.get(item.name, NOTHING)) for item in orphans)
+        self.name = self.region = self.load_region = ""
         self.assigned = 0
 
-    def pass_by(self, command: ast.SectionCommand) -> None:
-        if isinstance(command, ast.OutputSection):
-            if command.name != "/DISCARD/":
-                self.names, self.region = (command.name,), command.region or command.lma_region
-        elif isinstance(command, ast.Overlay):
-            self.names, self.region = tuple(item.name for item in command.sections), command.region
-        elif is_plain(command):
+    def due(self) -> Iterator[Output]:
+        while self.pending and self._here(self.pending[-1]):
+            yield self.place(self.pending.pop())
+
+    def _here(self, orphan: Orphan) -> bool:
+        return orphan.after == self.name and orphan.assigned <= self.assigned
+
+    def place(self, orphan: Orphan) -> Output:
+        made = self.contents.get(orphan.name, NOTHING)
+        everything = ast.InputSpec(ast.Pattern("*"), (ast.Pattern(orphan.name),), False, ())
+        # An orphan goes to the memory regions of the section that it follows; the .bss that ld makes for
+        # common symbols goes to none.
+        alone = _starts_with_common(made)
+        if alone:
+            self.region = self.load_region = ""
+        self.name = orphan.name
+        output = Output(
+            ast.OutputSection(
+                orphan.name, None, "", None, None, None, False, None, "", (everything,),
+                NO_REGION if alone else self.region, self.load_region, (), None,
+            ),
+            made,
+        )  # fmt: skip
+        if self.commons and self.region and not made.loaded and not made.thread_zero:
+            output.doubt = "ld may place zeroed orphans by the .bss that it makes for common symbols"
+        return output
+
+    def pass_by(self, step: Step) -> None:
+        if is_plain(step):
             self.assigned += 1
+        elif isinstance(step, Output) and step.name != "/DISCARD/":
+            node = step.node
+            self.name, self.load_region = step.name, node.lma_region
+            self.region = node.region or ("" if node.address else node.lma_region)
+
+
+def _starts_with_common(contents: Contents) -> bool:
+    """Tell whether ld makes the orphan section for common symbols: lang_place_orphans, COMMON."""
+    return next((piece.name == "COMMON" for group in contents.by_spec for piece in group), False)
+
+
+def with_orphans(
+    steps: Iterable[Step], orphans: Sequence[Orphan], contents: Mapping[str, Contents]
+) -> list[Step]:
+    """Return the statements, with an output section for each orphan where the linker put it."""
+    places = _Places(orphans, contents)
+    out: list[Step] = []
+    sure = 0  # up to here no orphan can be missing
+    for step in steps:
+        # What is PROVIDEd is printed only when it is used: an orphan comes behind it, as behind others.
+        if is_plain(step) or isinstance(step, Output):
+            due = list(places.due())
+            out += due
+            sure = len(out) if due else sure
+        out.append(step)
+        places.pass_by(step)
+    lost = ""
+    while places.pending:
+        orphan = places.pending.pop()
+        if orphan.after != places.name and not lost:
+            lost = f"where the orphan '{orphan.name}' lies among the statements is not known"
+        out.append(places.place(orphan))
+    for step in out[sure:] if lost else ():
+        if isinstance(step, Output):
+            step.doubt = step.doubt or lost
+    return out

@@ -14,7 +14,7 @@ from .evaluate import Known
 from .layout import simulate
 from .layout_values import Contents, Layout, Piece, Section, Target
 from .outline import Outline
-from .section_kinds import LINKER, SAMPLES, THREAD_ZERO, UNKNOWN, UNLOADED, kind_of
+from .section_kinds import CODE, LINKER, SAMPLES, THREAD_ZERO, UNKNOWN, UNLOADED, kind_of
 
 _TARGET = Target(headers=0x40, max_page=0x1000, common_page=0x1000)
 
@@ -57,6 +57,7 @@ def _contents(section: ast.OutputSection) -> Contents:
         allocated=not quiet and kinds != {UNLOADED},
         loaded=section.type != "NOLOAD" and (has_data(section) or any(s.loaded for s in samples)),
         writable=any(sample.writable for sample in samples) and kinds not in ({LINKER}, {UNKNOWN}),
+        code=CODE in kinds,
     )
 
 

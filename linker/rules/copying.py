@@ -272,6 +272,8 @@ def bss_before_data(context: Context) -> Iterator[Hit]:
             continue
         if isinstance(section.address, ast.Number) and section.address.value == 0:
             continue  # a relocatable link
+        if _is_small(section):
+            continue  # it stands beside .sdata, in reach of one register
         zeros = kinds <= {ZERO} and not has_data(section) and section.type != "NOLOAD"
         if not zeros and (empty is None or not kinds & _CONTENTS):
             continue
@@ -288,6 +290,17 @@ def bss_before_data(context: Context) -> Iterator[Hit]:
                     script_place(empty[0].name_span, empty[0].name),
                 )
             empty = None
+
+
+def _is_small(section: ast.OutputSection) -> bool:
+    """Tell whether the section takes the zeroed small data of PowerPC, MIPS and RISC-V alone."""
+    patterns = [
+        pattern.name
+        for statement in section.body
+        if isinstance(statement, ast.InputSpec)
+        for pattern in statement.sections or ()
+    ]
+    return all(name.startswith((".sbss", ".scommon", ".dynsbss", ".gnu.linkonce.sb")) for name in patterns)
 
 
 def _one_segment(zeros: tuple[ast.OutputSection, Section], after: tuple[ast.OutputSection, Section]) -> bool:

@@ -122,7 +122,10 @@ class Script:
         lines = ["MEMORY\n{"]
         for number, origin in enumerate((0x8000, 0x200000, 0x800000)[: self._r.randrange(1, 4)]):
             name = "ABC"[number]
-            lines.append(f"  {name} : ORIGIN = {origin:#x}, LENGTH = 256K")
+            attributes = ""
+            if not self._portable and self._r.random() < 0.3:
+                attributes = self._r.choice((" (rx)", " (rwx)", " (w!x)", " (rw)", " (ai)", " (x)"))
+            lines.append(f"  {name}{attributes} : ORIGIN = {origin:#x}, LENGTH = 256K")
             self._regions.append(name)
         lines.append("}")
         if self._r.random() < 0.3:
@@ -209,11 +212,11 @@ class Script:
         if not self._portable and "ALIGN" not in head and self._r.random() < 0.05:
             head += " ALIGN_WITH_INPUT"
         tail = ""
-        if self._regions:
+        if self._regions and not (self._section > 1 and not self._portable and self._r.random() < 0.06):
             tail = f" >{self._r.choice(self._regions)}"
             if not lma and self._r.random() < 0.35:
                 tail += f" AT>{self._r.choice(self._regions)}"
-        elif self._r.random() < 0.1:
+        elif not self._regions and self._r.random() < 0.1:
             tail = " =0x90909090"
         if name not in self._named:
             self._named.append(name)

@@ -1,0 +1,216 @@
+"""The output sections of a script as ld keeps them: what is known before, and what a pass over them finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+from . import ast
+from .evaluate import Unknown, Value
+from .layout_values import NOTHING, Contents, Piece, applies
+from .outline import Outline
+
+_NOT_YET = Unknown("it has no address yet")
+# The kinds of an output section statement that sizing asks for (enum section_type, ld/ldlang.h).
+NORMAL, FIRST_OVERLAY, OVERLAY = "", "first overlay", "overlay"
+NO_REGION = "*none*"  # no region of a script is called so
+
+
+class Output:
+    """One output section statement (lang_output_section_statement_type of binutils 2.40, ld/ldlang.h).
+
+    `region` and `load_region` are names of MEMORY, aliases resolved; "" is ld's default region. `exists`
+    tells that ld makes the section at all, `ignored` that it drops it as empty. `allocated` tells that it
+    takes room in memory, `loaded` that there are bytes for it (SEC_ALLOC, SEC_LOAD): what holds nothing is
+    allocated when the script moves `.` in it. `doubt` says why nothing is known. `members` are the sections
+    of the overlay that ends here. `explicit` is the alignment of ALIGN(), `alignment` what the section has
+    with its inputs, `forced` what SUBALIGN() makes of theirs. What a pass finds: `address`, `load`, `size` in
+    bytes (None: not known), and `pass_number`, the last that placed it.
+    """
+
+    __slots__ = (
+        "address", "alignment", "allocated", "contents", "doubt", "exists", "explicit", "forced", "ignored",
+        "kind", "load", "load_region", "loaded", "members", "name", "node", "pass_number", "pieces", "region",
+        "size",
+    )  # fmt: skip
+
+    def __init__(self, node: ast.OutputSection, contents: Contents, kind: str = NORMAL) -> None:
+        self.node, self.contents, self.kind = node, contents, kind
+        self.name = node.name
+        self.region = self.load_region = ""
+        self.exists = self.ignored = self.allocated = self.loaded = False
+        self.doubt = ""
+        self.members: tuple[Output, ...] = ()
+        self.explicit = self.alignment = 1
+        self.forced: int | None = None
+        self.address: Value = _NOT_YET
+        self.load: Value = _NOT_YET
+        self.size: int | None = 0
+        self.pass_number = 0
+        self.pieces: list[tuple[Piece, int]] = []
+
+
+class Memories(NamedTuple):
+    """The MEMORY of a script: its regions in order, and what each alias stands for."""
+
+    regions: tuple[ast.Region, ...]
+    names: Mapping[str, str]
+
+
+Step: TypeAlias = ast.Assign | ast.Assert | Output
+
+
+class Program(NamedTuple):
+    """What a pass walks over: assignments, assertions and output sections in order."""
+
+    steps: tuple[Step, ...]
+    outputs: Mapping[str, Output]
+    memories: Memories
+    assigned: frozenset[str]
+
+
+def program(outline: Outline, steps: Iterable[Step]) -> Program:
+    """Return the statements of the script with what is known of its output sections before a pass."""
+    memories = _memories(outline)
+    named = _named(outline)
+    referenced = {symbol.name for _, symbol in outline.nodes(ast.Symbol)}
+    counts = Counter(placed.section.name for placed in outline.sections if not placed.section.constraint)
+    outputs: dict[str, Output] = {}
+    before: Output | None = None
+    kept: list[Step] = []
+    for step in steps:
+        if isinstance(step, Output):
+            _regions_of(step, memories, before)
+            before = step
+            if step.name == "/DISCARD/":
+                continue
+            _settle(step, step.name in named, referenced)
+            if counts[step.name] > 1:
+                # GNU ld keeps two statements for one section, whose contents meet in ways of their own.
+                step.doubt = f"the script gives section '{step.name}' twice"
+            elif step.contents.twice:
+                step.doubt = f"the link has two sections '{step.name}'"
+            outputs.setdefault(step.name, step)
+        kept.append(step)
+    targets = frozenset(node.target for node in outline.assignments if node.target != ".")
+    return Program(tuple(kept), outputs, memories, targets)
+
+
+def _memories(outline: Outline) -> Memories:
+    regions: list[ast.Region] = []
+    names: dict[str, str] = {}
+    for command in outline.script.commands:
+        if isinstance(command, ast.Memory):
+            for region in command.regions:
+                if isinstance(region, ast.Region):
+                    regions.append(region)
+                    names[region.name] = region.name
+        elif isinstance(command, ast.Command) and command.name == "REGION_ALIAS":
+            alias, name = command.arguments
+            if name in names:
+                names[alias] = names[name]
+    return Memories(tuple(regions), names)
+
+
+def steps_of(outline: Outline, contents: Mapping[str, Contents]) -> Iterator[Step]:
+    """Yield assignments and output sections, those of overlays one by one, in the order of the script."""
+    for command in outline.script.commands:
+        if isinstance(command, ast.Assign | ast.Assert):
+            yield command
+        elif isinstance(command, ast.Sections):
+            yield from _of_sections(command.commands, contents)
+
+
+def _of_sections(
+    commands: tuple[ast.SectionCommand, ...], contents: Mapping[str, Contents]
+) -> Iterator[Step]:
+    for command in commands:
+        match command:
+            case ast.Assign() | ast.Assert():
+                yield command
+            case ast.OutputSection():
+                made = contents.get(command.name, NOTHING)
+                # Of two sections of one name the one that does not apply is as if it were not there.
+                if made.dropped or applies(command, made):
+                    yield Output(command, made)
+            case ast.Group():
+                yield from _of_sections(command.body, contents)
+            case ast.Overlay():
+                yield from _of_overlay(command, contents)
+
+
+def _of_overlay(overlay: ast.Overlay, contents: Mapping[str, Contents]) -> Iterator[Step]:
+    """Yield the members of an overlay: lang_enter_overlay_section and lang_leave_overlay.
+
+    All but the first lie where the first lies. Every member PROVIDEs __load_start_ and __load_stop_ symbols;
+    the last one moves `.` behind the largest.
+    """
+    first: ast.Expr | None = overlay.address
+    members: list[Output] = []
+    for number, member in enumerate(overlay.sections):
+        node = ast.OutputSection(
+            member.name, first, "", None, overlay.at if number == 0 else None, None, False,
+            overlay.subalign, "", member.body, overlay.region, overlay.lma_region, member.phdrs, member.fill,
+            member.span,
+        )  # fmt: skip
+        output = Output(node, contents.get(member.name, NOTHING), OVERLAY if number else FIRST_OVERLAY)
+        members.append(output)
+        if number + 1 == len(overlay.sections):
+            output.members = tuple(members)
+        yield output
+        name = ast.Symbol(member.name)
+        load = ast.Call("LOADADDR", (name,))
+        stem = "".join(char for char in member.name if char.isalnum() or char == "_")
+        yield ast.Assign(f"__load_start_{stem}", "=", load, "PROVIDE")
+        end = ast.Binary("+", load, ast.Call("SIZEOF", (name,)))
+        yield ast.Assign(f"__load_stop_{stem}", "=", end, "PROVIDE")
+        if number == 0:
+            first = ast.Call("ADDR", (name,))
+
+
+def _named(outline: Outline) -> frozenset[str]:
+    """Return the sections that exp_init_os makes, because ADDR or LOADADDR asks for them."""
+    names = {placed.section.name for placed in outline.sections if placed.overlay}
+    for _, call in outline.nodes(ast.Call):
+        if call.function in {"ADDR", "LOADADDR"} and isinstance(call.arguments[0], ast.Symbol):
+            names.add(call.arguments[0].name)
+    return frozenset(names)
+
+
+def _regions_of(output: Output, memories: Memories, before: Output | None) -> None:
+    """Find the regions of a section as lang_get_regions and lang_propagate_lma_regions do."""
+    node = output.node
+    load = memories.names.get(node.lma_region, "")
+    region = memories.names.get(node.region, "")
+    if node.region == NO_REGION:
+        region = NO_REGION
+    elif node.lma_region and not node.region and (node.address is None or output.kind != NORMAL):
+        region = load
+    if (
+        not load and node.at is None and node.address is None
+        and before is not None and region == before.region
+    ):  # fmt: skip
+        load = before.load_region
+    output.region, output.load_region = region, load
+
+
+def _settle(output: Output, named: bool, referenced: set[str]) -> None:
+    """Decide whether ld makes the section, and whether it drops it: strip_excluded_output_sections."""
+    contents = output.contents
+    assigns = [statement for statement in output.node.body if isinstance(statement, ast.Assign)]
+    holds = (
+        any(contents.by_spec)
+        or bool(contents.orphans)
+        or any(isinstance(statement, ast.Data | ast.StringData) for statement in output.node.body)
+    )
+    output.exists = not contents.dropped or bool(assigns) or holds or named
+    output.allocated, output.loaded = contents.allocated and holds, contents.loaded and holds
+    # What is PROVIDEd counts when somebody refers to it.
+    symbols = any(
+        node.target != "." and (not node.wrapper.startswith("PROVIDE") or node.target in referenced)
+        for node in assigns
+    )
+    output.ignored = contents.dropped and not symbols and not output.members
+    pieces = [piece for group in (*contents.by_spec, contents.orphans) for piece in group]
+    output.alignment = max([contents.alignment, *(piece.alignment for piece in pieces)])
