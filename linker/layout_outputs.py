@@ -85,7 +85,7 @@ def program(outline: Outline, steps: Iterable[Step]) -> Program:
             before = step
             if step.name == "/DISCARD/":
                 continue
-            _settle(step, step.name in named, referenced)
+            _settle(step, named, referenced)
             if counts[step.name] > 1:
                 # GNU ld keeps two statements for one section, whose contents meet in ways of their own.
                 step.doubt = f"the script gives section '{step.name}' twice"
@@ -195,7 +195,7 @@ def _regions_of(output: Output, memories: Memories, before: Output | None) -> No
     output.region, output.load_region = region, load
 
 
-def _settle(output: Output, named: bool, referenced: set[str]) -> None:
+def _settle(output: Output, named: frozenset[str], referenced: set[str]) -> None:
     """Decide whether ld makes the section, and whether it drops it: strip_excluded_output_sections."""
     contents = output.contents
     assigns = [statement for statement in output.node.body if isinstance(statement, ast.Assign)]
@@ -204,7 +204,7 @@ def _settle(output: Output, named: bool, referenced: set[str]) -> None:
         or bool(contents.orphans)
         or any(isinstance(statement, ast.Data | ast.StringData) for statement in output.node.body)
     )
-    output.exists = not contents.dropped or bool(assigns) or holds or named
+    output.exists = not contents.dropped or bool(assigns) or holds or output.name in named
     output.allocated, output.loaded = contents.allocated and holds, contents.loaded and holds
     # What is PROVIDEd counts when somebody refers to it.
     symbols = any(
