@@ -18,8 +18,9 @@ takes what an earlier step has made. What they return and raise is here as well:
   ImageError;
 - expectations that were not met: ExpectError with its kinds ExpectTimeout and ExpectEOF.
 
-`Host` holds several domains that run beside each other, `initramfs` makes a ramdisk for Linux guests. All
-is imported when first used: `import domainbuilder` alone costs nothing.
+`dom.fork()` copies a running domain: a Clone, or CloneLost where its process has ended by itself. `Host`
+holds several domains that run beside each other, `initramfs` makes a ramdisk for Linux guests. All is
+imported when first used: `import domainbuilder` alone costs nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import DomainImage, build
     from domainbuilder.build.image import load_image, save_image
+    from domainbuilder.clones.clone import Clone, CloneLost
     from domainbuilder.errors import (
         BuildError,
         ElfError,
@@ -56,6 +58,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BuildError",
+    "Clone",
+    "CloneLost",
     "Console",
     "CrashReport",
     "DomainImage",
@@ -92,6 +96,7 @@ _HOMES = {
     for module, names in {
         "build.domain_image": "DomainImage build",
         "build.image": "load_image save_image",
+        "clones.clone": "Clone CloneLost",
         "errors": "BuildError ElfError ExitCode ImageError KernelFormatError LayoutError NotesError",
         "initramfs": "initramfs",
         "kernel.findings": "Finding Severity",

@@ -13,8 +13,9 @@ than ten milliseconds; a domain that meets no other runs exactly as it would alo
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.errors import BuildError, LayoutError
@@ -25,6 +26,9 @@ from domainbuilder.plan.domain_plan import DomainPlan
 from hvcore import host as hvcore_host
 from hvcore.errors import EngineError
 from hvcore.machine_memory import MachineMemory
+
+if TYPE_CHECKING:
+    from domainbuilder.clones.clone import Clone
 
 MAX_DOMAINS = 32
 _MIB_PAGES = 256
@@ -79,6 +83,17 @@ class Host:
         self._domains = [*self.domains, dom]
         return dom
 
+    def fork(self, *, timeout: float | None = None) -> HostClone:
+        """A copy of the host with its domains as they stand, in a process of its own.
+
+        As RunningDomain.fork(). Raises RuntimeError where there is none, or while one runs.
+        """
+        from domainbuilder.clones.clone import fork
+
+        if not self.domains:
+            raise RuntimeError("the host has no domain")
+        return HostClone(tuple(fork(self.domains, console_output=None, timeout=timeout)))
+
     def close(self) -> None:
         """Destroy the domains and give the memory back. What they printed, their outcomes and counts stay."""
         if self._closed:
@@ -88,3 +103,26 @@ class Host:
         self._closed = True
         self.host.close()
         self.host.mem.release()
+
+
+@dataclass(frozen=True, slots=True)
+class HostClone:
+    """A copy of a host: `domains` as those of the host stood, which run while any one is waited for.
+
+    A context manager; leaving it ends them all.
+    """
+
+    domains: tuple[Clone, ...]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the copies, and their process with the last."""
+        for clone in self.domains:
+            clone.close()

@@ -15,6 +15,12 @@ MAX_CAP = 100
 _FOREVER = 1e9  # seconds
 
 
+def check_limit(seconds: float | None) -> None:
+    """Raise BuildError for a limit that is none."""
+    if seconds is not None and not 0 < seconds < _FOREVER:
+        raise BuildError("a limit in seconds has to be above 0 and finite", found=seconds)
+
+
 class HostOptions(TypedDict, total=False):
     """What `Host.launch` takes; the defaults are those of `Chosen`."""
 
@@ -58,8 +64,7 @@ class Chosen:
 
     def __post_init__(self) -> None:
         for limit in (self.timeout, self.max_guest_seconds):
-            if limit is not None and not 0 < limit < _FOREVER:
-                raise BuildError("a limit in seconds has to be above 0 and finite", found=limit)
+            check_limit(limit)
         if not 1 <= self.vcpus <= XEN_LEGACY_MAX_VCPUS:
             raise BuildError(
                 "that many vCPUs cannot be had",

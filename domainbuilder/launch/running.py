@@ -6,6 +6,7 @@ between two of its instructions. Limits on wall time are looked at now and then,
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import signal
 import sys
@@ -27,14 +28,16 @@ from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, Outcome
 from domainbuilder.launch.tape import Tape, subject
-from domainbuilder.launch.transcript import Transcript
+from domainbuilder.launch.transcript import Search, Transcript
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS, Stop
+from hvcore.public.xen import PAGE_SIZE
 from hvcore.pv.traps import vector_name
 
 if TYPE_CHECKING:
+    from domainbuilder.clones.clone import Clone
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.symbols.table import Symbols
@@ -86,6 +89,7 @@ class RunningDomain:
         self._started = started
         self._symbols = symbols
         self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # of hypercalls, now and then
+        self._timeout = options.timeout
         self._limit = None if options.timeout is None else started + options.timeout
         self._deadline = self._limit
         self._guest_limit = NEVER
@@ -111,7 +115,7 @@ class RunningDomain:
             upper_ptwr=options.upper_ptwr,
             cap=options.cap,
         )
-        self.console = Console(self._run, self._send, self._transcript)
+        self.console = Console(self.run_until, self.send, self._transcript)
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
             domain = subject(image, options.vcpus, upper_ptwr=options.upper_ptwr)
@@ -158,9 +162,41 @@ class RunningDomain:
 
         After "idle" and "timeout" the domain is still there: more input can be sent, and `wait` again.
         """
-        outcome = self._run(None, timeout)
+        outcome = self.run_until(None, timeout)
         assert outcome is not None
         return outcome
+
+    def fork(
+        self, *, console_output: Callable[[bytes], None] | None = None, timeout: float | None = None
+    ) -> Clone:
+        """A copy of the domain as it stands, in a process of its own, and told what to do as this one is.
+
+        console_output: called with what the clone prints from now on. timeout: seconds of wall time for
+        everything that the clone does; None: as many as `launch` was given, counted anew. What shares this
+        domain's host is copied with it. Raises RuntimeError while the domain runs, OSError where this
+        machine has no room for a process.
+        """
+        from domainbuilder.clones.clone import fork
+
+        return fork([self], console_output=console_output, timeout=timeout)[0]
+
+    def check_at_rest(self) -> None:
+        """Raise RuntimeError where the domain is destroyed, or running: in a callback, or another thread."""
+        self._check_open()
+        if self._running:
+            raise RuntimeError("the domain is running")
+
+    def become_clone(self, console_output: Callable[[bytes], None], timeout: float | None) -> None:
+        """In the process of a clone: no input but what is sent, and limits counted from now on."""
+        self._started = time.monotonic()
+        allowed = self._timeout if timeout is None else timeout
+        self._limit = None if allowed is None else self._started + allowed
+        self._input, self._sink = None, console_output
+
+    @property
+    def transcript(self) -> Transcript:
+        """What was printed, as `console` looks through it."""
+        return self._transcript
 
     @property
     def closed(self) -> bool:
@@ -230,14 +266,22 @@ class RunningDomain:
             before=(before[0], memoryview(before[1]).cast("Q")),
         )
 
+    def memory_sha256(self) -> str:
+        """The digest of the guest's memory, which two runs that are the same have in common."""
+        self._check_open()
+        digest, d = hashlib.sha256(), self.machine.domain
+        start = (self.image.first_mfn - d.mem.base_mfn) * PAGE_SIZE
+        digest.update(d.mem.view[start : start + self.image.plan.nr_pages * PAGE_SIZE])
+        return digest.hexdigest()
+
     # -- running
 
-    def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
-        """Run until `wanted` is true (None), or for another reason (that)."""
+    def run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
+        """Run until `search` has its match (None), or for another reason (that)."""
         now = time.monotonic()
         limits = [self._limit] if self._limit is not None else []
         self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
-        self._wanted, self._expired = wanted, ""
+        self._wanted, self._expired = None if search is None else search.more, ""
         if self._met():
             return None
         if self._outcome is not None:
@@ -336,8 +380,9 @@ class RunningDomain:
             raise BuildError(f"the emulator cannot run this guest: {error}") from error
         finally:
             self._running = False
-        if self._interruption is not None:
-            raise self._interruption
+        interruption, self._interruption = self._interruption, None
+        if interruption is not None:
+            raise interruption
         if stop is Stop.PAUSED:
             if self._expired:
                 return Outcome("timeout", self._expired)
@@ -423,7 +468,8 @@ class RunningDomain:
         if self._closed:
             raise RuntimeError("the domain was closed")
 
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """Type `data`, as `console.send` does."""
         self._check_open()
         self.machine.input(data)
 

@@ -99,14 +99,15 @@ class Console:
 
     def __init__(
         self,
-        run: Callable[[Callable[[], bool], float | None], Outcome | None],
+        run: Callable[[Search, float | None], Outcome | None],
         send: Callable[[bytes], None],
         transcript: Transcript,
+        used: int = 0,
     ) -> None:
         self._run = run
         self._send = send
         self._transcript = transcript
-        self._used = 0
+        self._used = used
 
     def expect(self, pattern: str | re.Pattern[str], timeout: float | None = None) -> re.Match[str]:
         """Run the guest until its output matches, and stop it right there; the match.
@@ -116,7 +117,7 @@ class Console:
         ExpectTimeout when time is up, ExpectEOF when the guest ends or idles for good.
         """
         search = Search(compile_pattern(pattern), self._transcript, self._used)
-        outcome = self._run(search.more, timeout)
+        outcome = self._run(search, timeout)
         if search.match is None and outcome is not None:
             kind = ExpectTimeout if outcome.reason == "timeout" else ExpectEOF
             shown = pattern if isinstance(pattern, str) else pattern.pattern
@@ -135,6 +136,15 @@ class Console:
         data = self._transcript.since(self._used)
         self._used = self._transcript.end
         return data.decode("utf-8", "replace")
+
+    def copy(
+        self,
+        run: Callable[[Search, float | None], Outcome | None],
+        send: Callable[[bytes], None],
+        transcript: Transcript,
+    ) -> Console:
+        """The console of a clone, whose `transcript` begins as a copy of this one's: as much is used up."""
+        return Console(run, send, transcript, self._used)
 
     @property
     def transcript(self) -> str:

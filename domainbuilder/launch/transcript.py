@@ -34,6 +34,12 @@ class Transcript:
         self._data = bytearray()
         self._held = b""
 
+    def copy(self) -> Transcript:
+        """The same text, which goes on by itself."""
+        other = Transcript(self.limit)
+        other.dropped, other._data, other._held = self.dropped, self._data.copy(), self._held
+        return other
+
     @property
     def end(self) -> int:
         """The offset behind the last byte."""
@@ -73,7 +79,8 @@ class Search:
     """One search in a growing transcript, from `offset` on. Bytes that are no UTF-8 become surrogates."""
 
     def __init__(self, pattern: re.Pattern[str], transcript: Transcript, offset: int) -> None:
-        self._pattern = pattern
+        self.pattern = pattern
+        self.offset = offset
         self._transcript = transcript
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text = ""
@@ -82,6 +89,7 @@ class Search:
         flags = pattern.flags & (re.DOTALL | re.VERBOSE)
         self._one_line = not flags and not _MAY_CROSS_LINES.search(pattern.pattern)
         self.match: re.Match[str] | None = None
+        self._consumed: int | None = None  # where another process has searched
 
     def more(self) -> bool:
         """Search what came since the last call; True when there is a match, which then stays."""
@@ -90,12 +98,17 @@ class Search:
         data = self._transcript.since(self._read)
         self._read = self._transcript.end
         self._text += self._decoder.decode(data)
-        self.match = self._pattern.search(self._text, self._start())
+        self.match = self.pattern.search(self._text, self._start())
         self._seen = len(self._text)
         if self._seen > 16 * WINDOW:
             keep = max(self._seen - self._start(), WINDOW) + 1  # one more, for ^ and lookbehind
             self._text, self._seen = self._text[-keep:], keep
         return self.match is not None
+
+    def found(self, text: str, start: int, consumed: int) -> None:
+        """What a search for the same elsewhere came to: the match is at `start` of what it looked through."""
+        self.match = self.pattern.match(text, start)
+        self._consumed = consumed
 
     def _start(self) -> int:
         """Where a match that was not there before may begin at the earliest."""
@@ -105,6 +118,8 @@ class Search:
     @property
     def consumed(self) -> int:
         """The transcript's offset at the end of the match (of all that was read, where there is none)."""
+        if self._consumed is not None:
+            return self._consumed
         if self.match is None:
             return self._read
         pending = len(self._decoder.getstate()[0])

@@ -1,0 +1,353 @@
+"""A clone as its holder has it: told what to do like the domain it was forked from, in a process of its own.
+
+    with launch("vmlinuz", 128, ramdisk="ramdisk.gz") as dom:
+        dom.console.expect("# ")
+        with dom.fork() as one, dom.fork() as other:
+            one.console.send("uname -r\\n")
+            other.console.send("free\\n")
+            one.console.expect("6.1")
+            other.console.expect("Mem:")
+
+A clone goes on exactly as the domain would have: the same guest time, counts and memory. Its process ends
+with `close()`, with the Clone, and with the process that holds it, whatever ends that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from domainbuilder.clones.server import Server
+from domainbuilder.clones.values import from_plain
+from domainbuilder.clones.wire import Closed, Kind, receive, send
+from domainbuilder.errors import BuildError
+from domainbuilder.launch.options import check_limit
+from domainbuilder.launch.record import InputRecord
+from domainbuilder.launch.run_stats import Statistics
+from domainbuilder.launch.session import Outcome
+from domainbuilder.launch.transcript import Search, Transcript
+
+if TYPE_CHECKING:
+    from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.launch.running import RunningDomain
+    from domainbuilder.launch.session import Console
+    from domainbuilder.launch.stop_report import StopReport
+
+_ERRORS: dict[str, type[Exception]] = {
+    "BuildError": BuildError, "RuntimeError": RuntimeError, "OSError": OSError,
+}  # fmt: skip
+
+
+class CloneLost(Exception):
+    """The process of a clone has ended, and nobody here ended it."""
+
+
+def fork(
+    domains: Sequence[RunningDomain],
+    *,
+    console_output: Callable[[bytes], None] | None,
+    timeout: float | None,
+) -> list[Clone]:
+    """One process with a copy of each of the domains, which share a host; see RunningDomain.fork()."""
+    check_limit(timeout)
+    for dom in domains:
+        dom.check_at_rest()
+    _CHILDREN.reap()
+    here, there = socket.socketpair()
+    try:
+        pid = os.fork()
+    except BaseException:
+        here.close()
+        there.close()
+        raise
+    if not pid:
+        _serve(here, there, domains, timeout)
+    there.close()
+    _CHILDREN.pids.add(pid)
+    process = Process(here, pid)
+    return [Clone(process, dom.domain_id, dom, console_output) for dom in domains]
+
+
+def _serve(
+    here: socket.socket, there: socket.socket, domains: Sequence[RunningDomain], timeout: float | None
+) -> NoReturn:
+    """In the process of the clone; whatever happens, it does not go on as a copy of its holder's."""
+    try:
+        here.close()
+        Server(there, {dom.domain_id: dom for dom in domains}).serve(timeout)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+class _Children:
+    """The processes of clones that this process has to reap."""
+
+    def __init__(self) -> None:
+        self.pids: set[int] = set()
+
+    def reap(self, pid: int | None = None) -> str:
+        """Reap those that have ended, and wait for `pid`; how that ended, as far as it is known."""
+        how = ""
+        for child in [pid] if pid is not None else list(self.pids):
+            try:
+                found, status = os.waitpid(child, 0 if child == pid else os.WNOHANG)
+            except ChildProcessError:  # reaped by others, or by the kernel
+                found, status = child, 0
+            if found:
+                self.pids.discard(child)
+                how = _how(status)
+        return how
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"with status {os.WEXITSTATUS(status)}"
+
+
+_CHILDREN = _Children()
+
+
+class Process:
+    """The process of a clone, at the other end of a socket. Several threads may ask, one after the other."""
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.clones: weakref.WeakValueDictionary[int, Clone] = weakref.WeakValueDictionary()  # by domain
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._number = 0
+        self._has_clones = False
+        weakref.finalize(self, sock.close).atexit = False
+        _PROCESSES.add(self)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._sock.fileno() < 0
+
+    def ask(self, name: str, domid: int, passed: socket.socket | None = None, **arguments: Any) -> Any:
+        """What the clone answers. Raises CloneLost, and what went wrong there.
+
+        Whatever is raised here while the clone runs (by a signal, by who is given its output) ends the run.
+        """
+        with self._lock:
+            if self.gone:
+                raise RuntimeError("the domain was closed")
+            self._number += 1
+            try:
+                send(self._sock, Kind.REQUEST, [self._number, name, domid, arguments])
+                if passed is not None:
+                    self._pass(passed)
+                kind, rest = self._answer(tell=True)
+            except Closed:
+                raise self._lost() from None
+            except BaseException:
+                self._pause()
+                raise
+        if kind is Kind.ANSWER:
+            return rest[0]
+        error, message = rest
+        raise _ERRORS[error](message) if error else CloneLost(f"an error in the clone:\n{message}")
+
+    def _answer(self, *, tell: bool) -> tuple[Kind, list[Any]]:
+        """The answer to the last request. What is printed meanwhile is noted, and told if it shall be."""
+        while True:
+            kind, data = receive(self._sock)
+            if kind is not Kind.OUTPUT:
+                number, *rest = json.loads(data)
+                if number == self._number:
+                    return kind, rest
+            elif clone := self.clones.get(data[0]):
+                clone.printed(data[1:], tell=tell)
+
+    def _pass(self, passed: socket.socket) -> None:
+        try:
+            socket.send_fds(self._sock, [b"\0"], [passed.fileno()])
+        except OSError as error:
+            raise Closed from error
+        self._has_clones = True
+
+    def _pause(self) -> None:
+        """Nobody waits for the answer any more: have it at once, so that the next request can be made."""
+        try:
+            send(self._sock, Kind.PAUSE)
+            self._answer(tell=False)
+        except BaseException:  # a second signal: whoever sends it wants an end
+            self._sock.close()
+
+    def _lost(self) -> CloneLost:
+        self._sock.close()
+        how = _CHILDREN.reap(self.pid) if self.pid in _CHILDREN.pids else ""
+        return CloneLost(f"the clone's process, {self.pid}, has ended {how}".rstrip())
+
+    def end(self) -> None:
+        """The last domain is closed, and the process ends: be there until it has, if nothing holds it up."""
+        self._sock.close()
+        if self.pid in _CHILDREN.pids and not self._has_clones:
+            _CHILDREN.reap(self.pid)
+
+    def forsake(self) -> None:
+        """In another process, to which this one's socket came by a fork."""
+        self._sock.close()
+
+
+_PROCESSES: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _forsake_all() -> None:
+    for process in list(_PROCESSES):
+        process.forsake()
+    _CHILDREN.pids.clear()
+
+
+os.register_at_fork(after_in_child=_forsake_all)
+
+
+class Clone:
+    """A domain in a process of its own. A context manager; leaving it ends the clone.
+
+    Methods raise CloneLost where that process has ended by itself; beside that they raise what those of
+    RunningDomain do.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        domain_id: int,
+        of: RunningDomain | Clone,
+        console_output: Callable[[bytes], None] | None,
+    ) -> None:
+        self._process = process
+        self._transcript = of.transcript.copy()
+        self._sink = console_output
+        self._outcome = of.outcome
+        self._stats: Statistics | None = None  # the last, where it is closed
+        self.domain_id = domain_id
+        self.console: Console = of.console.copy(self._run_until, self._send, self._transcript)
+        process.clones[domain_id] = self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The clone's process."""
+        return self._process.pid
+
+    @property
+    def transcript(self) -> Transcript:
+        """What was printed, before the fork and behind it."""
+        return self._transcript
+
+    @property
+    def closed(self) -> bool:
+        """Whether the clone is gone."""
+        return self._stats is not None or self._process.gone
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the clone ended; None while it has not."""
+        return self._outcome
+
+    def close(self) -> None:
+        """End the clone. What was printed, `stats()` and `outcome` stay."""
+        if self.closed:
+            return
+        with suppress(CloneLost):
+            self._stats = from_plain(Statistics, self._ask("close"))
+        self._process.clones.pop(self.domain_id, None)
+        if not self._process.clones:
+            self._process.end()
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Run until the guest ends, is idle for good, or time is up; as RunningDomain.wait()."""
+        outcome = self._run_until(None, timeout)
+        assert outcome is not None
+        return outcome
+
+    def stats(self) -> Statistics:
+        """The counts so far, from the first domain's start."""
+        return self._stats or from_plain(Statistics, self._ask("stats"))
+
+    def look(self) -> StopReport:
+        """Where every vCPU stands; as RunningDomain.look()."""
+        from domainbuilder.launch.stop_report import StopReport
+
+        return from_plain(StopReport, self._ask("look"))
+
+    def memory_sha256(self) -> str:
+        """The digest of the guest's memory; as RunningDomain.memory_sha256()."""
+        return str(self._ask("digest"))
+
+    def input_record(self, reason: str = "interrupted") -> InputRecord:
+        """What was typed so far, before the fork and behind it; as RunningDomain.input_record()."""
+        return from_plain(InputRecord, self._ask("record", reason=reason))
+
+    def fork(
+        self, *, console_output: Callable[[bytes], None] | None = None, timeout: float | None = None
+    ) -> Clone:
+        """A copy of the clone as it stands, which may live longer; as RunningDomain.fork()."""
+        check_limit(timeout)
+        here, there = socket.socketpair()
+        try:
+            with there:
+                pid = self._ask("fork", there, domids=[self.domain_id], timeout=timeout)
+        except BaseException:
+            here.close()
+            raise
+        return Clone(Process(here, pid), self.domain_id, self, console_output)
+
+    def printed(self, data: bytes, *, tell: bool) -> None:
+        """The clone has printed `data`."""
+        self._transcript.append(data)
+        if tell and self._sink is not None:
+            self._sink(data)
+
+    def _ask(self, name: str, passed: socket.socket | None = None, **arguments: Any) -> Any:
+        if self._stats is not None:
+            raise RuntimeError("the domain was closed")
+        return self._process.ask(name, self.domain_id, passed, **arguments)
+
+    def _send(self, data: bytes) -> None:
+        self._ask("send", text=data.decode("latin-1"))
+
+    def _run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
+        """As RunningDomain.run_until(): what is searched for is searched for there."""
+        if self._outcome is not None and (search is None or search.more()):
+            return None if search is not None else self._outcome
+        wanted = None if search is None else [search.pattern.pattern, search.pattern.flags, search.offset]
+        how, *rest = self._ask("run", search=wanted, timeout=timeout)
+        if how == "found":
+            assert search is not None
+            search.found(*rest)
+            return None
+        reason, detail, report = rest
+        outcome = Outcome(reason, detail, _crash_report(report))
+        if outcome.ended:
+            self._outcome = outcome
+        return outcome
+
+
+def _crash_report(plain: Any) -> CrashReport | None:
+    if plain is None:
+        return None
+    from domainbuilder.launch.crash_report import CrashReport
+
+    return from_plain(CrashReport, plain)

@@ -1,0 +1,224 @@
+"""What runs in a clone's process: it does what is asked of it over its socket, until the other end is gone.
+
+The process shares nothing with the one it was forked from that either could notice: no terminal, no pipe and
+no socket, no signal handler, no buffered output. It ends at once when its holder does, also in the middle
+of a run: the kernel signals the end of the socket. Clones of its own, if they live longer, are waited for, so
+that every process is reaped by the one that made it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import stat
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import Any, NoReturn
+
+from domainbuilder.clones.values import to_plain
+from domainbuilder.clones.wire import Closed, Kind, receive, send
+from domainbuilder.errors import BuildError
+from domainbuilder.launch.running import RunningDomain
+from domainbuilder.launch.transcript import Search
+
+_MOST_DESCRIPTORS = 1024  # looked at where there is no /proc
+
+
+class _Paused(Exception):
+    """The holder does not want to wait any more."""
+
+
+class _Begun(Exception):
+    """From here on it is the process of a clone's clone."""
+
+
+class Server:
+    """`domains` by their numbers, in the process of the clone that `sock` leads to."""
+
+    def __init__(self, sock: socket.socket, domains: dict[int, RunningDomain]) -> None:
+        self._sock = sock
+        self._domains = domains
+        self._busy: RunningDomain | None = None  # which runs
+        self._printing = False  # a frame is under way
+        self._pause = False  # was asked for meanwhile
+        self._has_clones = False
+        self._ops: dict[str, Callable[..., Any]] = {
+            "run": self._run,
+            "send": lambda dom, text: dom.send(text.encode("latin-1")),
+            "stats": lambda dom: to_plain(dom.stats()),
+            "look": lambda dom: to_plain(dom.look()),
+            "record": lambda dom, reason: to_plain(dom.input_record(reason)),
+            "digest": lambda dom: dom.memory_sha256(),
+            "close": self._close,
+        }
+
+    def serve(self, timeout: float | None) -> NoReturn:
+        """Do what is asked until nobody is left who could ask; `timeout` as in RunningDomain.fork()."""
+        self._settle(timeout)
+        while True:
+            try:
+                kind, data = receive(self._sock)
+                if kind is Kind.REQUEST:
+                    self._answer(*_json(data))
+            except Closed:
+                self._leave()
+
+    # -- the process
+
+    def _settle(self, timeout: float | None) -> None:
+        """Begin as a process of one's own."""
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, which is for the holder
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # clones are reaped by the kernel
+        signal.signal(signal.SIGIO, self._on_socket)
+        part_from_streams({self._sock.fileno()})
+        for domid, dom in self._domains.items():
+            dom.become_clone(partial(self._print, domid), timeout)
+
+    def _leave(self) -> NoReturn:
+        """The end of the process, with no trace of Python's end: that is the parent's."""
+        if self._has_clones:
+            with suppress(BaseException):
+                self._sock.close()
+                for dom in self._domains.values():
+                    dom.close()
+                os.waitpid(-1, 0)  # which fails when the last clone of this one has gone
+        os._exit(0)
+
+    def _on_socket(self, _number: int, _frame: FrameType | None) -> None:
+        """The socket has something for a clone in the middle of a run: a pause, or its end."""
+        try:
+            there = self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            there = b""
+        if not there:
+            os._exit(0)
+        if self._printing:
+            self._pause = True
+        elif self._busy is not None:
+            dom, self._busy = self._busy, None
+            dom.interrupt(_Paused())
+
+    # -- requests
+
+    def _answer(self, number: int, name: str, domid: int, arguments: dict[str, Any]) -> None:
+        try:
+            if name == "fork":
+                value: Any = self._fork(**arguments)
+            elif domid not in self._domains:
+                raise RuntimeError("the domain was closed")
+            else:
+                value = self._ops[name](self._domains[domid], **arguments)
+        except Closed:
+            raise
+        except _Begun:
+            return
+        except _Paused:
+            send(self._sock, Kind.ANSWER, [number, None])
+        except BuildError as error:
+            send(self._sock, Kind.FAILURE, [number, "BuildError", str(error)])
+        except RuntimeError as error:
+            send(self._sock, Kind.FAILURE, [number, "RuntimeError", str(error)])
+        except OSError as error:
+            send(self._sock, Kind.FAILURE, [number, "OSError", error.strerror or str(error)])
+        except BaseException:
+            send(self._sock, Kind.FAILURE, [number, "", traceback.format_exc()])
+        else:
+            send(self._sock, Kind.ANSWER, [number, value])
+        if not self._domains:
+            self._leave()
+
+    def _run(self, dom: RunningDomain, search: list[Any] | None, timeout: float | None) -> Any:
+        """Run `dom`; its outcome, or what was found."""
+        wanted = None
+        if search is not None:
+            pattern, flags, offset = search
+            wanted = Search(re.compile(pattern, flags), dom.transcript, offset)
+        descriptor = self._sock.fileno()
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        self._busy, self._pause = dom, False
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
+            self._on_socket(0, None)  # what came before signals did
+            outcome = dom.run_until(wanted, timeout)
+        finally:
+            self._busy = None
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+        match = wanted.match if wanted is not None and outcome is None else None
+        if wanted is not None and match is not None:
+            return ["found", match.string, match.start(), wanted.consumed]
+        assert outcome is not None
+        return ["ended", outcome.reason, outcome.detail, to_plain(outcome.report)]
+
+    def _print(self, domid: int, data: bytes) -> None:
+        self._printing = True
+        try:
+            send(self._sock, Kind.OUTPUT, raw=domid.to_bytes(1) + data)
+        finally:
+            self._printing = False
+        if self._pause:
+            self._pause = False
+            raise _Paused
+
+    def _close(self, dom: RunningDomain) -> Any:
+        """Destroy `dom`; its last counts."""
+        stats = to_plain(dom.stats())
+        if len(self._domains) > 1:
+            dom.close()
+        del self._domains[dom.domain_id]
+        return stats
+
+    def _fork(self, domids: list[int], timeout: float | None) -> int:
+        """A clone of this clone, which serves the socket that comes next: its process."""
+        _, (descriptor, *_), _, _ = socket.recv_fds(self._sock, 1, 1)
+        sock = socket.socket(fileno=descriptor)
+        pid = os.fork()
+        if pid:
+            sock.close()
+            self._has_clones = True
+            return pid
+        self._sock.close()
+        self._has_clones = False
+        self._sock = sock
+        self._domains = {domid: self._domains[domid] for domid in domids}
+        self._settle(timeout)
+        raise _Begun
+
+
+def _json(data: bytes) -> Any:
+    import json
+
+    return json.loads(data)
+
+
+def part_from_streams(kept: set[int]) -> None:
+    """Put /dev/null in the place of every pipe, socket and terminal but `kept` and stderr.
+
+    Their numbers stay in use, so that whoever holds one finds nothing there, and not somebody else's file.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        there = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+    except OSError:
+        there = list(range(_MOST_DESCRIPTORS))
+    for descriptor in there:
+        if descriptor in kept or descriptor == 2:
+            continue
+        with suppress(OSError):
+            mode = os.fstat(descriptor).st_mode
+            if descriptor == 0 or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor):
+                os.dup2(null, descriptor, inheritable=descriptor <= 2)
+    os.close(null)
