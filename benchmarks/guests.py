@@ -33,7 +33,7 @@ def all_guests() -> Iterator[list[Guest]]:
             "hello",
             {"kernel": guests.path("hello"), "memory_mib": 4},
             "^hello> ",
-            lambda n: ("about\n", "command line"),
+            lambda _n: ("about\n", "command line"),
         )
     ]
     grub, linux, busybox = (

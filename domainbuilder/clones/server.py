@@ -115,12 +115,7 @@ class Server:
 
     def _answer(self, number: int, name: str, domid: int, arguments: dict[str, Any]) -> None:
         try:
-            if name == "fork":
-                value: Any = self._fork(**arguments)
-            elif domid not in self._domains:
-                raise RuntimeError("the domain was closed")
-            else:
-                value = self._ops[name](self._domains[domid], **arguments)
+            value = self._fork(**arguments) if name == "fork" else self._do(name, domid, arguments)
         except Closed:
             raise
         except _Begun:
@@ -139,6 +134,11 @@ class Server:
             send(self._sock, Kind.ANSWER, [number, value])
         if not self._domains:
             self._leave()
+
+    def _do(self, name: str, domid: int, arguments: dict[str, Any]) -> Any:
+        if domid not in self._domains:
+            raise RuntimeError("the domain was closed")
+        return self._ops[name](self._domains[domid], **arguments)
 
     def _run(self, dom: RunningDomain, search: list[Any] | None, timeout: float | None) -> Any:
         """Run `dom`; its outcome, or what was found."""
