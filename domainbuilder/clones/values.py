@@ -1,4 +1,4 @@
-"""Frozen values as JSON and back: dataclasses by their fields and their types."""
+"""Frozen values as JSON and back: dataclasses and named tuples by their fields and types."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def from_plain(kind: type[T], plain: Any) -> T:
 @cache
 def _types(cls: type[Any]) -> tuple[Any, ...]:
     hints = get_type_hints(cls)
-    return tuple(hints[field.name] for field in fields(cls))
+    names = (field.name for field in fields(cls)) if is_dataclass(cls) else cls._fields
+    return tuple(hints[name] for name in names)
 
 
 def _value(kind: Any, plain: Any) -> Any:
@@ -48,7 +49,7 @@ def _value(kind: Any, plain: Any) -> Any:
         return tuple(_value(one, item) for one, item in zip(types, plain, strict=True))
     if origin is not None and issubclass(origin, Mapping):
         return {_value(of[0], key): _value(of[1], item) for key, item in plain}
-    if is_dataclass(kind):
+    if is_dataclass(kind) or hasattr(kind, "_fields"):
         return kind(*(_value(*item) for item in zip(_types(cast(Any, kind)), plain, strict=True)))  # type: ignore[operator]
     if kind is bytes:
         return plain.encode("latin-1")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import pytest
 
@@ -25,18 +26,24 @@ class Leaf:
     colour: Colour
 
 
+class Pair(NamedTuple):
+    first: int
+    leaf: Leaf
+
+
 @dataclass(frozen=True)
 class Tree:
     leaves: tuple[Leaf, ...]
     pair: tuple[int, str]
     by_number: Mapping[int, Leaf | None]
+    named: Pair
     free: dict[str, object]
     missing: Leaf | None = None
 
 
 def test_a_value_comes_back_as_it_was() -> None:
     leaf = Leaf(bytes(range(256)), Colour.red)
-    tree = Tree((leaf, leaf), (1, "\udc80"), {7: leaf, 8: None}, {"a": [1]})
+    tree = Tree((leaf, leaf), (1, "\udc80"), {7: leaf, 8: None}, Pair(5, leaf), {"a": [1]})
     again = from_plain(Tree, json.loads(json.dumps(to_plain(tree))))
     assert again == tree
     assert type(again.leaves[0].colour) is Colour
