@@ -50,7 +50,7 @@ def _value(kind: Any, plain: Any) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return {_value(of[0], key): _value(of[1], item) for key, item in plain}
     if is_dataclass(kind) or hasattr(kind, "_fields"):
-        return kind(*(_value(*item) for item in zip(_types(cast(Any, kind)), plain, strict=True)))  # type: ignore[operator]
+        return kind(*(_value(*item) for item in zip(_types(cast(Any, kind)), plain, strict=True)))
     if kind is bytes:
         return plain.encode("latin-1")
     return kind(plain) if isinstance(kind, type) and issubclass(kind, Enum) else plain
