@@ -1,62 +1,22 @@
-"""The `domainbuilder` command: which subcommands there are, and how a run ends, whatever happens.
+"""The `domainbuilder` command: its help and version, and how a run ends, whatever happens.
 
-A subcommand is a function in domainbuilder/commands/NAME.py. Its module is imported when it is run or its own
-help is asked for, never before, and so is Typer (command_line.py): COMMANDS holds the one-line help, so that
-`domainbuilder --help` costs what Python costs and no more (a test holds the table to the docstrings).
+Typer (command_line.py) is imported where a subcommand is run or its own help is asked for, never before.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from domainbuilder import streams
+from domainbuilder.command_names import ABOUT, COMMANDS, completing
 from domainbuilder.errors import BuildError, ExitCode
 
 XEN_VERSION = "4.17"
 
-
-class Command(NamedTuple):
-    """Where a subcommand lives, and the first line of its docstring."""
-
-    module: str
-    function: str
-    help: str
-
-
-# A name of two words is a verb of the first: `domainbuilder notes fix FILE` runs `notes fix`, and a kernel
-# that is called "fix" is written ./fix.
-COMMANDS: dict[str, Command] = {
-    "notes": Command("notes", "notes", "Show what kernels ask of Xen, and whether Xen would accept them."),
-    "notes fix": Command("notes", "fix", "Repair what can be repaired in a kernel's notes."),
-    "plan": Command("plan", "plan", "Show the domain a kernel would get, without building it."),
-    "build": Command("build", "build", "Build a kernel's domain into a dump-core ELF file."),
-    "launch": Command("launch", "launch", "Run a kernel, or a built domain, with a console."),
-    "initramfs": Command(
-        "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."
-    ),
-    "conform": Command(
-        "conform",
-        "conform",
-        "Run the bundled conformance guests: is everything done and refused as Xen does?",
-    ),
-    "lint": Command(
-        "lint", "lint", "Find layout defects in a linker script, its link map and the linked kernel."
-    ),
-    "lint diff": Command(
-        "lint", "diff", "Show what moved, grew or lost alignment between two linked kernels."
-    ),
-    "lint regions": Command(
-        "lint", "regions", "Show how full the memory regions are, and who takes the most."
-    ),
-    "lint format": Command("lint", "format_script", "Print linker scripts in one style, comments kept."),
-}
-
-ABOUT = "Inspect, plan, build and run Xen PV kernels, on a machine without Xen."
 
 EXAMPLES = """\
   domainbuilder notes vmlinuz                     what it asks of Xen, and Xen's verdict
@@ -90,15 +50,6 @@ def help_text() -> str:
     )
 
 
-def verbs_and_files(command: str, incomplete: str) -> list[str]:
-    """What may follow a command that takes files and has verbs, for the shell to complete."""
-    from glob import escape, glob
-
-    verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{command} ")]
-    files = [f"{name}/" if os.path.isdir(name) else name for name in glob(f"{escape(incomplete)}*")]  # noqa: PTH112, PTH207
-    return [verb for verb in verbs if verb.startswith(incomplete)] + sorted(files)
-
-
 def version_text() -> str:
     """What `domainbuilder --version` prints: ours, then what a run depends on."""
     from importlib.metadata import PackageNotFoundError, version
@@ -125,11 +76,6 @@ def _refuse(message: object) -> NoReturn:
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     """A signal that asks to end: an exception, so that what is half done is undone."""
     sys.exit(128 + number)
-
-
-def completing() -> bool:
-    """Whether the shell asks for completions, instead of a person for a command."""
-    return "_DOMAINBUILDER_COMPLETE" in os.environ
 
 
 def _run(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from domainbuilder.cli import ABOUT, COMMANDS, completing
+from domainbuilder.command_names import ABOUT, COMMANDS, completing
 from domainbuilder.errors import ExitCode
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

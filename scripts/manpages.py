@@ -18,8 +18,9 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from domainbuilder import __version__  # noqa: E402
-from domainbuilder.cli import ABOUT, COMMANDS, EXAMPLES, EXIT_CODES, OPTIONS  # noqa: E402
+from domainbuilder.cli import EXAMPLES, EXIT_CODES, OPTIONS  # noqa: E402
 from domainbuilder.command_line import typer_command  # noqa: E402
+from domainbuilder.command_names import ABOUT, COMMANDS  # noqa: E402
 
 ENVIRONMENT = {
     "NO_COLOR": "If set to anything, nothing is coloured; nor where TERM is dumb or stdout no terminal.",

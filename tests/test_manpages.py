@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from domainbuilder.cli import COMMANDS
 from domainbuilder.command_line import typer_command
+from domainbuilder.command_names import COMMANDS
 from tests.needs import find_tool
 
 ROOT = Path(__file__).resolve().parent.parent

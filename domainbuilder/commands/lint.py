@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domainbuilder import streams
-from domainbuilder.cli import verbs_and_files
+from domainbuilder.command_names import verbs_and_files
 from domainbuilder.output import refuse_to_overwrite
 
 if TYPE_CHECKING:

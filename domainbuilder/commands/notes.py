@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domainbuilder import streams
-from domainbuilder.cli import verbs_and_files
+from domainbuilder.command_names import verbs_and_files
 
 if TYPE_CHECKING:
     from domainbuilder.errors import BuildError

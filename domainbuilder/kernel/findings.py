@@ -136,12 +136,3 @@ class Subject:
 def found(slug: str, offset: int | None, message: str, severity: Severity | None = None) -> Finding:
     """A finding of the rule `slug`, with the rule's severity unless another is given."""
     return RULES[slug].found(message, offset, severity)
-
-
-def find(subject: Subject) -> tuple[Finding, ...]:
-    """All findings: the worst first, then in the order of the file."""
-    from domainbuilder.kernel.note_checks import CHECKS
-
-    findings = [finding for check in CHECKS for finding in check(subject)]
-    findings.sort(key=lambda one: (-one.severity, -1 if one.offset is None else one.offset, one.rule.id))
-    return tuple(findings)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.kernel.elf import ElfImage, parse_elf
 from domainbuilder.kernel.elfnotes import GuestInfo, Notes, find_guest_info, find_notes
-from domainbuilder.kernel.findings import Finding, Severity, Subject, find
+from domainbuilder.kernel.findings import Finding, Severity, Subject
 from domainbuilder.kernel.kernel_file import DEFAULT_LIMIT, KernelFile, load_kernel
 from domainbuilder.kernel.lost_notes import Loss, lost_notes
+from domainbuilder.kernel.note_checks import find
 from domainbuilder.kernel.parms import ElfDomParms, RefusedError, elf_xen_parse, explained
 from domainbuilder.kernel.verdict import Verdict, verdicts
 

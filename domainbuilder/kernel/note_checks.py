@@ -332,3 +332,10 @@ CHECKS = tuple(
         ),
     )
 )
+
+
+def find(subject: Subject) -> tuple[Finding, ...]:
+    """All findings: the worst first, then in the order of the file."""
+    findings = [finding for check in CHECKS for finding in check(subject)]
+    findings.sort(key=lambda one: (-one.severity, -1 if one.offset is None else one.offset, one.rule.id))
+    return tuple(findings)

@@ -8,32 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from domainbuilder.errors import LayoutError
-from domainbuilder.kernel.elf import ElfImage, parse_elf
+from domainbuilder.kernel.elf import parse_elf
 from domainbuilder.kernel.findings import Finding
 from domainbuilder.kernel.kernel_file import KernelFile, load_kernel
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms, XenPaeType, xc_dom_parse_elf_kernel
+from domainbuilder.plan.findings import survey
 from domainbuilder.plan.fit import MAX_PAGES, check_kernel, layout_in
 from domainbuilder.plan.guest_types import GuestType
 from domainbuilder.plan.guest_types import guest_type as guest_type_named
-from domainbuilder.plan.pgtables import Mapping
-from domainbuilder.plan.ramdisk import Ramdisk, open_ramdisk
+from domainbuilder.plan.planned import Planned
+from domainbuilder.plan.ramdisk import open_ramdisk
 from domainbuilder.plan.segments import (
     BOOT_STACK,
-    CONSOLE,
     MODULE0,
     PAGE_TABLES,
     PHYS2MACH,
     START_INFO,
-    XENSTORE,
     Layout,
-    Segment,
     p2m_base,
 )
 from domainbuilder.plan.start_info import StartInfo, guest_cmdline
-from domainbuilder.plan.vcpu_context import VcpuContext, vcpu_x86_32, vcpu_x86_64
+from domainbuilder.plan.vcpu_context import vcpu_x86_32, vcpu_x86_64
 from hvcore.public.xen import PAGE_SHIFT, SIF_MOD_START_PFN
 
 DEFAULT_MEMORY_MIB = 64
@@ -43,73 +41,13 @@ DEFAULT_CONSOLE_EVTCHN = 2
 
 
 @dataclass(frozen=True, slots=True)
-class DomainPlan:
-    """What the builder will do: where everything goes, and what the guest is told.
-
-    Frames are pseudo-physical. `start_info` and `vcpu` are as the guest will see them, except that what
-    holds a machine frame (`start_info.shared_info`, `store_mfn`, `console_mfn`, `vcpu.cr3`) is still 0.
-    `elf` and `ramdisk` are the inputs; a plan read back from a built image has neither, and cannot be built.
-    """
-
-    kernel: str
-    guest: GuestType
-    parms: ElfDomParms
-    nr_pages: int
-    layout: Layout
-    start_info: StartInfo
-    vcpu: VcpuContext
-    hypercall_page_pfn: int | None
-    module_size: int | None
-    cmdline_dropped: int = 0  # bytes that did not fit into start_info
-    elf: ElfImage | None = field(default=None, compare=False, repr=False)
-    ramdisk: Ramdisk | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def guest_type(self) -> str:
-        """Xen's name for the kind of guest: "xen-3.0-x86_32p" and so on."""
-        return self.guest.name
+class DomainPlan(Planned):
+    """What the builder will do, and what is worth telling about it."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is worth telling: about the plan, and about the kernel's pages. Worked out at each call."""
-        from domainbuilder.plan.findings import survey
-
         return survey(self).findings
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """In the order of allocation."""
-        return self.layout.segments
-
-    @property
-    def maps(self) -> tuple[Mapping, ...]:
-        """The mappings and their page tables: the initial one, and that of a p2m list set apart."""
-        return self.layout.maps
-
-    @property
-    def start_info_pfn(self) -> int:
-        """Frame of the start_info page."""
-        return self.layout[START_INFO].pfn
-
-    @property
-    def xenstore_pfn(self) -> int:
-        """Frame of the xenstore ring."""
-        return self.layout[XENSTORE].pfn
-
-    @property
-    def console_pfn(self) -> int:
-        """Frame of the console ring."""
-        return self.layout[CONSOLE].pfn
-
-    @property
-    def bootstack_pfn(self) -> int:
-        """Frame of the boot stack."""
-        return self.layout[BOOT_STACK].pfn
-
-    @property
-    def pgtables_pfn(self) -> int:
-        """Frame of the top-level page table."""
-        return self.layout[PAGE_TABLES].pfn
 
 
 def plan(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.kernel.findings import Finding, Severity
-from domainbuilder.kernel.page_layout import PageLayout, page_layout
+from domainbuilder.plan.page_layout import PageLayout, page_layout
 from domainbuilder.plan.pgtables import Mapping, Paging
 from domainbuilder.plan.rules import found
 from domainbuilder.plan.segments import KERNEL
@@ -15,7 +15,7 @@ from domainbuilder.plan.start_info import MAX_GUEST_CMDLINE
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from domainbuilder.plan.domain_plan import DomainPlan
+    from domainbuilder.plan.planned import Planned
     from domainbuilder.symbols.table import Symbols
 
 
@@ -31,7 +31,7 @@ class Survey(NamedTuple):
         return any(finding.severity is Severity.ERROR for finding in self.findings)
 
 
-def survey(plan: DomainPlan, symbols: Symbols | None = None) -> Survey:
+def survey(plan: Planned, symbols: Symbols | None = None) -> Survey:
     """Check the plan, and the pages of the kernel it is for, by `symbols` or by the kernel's own."""
     layout = None
     if plan.elf is not None:
@@ -45,7 +45,7 @@ def survey(plan: DomainPlan, symbols: Symbols | None = None) -> Survey:
     return Survey(layout, tuple(sorted(found_here, key=lambda finding: -finding.severity)))
 
 
-def warn(plan: DomainPlan) -> None:
+def warn(plan: Planned) -> None:
     """Say on stderr, a line each, what is more than information; for commands that go on with the plan.
 
     Of a kernel's pages only what its symbol table says: decoding kallsyms takes a tenth of a boot.
@@ -73,7 +73,7 @@ def virtual_range(paging: Paging, mapping: Mapping) -> tuple[int, int]:
     return canonical(paging, mapping.area.start), canonical(paging, mapping.area.end) + 1
 
 
-def _guest_type(plan: DomainPlan) -> Iterator[Finding]:
+def _guest_type(plan: Planned) -> Iterator[Finding]:
     if not plan.guest.in_xen_4_17:
         yield found(
             "guest-type-unsupported",
@@ -82,7 +82,7 @@ def _guest_type(plan: DomainPlan) -> Iterator[Finding]:
         )
 
 
-def _hypervisor_range(plan: DomainPlan) -> Iterator[Finding]:
+def _hypervisor_range(plan: Planned) -> Iterator[Finding]:
     xen = plan.guest.hypervisor_virt
     for mapping in plan.maps:
         start, end = virtual_range(plan.guest.paging, mapping)
@@ -94,7 +94,7 @@ def _hypervisor_range(plan: DomainPlan) -> Iterator[Finding]:
             )
 
 
-def _canonical_base(plan: DomainPlan) -> Iterator[Finding]:
+def _canonical_base(plan: Planned) -> Iterator[Finding]:
     base = plan.parms.virt_base
     if canonical(plan.guest.paging, base & plan.guest.paging.vaddr_mask) != base:
         yield found(
@@ -103,7 +103,7 @@ def _canonical_base(plan: DomainPlan) -> Iterator[Finding]:
         )
 
 
-def _hypercall_page(plan: DomainPlan) -> Iterator[Finding]:
+def _hypercall_page(plan: Planned) -> Iterator[Finding]:
     kernel, pfn = plan.layout[KERNEL], plan.hypercall_page_pfn
     if pfn is not None and not kernel.pfn <= pfn < kernel.pfn + kernel.pages:
         yield found(
@@ -113,7 +113,7 @@ def _hypercall_page(plan: DomainPlan) -> Iterator[Finding]:
         )
 
 
-def _command_line(plan: DomainPlan) -> Iterator[Finding]:
+def _command_line(plan: Planned) -> Iterator[Finding]:
     if plan.cmdline_dropped:
         yield found(
             "command-line-truncated",
@@ -122,7 +122,7 @@ def _command_line(plan: DomainPlan) -> Iterator[Finding]:
         )
 
 
-def _memory_left(plan: DomainPlan) -> Iterator[Finding]:
+def _memory_left(plan: Planned) -> Iterator[Finding]:
     left = plan.nr_pages - plan.layout.pfn_alloc_end
     if left < plan.nr_pages >> 3:
         yield found(
@@ -131,7 +131,7 @@ def _memory_left(plan: DomainPlan) -> Iterator[Finding]:
         )
 
 
-_CHECKS: tuple[Callable[[DomainPlan], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Planned], Iterator[Finding]], ...] = (
     _guest_type,
     _canonical_base,
     _hypervisor_range,

@@ -10,14 +10,24 @@ import mmap
 import os
 import zlib
 from dataclasses import dataclass
+from typing import Protocol
 
-from domainbuilder.build.guest_memory import GuestMemory
 from domainbuilder.errors import BuildError, LayoutError, Where
 from domainbuilder.inputs import LIMITS, open_input
 
 XC_DOM_DECOMPRESS_MAX = LIMITS["ramdisk"].size  # xenguest.h; also the default limit on a module
 _GUNZIP_SLACK = 16  # xc_dom_check_gzip adds this to the size that gzip states
 _CHUNK = 1 << 20
+
+
+class Frames(Protocol):
+    """Guest memory by pseudo-physical frames, as a ramdisk needs it (build/guest_memory.py)."""
+
+    def write(self, pfn: int, data: bytes | memoryview, offset: int = 0) -> None:
+        """Write `data` from byte `offset` of frame `pfn` on."""
+
+    def clear(self, pfn: int, offset: int, size: int) -> None:
+        """Write zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Ramdisk:
         """Bytes of guest memory it takes (xc_dom_build_module's modulelen)."""
         return max(self.unzip_size, len(self.blob))
 
-    def load(self, memory: GuestMemory, pfn: int) -> bool:
+    def load(self, memory: Frames, pfn: int) -> bool:
         """Write it to `memory` from frame `pfn` on, unzipped if it is gzip; True when it was unzipped.
 
         A damaged gzip file is handed over raw, as Xen does: the guest may know what to do with it.
@@ -54,7 +64,7 @@ class Ramdisk:
             memory.clear(pfn, size, written - size)
         return False
 
-    def _gunzip(self, memory: GuestMemory, pfn: int) -> int | None:
+    def _gunzip(self, memory: Frames, pfn: int) -> int | None:
         """Unzip into guest memory; None when that went well, else how many bytes had been written."""
         stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
         done = 0

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.notes_text import Pen
-from domainbuilder.kernel.page_layout import PageLayout
 from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.findings import Survey, virtual_range
+from domainbuilder.plan.page_layout import PageLayout
 from domainbuilder.plan.regions import FREE, human, printable, regions, registers, tables
 from domainbuilder.plan.segments import PADDING
 from hvcore.public.xen import PAGE_SHIFT

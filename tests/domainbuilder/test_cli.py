@@ -15,10 +15,11 @@ import pytest
 
 import domainbuilder
 from domainbuilder import cli, command_line
+from domainbuilder.command_names import COMMANDS
 from domainbuilder.errors import BuildError, Where
 from hvcore.common.kernel import XEN_VERSION
 
-COMMANDS = Path(domainbuilder.__file__).parent / "commands"
+FOLDER = Path(domainbuilder.__file__).parent / "commands"
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -26,29 +27,29 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_table_of_help_lines_is_what_the_commands_say(name: str) -> None:
     docstring = inspect.getdoc(command_line.load(name))
     assert docstring is not None
-    assert docstring.splitlines()[0] == cli.COMMANDS[name].help
+    assert docstring.splitlines()[0] == COMMANDS[name].help
 
 
 def test_every_command_module_is_in_the_table() -> None:
-    modules = {path.stem for path in COMMANDS.glob("[!_]*.py")}
-    assert modules == {command.module for command in cli.COMMANDS.values()}
+    modules = {path.stem for path in FOLDER.glob("[!_]*.py")}
+    assert modules == {command.module for command in COMMANDS.values()}
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_its_own_help(name: str) -> None:
     done = run(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
-    assert cli.COMMANDS[name].help.split(".")[0] in " ".join(done.stdout.split())
+    assert COMMANDS[name].help.split(".")[0] in " ".join(done.stdout.split())
 
 
 def test_help_lists_every_command_and_examples() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for name, command in cli.COMMANDS.items():
+    for name, command in COMMANDS.items():
         assert f"{name} " in done.stdout
         assert command.help in " ".join(done.stdout.split())
     assert "domainbuilder launch" in done.stdout
@@ -198,7 +199,7 @@ def test_completion(line: str, tmp_path: Path) -> None:
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(words) - 1),
     }
-    done = run(cwd=tmp_path, env=os.environ | asked | {"PYTHONPATH": str(COMMANDS.parent.parent)})
+    done = run(cwd=tmp_path, env=os.environ | asked | {"PYTHONPATH": str(FOLDER.parent.parent)})
     assert COMPLETIONS[line] <= set(done.stdout.split()), done.stderr
     if words[-1]:
         assert all(word.startswith(words[-1]) for word in done.stdout.split())
@@ -208,7 +209,7 @@ def test_files_are_completed_by_the_shell(tmp_path: Path) -> None:
     (tmp_path / "kernel.elf").touch()
     line = "domainbuilder launch ker"
     asked = {"_DOMAINBUILDER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "2"}
-    done = run(cwd=tmp_path, env=os.environ | asked | {"PYTHONPATH": str(COMMANDS.parent.parent)})
+    done = run(cwd=tmp_path, env=os.environ | asked | {"PYTHONPATH": str(FOLDER.parent.parent)})
     assert done.stdout.split() == []
     assert "-o default" in run("--show-completion", "bash").stdout
 
@@ -222,5 +223,5 @@ def test_completion_is_offered(shell: str) -> None:
 
 def test_no_shell_is_no_failed_check() -> None:
     assert run("--show-completion", "cmd.exe").returncode == 2
-    done = run("--show-completion", env={"PYTHONPATH": str(COMMANDS.parent.parent), "SHELL": "/bin/none"})
+    done = run("--show-completion", env={"PYTHONPATH": str(FOLDER.parent.parent), "SHELL": "/bin/none"})
     assert done.returncode in (0, 2)

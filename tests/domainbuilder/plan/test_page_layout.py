@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from domainbuilder.kernel.elf import parse_elf
-from domainbuilder.kernel.page_layout import PAGE_OWNERS, PageLayout, page_layout
 from domainbuilder.kernel.parms import xc_dom_parse_elf_kernel
 from domainbuilder.plan.domain_plan import plan
 from domainbuilder.plan.findings import survey
+from domainbuilder.plan.page_layout import PAGE_OWNERS, PageLayout, page_layout
 from domainbuilder.symbols.read import kernel_symbols
 from tests.domainbuilder.elfwriter import SHT_NOBITS, SHT_PROGBITS, xen_kernel
 from tests.needs import find_tool
@@ -202,6 +202,6 @@ def test_without_symbols_it_says_so(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_owner_has_a_reason() -> None:
-    from domainbuilder.kernel import page_layout as module
+    from domainbuilder.plan import page_layout as module
 
     assert set(PAGE_OWNERS.values()) == set(module._WHY)
