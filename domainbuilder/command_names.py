@@ -30,6 +30,9 @@ COMMANDS: dict[str, Command] = {
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."
     ),
+    "pygrub": Command(
+        "pygrub", "pygrub", "Find the kernel, the ramdisk and the command line that a disk would boot."
+    ),
     "conform": Command(
         "conform",
         "conform",

@@ -28,6 +28,9 @@ LIMITS = {
     "ramdisk": Limit(1 << 30, "a ramdisk: XC_DOM_DECOMPRESS_MAX of xenguest.h"),
     "symbols": Limit(128 << 20, "a System.map"),
     "image notes": Limit(1 << 16, "the notes of a built domain"),
+    "disk": Limit(512 << 20, "what is read of a disk in search of a kernel"),
+    "file on a disk": Limit(128 << 20, "a kernel or ramdisk on a disk: LIMIT_FSIZE of pygrub"),
+    "boot configuration": Limit(1 << 20, "a configuration of a boot loader"),
     "transcript": Limit(16 << 20, "a guest's output that is kept for --expect and reports"),
 }
 

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from domainbuilder.inputs import LIMITS
+from tests.domainbuilder.bootloader.images import ext, fat, tree
 from domainbuilder.launch.transcript import Transcript
 from tests.domainbuilder.elfwriter import xen_kernel
+
+MiB = 1 << 20
 
 ROOT = Path(__file__).resolve().parent.parent
 _PAGE = 4096
@@ -125,14 +128,35 @@ def a_system_map(folder: Path) -> list[str]:
     return ours("plan", folder / "kernel", "--symbols", symbols)
 
 
+def a_disk(folder: Path) -> list[str]:
+    """One ramdisk after the other, until more was read of the disk than any search for a kernel takes."""
+    config = b"menuentry a {\n linux /k\n initrd" + b" /r" * 6 + b"\n}\n"
+    root = tree(folder / "root", {"boot/grub/grub.cfg": config, "k": b"k"})
+    sparse(root / "r", 100 * MiB)
+    return ours("pygrub", fat(folder / "disk", root, 32, 120 * MiB), "-o", folder / "out")
+
+
+def a_file_on_a_disk(folder: Path) -> list[str]:
+    root = tree(folder / "root", {"boot/grub/grub.cfg": b"menuentry a {\n linux /k\n}\n"})
+    sparse(root / "k", LIMITS["file on a disk"].size + 1)
+    return ours("pygrub", ext(folder / "disk", root), "-o", folder / "out")
+
+
+def a_boot_configuration(folder: Path) -> list[str]:
+    config = b"#" * (LIMITS["boot configuration"].size + 1)
+    return ours("pygrub", ext(folder / "disk", tree(folder / "root", {"boot/grub/grub.cfg": config})))
+
+
 # Reader -> what makes an input beyond its limit, what is said of it, and the memory it may take.
-MiB = 1 << 20
 CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "kernel": (a_kernel, "kernel image too large", 200 * MiB),
     "kernel, a bomb": (a_bomb, "", 200 * MiB),
     "pipe": (a_pipe, "bytes came through the pipe", 2300 * MiB),
     "ramdisk": (a_ramdisk, "module 0 image too large", 200 * MiB),
     "symbols": (a_system_map, "too large for a System.map", 200 * MiB),
+    "disk": (a_disk, "the file system leads in circles", 800 * MiB),
+    "file on a disk": (a_file_on_a_disk, "/k is too large", 200 * MiB),
+    "boot configuration": (a_boot_configuration, "/boot/grub/grub.cfg is too large", 200 * MiB),
     "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),
 }
 LINTED: dict[str, tuple[list[str], str]] = {

@@ -177,7 +177,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 COMPLETIONS = {
-    "domainbuilder ": {"notes", "plan", "build", "launch", "conform", "lint", "initramfs"},
+    "domainbuilder ": {"notes", "plan", "build", "launch", "conform", "lint", "initramfs", "pygrub"},
     "domainbuilder la": {"launch"},
     "domainbuilder launch --exp": {"--expect"},
     "domainbuilder plan --format ": {"text", "json", "svg"},

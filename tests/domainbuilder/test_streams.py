@@ -34,6 +34,7 @@ COMMANDS = {
     "launch": ("launch", "{hello}", "--timeout", "60", "--format", "json"),
     "conform": ("conform", "callbacks"),
     "conform's list": ("conform", "--list"),
+    "no disk": ("pygrub", "{script}"),
     "lint": ("lint", "{script}"),
     "lint as JSON": ("lint", "--format", "json", "{script}"),
     "lint's rules": ("lint", "--explain", "all"),
@@ -50,7 +51,7 @@ UNREAD = (
     "conform's list",
     "lint's rules",
 )
-SILENT = {"usage", "no kernel"}  # nothing for stdout: that it cannot be written is no matter
+SILENT = {"usage", "no kernel", "no disk"}  # nothing for stdout: that it cannot be written is no matter
 
 # Name -> how a shell starts the command, its environment, and whether stdout can take what there is.
 STATES: dict[str, tuple[str, dict[str, str], bool]] = {

@@ -1,0 +1,1 @@
+"""What a boot loader finds on a disk: partitions, file systems, configurations, kernels."""
