@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from domainbuilder.inputs import LIMITS
-from tests.domainbuilder.bootloader.images import ext, fat, tree
 from domainbuilder.launch.transcript import Transcript
+from tests.domainbuilder.bootloader.images import ext, fat, tree
 from tests.domainbuilder.elfwriter import xen_kernel
 
 MiB = 1 << 20
