@@ -38,6 +38,13 @@ class Disk(Protocol):
         """Exactly those bytes. Raises DiskError where the disk ends before."""
 
 
+def _size(name: str, fd: int) -> int:
+    kind = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+        raise DiskError("not a disk image", where=Where(name), expected="a file or a block device")
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
 class RawDisk:
     """A raw image, or a block device. Raises OSError, and DiskError for what is neither."""
 
@@ -45,10 +52,7 @@ class RawDisk:
         self.name = name
         self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            kind = os.fstat(self._fd).st_mode
-            if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-                raise DiskError("not a disk image", where=Where(name), expected="a file or a block device")
-            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+            self.size = _size(name, self._fd)
         except BaseException:
             self.close()
             raise
