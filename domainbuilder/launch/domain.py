@@ -17,7 +17,7 @@ from domainbuilder.build.domain_image import DEFAULT_FIRST_MFN, DomainImage, bui
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, LayoutError, Where
 from domainbuilder.kernel.kernel_file import KernelFile
-from domainbuilder.launch.options import Chosen, Options
+from domainbuilder.launch.options import Chosen, Options, options_by_name
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
 from domainbuilder.plan.domain_plan import DomainPlan, plan
@@ -35,6 +35,7 @@ __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "R
 _PAGE = 4096
 
 
+@options_by_name(Options)
 def launch(
     kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
     memory_mib: int | None = None,

@@ -21,7 +21,7 @@ from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.launch.domain import RunningDomain, launch_on
-from domainbuilder.launch.options import HostOptions
+from domainbuilder.launch.options import HostOptions, options_by_name
 from domainbuilder.plan.domain_plan import DomainPlan
 from hvcore import host as hvcore_host
 from hvcore.errors import EngineError
@@ -64,6 +64,7 @@ class Host:
         """The domains that there are, the oldest first; one that has ended is there until it is closed."""
         return tuple(dom for dom in self._domains if not dom.closed)
 
+    @options_by_name(HostOptions)
     def launch(
         self,
         kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
+from typing import Any, TypedDict, TypeVar
 
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.record import InputRecord
@@ -75,3 +76,23 @@ class Chosen:
             raise BuildError(
                 "that is no part of a processor, in percent", found=str(self.cap), expected="0-100"
             )
+
+
+Launcher = TypeVar("Launcher", bound=Callable[..., Any])
+
+
+def options_by_name(takes: type[HostOptions]) -> Callable[[Launcher], Launcher]:
+    """A decorator: help(), and whoever completes names, see each option of `takes` instead of `**options`."""
+
+    def decorate(function: Launcher) -> Launcher:
+        as_written = signature(function)
+        options = [
+            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for field in fields(Chosen)
+            if field.name in takes.__optional_keys__  # type: ignore[attr-defined]
+        ]
+        before = [one for one in as_written.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        function.__signature__ = as_written.replace(parameters=[*before, *options])  # type: ignore[attr-defined]
+        return function
+
+    return decorate

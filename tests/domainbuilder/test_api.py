@@ -59,6 +59,16 @@ def test_the_steps_take_the_same(name: str) -> None:
         assert (mine.kind, mine.default, mine.annotation) == (theirs.kind, theirs.default, theirs.annotation)
 
 
+def test_the_options_of_a_launch_are_shown_by_name_everywhere() -> None:
+    """A host's domains take what a domain alone does, but for what belongs to the host."""
+    alone = inspect.signature(domainbuilder.launch).parameters
+    beside = inspect.signature(domainbuilder.Host.launch).parameters
+    assert alone.keys() - beside.keys() == {"record", "replay", "plain"}
+    assert beside.keys() - alone.keys() == {"self"}
+    assert alone["vcpus"].default == 1
+    assert "- cap: " in (inspect.getdoc(domainbuilder.launch) or "")
+
+
 def test_each_step_goes_on_from_the_one_before(sample_guest: Callable[[str], Path], tmp_path: Path) -> None:
     planned = domainbuilder.plan(sample_guest("hello"), 32, cmdline="ticks=1")
     image = domainbuilder.build(planned)

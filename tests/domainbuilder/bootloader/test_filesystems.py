@@ -42,8 +42,10 @@ def _make(kind: str, folder: Path) -> Path:
     return made[kind]()
 
 
-KINDS = ("ext2", "ext2-1k", "ext3", "ext4", "ext4-inline", "ext4-sparse")
-KINDS += ("fat12", "fat16", "fat32", "iso-rock-ridge", "iso-joliet")
+KINDS = (
+    *("ext2", "ext2-1k", "ext3", "ext4", "ext4-inline", "ext4-sparse"),
+    *("fat12", "fat16", "fat32", "iso-rock-ridge", "iso-joliet"),
+)
 
 
 def _open(raw: object, name: str = "image") -> FileSystem:
