@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from domainbuilder.bootloader.disk import Budget, Disk, DiskError, MeteredFile
 from domainbuilder.bootloader.fat import Fat
 from domainbuilder.errors import Where
+from domainbuilder.inputs import LIMITS
 
 _EXT_SUPER, _EXT_MAGIC = 1024, 0xEF53
 _MOST_LOG_BLOCK = 6  # 64 KiB, EXT4_MAX_BLOCK_LOG_SIZE
@@ -66,6 +67,11 @@ def file_system(disk: Disk, budget: Budget) -> FileSystem | None:
     if at(510, 2) == b"\x55\xaa" and b"FAT" in at(54, 5) + at(82, 5):
         return Fat(disk, budget)
     return None
+
+
+def read_text(fs: FileSystem, path: str) -> str:
+    """A configuration file. Raises OSError where there is none, DiskError where it is too large."""
+    return fs.read(path, LIMITS["boot configuration"].size).decode("utf-8", "surrogateescape")
 
 
 def _where(disk: Disk) -> Where:

@@ -12,9 +12,19 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from domainbuilder.bootloader.disk import DiskError
-from domainbuilder.bootloader.filesystems import FileSystem
-from domainbuilder.bootloader.grub_script import Command, Function, If, Statement, expand, parse
+from domainbuilder.bootloader.filesystems import FileSystem, read_text
+from domainbuilder.bootloader.grub_script import (
+    Command,
+    Function,
+    If,
+    Statement,
+    environment_block,
+    expand,
+    parse,
+    without_device,
+)
 from domainbuilder.bootloader.menu import Boot, Entry, Menu
+from domainbuilder.bootloader.other_configs import boot_loader_entries
 from domainbuilder.inputs import LIMITS
 
 _LIMIT = LIMITS["boot configuration"].size
@@ -59,22 +69,6 @@ _NOT_FOR_GUESTS = {
     "chainloader": "hands over to another boot loader",
     "fwsetup": "enters the firmware",
 }
-
-
-def read_text(fs: FileSystem, path: str) -> str:
-    """A configuration file. Raises OSError where there is none, DiskError where it is too large."""
-    return fs.read(path, _LIMIT).decode("utf-8", "surrogateescape")
-
-
-def environment_block(text: str) -> dict[str, str]:
-    """The variables of a grubenv file."""
-    pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
-    return {name: re.sub(r"\\(.)", r"\1", value) for name, sign, value in pairs if sign}
-
-
-def without_device(path: str) -> str:
-    """`($root)/boot/x` and `(hd0,gpt2)/boot/x` are /boot/x on the partition at hand."""
-    return re.sub(r"^\([^)]*\)", "", path)
 
 
 class Grub2:
@@ -244,8 +238,6 @@ class _Run:
             return False
 
     def blscfg(self, _arguments: list[str]) -> bool:
-        from domainbuilder.bootloader.other_configs import boot_loader_entries
-
         self.entries += boot_loader_entries(self.grub.fs, self.variables)
         return True
 

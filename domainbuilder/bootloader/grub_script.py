@@ -265,3 +265,14 @@ def expand(words: tuple[Word, ...], variables: Mapping[str, str]) -> list[str]:
         if sum(map(len, expanded)) > _LONGEST_WORD:
             raise DiskError("a command of the boot configuration is too long")
     return expanded
+
+
+def environment_block(text: str) -> dict[str, str]:
+    """The variables of a grubenv file."""
+    pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
+    return {name: re.sub(r"\\(.)", r"\1", value) for name, sign, value in pairs if sign}
+
+
+def without_device(path: str) -> str:
+    """`($root)/boot/x` and `(hd0,gpt2)/boot/x` are /boot/x on the partition at hand."""
+    return re.sub(r"^\([^)]*\)", "", path)

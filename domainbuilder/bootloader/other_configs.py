@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 
 from domainbuilder.bootloader.disk import DiskError
-from domainbuilder.bootloader.filesystems import FileSystem
-from domainbuilder.bootloader.grub_config import environment_block, read_text, without_device
+from domainbuilder.bootloader.filesystems import FileSystem, read_text
+from domainbuilder.bootloader.grub_script import environment_block, without_device
 from domainbuilder.bootloader.menu import Boot, Entry, Menu
 
 _MOST_ENTRIES = 256
