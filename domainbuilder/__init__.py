@@ -14,13 +14,14 @@ takes what an earlier step has made. What they return and raise is here as well:
 
 - values: Inspection, KernelFile, Finding, Severity, DomainPlan, DomainImage (`save_image`, `load_image` keep
   it in a file), RunningDomain, Console, Outcome, Statistics, CrashReport, ExitCode;
-- errors in the input: BuildError with its kinds KernelFormatError, ElfError, NotesError, LayoutError and
-  ImageError;
+- errors in the input: BuildError with its kinds KernelFormatError, ElfError, NotesError, LayoutError,
+  ImageError and SavedError;
 - expectations that were not met: ExpectError with its kinds ExpectTimeout and ExpectEOF.
 
-`dom.fork()` copies a running domain: a Clone, or CloneLost where its process has ended by itself. `Host`
-holds several domains that run beside each other, `initramfs` makes a ramdisk for Linux guests. All is
-imported when first used: `import domainbuilder` alone costs nothing.
+`dom.fork()` copies a running domain: a Clone, or CloneLost where its process has ended by itself. `save()`
+writes one to a file as it stands, and `restore` goes on with it, anywhere. `Host` holds several domains that
+run beside each other, `initramfs` makes a ramdisk for Linux guests. All is imported when first used: `import
+domainbuilder` alone costs nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         KernelFormatError,
         LayoutError,
         NotesError,
+        SavedError,
     )
     from domainbuilder.initramfs import initramfs
     from domainbuilder.kernel.findings import Finding, Severity
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.run_stats import Statistics
     from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
     from domainbuilder.plan.domain_plan import DomainPlan, plan
+    from domainbuilder.saved.domain import restore
 
 __version__ = "0.1.0"
 
@@ -79,6 +82,7 @@ __all__ = [
     "NotesError",
     "Outcome",
     "RunningDomain",
+    "SavedError",
     "Severity",
     "Statistics",
     "__version__",
@@ -88,6 +92,7 @@ __all__ = [
     "launch",
     "load_image",
     "plan",
+    "restore",
     "save_image",
 ]
 
@@ -97,7 +102,9 @@ _HOMES = {
         "build.domain_image": "DomainImage build",
         "build.image": "load_image save_image",
         "clones.clone": "Clone CloneLost",
-        "errors": "BuildError ElfError ExitCode ImageError KernelFormatError LayoutError NotesError",
+        "errors": (
+            "BuildError ElfError ExitCode ImageError KernelFormatError LayoutError NotesError SavedError"
+        ),
         "initramfs": "initramfs",
         "kernel.findings": "Finding Severity",
         "kernel.inspection": "Inspection inspect",
@@ -108,6 +115,7 @@ _HOMES = {
         "launch.run_stats": "Statistics",
         "launch.session": "Console ExpectEOF ExpectError ExpectTimeout Outcome",
         "plan.domain_plan": "DomainPlan plan",
+        "saved.domain": "restore",
     }.items()
     for name in names.split()
 }

@@ -83,3 +83,7 @@ class SymbolsError(BuildError):
 
 class ImageError(BuildError):
     """A built image (dump-core ELF) is malformed."""
+
+
+class SavedError(BuildError):
+    """A saved domain, or a stream of one, is malformed."""

@@ -97,3 +97,12 @@ def _give_name(fd: int, path: Path) -> None:
         os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """Write all of it at that offset; how much that was. Raises OSError."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+    return done

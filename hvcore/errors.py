@@ -56,3 +56,13 @@ class DomainCrash(Exception):
 
 class EngineError(Exception):
     """The engine itself failed: a state the hypervisor must never leave the guest in."""
+
+
+class StateError(EngineError):
+    """A saved state that no host can have: which value, what was found there, what was expected."""
+
+    def __init__(self, name: str, found: str, expected: str) -> None:
+        super().__init__(f"{name}: found {found}, expected {expected}")
+        self.name = name
+        self.found = found
+        self.expected = expected

@@ -24,11 +24,14 @@ from hvcore.clock import NEVER, Timers
 from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
 from hvcore.cpu.engine import Engine, EngineContext
 from hvcore.errors import DomainCrash, EngineError
+from hvcore.host_state import HostState
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import NO_OWNER, FrameTable
 from hvcore.save import (
-    HostState,
+    check_saved_dom0,
+    check_saved_domain,
+    check_saved_store,
     restore_domain,
     restore_domain_owners,
     restore_owner,
@@ -39,6 +42,7 @@ from hvcore.save import (
     save_pages,
     store_owners,
 )
+from hvcore.save_check import OwnerKinds, check_memory, check_owner, check_shape
 
 if TYPE_CHECKING:
     from hvcore.domain import Domain
@@ -154,34 +158,50 @@ class Host:
     ) -> Host:
         """A host that goes on where the saved one was. `options` are those of Host, of how it is run.
 
-        `console_output` is called with the domain's number and what it writes.
+        `console_output` is called with the domain's number and what it writes. The state may come from
+        anybody: it makes a host whose domains misbehave, at worst. Raises StateError for one that no host
+        has, and EngineError, MemoryError or OSError where there is no such host here.
         """
+        check_shape(state)
         shape = state.memory
         mem = MachineMemory(shape["nr_pages"], first_mfn=shape["first_mfn"], domains=shape["domains"])
+        check_memory(state, mem)
         host = cls(mem, **options)
+        try:
+            host._restore(state, console_output)
+        except BaseException:
+            host.close()
+            raise
+        return host
+
+    def _restore(self, state: HostState, console_output: Callable[[int, bytes], None]) -> None:
+        mem, shape = self.mem, state.memory
         for saved in state.domains:
             mem.restore_heap(saved.heap_top, [])
             image = BootImage.from_places(saved.boot)
             output = partial(console_output, saved.domid)
-            m = host.create(image, console_output=output, is_new=False, **saved.options)
-            words = host.engine.save_context()
+            m = self.create(image, console_output=output, is_new=False, **saved.options)
+            check_saved_domain(m, saved)
+            words = self.engine.save_context()
             here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts")}
-            host.engine.load_context(EngineContext(**saved.context, **here))
+            self.engine.load_context(EngineContext(**saved.context, **here))
             running = saved.owners["machine"]["running"]
             m.lanes.run(m.domain.vcpus[running] if running is not None else None)
-            host.engine.words.tlb_flushes = saved.context["tlb_flushes"]
+            self.engine.words.tlb_flushes = saved.context["tlb_flushes"]
+        check_saved_dom0(self.domain_list.get(DOM0), state.dom0)
+        check_saved_store(self.xenstored, state.xenstored, mem)
+        check_owner("frames", save_owner(self.frames), state.frames, OwnerKinds(mem, 0))
         mem.restore_heap(shape["heap_top"], shape["freed"])
         restore_pages(mem, state.pages)
-        restore_owner(host.frames, state.frames)
-        for name, owner in store_owners(host.xenstored):
+        restore_owner(self.frames, state.frames)
+        for name, owner in store_owners(self.xenstored):
             restore_owner(owner, state.xenstored[name])
-        for m, saved in zip(host.machines.values(), state.domains, strict=True):
+        for m, saved in zip(self.machines.values(), state.domains, strict=True):
             restore_domain(m, saved)
         if state.dom0:
-            restore_domain_owners(host.domain_list[DOM0], state.dom0)
+            restore_domain_owners(self.domain_list[DOM0], state.dom0)
         if state.on_cpu is not None:
-            host._enter(host.machines[state.on_cpu])
-        return host
+            self._enter(self.machines[state.on_cpu])
 
     def destroy(self, machine: Machine) -> None:
         """domain_kill(): the domain is gone; its frames are the heap's as far as nobody else holds them."""

@@ -125,6 +125,11 @@ class MachineMemory:
         """Below this nothing of the heap was handed out yet."""
         return self._heap_top
 
+    @property
+    def heap_floor(self) -> int:
+        """The lowest frame of the heap."""
+        return self._heap_floor
+
     def save(self) -> dict[str, Any]:
         """Its shape, and what of the heap is in use; the contents are the frames'."""
         domains = (self.first_mfn - self._heap_floor) // _HEAP_FRAMES

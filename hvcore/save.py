@@ -10,20 +10,23 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from inspect import get_annotations
 from typing import TYPE_CHECKING, Any
 
 from hvcore.backends.xenstore_tree import Accessed, Account, Node, Perm, Transaction
 from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
-from hvcore.common.grant_entries import ActiveEntry, Mapping
+from hvcore.common.grant_entries import ActiveEntry
+from hvcore.common.grant_entries import Mapping as GrantMapping
 from hvcore.common.schedule import timer_action
 from hvcore.cpu.engine import EngineContext
-from hvcore.errors import DomainCrash, EngineError
+from hvcore.errors import DomainCrash, EngineError, StateError
+from hvcore.host_state import RUN_PAGES, DomainState, Fields
+from hvcore.kinds import Plain
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.refusal import Reason, Refusal
+from hvcore.save_check import OwnerKinds, check_domain, check_owner, check_ports
 from hvcore.trace import FailedEntry, RefusedCall, RefusedFault
 from hvcore.vcpu import Callbacks, Entries, Vcpu
 
@@ -32,42 +35,13 @@ if TYPE_CHECKING:
     from hvcore.machine import Machine
     from hvcore.machine_memory import MachineMemory
 
-Plain = Any  # None, bool, int, str, bytes, and lists and dicts of these
-Fields = dict[str, Plain]
 
 _RECORD_TYPES: tuple[type, ...] = (
-    ActiveEntry, Mapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Refusal,
+    ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Refusal,
     FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
 _NOT_OF_THE_DOMAIN = ("vcpu", "journal", "lane_counts")  # of an EngineContext: addresses in this process
-
-
-@dataclass(frozen=True, slots=True)
-class DomainState:
-    """One domain. `boot` are the fields of its BootImage that say where things are; `owners` by name."""
-
-    domid: int
-    boot: Fields
-    heap_top: int
-    options: Fields
-    context: Fields
-    clock: Fields
-    owners: dict[str, Fields]
-
-
-@dataclass(frozen=True, slots=True)
-class HostState:
-    """A host between two instructions of its guests. `pages` are the frames that are not empty, by index."""
-
-    memory: Fields
-    pages: dict[int, bytes]
-    frames: Fields
-    xenstored: dict[str, Fields]
-    dom0: dict[str, Fields]
-    domains: tuple[DomainState, ...]
-    on_cpu: int | None
-    next_domid: int
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -245,6 +219,43 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
     return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), saved)
 
 
+def check_saved_domain(m: Machine, state: DomainState) -> None:
+    """Whether a domain that was created anew can be given this state. Raises StateError."""
+    d = m.domain
+    kinds = OwnerKinds(d.mem, len(d.vcpus))
+    fresh = save_domain(m, d.engine.save_context()).owners
+    if "fifo" in state.owners and "fifo" not in fresh:
+        fresh["fifo"] = save_owner(EvtchnFifo(d.evtchn))
+    check_owners(fresh, state.owners, kinds)
+    check_domain(m, state.owners, state.context)
+
+
+def check_owners(fresh: dict[str, Fields], saved: dict[str, Fields], kinds: OwnerKinds) -> None:
+    """Whether these are all owners that there are, and each has what it may have. Raises StateError."""
+    if set(saved) != set(fresh):
+        raise StateError("owners", ", ".join(sorted(saved)), ", ".join(sorted(fresh)))
+    for name, now in fresh.items():
+        check_owner(name, now, saved[name], kinds)
+
+
+def check_saved_dom0(d: Domain | None, saved: dict[str, Fields]) -> None:
+    """The same for domain 0, which is not there where no domain is. Raises StateError."""
+    fresh = save_dom0(d) if d is not None else {}
+    if d is not None and "fifo" in saved and "fifo" not in fresh:
+        fresh["fifo"] = save_owner(EvtchnFifo(d.evtchn))
+    if d is not None:
+        check_owners(fresh, saved, OwnerKinds(d.mem, len(d.vcpus)))
+        check_ports(saved["evtchn"])
+    elif saved:
+        raise StateError("dom0", ", ".join(sorted(saved)), "nothing")
+
+
+def check_saved_store(store: Xenstored, saved: dict[str, Fields], mem: MachineMemory) -> None:
+    """The same for the store. Raises StateError."""
+    fresh = {name: save_owner(owner) for name, owner in store_owners(store)}
+    check_owners(fresh, saved, OwnerKinds(mem, 0))
+
+
 def restore_domain(m: Machine, state: DomainState) -> None:
     """Give a domain that was created anew its state; its memory is there."""
     d = m.domain
@@ -280,18 +291,29 @@ def save_dom0(d: Domain) -> dict[str, Fields]:
 
 
 def save_pages(mem: MachineMemory) -> dict[int, bytes]:
-    """The frames with something in them, by their index."""
-    zero, view = bytes(PAGE_SIZE), mem.view
+    """The frames with something in them: stretches of at most RUN_PAGES, by the index of their first."""
+    view, size = mem.view, RUN_PAGES * PAGE_SIZE
+    empty, zero = bytes(size), bytes(PAGE_SIZE)
     found = {}
-    for index in range(len(view) // PAGE_SIZE):
-        page = bytes(view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
-        if page != zero:
-            found[index] = page
+    for at in range(0, len(view), size):
+        run = bytes(view[at : at + size])
+        if run == empty[: len(run)]:
+            continue
+        start = None
+        for offset in range(0, len(run), PAGE_SIZE):
+            is_empty = run.startswith(zero, offset)
+            if start is None and not is_empty:
+                start = offset
+            elif start is not None and is_empty:
+                found[(at + start) // PAGE_SIZE] = run[start:offset]
+                start = None
+        if start is not None:
+            found[(at + start) // PAGE_SIZE] = run[start:]
     return found
 
 
-def restore_pages(mem: MachineMemory, pages: dict[int, bytes]) -> None:
+def restore_pages(mem: MachineMemory, pages: Mapping[int, bytes]) -> None:
     """Memory with these frames and no others."""
     mem.scrub(mem.base_mfn, mem.end_mfn - mem.base_mfn)
-    for index, page in pages.items():
-        mem.view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE] = page
+    for index, run in pages.items():
+        mem.view[index * PAGE_SIZE : index * PAGE_SIZE + len(run)] = run

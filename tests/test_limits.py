@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from domainbuilder import guests
 from domainbuilder.inputs import LIMITS
 from domainbuilder.launch.transcript import Transcript
 from tests.domainbuilder.bootloader.images import ext, fat, tree
@@ -147,6 +148,23 @@ def a_boot_configuration(folder: Path) -> list[str]:
     return ours("pygrub", ext(folder / "disk", tree(folder / "root", {"boot/grub/grub.cfg": config})))
 
 
+def a_saved_domain(folder: Path) -> list[str]:
+    """One whose memory claims to be larger than any is, and whose checksums are right."""
+    from tests.domainbuilder.saved.test_frozen import ENTRY, HEADER, sealed
+
+    saved = folder / "saved"
+    subprocess.run(
+        ours("launch", guests.path("hello"), "--save-at", "tick 1,", "-o", saved),
+        check=True,
+        capture_output=True,
+    )
+    data = bytearray(saved.read_bytes())
+    at = HEADER + 4 * ENTRY + 24
+    data[at : at + 8] = (LIMITS["saved memory"].size + 1).to_bytes(8, "little")
+    saved.write_bytes(sealed(data))
+    return ours("restore", saved)
+
+
 # Reader -> what makes an input beyond its limit, what is said of it, and the memory it may take.
 CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "kernel": (a_kernel, "kernel image too large", 200 * MiB),
@@ -157,6 +175,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "disk": (a_disk, "the file system leads in circles", 800 * MiB),
     "file on a disk": (a_file_on_a_disk, "/k is too large", 200 * MiB),
     "boot configuration": (a_boot_configuration, "/boot/grub/grub.cfg is too large", 200 * MiB),
+    "saved memory": (a_saved_domain, "section pages is too large", 200 * MiB),
     "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),
 }
 LINTED: dict[str, tuple[list[str], str]] = {

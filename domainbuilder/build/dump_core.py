@@ -12,13 +12,13 @@ import os
 import struct
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 
+from domainbuilder.build.build_note import build_note
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.guest_memory import GuestMemory
 from domainbuilder.errors import ImageError, Where
 from domainbuilder.kernel.elf import EM_386, EM_X86_64
-from domainbuilder.output import atomic_output
+from domainbuilder.output import atomic_output, write_at
 from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT_SIZE
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
@@ -32,7 +32,6 @@ XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION = 0x2000003
 
 OWNER = "domainbuilder"
 NOTE_BUILD = 1  # the type of our own note; its descriptor is JSON
-NOTE_VERSION = 1
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -69,10 +68,11 @@ def _write(image: DomainImage, fd: int) -> int:
     p2m[::2] = array("Q", range(nr_pages))
     p2m[1::2] = image.p2m
     width = image.plan.guest.width
+    note = build_note(image.plan, image.first_mfn, image.shared_info_mfn)
     contents: dict[str, bytes | memoryview] = {
         ".shstrtab": names,
         ".note.Xen": _xen_notes(nr_pages, width),
-        ".note.domainbuilder": _note(OWNER, NOTE_BUILD, _build_note(image)),
+        ".note.domainbuilder": _note(OWNER, NOTE_BUILD, json.dumps(note).encode()),
         ".xen_prstatus": image.context.pack(width).ljust(VCPU_GUEST_CONTEXT_SIZE[8], b"\0"),
         ".xen_shared_info": image.shared_info,
         ".xen_p2m": memoryview(p2m).cast("B"),
@@ -93,9 +93,9 @@ def _write(image: DomainImage, fd: int) -> int:
     counts = (EHDR.size, 0, 0, _SHDR.size, len(_SECTIONS), 1)
     head = EHDR.pack(ident, ET_CORE, machine, 1, 0, 0, EHDR.size, 0, *counts) + b"".join(headers)
     os.ftruncate(fd, offset)
-    written = _pwrite(fd, head, 0)
+    written = write_at(fd, head, 0)
     for name, data in contents.items():
-        written += _pwrite(fd, data, places[name])
+        written += write_at(fd, data, places[name])
     return written + _write_pages(image.memory, nr_pages, fd, places[".xen_pages"])
 
 
@@ -105,7 +105,7 @@ def _write_pages(memory: GuestMemory, nr_pages: int, fd: int, base: int) -> int:
     for pfn, start, count in memory.runs(0, nr_pages):
         data = memory.ram[start : start + (count << PAGE_SHIFT)]
         for at, length in nonzero_runs(bytes(data)):
-            written += _pwrite(fd, data[at : at + length], base + (pfn << PAGE_SHIFT) + at)
+            written += write_at(fd, data[at : at + length], base + (pfn << PAGE_SHIFT) + at)
     return written
 
 
@@ -122,14 +122,6 @@ def nonzero_runs(data: bytes) -> Iterator[tuple[int, int]]:
             start = None
     if start is not None:
         yield start, len(data) - start
-
-
-def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> int:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
-    return done
 
 
 def _note(owner: str, kind: int, desc: bytes) -> bytes:
@@ -157,19 +149,3 @@ def _xen_notes(nr_pages: int, width: int) -> bytes:
             _note("Xen", XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION, struct.pack("<Q", FORMAT_VERSION)),
         )
     )
-
-
-def _build_note(image: DomainImage) -> bytes:
-    plan = image.plan
-    return json.dumps(
-        {
-            "version": NOTE_VERSION,
-            "kernel": Path(plan.kernel).name,
-            "guest_type": plan.guest.name,
-            "nr_pages": plan.nr_pages,
-            "module_size": plan.module_size,
-            "first_mfn": image.first_mfn,
-            "shared_info_mfn": image.shared_info_mfn,
-            "parms": plan.parms._asdict(),
-        }
-    ).encode()

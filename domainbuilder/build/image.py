@@ -12,17 +12,16 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from domainbuilder.build.build_note import Built, read_build_note
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.dump_core import (
     EHDR,
     ET_CORE,
     FORMAT_VERSION,
     NOTE_BUILD,
-    NOTE_VERSION,
     OWNER,
     XC_CORE_MAGIC,
     XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION,
@@ -34,9 +33,7 @@ from domainbuilder.build.guest_memory import GuestMemory, allocate_ram
 from domainbuilder.errors import BuildError, ImageError, Where
 from domainbuilder.inputs import LIMITS
 from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
-from domainbuilder.kernel.parms import ElfDomParms, XenPaeType
-from domainbuilder.plan.domain_plan import DomainPlan, lay_out
-from domainbuilder.plan.fit import MAX_PAGES
+from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
 from domainbuilder.plan.vcpu_context import VcpuContext
 from hvcore.public.vcpu_guest_context import xen_pfn_to_cr3
@@ -65,18 +62,6 @@ def is_image(path: str | os.PathLike[str]) -> bool:
     (kind,) = struct.unpack_from("<H", head, 16)
     (phnum,) = struct.unpack_from("<H", head, 56)
     return head[:6] == b"\x7fELF\x02\x01" and bool(kind == ET_CORE) and not phnum
-
-
-class _Built(NamedTuple):
-    """Our own note, decoded and checked for types and ranges."""
-
-    kernel: str
-    guest_type: str
-    nr_pages: int
-    module_size: int | None
-    first_mfn: int
-    shared_info_mfn: int
-    parms: ElfDomParms
 
 
 class _File(NamedTuple):
@@ -152,14 +137,7 @@ def _load(file: _File, ram: memoryview | None) -> DomainImage:
     p2m = _p2m(file, built)
     pages = file.section(".xen_pages", built.nr_pages << PAGE_SHIFT)
     shared_info = file.read(file.section(".xen_shared_info", PAGE_SIZE), PAGE_SIZE)
-    plan = lay_out(
-        built.parms,
-        built.nr_pages,
-        kernel=built.kernel,
-        module_size=built.module_size,
-        cmdline=b"",
-        guest_type=built.guest_type,
-    )
+    plan = built.plan()
     start_info = _start_info(file, plan, built, pages, p2m)
     plan = replace(plan, start_info=plan.start_info._replace(cmd_line=start_info.cmd_line))
     context = _context(file, plan, p2m)
@@ -217,50 +195,7 @@ def _header(file: _File) -> dict[str, int]:
     return {"nr_pages": nr_pages}
 
 
-_Fields = Mapping[str, tuple[type, int]]  # name -> (JSON type, bits of a number or length of a string)
-_PARMS: _Fields = {
-    **dict.fromkeys(ElfDomParms._fields, (int, 64)),
-    **dict.fromkeys(("guest_type", "guest_os", "guest_ver", "xen_ver", "loader"), (str, 32)),
-    **dict.fromkeys(("bsd_symtab", "unmapped_initrd"), (bool, 1)),
-    **dict.fromkeys(("f_supported", "f_required"), (int, 32)),
-    "pae": (int, 2),
-}
-_BUILT: _Fields = {
-    "version": (int, 32),
-    "kernel": (str, 255),
-    "guest_type": (str, 32),
-    "nr_pages": (int, MAX_PAGES.bit_length()),
-    "first_mfn": (int, 40),
-    "shared_info_mfn": (int, 40),
-}
-
-
-def _fits(value: Any, kind: type, size: int) -> bool:
-    if type(value) is not kind:
-        return False
-    if isinstance(value, str):
-        return len(value) <= size
-    return isinstance(value, int) and 0 <= value < 1 << size
-
-
-def _checked(file: _File, values: Any, table: _Fields) -> dict[str, Any]:
-    """The values of a JSON object that `table` names, each of the right type and size."""
-    checked = {}
-    for name, (kind, size) in table.items():
-        value = values.get(name) if isinstance(values, dict) else None
-        if not _fits(value, kind, size):
-            raise file.fail(
-                f"the build note's {name} is unusable",
-                found=repr(value)[:40],
-                expected=f"a string of {size} characters"
-                if kind is str
-                else f"{kind.__name__} of {size} bits",
-            )
-        checked[name] = value
-    return checked
-
-
-def _built(file: _File) -> _Built:
+def _built(file: _File) -> Built:
     if file.elf.section_by_name(".note.domainbuilder") is None:
         raise file.fail(
             "no .note.domainbuilder section: only freshly built domains can be run, and this is another dump"
@@ -270,19 +205,10 @@ def _built(file: _File) -> _Built:
         raw = json.loads(desc)
     except (ValueError, RecursionError) as error:
         raise file.fail("the build note is no JSON") from error
-    values = _checked(file, raw, _BUILT)
-    parms = _checked(file, raw.get("parms"), _PARMS)
-    if values.pop("version") != NOTE_VERSION:
-        raise file.fail("the build note is of another version", found=raw["version"], expected=NOTE_VERSION)
-    module_size = raw.get("module_size")
-    if module_size is not None:
-        module_size = _checked(file, raw, {"module_size": (int, 40)})["module_size"]
-    return _Built(
-        **values, module_size=module_size, parms=ElfDomParms(**{**parms, "pae": XenPaeType(parms["pae"])})
-    )
+    return read_build_note(raw, file.fail)
 
 
-def _p2m(file: _File, built: _Built) -> array[int]:
+def _p2m(file: _File, built: Built) -> array[int]:
     """The p2m list: frames in order, and every machine frame of the domain's range exactly once."""
     nr_pages = built.nr_pages
     section = file.section(".xen_p2m", 16 * nr_pages)
@@ -318,7 +244,7 @@ def _context(file: _File, plan: DomainPlan, p2m: array[int]) -> VcpuContext:
     return expected
 
 
-def _start_info(file: _File, plan: DomainPlan, built: _Built, pages: Section, p2m: array[int]) -> StartInfo:
+def _start_info(file: _File, plan: DomainPlan, built: Built, pages: Section, p2m: array[int]) -> StartInfo:
     """The start_info page: its machine frames and ports are taken from it, all else has to agree."""
     width = plan.guest.width
     offset = pages.offset + (plan.start_info_pfn << PAGE_SHIFT)

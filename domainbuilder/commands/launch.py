@@ -81,6 +81,16 @@ Plain = Annotated[
     bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
+SaveAt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX|SECONDS",
+        help="Save the domain to -o FILE where its output matches, or after so much of its time, and end.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where --save-at saves to.")
+]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")
 ]
@@ -105,6 +115,8 @@ def launch(
     replay: Replay = None,
     plain: Plain = False,
     stats: Stats = False,
+    save_at: SaveAt = None,
+    output: Output = None,
     no_cache: NoCache = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
@@ -142,6 +154,8 @@ def launch(
         plain=plain,
         stats=stats,
         cache=not no_cache,
+        save_at=save_at,
+        output=output,
         json=output_format is Format.json,
     )
     raise typer.Exit(run_launch(options))

@@ -103,7 +103,7 @@ class CrashReport:
 
 def capture(
     machine: Machine,
-    plan: DomainPlan,
+    plan: DomainPlan | None,
     reason: str,
     *,
     address: int | None,

@@ -20,6 +20,7 @@ from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.launch.options import Chosen, Options, options_by_name
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
+from domainbuilder.launch.start import built
 from domainbuilder.plan.domain_plan import DomainPlan, plan
 from hvcore.abi import ABIS
 from hvcore.errors import EngineError
@@ -99,7 +100,9 @@ def launch_on(
     )
     del kernel
     try:
-        return RunningDomain(image, host, chosen, shares_host=shares_host, started=started, symbols=symbols)
+        return RunningDomain(
+            built(image, host, chosen), chosen, shares_host=shares_host, started=started, symbols=symbols
+        )
     except EngineError as error:
         raise _not_started(error, image.plan) from error
 

@@ -27,22 +27,25 @@ def _kernel_elf(plan: DomainPlan) -> ElfImage | None:
 
 
 class Names:
-    """Addresses to `symbol+offset`, for the guest's code, by `symbols` or by the kernel's own."""
+    """Addresses to `symbol+offset`, for the guest's code, by `symbols` or by the kernel's own.
 
-    def __init__(self, plan: DomainPlan, symbols: Symbols | None = None) -> None:
-        elf = _kernel_elf(plan)
+    Without a plan nothing is known of the kernel: then what the symbols name is code.
+    """
+
+    def __init__(self, plan: DomainPlan | None, symbols: Symbols | None = None) -> None:
+        elf = _kernel_elf(plan) if plan is not None else None
         if symbols is None:
             symbols = kernel_symbols(elf) if elf is not None else no_symbols()
         self.symbols = symbols
-        stubs = plan.parms.virt_hypercall
+        stubs = plan.parms.virt_hypercall if plan is not None else UNSET_ADDR
         self.stubs = (
             range(0) if stubs == UNSET_ADDR else range(stubs & -PAGE_SIZE, (stubs & -PAGE_SIZE) + PAGE_SIZE)
         )
-        if elf is None:  # a built domain, whose kernel is nowhere but in its memory
-            parms = plan.parms
-            self._code = [(parms.virt_kstart, parms.virt_kend)]
-        else:
+        self._code: list[tuple[int, int]] | None = None
+        if elf is not None:
             self._code = [(p.vaddr, p.vaddr + p.memsz) for p in elf.load_segments if p.flags & PF_X]
+        elif plan is not None:  # a built domain, whose kernel is nowhere but in its memory
+            self._code = [(plan.parms.virt_kstart, plan.parms.virt_kend)]
 
     def __call__(self, address: int) -> str:
         return self.symbols.name(address) if self.in_code(address) else ""
@@ -58,4 +61,6 @@ class Names:
 
     def in_code(self, address: int) -> bool:
         """Whether the kernel has code there."""
+        if self._code is None:
+            return bool(self.symbols.name(address))
         return any(start <= address < end for start, end in self._code)

@@ -13,12 +13,12 @@ from domainbuilder.launch.record import InputRecord
 from hvcore.abi import XEN_LEGACY_MAX_VCPUS
 
 MAX_CAP = 100
-_FOREVER = 1e9  # seconds
+FOREVER = 1e9  # seconds
 
 
 def check_limit(seconds: float | None) -> None:
     """Raise BuildError for a limit that is none."""
-    if seconds is not None and not 0 < seconds < _FOREVER:
+    if seconds is not None and not 0 < seconds < FOREVER:
         raise BuildError("a limit in seconds has to be above 0 and finite", found=seconds)
 
 
@@ -42,6 +42,16 @@ class Options(HostOptions, total=False):
 
     record: bool
     replay: InputRecord | None
+    plain: bool | None
+
+
+class RestoreOptions(TypedDict, total=False):
+    """What `restore` takes: how the domain is run, not what it is."""
+
+    timeout: float | None
+    max_guest_seconds: float | None
+    console_output: Callable[[bytes], None] | None
+    symbols: str | os.PathLike[str] | None
     plain: bool | None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import BinaryIO, NamedTuple
 from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.image import is_image, load_image
-from domainbuilder.errors import BuildError, ExitCode, Where
+from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, Where
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
+from domainbuilder.launch.options import FOREVER
 from domainbuilder.launch.record import InputRecord, load_record, save_record
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
@@ -50,6 +52,8 @@ class LaunchOptions:
     json: bool
     symbols: str | None = None
     cache: bool = True
+    save_at: str | None = None
+    output: Path | None = None
 
 
 class _Result(NamedTuple):
@@ -101,41 +105,73 @@ class _Output:
             sys.stderr.write("\n")
 
 
+_Starter = Callable[[LaunchOptions, Progress, _Output, InputRecord | None], RunningDomain]
+
+
 def run_launch(options: LaunchOptions) -> ExitCode:
     """Launch, play or connect, report; the exit code. Raises BuildError for input that cannot be used."""
+    return _run(options, _launched)
+
+
+def run_restore(options: LaunchOptions) -> ExitCode:
+    """The same with a domain that was saved, which is `options.file`."""
+    return _run(options, _restored)
+
+
+def _launched(
+    options: LaunchOptions, progress: Progress, output: _Output, replay: InputRecord | None
+) -> RunningDomain:
+    dom = launch(
+        _planned(options, progress),
+        vcpus=options.vcpus,
+        upper_ptwr=options.upper_ptwr,
+        timeout=options.timeout,
+        max_guest_seconds=options.max_guest_seconds,
+        console_output=output,
+        symbols=options.symbols,
+        record=options.record is not None,
+        replay=replay,
+        plain=options.plain or None,
+    )
+    if dom.machine.domain.abi.pt_levels == 2 and not options.json:
+        progress.close()
+        sys.stderr.write(
+            f"domainbuilder: {options.file} does not ask for PAE and gets two-level page tables, "
+            "as under Xen 3; later ones do not run it\n"
+        )
+    return dom
+
+
+def _restored(
+    options: LaunchOptions, _progress: Progress, output: _Output, _replay: InputRecord | None
+) -> RunningDomain:
+    from domainbuilder.saved.domain import restore
+
+    return restore(
+        options.file,
+        timeout=options.timeout,
+        max_guest_seconds=options.max_guest_seconds,
+        console_output=output,
+        symbols=options.symbols,
+        plain=options.plain or None,
+    )
+
+
+def _run(options: LaunchOptions, start: _Starter) -> ExitCode:
     expects, replay = _check(options)
     streams.require_stdout()
     with ExitStack() as stack, suppress(_ReaderGone):
         progress = stack.enter_context(Progress("building the domain", silent=options.json))
         output = _Output(progress, needed=not options.steps)
-        dom = stack.enter_context(
-            launch(
-                _planned(options, progress),
-                vcpus=options.vcpus,
-                upper_ptwr=options.upper_ptwr,
-                timeout=options.timeout,
-                max_guest_seconds=options.max_guest_seconds,
-                console_output=output,
-                symbols=options.symbols,
-                record=options.record is not None,
-                replay=replay,
-                plain=options.plain or None,
-            )
-        )
+        dom = stack.enter_context(start(options, progress, output, replay))
         reason = "interrupted"
         if options.record is not None:
             stack.callback(lambda path: save_record(dom.input_record(reason), path), options.record)
         if options.console_log is not None:
             output.log_to(options.console_log, stack)
-        if dom.machine.domain.abi.pt_levels == 2 and not options.json:
-            progress.close()
-            sys.stderr.write(
-                f"domainbuilder: {options.file} does not ask for PAE and gets two-level page tables, "
-                "as under Xen 3; later ones do not run it\n"
-            )
         progress.phase = "running, no output"
-        if options.steps:
-            result = _play(dom, options)
+        if options.steps or options.save_at is not None:
+            result = _play(dom, options, progress)
         else:
             outcome = dom.wait() if replay is not None else _connect(dom, options, progress)
             result = _Result(outcome, 0, None)
@@ -160,9 +196,17 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
     if options.replay is not None and len(expects) < len(options.steps):
         raise BuildError("--replay types what was recorded: it goes with no --send")
     inputs = [options.file, options.ramdisk, options.symbols, options.replay]
-    refuse_to_overwrite([options.console_log, options.record], inputs)
-    if options.record is not None and not options.record.parent.is_dir():
-        raise BuildError("there is no such directory", where=Where(str(options.record.parent)))
+    if (options.save_at is None) != (options.output is None):
+        raise BuildError("--save-at says when, and -o where to: both or neither")
+    if options.save_at is not None:
+        if options.until_match:
+            raise BuildError("--until-match and --save-at are two ends of a run")
+        expects.append(Step("expect", options.save_at))
+        _ = expects[-1].pattern
+    refuse_to_overwrite([options.console_log, options.record, options.output], inputs)
+    for path in (options.record, options.output):
+        if path is not None and not path.parent.is_dir():
+            raise BuildError("there is no such directory", where=Where(str(path.parent)))
     return expects, load_record(options.replay) if options.replay is not None else None
 
 
@@ -184,7 +228,15 @@ def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainI
         if (options.memory_mib, options.ramdisk, options.cmdline) != (None, None, ""):
             raise BuildError("a built domain has its memory, ramdisk and command line already")
         return load_image(options.file)
-    kernel = load_kernel(options.file, kept=UnpackedKernels(cache_folder()) if options.cache else None)
+    try:
+        kernel = load_kernel(options.file, kept=UnpackedKernels(cache_folder()) if options.cache else None)
+    except KernelFormatError as error:
+        from domainbuilder.saved.frozen import is_frozen
+
+        if is_frozen(options.file):
+            message = "a saved domain, which `domainbuilder restore` goes on with"
+            raise BuildError(message, where=Where(options.file)) from error
+        raise
     planned = plan(kernel, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
     progress.heard(b"\n")
     mib = planned.nr_pages >> 20 - PAGE_SHIFT
@@ -195,8 +247,8 @@ def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainI
     return planned
 
 
-def _play(dom: RunningDomain, options: LaunchOptions) -> _Result:
-    """The steps in order, and then on until the guest ends."""
+def _play(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> _Result:
+    """The steps in order, and then on until the guest ends, or until it is to be saved."""
     met = 0
     for step in options.steps:
         if step.kind == "send":
@@ -207,7 +259,37 @@ def _play(dom: RunningDomain, options: LaunchOptions) -> _Result:
         except ExpectError as error:
             return _Result(error.outcome, met, error)
         met += 1
+    if options.save_at is not None:
+        return _save(dom, options, met, progress)
     return _Result(Outcome("matched") if options.until_match else dom.wait(), met, None)
+
+
+def _save(dom: RunningDomain, options: LaunchOptions, met: int, progress: Progress) -> _Result:
+    """On until the domain is to be saved, and into its file."""
+    assert options.save_at is not None
+    assert options.output is not None
+    seconds = _seconds(options.save_at)
+    if seconds is not None:
+        outcome = dom.run_for(seconds)
+        if outcome is not None:
+            return _Result(outcome, met, None)
+    else:
+        try:
+            dom.console.expect(Step("expect", options.save_at).pattern)
+        except ExpectError as error:
+            return _Result(error.outcome, met, error)
+    progress.phase = "saving"
+    size = dom.save(options.output)
+    return _Result(Outcome("saved", f"{options.output}, {size:,} bytes"), met + 1, None)
+
+
+def _seconds(save_at: str) -> float | None:
+    """The guest's seconds that `--save-at` names; None where it is a regular expression."""
+    try:
+        seconds = float(save_at)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < FOREVER else None
 
 
 def _connect(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> Outcome:

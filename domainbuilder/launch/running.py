@@ -7,8 +7,10 @@ between two of its instructions. Limits on wall time are looked at now and then,
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import signal
+import struct
 import sys
 import threading
 import time
@@ -19,7 +21,6 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.hypercall_names import hypercall_name
@@ -27,11 +28,11 @@ from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, Outcome
-from domainbuilder.launch.tape import Tape, subject
+from domainbuilder.launch.start import Start
+from domainbuilder.launch.tape import Tape
 from domainbuilder.launch.transcript import Search, Transcript
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
-from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS, Stop
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.pv.traps import vector_name
@@ -43,11 +44,22 @@ if TYPE_CHECKING:
     from domainbuilder.symbols.table import Symbols
 
 _TICK = "launch"  # the name of our timer among the host's
+_END = "end"  # that of run_for()'s
 _TICK_NS = 10_000_000
 _RECENT_TICKS = 100
 _GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
 _ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INPUT_ROOM = 4096
+# What goes wrong in a host that was restored from a file whose values do not fit together.
+_CONTRADICTIONS = (
+    LookupError,
+    ArithmeticError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 class Input(Protocol):
@@ -72,14 +84,14 @@ class Input(Protocol):
 class RunningDomain:
     """A domain that runs whenever it is asked to: by `console.expect` and `wait`, and not in between.
 
-    A context manager; leaving it destroys the domain. `machine` and its `host` are the hypervisor, for
-    experts. Where the domain shares its host with others, they run beside it.
+    A context manager; leaving it destroys the domain. `plan` is the domain's, None where its kernel is not
+    known; `machine` and its `host` are the hypervisor, for experts. Where the domain shares its host with
+    others, they run beside it.
     """
 
     def __init__(
         self,
-        image: DomainImage,
-        host: Host,
+        start: Start,
         options: Chosen,
         *,
         shares_host: bool,
@@ -93,33 +105,27 @@ class RunningDomain:
         self._limit = None if options.timeout is None else started + options.timeout
         self._deadline = self._limit
         self._guest_limit = NEVER
-        if options.max_guest_seconds is not None:
-            self._guest_limit = BOOT_TIME_NS + int(options.max_guest_seconds * 1e9)
         self._sink = options.console_output
         self._wanted: Callable[[], bool] | None = None
         self._expired = ""
         self._outcome: Outcome | None = None
         self._input: Input | None = None
-        self._transcript = Transcript()
-        self._console_bytes = 0
+        self._transcript = start.transcript
+        self._console_bytes = start.console_bytes
         self._closed = False
         self._running = False  # within Machine.run()
         self._may_raise = False  # within it, but where an exception is not lost
         self._interruption: BaseException | None = None
         self._shares_host = shares_host
-        self.image = image
-        self.machine = host.create(
-            image.boot_image(),
-            vcpus=options.vcpus,
-            console_output=self._output,
-            upper_ptwr=options.upper_ptwr,
-            cap=options.cap,
-        )
-        self.console = Console(self.run_until, self.send, self._transcript)
+        self._is_trusted = start.is_trusted
+        self.plan = start.plan
+        self.machine = start.machine(self._output)
+        if options.max_guest_seconds is not None:
+            self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
+        self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
-            domain = subject(image, options.vcpus, upper_ptwr=options.upper_ptwr)
-            self._tape = Tape(self.machine, domain, options.replay, self._interrupt_run)
+            self._tape = Tape(self.machine, start.subject(), options.replay, self._interrupt_run)
 
     def __enter__(self) -> Self:
         return self
@@ -222,6 +228,42 @@ class RunningDomain:
             raise RuntimeError("the domain was launched without record=True")
         return self._tape.record(self._outcome.reason if self._outcome is not None else reason)
 
+    def run_for(self, guest_seconds: float, timeout: float | None = None) -> Outcome | None:
+        """Run for so much of the guest's time, None; or until it ends before that, how that came about."""
+        host = self.machine.host
+        end = self.machine.clock.now() + int(guest_seconds * 1e9)
+        host.set_timer(_END, end, host.pause)
+        try:
+            return self._run(lambda: self.machine.clock.now() >= end, timeout)
+        finally:
+            host.timers.stop(_END)
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the domain as it stands to a file, for `domainbuilder.restore`; the file's size.
+
+        The file is whole or not there, and nothing of the domain changes: it can go on. Raises RuntimeError
+        for a domain that runs, has ended, is destroyed, or shares its host; OSError.
+        """
+        from domainbuilder.saved.domain import save
+
+        return save(self, path)
+
+    def check_can_be_saved(self) -> None:
+        """Raise RuntimeError where the domain cannot be saved as it stands."""
+        self.check_at_rest()
+        if self._outcome is not None:
+            raise RuntimeError("the domain has ended")
+        if self._shares_host:
+            raise RuntimeError("a domain that shares its host cannot be saved alone")
+
+    def console_state(self) -> dict[str, int | bytes]:
+        """What of the console is this holder's: what was printed, and how much of it was matched or read."""
+        text, held, dropped = self._transcript.save()
+        return {
+            "text": text, "held": held, "dropped": dropped,
+            "printed": self._console_bytes, "used": self.console.used,
+        }  # fmt: skip
+
     def stats(self) -> Statistics:
         """The counts so far."""
         s = self.machine.stats()
@@ -260,7 +302,7 @@ class RunningDomain:
         )
         return look(
             machine,
-            self.image.plan,
+            self.plan,
             symbols=self._symbols,
             console=self._transcript.tail(),
             before=(before[0], memoryview(before[1]).cast("Q")),
@@ -269,19 +311,23 @@ class RunningDomain:
     def memory_sha256(self) -> str:
         """The digest of the guest's memory, which two runs that are the same have in common."""
         self._check_open()
-        digest, d = hashlib.sha256(), self.machine.domain
-        start = (self.image.first_mfn - d.mem.base_mfn) * PAGE_SIZE
-        digest.update(d.mem.view[start : start + self.image.plan.nr_pages * PAGE_SIZE])
+        digest, mem, boot = hashlib.sha256(), self.machine.mem, self.machine.boot
+        start = (boot["first_mfn"] - mem.base_mfn) * PAGE_SIZE
+        digest.update(mem.view[start : start + boot["nr_pages"] * PAGE_SIZE])
         return digest.hexdigest()
 
     # -- running
 
     def run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
         """Run until `search` has its match (None), or for another reason (that)."""
+        return self._run(None if search is None else search.more, timeout)
+
+    def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
+        """Run until `wanted` is true (None), or for another reason (that)."""
         now = time.monotonic()
         limits = [self._limit] if self._limit is not None else []
         self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
-        self._wanted, self._expired = None if search is None else search.more, ""
+        self._wanted, self._expired = wanted, ""
         if self._met():
             return None
         if self._outcome is not None:
@@ -378,6 +424,11 @@ class RunningDomain:
                 self.machine.console.drain()
         except EngineError as error:  # of the plain profile, first of all, which cannot trap everything
             raise BuildError(f"the emulator cannot run this guest: {error}") from error
+        except _CONTRADICTIONS as error:
+            if self._is_trusted:
+                raise
+            kind = type(error).__name__
+            raise BuildError(f"the saved domain contradicts itself: {kind}: {error}") from error
         finally:
             self._running = False
         interruption, self._interruption = self._interruption, None
@@ -415,7 +466,7 @@ class RunningDomain:
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
         return capture(
             self.machine,
-            self.image.plan,
+            self.plan,
             reason,
             address=address,
             role=role,

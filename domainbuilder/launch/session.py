@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EXIT_CODES: dict[str, ExitCode] = {
     **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset"), ExitCode.FINE),
-    **dict.fromkeys(("detached", "matched", "replayed"), ExitCode.FINE),
+    **dict.fromkeys(("detached", "matched", "replayed", "saved"), ExitCode.FINE),
     "idle": ExitCode.TIMED_OUT,
     "timeout": ExitCode.TIMED_OUT,
 }
@@ -37,6 +37,7 @@ _SENTENCES: dict[str, str] = {
     "detached": "the console was closed, and the domain with it",
     "matched": "every expectation was met",
     "replayed": "the record ends here",
+    "saved": "the domain was saved",
 }
 
 
@@ -45,7 +46,7 @@ class Outcome:
     """How a run ended. `reason` is the guest's own shutdown reason ("poweroff", "reboot", "suspend", "crash",
     "watchdog", "soft_reset", or "reason N" for another number), "crashed" where Xen would have destroyed it,
     "idle" where nothing can ever wake it, "timeout", "detached" (Ctrl-]), "matched" (--until-match),
-    or "replayed" where a record ends before the guest does.
+    "replayed" where a record ends before the guest does, or "saved" (--save-at).
     `detail` says more where there is more. `report` is there whenever `exit_code` is 3.
     """
 
@@ -61,7 +62,7 @@ class Outcome:
     @property
     def ended(self) -> bool:
         """Whether the domain is gone; after "idle" and "timeout" it can go on."""
-        return self.reason not in ("idle", "timeout", "detached", "matched", "replayed")
+        return self.reason not in ("idle", "timeout", "detached", "matched", "replayed", "saved")
 
     def __str__(self) -> str:
         sentence = _SENTENCES.get(self.reason, f"the guest shut down: {self.reason}")
@@ -145,6 +146,11 @@ class Console:
     ) -> Console:
         """The console of a clone, whose `transcript` begins as a copy of this one's: as much is used up."""
         return Console(run, send, transcript, self._used)
+
+    @property
+    def used(self) -> int:
+        """How much of the transcript was matched or read, by its offset."""
+        return self._used
 
     @property
     def transcript(self) -> str:

@@ -102,7 +102,7 @@ class StopReport:
 
 def look(
     machine: Machine,
-    plan: DomainPlan,
+    plan: DomainPlan | None,
     *,
     symbols: Symbols | None,
     console: str,

@@ -40,6 +40,17 @@ class Transcript:
         other.dropped, other._data, other._held = self.dropped, self._data.copy(), self._held
         return other
 
+    def save(self) -> tuple[bytes, bytes, int]:
+        """The text, what is held back of it, and how much was dropped before: for restore()."""
+        return bytes(self._data), self._held, self.dropped
+
+    @classmethod
+    def restore(cls, text: bytes, held: bytes, dropped: int) -> Transcript:
+        """The transcript that save() was called of."""
+        transcript = cls()
+        transcript._data, transcript._held, transcript.dropped = bytearray(text), held, dropped
+        return transcript
+
     @property
     def end(self) -> int:
         """The offset behind the last byte."""

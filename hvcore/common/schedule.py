@@ -318,6 +318,9 @@ _TIMERS: dict[str, Callable[[Domain, int], None]] = {
 }
 
 
+TIMER_KINDS = tuple(_TIMERS)
+
+
 def timer_action(d: Domain, kind: str, number: int) -> Callable[[], None]:
     """What the timer (kind, number) of a domain does when it is due."""
     return partial(_TIMERS[kind], d, number)

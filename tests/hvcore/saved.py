@@ -13,8 +13,8 @@ from typing import Any
 
 from domainbuilder.launch.domain import launch
 from hvcore.host import Host
+from hvcore.host_state import DomainState, HostState
 from hvcore.machine import BOOT_TIME_NS, Stop
-from hvcore.save import DomainState, HostState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -46,13 +46,14 @@ def write(state: HostState, folder: Path) -> None:
     plain = dataclasses.asdict(state)
     pages = plain.pop("pages")
     (folder / "pages").write_bytes(b"".join(pages.values()))
-    (folder / "state").write_text(repr((plain, list(pages))))
+    sizes = [(index, len(run)) for index, run in pages.items()]
+    (folder / "state").write_text(repr((plain, sizes)))
 
 
 def read(folder: Path) -> HostState:
-    plain, indices = ast.literal_eval((folder / "state").read_text())
-    raw = (folder / "pages").read_bytes()
-    pages = {index: raw[4096 * i : 4096 * (i + 1)] for i, index in enumerate(indices)}
+    plain, sizes = ast.literal_eval((folder / "state").read_text())
+    with (folder / "pages").open("rb") as raw:
+        pages = {index: raw.read(size) for index, size in sizes}
     plain["domains"] = tuple(DomainState(**domain) for domain in plain["domains"])
     return HostState(**plain, pages=pages)
 

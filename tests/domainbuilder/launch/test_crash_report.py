@@ -115,8 +115,8 @@ def test_a_walk_is_that_of_the_page_tables(crash: Crash) -> None:
     """A store to a page-table page: mapped, but read-only. The builder's tables, walked by other code."""
     table_va = CODE - 0x100000 + 0  # virtual address 0xC0000000 + 0: pfn 0
     report, dom = crash(STORE_TO_16)
-    image, mem = dom.image, dom.machine.mem
-    assert report.registers.cr3 == image.p2m[image.plan.pgtables_pfn] << 12
+    mem = dom.machine.mem
+    assert report.registers.cr3 == dom.machine.boot["root_mfn"] << 12
     walk = walk_page_tables(mem.ram, mem.first_mfn, report.registers.cr3 >> 12, 3)
     leaves = dict(walk.leaves)
     from hvcore.debug.view import GuestView
@@ -128,7 +128,8 @@ def test_a_walk_is_that_of_the_page_tables(crash: Crash) -> None:
         leaf = found.entries[-1]
         assert leaf.entry & ~0x60 == leaves[va] & ~0x60
         assert leaf.pfn is not None
-        assert image.p2m[leaf.pfn] == leaf.mfn == leaves[va] >> 12 & 0xFFFFFFFFFF
+        assert mem.m2p[4].words[leaf.mfn] == leaf.pfn
+        assert leaf.mfn == leaves[va] >> 12 & 0xFFFFFFFFFF
         assert ("read-only" in leaf.flags) == (not leaves[va] & 2)
         assert found.machine_address == leaf.mfn << 12
     assert view.read(CODE, len(STORE_TO_16)) == STORE_TO_16
@@ -185,10 +186,10 @@ def test_a_report_survives_page_tables_of_garbage(crash: Crash) -> None:
     root = dom.machine.domain.current.cr3_mfn
     for garbage in (b"\xff" * 4096, b"\x81" * 4096, bytes(4096), b"\x01" + bytes(4095)):
         mem.frame(root)[:] = garbage
-        report = capture(dom.machine, dom.image.plan, "test", address=CODE, role="test", guest_ns=0)
+        report = capture(dom.machine, dom.plan, "test", address=CODE, role="test", guest_ns=0)
         assert len(render_crash(report).splitlines()) < 120
         dom.machine.domain.current.cr3_mfn = 0x7FFFFFFF
-        report = capture(dom.machine, dom.image.plan, "test", address=CODE, role="test", guest_ns=0)
+        report = capture(dom.machine, dom.plan, "test", address=CODE, role="test", guest_ns=0)
         assert report.addresses[0].walk.end == "the L3 table would be outside of memory"
         dom.machine.domain.current.cr3_mfn = root
 

@@ -1,0 +1,81 @@
+"""`domainbuilder restore`: a saved domain goes on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from domainbuilder.commands.launch import (
+    ConsoleLog,
+    Expect,
+    Format,
+    MaxGuestSeconds,
+    Output,
+    OutputFormat,
+    Plain,
+    SaveAt,
+    Send,
+    Stats,
+    SymbolsFile,
+    Timeout,
+    UntilMatch,
+)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A saved domain.", show_default=False)]
+
+
+def restore(
+    ctx: typer.Context,
+    file: File,
+    expect: Expect = None,
+    send: Send = None,
+    until_match: UntilMatch = False,
+    timeout: Timeout = None,
+    max_guest_seconds: MaxGuestSeconds = None,
+    console_log: ConsoleLog = None,
+    symbols: SymbolsFile = None,
+    plain: Plain = False,
+    stats: Stats = False,
+    save_at: SaveAt = None,
+    output: Output = None,
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Go on with a domain that `launch --save-at` saved, with a console.
+
+    It goes on exactly as it would have without being saved: the same output, times and counts. The options
+    are those of `launch`; limits count from where it was saved.
+
+    Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
+    2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
+    """
+    from domainbuilder.launch.run import LaunchOptions, run_restore
+    from domainbuilder.launch.script import script
+
+    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
+    valued = [
+        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
+    ]
+    options = LaunchOptions(
+        file=file,
+        memory_mib=None,
+        ramdisk=None,
+        cmdline="",
+        vcpus=1,
+        upper_ptwr=False,
+        steps=script(arguments, expect or [], send or [], valued),
+        until_match=until_match,
+        timeout=timeout,
+        max_guest_seconds=max_guest_seconds,
+        console_log=console_log,
+        symbols=symbols,
+        record=None,
+        replay=None,
+        plain=plain,
+        stats=stats,
+        save_at=save_at,
+        output=output,
+        json=output_format is Format.json,
+    )
+    raise typer.Exit(run_restore(options))

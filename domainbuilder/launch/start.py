@@ -1,0 +1,53 @@
+"""Where a domain that runs comes from: what of it is there before its first instruction here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from domainbuilder.launch.tape import subject
+from domainbuilder.launch.transcript import Transcript
+
+if TYPE_CHECKING:
+    from domainbuilder.build.domain_image import DomainImage
+    from domainbuilder.launch.options import Chosen
+    from domainbuilder.plan.domain_plan import DomainPlan
+    from hvcore.host import Host
+    from hvcore.machine import Machine
+
+Output = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A domain that is about to run here.
+
+    `plan` is None where nobody knows its kernel. `machine` makes it on its host, given where its output goes;
+    `subject` says what a record is of (tape.subject()). `transcript` is what it printed elsewhere, of
+    `console_bytes` in all, of which `used` were matched or read. A domain that is not `is_trusted` comes from
+    a file of anybody's.
+    """
+
+    plan: DomainPlan | None
+    machine: Callable[[Output], Machine]
+    subject: Callable[[], dict[str, Any]]
+    transcript: Transcript = field(default_factory=Transcript)
+    console_bytes: int = 0
+    used: int = 0
+    is_trusted: bool = True
+
+
+def built(image: DomainImage, host: Host, options: Chosen) -> Start:
+    """A domain that was built, and has not run."""
+
+    def machine(output: Output) -> Machine:
+        return host.create(
+            image.boot_image(),
+            vcpus=options.vcpus,
+            console_output=output,
+            upper_ptwr=options.upper_ptwr,
+            cap=options.cap,
+        )
+
+    return Start(image.plan, machine, lambda: subject(image, options.vcpus, upper_ptwr=options.upper_ptwr))

@@ -1,0 +1,1 @@
+"""A domain that runs becomes a file, or a stream to another process, and a domain again."""

@@ -1,0 +1,139 @@
+"""A domain that runs into a file and back: `save`, `restore`.
+
+What comes back goes on as the domain would have gone on here: the same guest time, counts, console and end.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from domainbuilder.build.build_note import build_note, read_build_note
+from domainbuilder.errors import BuildError, SavedError, Where
+from domainbuilder.launch.options import Chosen, RestoreOptions
+from domainbuilder.launch.running import RunningDomain
+from domainbuilder.launch.start import Output, Start
+from domainbuilder.launch.transcript import Transcript
+from domainbuilder.saved.frozen import Frozen, read_frozen, write_frozen
+from hvcore.errors import EngineError, StateError
+from hvcore.host import Host
+from hvcore.machine import BOOT_TIME_NS
+
+if TYPE_CHECKING:
+    from domainbuilder.plan.domain_plan import DomainPlan
+    from hvcore.machine import Machine
+
+
+def freeze(dom: RunningDomain) -> Frozen:
+    """The domain as it stands, as values; nothing of it changes. Raises RuntimeError where it cannot be."""
+    from domainbuilder import __version__
+
+    dom.check_can_be_saved()
+    machine, plan = dom.machine, dom.plan
+    try:
+        state = machine.host.save()
+    except EngineError as error:
+        raise RuntimeError(str(error)) from error
+    boot = machine.boot
+    about = {
+        "product": __version__,
+        "kernel": Path(plan.kernel).name if plan is not None else "",
+        "guest_type": machine.domain.abi.name,
+        "memory_mib": boot["nr_pages"] >> 8,
+        "vcpus": len(machine.domain.vcpus),
+        "guest_ns": machine.clock.now() - BOOT_TIME_NS,
+    }
+    note = build_note(plan, boot["first_mfn"], boot["shared_info_mfn"]) if plan is not None else None
+    session = {"console": dom.console_state(), "build": note}
+    return Frozen(about, session, state)
+
+
+def save(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
+    """Write the domain as it stands to `path`, whole or not at all; the file's size.
+
+    Raises RuntimeError where it cannot be saved (see RunningDomain.save), and OSError.
+    """
+    return write_frozen(freeze(dom), path)
+
+
+def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> RunningDomain:
+    """The domain that `RunningDomain.save` wrote to `path`, ready to go on.
+
+    The options are those of `launch`; limits count from here. The file may come from anybody: its domain can
+    do no more than a guest can. Raises SavedError where it is no saved domain, or a damaged one; OSError.
+    """
+    started = time.monotonic()
+    return thaw(read_frozen(path), os.fspath(path), started, Chosen(**options))
+
+
+def thaw(frozen: Frozen, name: str, started: float, options: Chosen) -> RunningDomain:
+    """A domain of these values, which are of a file called `name`. Raises SavedError."""
+    plan = _plan(frozen.session.get("build"), name)
+    console = _Console(frozen.session.get("console"), name)
+
+    def machine(output: Output) -> Machine:
+        plain = {} if options.plain is None else {"plain": options.plain}
+        host = Host.restore(frozen.state, lambda _domid, data: output(data), **plain)
+        return host.machines[1]
+
+    def subject() -> dict[str, Any]:
+        raise BuildError("a run that begins with a saved domain cannot be recorded")
+
+    start = Start(plan, machine, subject, console.transcript, console.printed, console.used, is_trusted=False)
+    symbols = None
+    if options.symbols is not None:
+        from domainbuilder.symbols.read import read_symbols
+
+        symbols = read_symbols(options.symbols, None)
+    if len(frozen.state.domains) != 1:
+        raise SavedError(
+            "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
+        )
+    try:
+        return RunningDomain(start, options, shares_host=False, started=started, symbols=symbols)
+    except StateError as error:
+        reason = f"{error.name} is nothing that a domain can have"
+        raise SavedError(reason, where=Where(name), found=error.found, expected=error.expected) from None
+    except EngineError as error:
+        raise SavedError(f"no such domain can be made: {error}", where=Where(name)) from None
+    except (OSError, ValueError, OverflowError, LookupError) as error:
+        raise SavedError(f"no such domain can be made here: {error}", where=Where(name)) from None
+
+
+def _plan(note: Any, name: str) -> DomainPlan | None:
+    """The plan of the domain's kernel, worked out again."""
+    if note is None:
+        return None
+
+    def fail(reason: str, *, found: object = None, expected: object = None) -> SavedError:
+        return SavedError(reason, where=Where(name), found=found, expected=expected)
+
+    if not isinstance(note, dict):
+        raise fail("the build note is no map", found=type(note).__name__)
+    built = read_build_note(note, fail)
+    try:
+        return built._replace(kernel=Path(built.kernel).name).plan()
+    except BuildError as error:
+        raise fail(f"the build note is of no domain: {error.reason}") from None
+
+
+class _Console:
+    """What the domain's holder knew of its console, checked."""
+
+    def __init__(self, saved: Any, name: str) -> None:
+        numbers = ("dropped", "printed", "used")
+        fits = (
+            isinstance(saved, dict)
+            and set(saved) == {*numbers, "text", "held"}
+            and all(type(saved[key]) is int and 0 <= saved[key] < 1 << 62 for key in numbers)
+            and all(type(saved[key]) is bytes for key in ("text", "held"))
+            and len(saved["held"]) <= 1
+        )
+        if not fits:
+            found = ", ".join(sorted(map(str, saved))) if isinstance(saved, dict) else type(saved).__name__
+            raise SavedError("what is said of the console cannot be", where=Where(name), found=found)
+        self.transcript = Transcript.restore(saved["text"], saved["held"], saved["dropped"])
+        self.printed = saved["printed"]
+        self.used = min(saved["used"], self.transcript.end)

@@ -1,0 +1,364 @@
+"""Whether plain values are a host's: types, lengths and ranges, before any of it is given to its owner.
+
+A saved state may come from anybody. What passes here can make a domain that misbehaves, as a guest can; it
+cannot make an owner hold what it never holds, nor name memory that the machine does not have. A field has the
+kind that its value has in a host just made, or the one in `OwnerKinds` where that says too little.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
+from hvcore.clock import NEVER
+from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
+from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
+from hvcore.cpu.words import NO_RING
+from hvcore.errors import StateError
+from hvcore.kinds import (
+    A_DICT,
+    FLAG,
+    NOTHING,
+    SIGNED,
+    U16,
+    U32,
+    U64,
+    Kind,
+    Plain,
+    data,
+    fields,
+    items,
+    items_in,
+    number,
+    numbers,
+    one_of,
+    queue,
+    raw,
+    record,
+    require,
+    row,
+    shown,
+    table,
+    text,
+)
+from hvcore.public.xen import PAGE_SIZE
+from hvcore.refusal import Reason
+
+if TYPE_CHECKING:
+    from hvcore.host_state import DomainState, HostState
+    from hvcore.machine import Machine
+    from hvcore.machine_memory import MachineMemory
+
+MOST_PAGES = 1 << 22  # 16 GB: the frame table alone takes 80 MB then
+MOST_DOMAINS = 64
+_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+_MOST_NS = 1 << 62
+_REASON = Kind(
+    "a reason",
+    lambda v: (
+        type(v) is list
+        and len(v) == 2
+        and v[0] == "reason"
+        and type(v[1]) is str
+        and v[1] in Reason.__members__
+    ),
+)
+
+# --- a host's shape -----------------------------------------------------------------------------------------
+
+
+def _word(word: str) -> Kind:
+    return Kind(word, lambda v: v == word)
+
+
+def _fields(value: Plain, kinds: dict[str, Kind], where: str) -> None:
+    if type(value) is not dict or set(value) != set(kinds):
+        found = sorted(value) if type(value) is dict else value
+        raise StateError(where, shown(found), ", ".join(sorted(kinds)))
+    for name, kind in kinds.items():
+        require(kind, value[name], f"{where}.{name}")
+
+
+def check_shape(state: HostState) -> None:
+    """What a host is made by: sizes, counts, where things are. Raises StateError."""
+    shape = {
+        "nr_pages": number(1, MOST_PAGES), "first_mfn": number(1 << 12, 1 << 32),
+        "domains": number(1, MOST_DOMAINS), "heap_top": U64,
+        "freed": Kind("a list", lambda v: type(v) is list),
+    }  # fmt: skip
+    _fields(state.memory, shape, "memory")
+    require(number(1, len(state.domains) + 1), state.next_domid, "next_domid")
+    require(one_of(NOTHING, number(1, len(state.domains))), state.on_cpu, "on_cpu")
+    if not 1 <= len(state.domains) <= state.memory["domains"]:
+        raise StateError("domains", str(len(state.domains)), f"1 to {state.memory['domains']}")
+    require(A_DICT, state.dom0, "dom0")
+    require(A_DICT, state.xenstored, "xenstored")
+    for domid, domain in enumerate(state.domains, 1):
+        require(A_DICT, domain.owners, f"domain {domid}.owners")
+        _check_domain_shape(domain, domid, state.memory)
+
+
+def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]) -> None:
+    where = f"domain {domid}"
+    require(number(domid, domid), state.domid, f"{where}.domid")
+    low, pages = memory["first_mfn"], memory["nr_pages"]
+    require(number(1, low), state.heap_top, f"{where}.heap_top")
+    frame = number(low, low + pages - 1)
+    boot = {
+        "guest_type": Kind("a kind of guest", lambda v: type(v) is str and v in ABIS),
+        "nr_pages": number(1, pages), "first_mfn": frame, "root_mfn": frame,
+        "hypercall_page_mfn": one_of(NOTHING, frame), "shared_info_mfn": number(1, low - 1),
+        "store_mfn": frame, "store_evtchn": U32, "console_mfn": frame, "console_evtchn": U32,
+    }  # fmt: skip
+    _fields(state.boot, boot, f"{where}.boot")
+    require(
+        number(1, low + pages - state.boot["first_mfn"]), state.boot["nr_pages"], f"{where}.boot.nr_pages"
+    )
+    options = {
+        "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100),
+        "name": text(256),
+    }  # fmt: skip
+    _fields(state.options, options, f"{where}.options")
+    context = dict.fromkeys(
+        ("port_cost", "port_reads", "port_writes", "tlb_flushes", "step_rechecked", "multicall_done"), U64
+    ) | {
+        "state": data(STATE_SIZE, STATE_SIZE),
+        "step_deferred": FLAG,
+        "port_ring": one_of(number(0, 3), number(NO_RING, NO_RING)),
+    }
+    _fields(state.context, context, f"{where}.context")
+    time = number(0, _MOST_NS)
+    most = state.options["vcpus"] - 1
+    timer = one_of(
+        *(
+            row(_word(kind), number(0, 2 if kind == WATCHDOG else most), number(0, NEVER))
+            for kind in TIMER_KINDS
+        )
+    )
+    timers = Kind("timers", lambda v: type(v) is list and len(v) <= 1024 and all(map(timer.fits, v)))
+    clock = dict.fromkeys(("start", "now", "spent", "idle"), time) | {
+        "turn_end": number(0, NEVER), "timers": timers,
+    }  # fmt: skip
+    _fields(state.clock, clock, f"{where}.clock")
+
+
+def check_memory(state: HostState, mem: MachineMemory) -> None:
+    """What lies where in a machine's memory. Raises StateError."""
+    heap = number(mem.heap_floor, mem.first_mfn)
+    require(heap, state.memory["heap_top"], "memory.heap_top")
+    for domain in state.domains:
+        require(heap, domain.heap_top, f"domain {domain.domid}.heap_top")
+    freed = number(mem.heap_floor, mem.first_mfn - 1)
+    for mfn in state.memory["freed"]:
+        require(freed, mfn, "memory.freed")
+    nr = mem.end_mfn - mem.base_mfn
+    for index, pages in state.pages.items():
+        if type(pages) is not bytes or not pages or len(pages) % PAGE_SIZE:
+            raise StateError("pages", f"{len(pages)} bytes at frame {index}", "whole pages")
+        require(number(0, nr - len(pages) // PAGE_SIZE), index, "pages")
+
+
+# --- owners -------------------------------------------------------------------------------------------------
+
+
+class OwnerKinds:
+    """What the fields of the owners of one host may be, which knows its frames and numbers.
+
+    `_of` has what the value in a host just made says too little about: what may be nothing, what is kept in
+    containers, numbers that name something.
+    """
+
+    def __init__(self, mem: MachineMemory, vcpus: int) -> None:
+        frame = number(mem.base_mfn, mem.end_mfn - 1)
+        heap = items("list", number(mem.heap_floor, mem.first_mfn - 1), 1 << 16)
+        vcpu = number(0, max(vcpus - 1, 0))
+        index = number(0, (mem.end_mfn - mem.base_mfn << 10) - 1)
+        port = number(0, (1 << 17) - 1)
+        entry = number(0, (mem.end_mfn - mem.base_mfn) - 1)
+        refusal = record("Refusal", _REASON, items("tuple", one_of(SIGNED, text()), 16))
+        refusals = items("tuple", refusal, 64)
+        arguments = items("tuple", U64, 8)
+        failed = record("FailedEntry", U64, U64, arguments, SIGNED, refusals)
+        perms = items("tuple", record("Perm", U32, number(0, 15)), 1 << 12)
+        with_owner = Kind("permissions with an owner", lambda v: perms.fits(v) and bool(v[1]))
+        node = record("Node", data(0, 1 << 16), items("tuple", text(), 1 << 16), with_owner, U64)
+        accessed = record(
+            "Accessed",
+            FLAG,
+            FLAG,
+            FLAG,
+            one_of(NOTHING, U64),
+            FLAG,
+            one_of(NOTHING, node),
+            one_of(NOTHING, perms),
+        )
+        transaction = record(
+            "Transaction", table(text(), accessed, 1 << 16), table(U32, SIGNED, 1 << 8), U32, FLAG, U64, FLAG
+        )
+        message = record("Message", data(16, 1 << 13), U64, FLAG, U64, number(0, 1 << 13))
+        watch = record("Watch", text(), FLAG, text())
+        maybe = one_of(NOTHING, frame)
+        some = one_of(NOTHING, U64)
+        crash = fields(reason=text(), vector=some, error_code=some, address=some)
+        none_or_frame = one_of(number(0, 0), frame)
+        nr = mem.end_mfn - mem.base_mfn
+        a_byte_each = raw("bytearray", nr, nr)
+        block = items_in("tuple", none_or_frame, number(0, PAGE_SIZE - 72))
+        grant = record("ActiveEntry", U32, FLAG, U32, frame, number(-_U32, _U32), U32, U32, U32)
+        bytes_in = raw("bytearray", 0, 1 << 24)
+        self._of: dict[str, dict[str, Kind]] = {
+            "domain": {
+                "current_id": vcpu,
+                "e820": one_of(NOTHING, data(0, 128 * 20)),
+                "shutdown_code": one_of(NOTHING, U32),
+                "xenheap": heap,
+                "words": fields(vm_assist=U64, events_delivered=U64),
+            },
+            "evtchn": {
+                "notify_vcpu_id": numbers("H", high=max(vcpus - 1, 0)),
+                "remote_dom": numbers("H"), "remote_port": numbers("I"), "fifo_lastq": numbers("I"),
+                "state": raw("bytearray", 64, 1 << 17), "virq": raw("bytearray", 64, 1 << 17),
+                "pending": raw("bytearray", 64, 1 << 17), "priority": raw("bytearray", 64, 1 << 17),
+                "pirqs": items("set", U32, 1 << 16), "pirq_eoi_map_mfn": maybe, "pollers": number(0, vcpus),
+                "max_evtchn_port": port,
+            },
+            "fifo": {
+                "control_blocks": items("list", block, 64),
+                "event_array": items("list", frame, 128),
+            },
+            "grant_table": {
+                "version": number(1, 2), "shared": heap, "status": heap, "_spare": heap,
+                "active": table(U32, grant, 1 << 20),
+                "maptrack": table(U32, record("Mapping", U16, U32, frame, U32), 1 << 20),
+                "_free_handles": queue(U32, None),
+            },
+            "trace": {
+                "emulated": table(text(64), U64, 1 << 12), "unknown_hypercalls": table(U64, U64, 128),
+                "pending": items("list", one_of(refusal, failed), 64),
+                "refused_calls": queue(record("RefusedCall", U64, refusals, items("tuple", failed, 64)), 16),
+                "refused_faults": queue(record("RefusedFault", U64, U64, U64, refusals), 8),
+                "refused": table(_REASON, items_in("tuple", U64, refusal), len(Reason)),
+            },
+            "machine": {
+                "_input": queue(data(0, 1 << 24), None, 1 << 16),
+                "running": one_of(NOTHING, vcpu), "crash": one_of(NOTHING, crash),
+                "_cap_since": number(0, _MOST_NS), "_cap_used": number(0, _MOST_NS),
+                "_next_look": number(0, NEVER), "_slice": number(1, _MOST_NS),
+            },
+            "ro_page_fault": {
+                "_at": index, "_table": none_or_frame, "refused_upper_at": number(-1, _U64),
+                "_saved": items("list", U64, 17),
+            },
+            "console": {"_input": bytes_in, "_shown": number(0, PAGE_SIZE)},
+            "xenstore": {
+                "_in": bytes_in, "out": items("list", message, 1 << 16),
+                "watches": items("list", watch, 1 << 16), "transactions": table(U32, transaction, 64),
+            },
+            "xenstored": {"requests": table(U64, record("Request", U32, number(0, 1 << 20), FLAG), 1 << 16)},
+            "tree": {
+                "nodes": table(text(), node, 1 << 16),
+                "accounts": table(U32, record("Account", U64, SIGNED, SIGNED, SIGNED, SIGNED), 1 << 8),
+            },
+            "vcpu": {
+                "info": row(maybe, number(0, (mem.end_mfn - mem.base_mfn) * PAGE_SIZE - 64)),
+                "gdt_frames": items("tuple", none_or_frame, 14), "gdt_ents": number(0, 16 * 512),
+                "ldt_ents": number(0, 8192), "ldt_shadow": table(number(0, 15), frame, 16),
+                "cr3_mfn": none_or_frame, "user_cr3_mfn": none_or_frame, "compat_l4": none_or_frame,
+                "debugreg": items_in("list", *[U64] * 8),
+                "runstate": number(0, 3),
+                "runstate_time": items_in("list", *[U64] * 4),
+                "saved_state": one_of(NOTHING, data(STATE_SIZE, STATE_SIZE)),
+                "poll_evtchn": one_of(NOTHING, number(-1, (1 << 17) - 1)),
+                "periodic_period": one_of(number(0, 0), number(1_000_000, _MOST_NS)),
+                "callbacks": Kind("callbacks", _callbacks),
+                "iopl": Kind("an I/O privilege level", lambda v: v in (0, 0x1000, 0x2000, 0x3000)),
+            },
+            "frames": {
+                "free_frames": items("list", entry), "tot_pages": table(U16, number(0, MOST_PAGES), 1 << 8),
+                "ptype": Kind("types of frames", lambda v: a_byte_each.fits(v) and max(v[1]) <= 7),
+            },
+        }  # fmt: skip
+
+    def of(self, owner: str, field: str, now: Plain) -> Kind | None:
+        """The kind of a field that is now this plain value; None where nothing says it."""
+        known = self._of.get(owner.rstrip("0123456789"), {}).get(field)
+        return known or _kind_of(now)
+
+
+def _callbacks(v: Plain) -> bool:
+    if type(v) is not list or len(v) != 3 or v[0] != "callbacks" or type(v[1]) is not list:
+        return False
+    return all(type(kind) is int and 0 <= kind < 8 for kind in v[1]) and data(192, 192).fits(v[2])
+
+
+def _kind_of(value: Plain) -> Kind | None:
+    """The kind that one value tells."""
+    if type(value) is bool:
+        return FLAG
+    if type(value) is int:
+        return U64
+    if type(value) is str:
+        return text()
+    if type(value) is bytes:
+        return data(len(value), len(value))
+    if type(value) is list and value[0] in ("words", "bytearray"):
+        return raw(value[0], len(value[1]), len(value[1]))
+    if type(value) is list and value[0] == "array":
+        return numbers(value[1], len(value[2]) // array(value[1]).itemsize)
+    return None
+
+
+def check_owner(name: str, now: dict[str, Plain], saved: Plain, kinds: OwnerKinds) -> None:
+    """The saved fields of one owner, which is `now` in a host just made. Raises StateError."""
+    if type(saved) is not dict or set(saved) != set(now):
+        found = sorted(saved) if type(saved) is dict else saved
+        raise StateError(name, shown(found), shown(sorted(now)))
+    for field, value in now.items():
+        kind = kinds.of(name, field, value)
+        if kind is None:
+            raise StateError(f"{name}.{field}", "a field", "a kind of it in save_check.py")
+        require(kind, saved[field], f"{name}.{field}")
+
+
+def check_domain(m: Machine, saved: dict[str, dict[str, Plain]], context: dict[str, Plain]) -> None:
+    """What depends on several fields, or on the processor. Raises StateError."""
+    d = m.domain
+    fixed = {"domain_id": d.domain_id, "max_vcpus": d.max_vcpus, "nr_pages": d.nr_pages}
+    for field, value in fixed.items():
+        require(number(value, value), saved["domain"][field], f"domain.{field}")
+    for v in d.vcpus:
+        require(
+            number(v.vcpu_id, v.vcpu_id), saved[f"vcpu{v.vcpu_id}"]["vcpu_id"], f"vcpu{v.vcpu_id}.vcpu_id"
+        )
+    for device in ("console", "xenstore"):
+        for field in ("port", "backend_port"):
+            value = getattr(getattr(m, device), field)
+            require(number(value, value), saved[device][field], f"{device}.{field}")
+    check_ports(saved["evtchn"])
+    for name, state in _processor_states(saved, context):
+        for wrong in wrong_in(state, d.mm.xen.initial_state):
+            raise StateError(name, wrong, "what a guest can have in its processor")
+        frame = number(d.mem.base_mfn, d.mem.end_mfn - 1)
+        require(one_of(number(0, 0), frame), cr3_frame(state), f"{name}: CR3")
+
+
+def check_ports(saved: dict[str, Plain]) -> None:
+    """Every array of event channels has an item for each, and none is in a state that does not exist."""
+    count = len(saved["state"][1])
+    sizes = {"virq": 1, "pending": 1, "priority": 1, "notify_vcpu_id": 2, "remote_dom": 2, "remote_port": 4}
+    for field, size in {**sizes, "fifo_lastq": 4}.items():
+        if len(saved[field][-1]) != count * size:
+            raise StateError(f"evtchn.{field}", f"{len(saved[field][-1])} bytes", f"{count * size} bytes")
+    if max(saved["state"][1]) > 6:
+        raise StateError("evtchn.state", str(max(saved["state"][1])), "at most 6")
+
+
+def _processor_states(
+    saved: dict[str, dict[str, Plain]], context: dict[str, Plain]
+) -> Iterator[tuple[str, bytes]]:
+    yield "context.state", context["state"]
+    for name, owner in saved.items():
+        if name.startswith("vcpu") and owner["saved_state"] is not None:
+            yield f"{name}.saved_state", owner["saved_state"]
