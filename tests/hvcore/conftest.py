@@ -18,6 +18,7 @@ from hvcore.guest_access import GuestAccess
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import FrameTable, PGT_l1_page_table
 from hvcore.pv.mm import PageTables
+from hvcore.pv.page_walk import PageWalk
 from hvcore.vcpu import VPF_down
 from hvcore.wiring import connect_domains, create_domain
 
@@ -36,7 +37,7 @@ class FlatTables(PageTables):
     """
 
     def __init__(self, d: Domain, tlb: Tlb) -> None:
-        super(PageTables, self).__init__(d.abi, d.mem, d.frames, tlb, d.guest, d.domain_id, d.trace)
+        super(PageWalk, self).__init__(d.abi, d.mem, d.frames, tlb, d.guest, d.domain_id, d.trace)
         self.host_maps: list[tuple[int, int, int]] = []
         self.refuse_host_map = 0
 
