@@ -189,6 +189,7 @@ def store_owners(store: Xenstored) -> Iterator[tuple[str, object]]:
     yield "tree", store.tree
 
 
+_DOMAIN_WORDS = ("vm_assist", "events_delivered", "page_table_stores")  # all others are worked out
 _CRASH = ("reason", "vector", "error_code", "address")
 
 
@@ -206,7 +207,7 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
         "running": None if m._running is None else m._running.vcpu_id,
         "crash": None if m.crash is None else {name: getattr(m.crash, name) for name in _CRASH},
     }
-    saved["domain"]["words"] = {"vm_assist": d.vm_assist, "events_delivered": d.words.events_delivered}
+    saved["domain"]["words"] = {name: getattr(d.words, name) for name in _DOMAIN_WORDS}
     for v in d.vcpus:
         saved[f"vcpu{v.vcpu_id}"]["info"] = _info(v)
     kept = {name: value for name, value in context._asdict().items() if name not in _NOT_OF_THE_DOMAIN}
@@ -266,7 +267,8 @@ def restore_domain(m: Machine, state: DomainState) -> None:
     restore_domain_owners(d, saved)
     for name, owner in owners(m):
         restore_owner(owner, saved[name])
-    d.vm_assist, d.words.events_delivered = words["vm_assist"], words["events_delivered"]
+    for name in _DOMAIN_WORDS:
+        setattr(d.words, name, words[name])
     for v, (mfn, at) in zip(d.vcpus, infos, strict=True):
         v.place_info(d.mem.view[at : at + len(v.info)], mfn)
     m.crash = None if crash is None else DomainCrash(**crash)

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class HostUse:
-    """What a run cost here; differs from run to run. `peak_rss` is the process's, in bytes."""
+    """What a run cost here; differs from run to run. `peak_rss` is the process's, in bytes.
+
+    `lanes` has, by exit, how many the compiled core answered, and how many it looked at and left to Python.
+    """
 
     wall_seconds: float
     peak_rss: int
+    lanes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +71,8 @@ def render_stats(stats: Statistics) -> str:
     lines.append("on this host, this time:")
     lines.append(f"  {'wall time':<28}{stats.host.wall_seconds:>13.2f} s")
     lines.append(f"  {'peak memory (RSS)':<28}{stats.host.peak_rss / 2**20:>12.1f} MB")
+    if stats.host.lanes:
+        lines.append(f"  {'answered by the compiled core':<33}{'taken':>10}{'left':>10}")
+        rows = sorted(stats.host.lanes.items(), key=lambda row: (-sum(row[1]), row[0]))
+        lines += [f"    {name:<31}{taken:>10,}{left:>10,}" for name, (taken, left) in rows]
     return "\n".join(lines) + "\n"

@@ -283,6 +283,7 @@ class RunningDomain:
             host=HostUse(
                 time.monotonic() - self._started,
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+                self.machine.lanes.counts(),
             ),
         )
 

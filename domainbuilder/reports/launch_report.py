@@ -27,11 +27,19 @@ class ExpectationReport(Model):
     met: bool
 
 
+class LaneReport(Model):
+    """One kind of exit: how many the compiled core answered, and how many it looked at and left to Python."""
+
+    taken: int
+    left: int
+
+
 class HostReport(Model):
-    """What the run cost this host."""
+    """What the run cost this host, and who answered the guest's exits."""
 
     wall_seconds: float
     peak_rss: int
+    lanes: dict[str, LaneReport]
 
 
 class RefusedReport(Model):
@@ -263,7 +271,11 @@ def _statistics(stats: Statistics) -> StatisticsReport:
         code_bytes=stats.code_bytes,
         guest_ns=stats.guest_ns,
         console_bytes=stats.console_bytes,
-        host=HostReport(wall_seconds=round(stats.host.wall_seconds, 3), peak_rss=stats.host.peak_rss),
+        host=HostReport(
+            wall_seconds=round(stats.host.wall_seconds, 3),
+            peak_rss=stats.host.peak_rss,
+            lanes={name: LaneReport(taken=taken, left=left) for name, (taken, left) in stats.host.lanes.items()},
+        ),
     )
 
 

@@ -73,6 +73,8 @@ class Internals:
         flush, flush_page = function(self._lib, "tlb_flush"), self._flush_page
         words.tlb_flush = address_of(flush) if flush else 0
         words.tlb_flush_page = address_of(flush_page) if flush_page else 0
+        to_host = function(self._lib, "tlb_vaddr_to_host")
+        words.tlb_vaddr_to_host = address_of(to_host) if to_host else 0
         if not core.hv_register(ctypes.byref(words)):
             raise MemoryError
 

@@ -12,7 +12,7 @@ NO_RING = 0xFFFFFFFF  # of `port_ring`: no port is open
 CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
 
 # Of lanes: hypercalls by number, and these.
-LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, NR_LANES = 64, 65, 66, 67, 68
+LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE, NR_LANES = range(64, 70)
 JOURNAL_BYTES = 8 * (2 + 3 * 4096)  # struct hv_journal
 
 
@@ -58,6 +58,7 @@ class EngineWords(ctypes.Structure):
     raise_exception_err: int
     tlb_flush: int
     tlb_flush_page: int
+    tlb_vaddr_to_host: int
     port_ring: int
     port_cost: int
     port_reads: int
@@ -130,6 +131,7 @@ class DomainWords(ctypes.Structure):
     hypercalls: int
     exceptions: int
     events_delivered: int
+    page_table_stores: int
     recent: int
     events: int
 

@@ -16,6 +16,7 @@ from hvcore.debug.events import (
     ExceptionEvent,
     HypercallEvent,
     IretEvent,
+    PageTableStoreEvent,
     SubcallEvent,
     TrapEvent,
     UpcallEvent,
@@ -31,7 +32,7 @@ CAPACITY = 4096  # events: 512 KB
 _EVENT = struct.Struct("<14Q16x")
 _HEAD = 4  # words: count, kept, capacity, kinds
 # By number of enum hv_event_kind.
-_HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL = range(6)
+_HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL, _PAGE_TABLE_STORE = range(7)
 _KINDS: dict[type[Event], int] = {
     HypercallEvent: _HYPERCALL,
     SubcallEvent: _SUBCALL,
@@ -39,6 +40,7 @@ _KINDS: dict[type[Event], int] = {
     TrapEvent: _TRAP,
     ExceptionEvent: _EXCEPTION,
     UpcallEvent: _UPCALL,
+    PageTableStoreEvent: _PAGE_TABLE_STORE,
 }
 
 
@@ -86,6 +88,8 @@ def _event(domain_id: int, row: tuple[int, ...]) -> Event:
         return IretEvent(*where)
     if kind == _UPCALL:
         return UpcallEvent(*where)
+    if kind == _PAGE_TABLE_STORE:
+        return PageTableStoreEvent(*where, row[8])
     cr2 = row[8] if number == TRAP_page_fault else 0
     return (TrapEvent if kind == _TRAP else ExceptionEvent)(*where, number, result, cr2)
 

@@ -14,6 +14,7 @@ from hvcore.cpu.words import (
     JOURNAL_BYTES,
     LANE_MULTICALL_ENTRY,
     LANE_PAGE_FAULT,
+    LANE_PAGE_TABLE_STORE,
     LANE_RDTSC,
     LANE_SYSCALL,
     NR_LANES,
@@ -31,6 +32,7 @@ _NAMES = {
     LANE_MULTICALL_ENTRY: "multicall entry",
     LANE_SYSCALL: "syscall",
     LANE_PAGE_FAULT: "page fault",
+    LANE_PAGE_TABLE_STORE: "page table store",
 }
 
 

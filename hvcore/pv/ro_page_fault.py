@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from hvcore.cpu.processor import CS, RIP
 from hvcore.errors import GuestError
 from hvcore.page_info import PGT_l1_page_table, PGT_l4_page_table
+from hvcore.public.xen import PAGE_SIZE
 from hvcore.refusal import Reason
 from hvcore.x86 import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, X86_EFLAGS_TF, TRAP_debug, TRAP_page_fault
 
@@ -33,6 +34,7 @@ _MAX_INST_LEN = 15
 _XCHG, _CMPXCHG, _SETCC, _CMPXCHG8B = 0x86, 0xB0, 0x90, 0xC7  # the latter three after 0F
 _BYTE_0F = frozenset((_CMPXCHG, 0xC0))
 _GPRS = 16
+_EMPTY = bytes(PAGE_SIZE)
 
 
 def store_form(code: bytes, *, long_mode: bool) -> int:
@@ -73,7 +75,6 @@ class RoPageFault:
         self.scratch_mfn = domain.alloc_xenheap_page()
         self.scratch = domain.mem.frame(self.scratch_mfn)
         self.pending = False
-        self.stores = 0
         # When a store to an L2-L4 table was refused last, which `upper_tables` would have let through: how
         # many exceptions there had been.
         self.refused_upper_at = -1
@@ -86,6 +87,11 @@ class RoPageFault:
         self._eflags = 0
         # How a refused store ends: with the page fault that the processor raised (Traps.inject).
         self.reject: Callable[[int, int, int], None] = lambda _vector, _code, _cr2: None
+
+    @property
+    def stores(self) -> int:
+        """How many stores were made, by this or by the compiled core."""
+        return self.d.words.page_table_stores
 
     def try_start(self, cr2: int) -> bool:
         """pv_ro_page_fault(): begin the store if `cr2` is a read-only mapping of the guest's own L1 table."""
@@ -149,8 +155,14 @@ class RoPageFault:
         """The next exit: put the mapping back and check what was stored.
 
         True when the exit is dealt with; False when the instruction itself faulted and `vector` still has
-        to be handled.
+        to be handled. The scratch frame is empty again then, as the core leaves it, which does without.
         """
+        try:
+            return self._end_step(vector)
+        finally:
+            self.scratch[:] = _EMPTY
+
+    def _end_step(self, vector: int) -> bool:
         mm, engine = self.mm, self.engine
         self.pending = False
         mm.e[self._at] = self._pte
@@ -159,7 +171,7 @@ class RoPageFault:
         if vector != TRAP_debug:
             return False
         engine.take_debug_status()
-        self.stores += 1
+        self.d.words.page_table_stores += 1
         if not self._commit():
             engine.q[: _GPRS + 1] = memoryview(_words(self._saved)).cast("B").cast("Q")
             engine.write_eflags(self._eflags)

@@ -1,61 +1,24 @@
 /* Entering and leaving 64-bit guests: hvcore/pv/frames64.py and frames.py. */
 #include "lane.h"
 
-enum {
-    X86_EFLAGS_IF = 0x200, X86_EFLAGS_DF = 0x400, X86_EFLAGS_IOPL = 0x3000, X86_EFLAGS_NT = 0x4000,
-    X86_EFLAGS_RF = 0x10000, X86_EFLAGS_VM = 0x20000, X86_EFLAGS_AC = 0x40000, EFLAGS_SETTABLE = 0x3f7fd7,
-};
 #define CLEARED_ON_TRAP \
     ((uint64_t)(X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_TF | X86_EFLAGS_AC))
 
 enum { VMASST_architectural_iopl = 1 << 4, VGCF_in_syscall = 1 << 8 };
 enum { CALLBACKTYPE_event = 0, CALLBACKTYPE_syscall = 2 };
-enum { ES_SEGMENT, CS_SEGMENT, SS_SEGMENT, GS_SEGMENT = 5 };
-enum { HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { FLAT_CS_FLAGS = 0x00affb00, FLAT_SS_FLAGS = 0x00cff300 };
 
 /* -- segments */
 
-static uint32_t *segment(const struct hv_call *c, int index) { /* selector, base, limit, flags */
-    return (uint32_t *)c->regs + (184 + 24 * index) / 4;
-}
-
-static uint32_t *hflags_of(const struct hv_call *c) { return (uint32_t *)c->regs + HFLAGS_OFFSET / 4; }
-
-static void load(struct hv_call *c, int index, uint32_t selector, uint32_t flags) {
-    uint32_t *at = segment(c, index);
-    hv_set32(c->j, &at[0], selector);
-    hv_set64(c->j, &at[2], 0);
-    hv_set32(c->j, &at[4], UINT32_MAX);
-    hv_set32(c->j, &at[5], flags);
-}
-
-/* Frames64._set_flat(), by Engine.set_segment() */
+/* Frames64._set_flat() */
 static void set_flat(struct hv_call *c) {
-    uint32_t hflags = *hflags_of(c);
-    if (*segment(c, CS_SEGMENT) != FLAT_RING3_CS64) {
-        load(c, CS_SEGMENT, FLAT_RING3_CS64, FLAT_CS_FLAGS);
-        hflags = (hflags & ~(uint32_t)HF_ADDSEG) | HF_CPL | HF_CS32 | HF_CS64 | HF_SS32;
-    }
-    if (*segment(c, SS_SEGMENT) != FLAT_RING3_SS) {
-        load(c, SS_SEGMENT, FLAT_RING3_SS, FLAT_SS_FLAGS);
-        hflags = (hflags & ~(uint32_t)HF_ADDSEG) | HF_SS32;
-    }
-    hv_set32(c->j, hflags_of(c), hflags);
+    if (*hv_segment(c, CS) != FLAT_RING3_CS64)
+        hv_set_segment(c, CS, FLAT_RING3_CS64, 0, UINT32_MAX, FLAT_CS_FLAGS);
+    if (*hv_segment(c, SS) != FLAT_RING3_SS)
+        hv_set_segment(c, SS, FLAT_RING3_SS, 0, UINT32_MAX, FLAT_SS_FLAGS);
 }
-
-static uint64_t *gs_base(const struct hv_call *c) { return (uint64_t *)&segment(c, GS_SEGMENT)[2]; }
 
 /* -- flags */
-
-/* Engine.write_eflags() of a guest that runs: arithmetic flags and DF lie apart */
-static void write_eflags(struct hv_call *c, uint64_t value) {
-    uint32_t *words = (uint32_t *)c->regs;
-    hv_set64(c->j, &c->regs[EFLAGS], (value & ~UINT64_C(0xcd5)) | 2);
-    hv_set64(c->j, &c->regs[CC_SRC], value & 0x8d5);
-    hv_set32(c->j, &words[CC_OP], CC_OP_EFLAGS);
-    hv_set32(c->j, &words[DF], value & X86_EFLAGS_DF ? UINT32_MAX : 1);
-}
 
 static uint8_t *info_of(const struct hv_call *c) { return (uint8_t *)c->v->info_address; }
 
@@ -79,7 +42,7 @@ static void restore_flags(struct hv_call *c, uint64_t eflags) {
     }
     hv_set8(c->j, &info_of(c)[1], eflags & X86_EFLAGS_IF ? 0 : 1);
     hv_set64(c->j, &c->v->async_exception_mask, false);
-    write_eflags(c, (eflags & ~(uint64_t)(X86_EFLAGS_IOPL | X86_EFLAGS_VM) & EFLAGS_SETTABLE) | X86_EFLAGS_IF);
+    hv_write_eflags(c, (eflags & ~(uint64_t)(X86_EFLAGS_IOPL | X86_EFLAGS_VM) & EFLAGS_SETTABLE) | X86_EFLAGS_IF);
 }
 
 /* -- modes */
@@ -87,10 +50,8 @@ static void restore_flags(struct hv_call *c, uint64_t eflags) {
 /* Frames64.toggle_guest_mode() */
 static void toggle_guest_mode(struct hv_call *c) {
     struct hv_vcpu *v = c->v;
-    hv_set64(c->j, v->kernel_mode ? &v->gs_base_kernel : &v->gs_base_user, *gs_base(c));
-    hv_set64(c->j, gs_base(c), v->kernel_mode ? v->gs_base_user : v->gs_base_kernel);
-    if (*hflags_of(c) & HF_CS64)
-        hv_set32(c->j, hflags_of(c), *hflags_of(c) & ~(uint32_t)HF_ADDSEG);
+    hv_set64(c->j, v->kernel_mode ? &v->gs_base_kernel : &v->gs_base_user, hv_segment_base(c, GS));
+    hv_set_base(c, GS, v->kernel_mode ? v->gs_base_user : v->gs_base_kernel);
     hv_set64(c->j, &v->kernel_mode, !v->kernel_mode);
     close_ports(c);
     hv_set64(c->j, &c->regs[CR3], (v->kernel_mode ? v->cr3_mfn : v->user_cr3_mfn) << PAGE_SHIFT);
@@ -102,9 +63,9 @@ static void toggle_guest_mode(struct hv_call *c) {
 /* Frames64._push() and _enter(): RCX R11 [error code] RIP CS|mask RFLAGS RSP SS */
 static bool enter_handler(struct hv_call *c, uint64_t address, const uint64_t *error_code, bool mask_events,
                           uint64_t cleared) {
-    uint64_t *regs = c->regs, rsp = regs[RSP], cs = *segment(c, CS_SEGMENT), ss = *segment(c, SS_SEGMENT), sp;
+    uint64_t *regs = c->regs, rsp = regs[RSP], cs = *hv_segment(c, CS), ss = *hv_segment(c, SS), sp;
     uint64_t eflags = hv_read_eflags(c->e);
-    if (!address || !(*hflags_of(c) & HF_CS64))
+    if (!address || !(*hv_hflags(c) & HF_CS64))
         return NOT_MINE;
     if (c->v->kernel_mode) {
         sp = rsp & ~UINT64_C(15);
@@ -134,7 +95,7 @@ static bool enter_handler(struct hv_call *c, uint64_t address, const uint64_t *e
     if (mask_events)
         hv_set8(c->j, &info_of(c)[1], mask | 1);
     eflags = (eflags & ~cleared) | X86_EFLAGS_IF;
-    write_eflags(c, eflags);
+    hv_write_eflags(c, eflags);
     hv_set64(c->j, &regs[RSP], sp);
     set_flat(c);
     hv_set64(c->j, &regs[RIP], address);
@@ -194,7 +155,7 @@ bool hv_iret64(struct hv_call *c) {
         return NOT_MINE;
     uint32_t cs = (frame.cs | 3) & 0xffff, ss = (frame.ss | 3) & 0xffff;
     bool is_flat = cs == FLAT_RING3_CS64 && ss == FLAT_RING3_SS;
-    bool is_loaded = cs == *segment(c, CS_SEGMENT) && ss == *segment(c, SS_SEGMENT);
+    bool is_loaded = cs == *hv_segment(c, CS) && ss == *hv_segment(c, SS);
     if (in_syscall) {
         if (!is_canonical(frame.rip) || cs == FLAT_RING3_CS32)
             return NOT_MINE;
@@ -211,28 +172,16 @@ bool hv_iret64(struct hv_call *c) {
     if (in_syscall || is_flat)
         set_flat(c);
     if (in_syscall) /* _sysret() */
-        write_eflags(c, r11 & ~(uint64_t)X86_EFLAGS_RF);
+        hv_write_eflags(c, r11 & ~(uint64_t)X86_EFLAGS_RF);
     return MINE;
 }
 
-/* Traps.do_page_fault() and inject(): the guest's own fault; a store to what may be a page table is Python's. */
-bool hv_page_fault64(struct hv_call *c) {
-    enum { PFEC_page_present = 1, PFEC_write_access = 2, PFEC_user_mode = 4, PFEC_reserved_bit = 8 };
-    enum { PFEC_insn_fetch = 16 };
-    const uint32_t *words = (const uint32_t *)c->regs;
-    uint64_t error_code = words[ERROR_CODE_OFFSET / 4], cr2 = c->regs[CR2];
-    if (words[ERROR_CODE_OFFSET / 4 + 1] || error_code & PFEC_reserved_bit || !(error_code & PFEC_user_mode))
-        return NOT_MINE;
-    uint64_t kind = error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch);
-    if (kind == (PFEC_page_present | PFEC_write_access) && c->v->kernel_mode)
-        return NOT_MINE;
-    uint64_t *exceptions = (uint64_t *)c->d->exceptions;
-    hv_set64(c->j, &exceptions[TRAP_page_fault], exceptions[TRAP_page_fault] + 1);
-    hv_event(c, EVENT_trap, c->regs[RIP], TRAP_page_fault, error_code);
+/* Traps.inject() of the guest's own page fault */
+bool hv_page_fault64(struct hv_call *c, uint64_t error_code, uint64_t cr2) {
     hv_set64(c->j, (uint64_t *)c->v->ctrlreg_words + 2, cr2);
     hv_set64(c->j, info_of(c) + c->v->cr2_offset, cr2);
     if (c->v->kernel_mode)
         error_code &= ~(uint64_t)PFEC_user_mode;
     hv_event(c, EVENT_exception, c->regs[RIP], TRAP_page_fault, error_code);
-    return hv_bounce64(c, TRAP_page_fault, &error_code);
+    return hv_bounce64(c, TRAP_page_fault, &error_code) && hv_test_all_events64(c);
 }

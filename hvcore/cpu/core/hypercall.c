@@ -9,14 +9,12 @@ enum { RECENT = 16, RECENT_WORDS = 9 };
 #define OUT (UINT64_C(1) << 62) /* clock.OUT */
 enum { CS_SELECTOR = (184 + 24) / 4, SS_SELECTOR = (184 + 48) / 4 };
 enum { SYSCALL_SIZE = 2 };
-enum { UC_X86_REG_EFLAGS = 25, EFLAGS_KNOWN = 0x3f7fd7, X86_EFLAGS_MBS = 2, X86_EFLAGS_RF = 0x10000 };
 
 typedef bool lane_function(struct hv_call *c);
 typedef void syscall_function(void *uc, void *data);
 typedef void interrupt_function(void *uc, uint32_t vector, void *data);
 typedef int insn_function(void *uc, void *data);
 typedef int stop_function(void *uc);
-typedef int reg_read_function(void *uc, int number, void *value);
 
 static const struct {
     lane_function *lane;
@@ -173,6 +171,25 @@ static bool hypercall32(struct hv_call *c) {
     return MINE;
 }
 
+/* Traps.do_page_fault(): a store to a page table, or a fault of the guest's own. */
+static bool page_fault(struct hv_call *c) {
+    const uint32_t *words = (const uint32_t *)c->regs;
+    uint64_t error_code = words[ERROR_CODE_OFFSET / 4], cr2 = c->regs[CR2], *exceptions = (uint64_t *)c->d->exceptions;
+    bool is_kernel = c->is_32bit ? (*hv_hflags(c) & HF_CPL) == 1 : c->v->kernel_mode;
+    if (words[ERROR_CODE_OFFSET / 4 + 1] || error_code & PFEC_reserved_bit) /* `int 14`; or Xen's end of the domain */
+        return NOT_MINE;
+    if (c->is_32bit ? cr2 >> 32 : !(error_code & PFEC_user_mode)) /* a look of the processor's into GDT or LDT */
+        return NOT_MINE;
+    hv_set64(c->j, &exceptions[TRAP_page_fault], exceptions[TRAP_page_fault] + 1);
+    hv_event(c, EVENT_trap, c->regs[RIP], TRAP_page_fault, error_code);
+    uint64_t kind = error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch);
+    if (kind == (PFEC_page_present | PFEC_write_access) && is_kernel)
+        return count_lane(c->e, LANE_page_table_store, hv_ro_page_fault(c, cr2) && !c->j->is_full);
+    if (c->is_32bit)
+        return NOT_MINE;
+    return count_lane(c->e, LANE_page_fault, hv_page_fault64(c, error_code, cr2) && !c->j->is_full);
+}
+
 static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
     if ((vector != HYPERCALL_VECTOR && vector != TRAP_page_fault) || !e->vcpu)
         return NOT_MINE;
@@ -180,13 +197,9 @@ static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
     const uint32_t *words = (const uint32_t *)e->env;
     c.is_32bit = c.d->levels == 3;
     bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (words[CS_SELECTOR] & 3) == 1;
-    bool is_fault = !c.is_32bit && vector == TRAP_page_fault;
-    if (!(is_hypercall || is_fault) || !begin(&c))
+    if (!(is_hypercall || vector == TRAP_page_fault) || !begin(&c))
         return NOT_MINE;
-    bool mine = is_hypercall ? hypercall32(&c)
-                             : count_lane(e, LANE_page_fault,
-                                          hv_page_fault64(&c) && hv_test_all_events64(&c) && !c.j->is_full);
-    if (!mine)
+    if (!(is_hypercall ? hypercall32(&c) : page_fault(&c)))
         return give_back(&c);
     *(uint32_t *)(e->env + OLD_EXCEPTION_OFFSET) = UINT32_MAX; /* or the next would be a double fault */
     if ((int64_t)e->left <= (int64_t)e->limit) { /* no block of code may follow that would notice */
@@ -194,13 +207,6 @@ static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
         ((stop_function *)e->uc_emu_stop)((void *)e->uc);
     }
     return MINE;
-}
-
-/* EFLAGS, with the lazily kept arithmetic flags worked out: Engine.read_eflags() */
-uint64_t hv_read_eflags(const struct hv_engine *e) {
-    uint64_t eflags = 0;
-    ((reg_read_function *)e->uc_reg_read)((void *)e->uc, UC_X86_REG_EFLAGS, &eflags);
-    return (eflags & EFLAGS_KNOWN) | X86_EFLAGS_MBS;
 }
 
 /* UC_HOOK_INSN of `syscall`: what the instruction itself does, and the exit. */

@@ -18,7 +18,8 @@ enum {
     HC_mmu_update = 1, HC_stack_switch = 3, HC_fpu_taskswitch = 5, HC_multicall = 13, HC_update_va_mapping = 14,
     HC_xen_version = 17, HC_iret = 23, HC_vcpu_op = 24, HC_set_segment_base = 25, HC_mmuext_op = 26, HC_sched_op = 29,
     NR_HYPERCALLS = 64,
-    LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, LANE_syscall, LANE_page_fault, NR_LANES,
+    LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, LANE_syscall, LANE_page_fault,
+    LANE_page_table_store, NR_LANES,
 };
 
 /* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
@@ -26,10 +27,21 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, RIP = 16, EFLAG
 enum { CR2 = CR0 + 2, CR3 };
 enum { CC_OP = 168 / 4, DF = 172 / 4, CC_OP_EFLAGS = 1 }; /* of 32-bit words */
 enum { HFLAGS_OFFSET = 176, ERROR_CODE_OFFSET = 5384, OLD_EXCEPTION_OFFSET = 5496 };
-enum { HF_CPL = 3, HF_TS = 1 << 11, HF_CS64 = 1 << 15 };
-enum { X86_EFLAGS_TF = 0x100 };
+enum { DR7 = 5400 / 8 + 7 };
+enum { ES, CS, SS, DS, FS, GS };
+enum {
+    HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_TS = 1 << 11,
+    HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
+};
+enum {
+    X86_EFLAGS_CF = 1, X86_EFLAGS_PF = 4, X86_EFLAGS_AF = 0x10, X86_EFLAGS_ZF = 0x40, X86_EFLAGS_SF = 0x80,
+    X86_EFLAGS_TF = 0x100, X86_EFLAGS_IF = 0x200, X86_EFLAGS_DF = 0x400, X86_EFLAGS_OF = 0x800,
+    X86_EFLAGS_IOPL = 0x3000, X86_EFLAGS_NT = 0x4000, X86_EFLAGS_RF = 0x10000, X86_EFLAGS_VM = 0x20000,
+    X86_EFLAGS_AC = 0x40000, EFLAGS_SETTABLE = 0x3f7fd7,
+};
 enum { FLAT_RING3_CS32 = 0xe023, FLAT_RING3_CS64 = 0xe033, FLAT_RING3_SS = 0xe02b };
 enum { TRAP_page_fault = 14 };
+enum { PFEC_page_present = 1, PFEC_write_access = 2, PFEC_user_mode = 4, PFEC_reserved_bit = 8, PFEC_insn_fetch = 16 };
 #define NO_RING UINT64_C(0xffffffff)
 
 /* hvcore/clock.py and where the costs are named */
@@ -63,7 +75,9 @@ struct hv_journal {
 };
 
 /* What lanes did, for who listens: hvcore/debug/event_log.py. `kept` of them stay whatever is undone. */
-enum hv_event_kind { EVENT_hypercall, EVENT_subcall, EVENT_iret, EVENT_trap, EVENT_exception, EVENT_upcall };
+enum hv_event_kind {
+    EVENT_hypercall, EVENT_subcall, EVENT_iret, EVENT_trap, EVENT_exception, EVENT_upcall, EVENT_page_table_store,
+};
 
 struct hv_event {
     uint64_t kind, vcpu_id, ns, rip, end_ns, number, result, nargs, args[6], unused[2];
@@ -91,6 +105,12 @@ void hv_set8(struct hv_journal *j, void *at, uint8_t value);
 void hv_set32(struct hv_journal *j, void *at, uint32_t value);
 void hv_set64(struct hv_journal *j, void *at, uint64_t value);
 void hv_undo(struct hv_journal *j, uint64_t down_to);
+
+/* processor.c */
+uint64_t hv_read_eflags(const struct hv_engine *e);
+void hv_write_eflags(struct hv_call *c, uint64_t value);
+void hv_set_base(struct hv_call *c, int index, uint64_t base);
+void hv_set_segment(struct hv_call *c, int index, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags);
 
 /* events.c */
 bool hv_events_begin(const struct hv_domain *d);
@@ -130,13 +150,26 @@ bool hv_xen_version(struct hv_call *c);
 bool hv_vcpu_op(struct hv_call *c);
 bool hv_hypercall(struct hv_call *c, uint64_t number);
 unsigned hv_arity(const struct hv_call *c, uint64_t number); /* of a call that has a lane */
-uint64_t hv_read_eflags(const struct hv_engine *e);
+
+/* ro_page_fault.c */
+bool hv_ro_page_fault(struct hv_call *c, uint64_t cr2);
 
 /* frames64.c */
 bool hv_test_all_events64(struct hv_call *c);
 bool hv_switch_to_kernel(struct hv_call *c);
 bool hv_iret64(struct hv_call *c);
-bool hv_page_fault64(struct hv_call *c);
+bool hv_page_fault64(struct hv_call *c, uint64_t error_code, uint64_t cr2);
+
+/* A segment register: selector, -, base (64 bits), limit, flags */
+static inline uint32_t *hv_segment(const struct hv_call *c, int index) {
+    return (uint32_t *)c->regs + (184 + 24 * index) / 4;
+}
+
+static inline uint64_t hv_segment_base(const struct hv_call *c, int index) {
+    return c->regs[(184 + 24 * index + 8) / 8];
+}
+
+static inline uint32_t *hv_hflags(const struct hv_call *c) { return (uint32_t *)c->regs + HFLAGS_OFFSET / 4; }
 
 static inline uint64_t hv_now(const struct hv_engine *e) { return e->horizon - e->left; }
 

@@ -4,7 +4,7 @@
 enum { XENVER_version = 0, XEN_VERSION = 4 << 16 | 17 };
 enum { SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL, SEGBASE_GS_USER_SEL };
 enum { VCPUOP_is_up = 3 };
-enum { GS_SELECTOR = (184 + 24 * 5) / 4, FS_BASE = (184 + 24 * 4 + 8) / 8, GS_BASE = (184 + 24 * 5 + 8) / 8, HF_ADDSEG = 1 << 6, CR0_TS = 8 };
+enum { CR0_TS = 8 };
 
 bool hv_xen_version(struct hv_call *c) {
     if ((uint32_t)c->args[0] != XENVER_version)
@@ -33,23 +33,14 @@ bool hv_stack_switch(struct hv_call *c) {
 
 static bool is_canonical(uint64_t address) { return address >> 47 == 0 || address >> 47 == 0x1ffff; }
 
-/* Engine.set_segment_base() for 64-bit code, in which no base but these two counts */
-static void set_base(struct hv_call *c, int index, uint64_t base) {
-    uint32_t *hflags = (uint32_t *)((uint8_t *)c->regs + HFLAGS_OFFSET);
-    hv_set64(c->j, &c->regs[index], base);
-    hv_set32(c->j, hflags, *hflags & ~(uint32_t)HF_ADDSEG);
-}
-
 /* _load_user_gs() of a null selector: the process has no base any more, the kernel keeps its own. */
 static bool load_null_user_gs(struct hv_call *c, uint16_t selector) {
-    uint32_t *gs = (uint32_t *)c->regs + GS_SELECTOR; /* selector, base, limit, flags */
+    uint64_t kernel_base = hv_segment_base(c, GS);
     if (selector > 3)
         return NOT_MINE;
-    hv_set32(c->j, &gs[0], selector);
-    hv_set32(c->j, &gs[4], 0);
-    hv_set32(c->j, &gs[5], 0);
+    hv_set_segment(c, GS, selector, 0, 0, 0);
     hv_set64(c->j, &c->v->gs_base_user, 0);
-    set_base(c, GS_BASE, c->regs[GS_BASE]);
+    hv_set_base(c, GS, kernel_base);
     c->result = 0;
     return MINE;
 }
@@ -62,13 +53,13 @@ bool hv_set_segment_base(struct hv_call *c) {
         return NOT_MINE;
     switch ((uint32_t)c->args[0]) {
     case SEGBASE_FS:
-        set_base(c, FS_BASE, base);
+        hv_set_base(c, FS, base);
         break;
     case SEGBASE_GS_USER:
         hv_set64(c->j, &c->v->gs_base_user, base);
         break;
     case SEGBASE_GS_KERNEL:
-        set_base(c, GS_BASE, base);
+        hv_set_base(c, GS, base);
         break;
     default:
         return NOT_MINE;
@@ -78,7 +69,7 @@ bool hv_set_segment_base(struct hv_call *c) {
 }
 
 bool hv_fpu_taskswitch(struct hv_call *c) {
-    uint32_t *hflags = (uint32_t *)((uint8_t *)c->regs + HFLAGS_OFFSET);
+    uint32_t *hflags = hv_hflags(c);
     bool set = (uint32_t)c->args[0];
     hv_set64(c->j, &c->v->ts_set, set);
     hv_set64(c->j, &c->regs[CR0], set ? c->regs[CR0] | CR0_TS : c->regs[CR0] & ~(uint64_t)CR0_TS);

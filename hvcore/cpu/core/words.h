@@ -25,6 +25,7 @@
     WORD(raise_exception_err) \
     WORD(tlb_flush) \
     WORD(tlb_flush_page) \
+    WORD(tlb_vaddr_to_host) \
     WORD(port_ring)           /* the ring that may do port I/O, or NO_RING */ \
     WORD(port_cost)           /* what an access takes of the budget */ \
     WORD(port_reads) \
@@ -89,6 +90,7 @@
     WORD(hypercalls)          /* counts by number */ \
     WORD(exceptions)          /* counts by vector */ \
     WORD(events_delivered) \
+    WORD(page_table_stores) \
     WORD(recent)              /* the last calls: hvcore/trace.py */ \
     WORD(events)              /* struct hv_events (lane.h); 0: nobody listens */
 

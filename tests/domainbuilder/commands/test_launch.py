@@ -18,6 +18,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.launch.run import LaunchOptions, run_launch
 from domainbuilder.launch.script import Step
 from domainbuilder.reports.launch_report import LaunchReport
+from hvcore.cpu.compiled import core
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel
 
 PROMPT = ("expect", "hello> ")
@@ -134,6 +135,7 @@ def test_stats_are_the_same_every_time(run: Callable[..., int], capfd: pytest.Ca
         same, _, host = text.partition("on this host, this time:\n")
         assert "wall time" in host
         assert "peak memory" in host
+        assert ("answered by the compiled core" in host) == (core() is not None)
         return same.splitlines()
 
     first = stats()
@@ -156,6 +158,7 @@ def test_json_is_one_document(run: Callable[..., int], capfd: pytest.CaptureFixt
     assert report.statistics is not None
     assert report.statistics.hypercalls["sched_op"] > 0
     assert report.statistics.host.peak_rss > 1 << 20
+    assert report.statistics.host.lanes["rdtsc"].taken > 0 or core() is None
 
 
 def test_the_schema_in_the_documentation_is_the_models() -> None:

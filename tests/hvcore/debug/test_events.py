@@ -93,6 +93,14 @@ def test_what_lanes_write_down_is_what_python_tells(guest: Path) -> None:
     assert later == seen
 
 
+@pytest.mark.parametrize("name", ["ptwr-64", "ptwr-32"])
+def test_so_it_is_with_stores_to_page_tables(conformance_guest: Callable[[str], Path], name: str) -> None:
+    guest = conformance_guest(name)
+    told = run(guest, KINDS)[2]
+    assert any(isinstance(event, PageTableStoreEvent) for event in told)
+    assert run(guest, KINDS, batched=True)[2] == told
+
+
 def test_a_log_without_room_is_emptied(
     conformance_guest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,58 @@
+/* The processor's state beyond the general registers: hvcore/cpu/processor.py. */
+#include "lane.h"
+
+enum { UC_X86_REG_EFLAGS = 25, X86_EFLAGS_MBS = 2, ARITHMETIC = 0x8d5, EFLAGS_DF = 0x400 };
+enum { DESC_B = 1 << 22, DESC_L = 1 << 21 };
+
+typedef int reg_read_function(void *uc, int number, void *value);
+
+/* EFLAGS, with the lazily kept arithmetic flags worked out */
+uint64_t hv_read_eflags(const struct hv_engine *e) {
+    uint64_t eflags = 0;
+    ((reg_read_function *)e->uc_reg_read)((void *)e->uc, UC_X86_REG_EFLAGS, &eflags);
+    return (eflags & EFLAGS_SETTABLE) | X86_EFLAGS_MBS;
+}
+
+/* Those of a guest that runs: arithmetic flags and DF lie apart. */
+void hv_write_eflags(struct hv_call *c, uint64_t value) {
+    uint32_t *words = (uint32_t *)c->regs;
+    hv_set64(c->j, &c->regs[EFLAGS], (value & ~(uint64_t)(ARITHMETIC | EFLAGS_DF)) | X86_EFLAGS_MBS);
+    hv_set64(c->j, &c->regs[CC_SRC], value & ARITHMETIC);
+    hv_set32(c->j, &words[CC_OP], CC_OP_EFLAGS);
+    hv_set32(c->j, &words[DF], value & EFLAGS_DF ? UINT32_MAX : 1);
+}
+
+/* HF_ADDSEG: whether DS, ES or SS have a base */
+static void set_addseg(struct hv_call *c, uint32_t h) {
+    h &= ~(uint32_t)HF_ADDSEG;
+    bool has_base = hv_segment_base(c, ES) | hv_segment_base(c, SS) | hv_segment_base(c, DS);
+    if (!(h & HF_CS64) && (has_base || !(h & HF_CS32)))
+        h |= HF_ADDSEG;
+    hv_set32(c->j, hv_hflags(c), h);
+}
+
+void hv_set_base(struct hv_call *c, int index, uint64_t base) {
+    hv_set64(c->j, &hv_segment(c, index)[2], base);
+    set_addseg(c, *hv_hflags(c));
+}
+
+/* Load a segment register: CS sets CPL and the code's size, too, SS the stack's. */
+void hv_set_segment(struct hv_call *c, int index, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags) {
+    uint32_t *at = hv_segment(c, index), h = *hv_hflags(c);
+    hv_set32(c->j, &at[0], selector);
+    hv_set64(c->j, &at[2], base);
+    hv_set32(c->j, &at[4], limit);
+    hv_set32(c->j, &at[5], flags);
+    if (index == CS) {
+        h = (h & ~(uint32_t)(HF_CPL | HF_CS32 | HF_CS64)) | (selector & HF_CPL);
+        if (flags & DESC_L && h & HF_LMA)
+            h |= HF_CS32 | HF_CS64 | HF_SS32;
+        else if (flags & DESC_B)
+            h |= HF_CS32;
+    } else if (index == SS) {
+        h &= ~(uint32_t)HF_SS32;
+        if (flags & DESC_B || h & HF_CS64)
+            h |= HF_SS32;
+    }
+    set_addseg(c, h);
+}
