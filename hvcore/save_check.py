@@ -214,7 +214,7 @@ class OwnerKinds:
                 "e820": one_of(NOTHING, data(0, 128 * 20)),
                 "shutdown_code": one_of(NOTHING, U32),
                 "xenheap": heap,
-                "words": fields(vm_assist=U64, events_delivered=U64),
+                "words": fields(vm_assist=U64, events_delivered=U64, page_table_stores=U64),
             },
             "evtchn": {
                 "notify_vcpu_id": numbers("H", high=max(vcpus - 1, 0)),

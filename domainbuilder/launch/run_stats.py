@@ -73,6 +73,6 @@ def render_stats(stats: Statistics) -> str:
     lines.append(f"  {'peak memory (RSS)':<28}{stats.host.peak_rss / 2**20:>12.1f} MB")
     if stats.host.lanes:
         lines.append(f"  {'answered by the compiled core':<33}{'taken':>10}{'left':>10}")
-        rows = sorted(stats.host.lanes.items(), key=lambda row: (-sum(row[1]), row[0]))
-        lines += [f"    {name:<31}{taken:>10,}{left:>10,}" for name, (taken, left) in rows]
+        lanes = sorted(stats.host.lanes.items(), key=lambda lane: (-sum(lane[1]), lane[0]))
+        lines += [f"    {name:<31}{taken:>10,}{left:>10,}" for name, (taken, left) in lanes]
     return "\n".join(lines) + "\n"

@@ -274,7 +274,9 @@ def _statistics(stats: Statistics) -> StatisticsReport:
         host=HostReport(
             wall_seconds=round(stats.host.wall_seconds, 3),
             peak_rss=stats.host.peak_rss,
-            lanes={name: LaneReport(taken=taken, left=left) for name, (taken, left) in stats.host.lanes.items()},
+            lanes={
+                name: LaneReport(taken=taken, left=left) for name, (taken, left) in stats.host.lanes.items()
+            },
         ),
     )
 

@@ -12,7 +12,9 @@ NO_RING = 0xFFFFFFFF  # of `port_ring`: no port is open
 CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
 
 # Of lanes: hypercalls by number, and these.
-LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE, NR_LANES = range(64, 70)
+LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE, NR_LANES = range(
+    64, 70
+)
 JOURNAL_BYTES = 8 * (2 + 3 * 4096)  # struct hv_journal
 
 

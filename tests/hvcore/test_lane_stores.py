@@ -15,7 +15,7 @@ from hvcore.errors import DomainCrash
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
 from hvcore.pv.lanes import Lanes
-from hvcore.pv.ro_page_fault import VMASST_writable_pagetables, RoPageFault
+from hvcore.pv.ro_page_fault import RoPageFault, VMASST_writable_pagetables
 from hvcore.pv.traps import Traps
 from tests.hvcore.pv.test_ro_page_fault import STORES, WIDE
 from tests.hvcore.pv_cpu import CODE, HOLE, PV32, PV64, PvCpu
@@ -39,7 +39,20 @@ TAKEN64 = """
     48c705d531ffff00000000
 """
 # What a lane leaves to Python: other instructions, and prefixes that it does not know.
-LEFT = ("000f", "010f", "f717", "ff07", "0fc10f", "0fab0f", "0f9407", "aa", "f2890f", "f3890f", "67890f", "8f07")
+LEFT = (
+    "000f",
+    "010f",
+    "f717",
+    "ff07",
+    "0fc10f",
+    "0fab0f",
+    "0f9407",
+    "aa",
+    "f2890f",
+    "f3890f",
+    "67890f",
+    "8f07",
+)
 
 
 TRIALS = int(os.environ.get("LANE_STORE_TRIALS", "12"))  # of each form
@@ -93,7 +106,7 @@ class StoringCpu(PvCpu):
         engine.words.horizon = engine.words.turn_end = d.clock.now() + (1 << 40)
         engine.cell[0], engine.cell[1] = 1 << 40, 0
         try:
-            self.run(code, flags=flags, **regs)
+            self.run(code, user=False, flags=flags, **regs)
         except DomainCrash as error:  # the guest has no handler for what it was told
             crash = str(error)
         frames = d.frames
@@ -102,7 +115,7 @@ class StoringCpu(PvCpu):
             crash,
             tuple(engine.q[:17]),
             engine.read_eflags(),
-            tuple(engine.cell[:2]),
+            (engine.cell[0], engine.cell[1]),
             tuple(map(bytes, counts)),
             zlib.crc32(self.mem.view[(self.base - _XENHEAP - self.mem.base_mfn) << 12 :]),
             self.ro.stores,
@@ -117,7 +130,13 @@ def both(abi: Abi) -> tuple[StoringCpu, StoringCpu]:
 def values(cpu: PvCpu) -> list[int]:
     """What is stored or compared: nothing, mappings, parts of them, and what may not stand in a table."""
     ptes = [(cpu.base + page) << 12 for page in (TARGET, OTHER)]
-    return [0, *(pte | flags for pte in ptes for flags in (0x25, 0x27, 0x67, 0x26)), ptes[0] | 0x3F, 0x61, (1 << 64) - 1]
+    return [
+        0,
+        *(pte | flags for pte in ptes for flags in (0x25, 0x27, 0x67, 0x26)),
+        ptes[0] | 0x3F,
+        0x61,
+        (1 << 64) - 1,
+    ]
 
 
 def trial(cpu: PvCpu, dice: random.Random) -> tuple[int, dict[str, int], int]:
@@ -128,7 +147,14 @@ def trial(cpu: PvCpu, dice: random.Random) -> tuple[int, dict[str, int], int]:
     near = dice.choice((0, 0, 0, 0, 4, 1, 2, 7))
     ecx = dice.choice(known) >> 8 * dice.choice((0, 0, 0, near))
     eax = dice.choice((entry, entry, entry >> 8 * near, dice.choice(known)))
-    regs = {"ax": eax, "bx": ecx, "cx": ecx, "dx": dice.choice((entry >> 32, 0, ecx)), "di": ENTRY + near, "si": 0}
+    regs = {
+        "ax": eax,
+        "bx": ecx,
+        "cx": ecx,
+        "dx": dice.choice((entry >> 32, 0, ecx)),
+        "di": ENTRY + near,
+        "si": 0,
+    }
     mask = (1 << 8 * cpu.abi.word) - 1
     return old, {name: value & mask for name, value in regs.items()}, dice.choice((0x202, 0xAD7, 0x247))
 
@@ -146,7 +172,7 @@ def test_every_store_ends_as_the_engines_own_step_ends(abi: Abi) -> None:
                 cpu.set_leaf(SLOT << 12, TARGET, old)
             assert with_lanes.store(code, flags, **regs) == without.store(code, flags, **regs), (code, regs)
     taken, left = with_lanes.lanes.counts()["page table store"]
-    assert taken > 100 and left > 100
+    assert min(taken, left) > 100
     assert without.lanes.counts() == {}
 
 
@@ -190,22 +216,25 @@ def test_the_horizon_may_lie_within_the_store(left: int) -> None:
         cpu.engine.cell[0], cpu.engine.cell[1] = left, 0
         for _ in range(8):
             cpu.engine.run()
-            seen.append((cpu.engine.q[RIP], cpu.engine.cell[0], cpu.engine.cell[1], cpu.ro.pending, cpu.ro.stores))
+            seen.append((cpu.engine.q[RIP], *cpu.engine.cell[:2], cpu.ro.pending, cpu.ro.stores))
             cpu.engine.cell[0] += left
         outcomes.append(seen)
     assert outcomes[0] == outcomes[1]
 
 
-def test_without_the_assist_and_from_a_process_it_is_the_guests_own_fault() -> None:
-    for spoil in (lambda c: setattr(c.d, "vm_assist", 0), lambda c: setattr(c.v, "kernel_mode", False)):
-        outcomes = []
-        for cpu in both(PV64):
-            cpu.v.user_cr3_mfn = cpu.v.cr3_mfn
-            spoil(cpu)
-            outcomes.append(cpu.store("48890f", 0x202, cx=0, di=ENTRY))
-            assert cpu.ro.stores == 0
-        assert outcomes[0] == outcomes[1]
-        assert outcomes[0].crash
+@pytest.mark.parametrize("spoil", ["assist", "process"])
+def test_without_the_assist_and_from_a_process_it_is_the_guests_own_fault(spoil: str) -> None:
+    outcomes = []
+    for cpu in both(PV64):
+        cpu.v.user_cr3_mfn = cpu.v.cr3_mfn
+        if spoil == "assist":
+            cpu.d.vm_assist = 0
+        else:
+            cpu.v.kernel_mode = False
+        outcomes.append(cpu.store("48890f", 0x202, cx=0, di=ENTRY))
+        assert cpu.ro.stores == 0
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0].crash
 
 
 @pytest.mark.parametrize(("prefix", "segment"), [("64", FS), ("65", GS)])
