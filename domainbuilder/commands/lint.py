@@ -6,14 +6,36 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from domainbuilder import streams
-from domainbuilder.command_names import verbs_and_files
+from domainbuilder.commands._lint_options import (
+    Baseline,
+    Config,
+    Cpp,
+    Define,
+    DiffFormat,
+    Elf,
+    Explain,
+    Fix,
+    Format,
+    Ignore,
+    Include,
+    Library,
+    Lsp,
+    Map,
+    Output,
+    RegionsFormat,
+    Scripts,
+    Select,
+    ShowDiff,
+    StdinName,
+    Svg,
+    WriteBaseline,
+)
 from domainbuilder.output import refuse_to_overwrite
 
 if TYPE_CHECKING:
@@ -23,78 +45,6 @@ if TYPE_CHECKING:
     from linker.outline import Outline
     from linker.regions import Fill
     from linker.session import Request
-
-
-class Format(StrEnum):
-    """How findings are written."""
-
-    text = "text"
-    json = "json"
-    sarif = "sarif"
-    github = "github"
-    junit = "junit"
-
-
-class DiffFormat(StrEnum):
-    """How differences are written."""
-
-    text = "text"
-    json = "json"
-
-
-class RegionsFormat(StrEnum):
-    """How the fill of regions is written."""
-
-    text = "text"
-    json = "json"
-    markdown = "markdown"
-    svg = "svg"
-
-
-Scripts = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[SCRIPT]...",
-        help="Linker scripts, .lds or .lds.S; - is standard input.",
-        show_default=False,
-        autocompletion=lambda incomplete: verbs_and_files("lint", incomplete),
-    ),
-]
-Map = Annotated[str | None, typer.Option("--map", metavar="MAP", help="The link map of GNU ld or lld.")]
-Elf = Annotated[str | None, typer.Option("--elf", metavar="ELF", help="The linked kernel.")]
-Config = Annotated[
-    str | None,
-    typer.Option("--config", metavar="FILE", help="layout.toml or pyproject.toml; else the nearest."),
-]
-Library = Annotated[
-    list[str] | None, typer.Option("-L", metavar="DIR", help="Where INCLUDE is looked for, as ld has it.")
-]
-Include = Annotated[
-    list[str] | None, typer.Option("-I", metavar="DIR", help="Where the preprocessor finds includes.")
-]
-Define = Annotated[
-    list[str] | None, typer.Option("-D", metavar="NAME[=VALUE]", help="Define for the preprocessor.")
-]
-Cpp = Annotated[
-    str, typer.Option("--cpp", metavar="COMMAND", help="The C preprocessor; forces preprocessing.")
-]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write findings to a file.", show_default=False)
-]
-StdinName = Annotated[
-    str, typer.Option("--stdin-filename", metavar="FILE", help="What standard input is called.")
-]
-
-
-def _rules(incomplete: str) -> Iterator[tuple[str, str]]:
-    """The rules, each with what it says, for the shell to complete."""
-    from linker import rules, special
-
-    known = [(rule.id, rule.summary) for rule in rules.load()]
-    known += [(name, one.summary) for name, one in special.SPECIAL.items()]
-    for name, summary in [("all", "list them"), *known]:
-        if name.startswith(incomplete):
-            yield name, summary
 
 
 @contextmanager
@@ -272,48 +222,60 @@ def _serve(request: Request) -> None:
     serve(request._replace(unpack=unpack), __version__)
 
 
+def _without_known(report: Report, baseline: str | None) -> Report:
+    """The report without the findings that a baseline lists."""
+    if baseline is None:
+        return report
+    from linker.fingerprint import apply_baseline, read_baseline
+
+    return apply_baseline(report, read_baseline(baseline))
+
+
+def _list_all(report: Report, path: str) -> None:
+    """Write the baseline that lists every finding."""
+    from linker.fingerprint import baseline
+
+    text, count = baseline([report])
+    _write(text, Path(path))
+    print(f"{count} findings written to {path}", file=sys.stderr)
+
+
+def _tell(
+    report: Report, output_format: Format, output: Path | None, *, fixed_stdin: bool, diff: bool
+) -> None:
+    """Print the report; on stderr where stdout has the fixed script, and not at all beside a diff."""
+    from linker.session import render
+
+    text = render(report, output_format.value, color=output is None and streams.colour(sys.stdout))
+    if fixed_stdin and output is None:
+        sys.stderr.write(text)
+    elif output is None and output_format is not Format.text:
+        streams.document(text)
+    elif not diff:
+        _write(text, output)
+
+
 def lint(
     scripts: Scripts = None,
     link_map: Map = None,
     elf: Elf = None,
-    select: Annotated[
-        list[str] | None, typer.Option("--select", metavar="RULE", help="Run these rules alone; also xen-*.")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option("--ignore", metavar="RULE", help="Leave these rules out.")
-    ] = None,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Show a diff of what can be mended, and mend it.")
-    ] = False,
-    show_diff: Annotated[
-        bool, typer.Option("--diff", help="Show that diff and change nothing; exit with 1 if there is one.")
-    ] = False,
+    select: Select = None,
+    ignore: Ignore = None,
+    fix: Fix = False,
+    show_diff: ShowDiff = False,
     output_format: Annotated[Format, typer.Option("--format", help="How to print findings.")] = Format.text,
     output: Output = None,
     config: Config = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="FILE", help="Leave out what this file lists.")
-    ] = None,
-    write_baseline: Annotated[
-        str | None, typer.Option("--write-baseline", metavar="FILE", help="List all findings in a file.")
-    ] = None,
-    svg: Annotated[
-        Path | None, typer.Option("--svg", help="Draw the sections of the ELF or map.", show_default=False)
-    ] = None,
-    explain: Annotated[
-        str | None,
-        typer.Option(
-            "--explain", metavar="RULE", help="Explain a rule; `all` lists them.", autocompletion=_rules
-        ),
-    ] = None,
+    baseline: Baseline = None,
+    write_baseline: WriteBaseline = None,
+    svg: Svg = None,
+    explain: Explain = None,
     library: Library = None,
     cpp: Cpp = "",
     include: Include = None,
     define: Define = None,
     stdin_filename: StdinName = "<stdin>",
-    lsp: Annotated[
-        bool, typer.Option("--lsp", help="Serve an editor over stdin and stdout (needs the extra lsp).")
-    ] = False,
+    lsp: Lsp = False,
 ) -> None:
     """Find layout defects in a linker script, its link map and the linked kernel.
 
@@ -325,7 +287,7 @@ def lint(
     from domainbuilder.errors import ExitCode
 
     with _input_errors():
-        from linker.session import Preprocessing, Request, render
+        from linker.session import Preprocessing, Request
 
         how = Preprocessing(cpp, tuple(include or ()), tuple(define or ()), tuple(library or ()))
         request = Request(
@@ -342,24 +304,10 @@ def lint(
         if svg is not None:
             _draw(request, svg)
         if write_baseline is not None and report.usable:
-            from linker.fingerprint import baseline as baseline_of
-
-            text, count = baseline_of([report])
-            _write(text, Path(write_baseline))
-            print(f"{count} findings written to {write_baseline}", file=sys.stderr)
+            _list_all(report, write_baseline)
             return
-        if baseline is not None:
-            from linker.fingerprint import apply_baseline, read_baseline
-
-            report = apply_baseline(report, read_baseline(baseline))
-        color = output is None and streams.colour(sys.stdout)
-        text = render(report, output_format.value, color=color)
-        if fix and "-" in request.scripts and output is None:
-            sys.stderr.write(text)
-        elif output is None and output_format is not Format.text:
-            streams.document(text)
-        elif not show_diff:
-            _write(text, output)
+        report = _without_known(report, baseline)
+        _tell(report, output_format, output, fixed_stdin=fix and "-" in request.scripts, diff=show_diff)
     for error in report.errors:
         print(f"domainbuilder: error: {' '.join(error.split())}", file=sys.stderr)
     if not report.usable:

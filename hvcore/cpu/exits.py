@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
@@ -56,6 +56,16 @@ class Handlers(Protocol):
         """`rdtsc` and `rdtscp`: the time stamp counter."""
 
 
+class _Callbacks(NamedTuple):
+    interrupt: Callable[[int], None]
+    invalid: Callable[[], int]
+    cpuid: Callable[[], int]
+    rdtsc: Callable[[], int]
+    rdtscp: Callable[[], int]
+    syscall: Callable[[], int]
+    sysenter: Callable[[], int]
+
+
 class Exits(Processor):
     """A processor whose exits call handlers.
 
@@ -76,8 +86,8 @@ class Exits(Processor):
         self.native_pacing = False
         self.set_handlers: Callable[[Handlers], None] = self.install
 
-    def install(self, handlers: Handlers) -> None:
-        """Connect the exits; once, before the first run."""
+    def _callbacks(self, handlers: Handlers) -> _Callbacks:
+        """What the exits call, which keep the handlers at hand: `set_handlers` changes them."""
         interrupt, syscall, cpuid, rdtsc = (
             handlers.interrupt,
             handlers.syscall,
@@ -92,7 +102,6 @@ class Exits(Processor):
         self.set_handlers = set_handlers
         q, d, words = self.q, self.d, self.words
         saved_by_core = self._core_sees_exits  # what `syscall` does to RCX and R11
-        enter, leave = self._enter_leave()
 
         def on_interrupt(vector: int) -> None:
             d[_OLD_EXCEPTION] = 0xFFFFFFFF
@@ -138,16 +147,22 @@ class Exits(Processor):
             on_interrupt(6)
             return 1
 
+        return _Callbacks(on_interrupt, on_invalid, on_cpuid, on_rdtsc, on_rdtscp, on_syscall, on_sysenter)
+
+    def install(self, handlers: Handlers) -> None:
+        """Connect the exits; once, before the first run."""
+        on = self._callbacks(handlers)
+        enter, leave = self._enter_leave()
         guard = self._guard
-        interrupt_callback = INTR_CB(self._interrupt_callback(on_interrupt, enter, leave))
+        interrupt_callback = INTR_CB(self._interrupt_callback(on.interrupt, enter, leave))
         self._hook_exit(UC_HOOK_INTR, "interrupt", interrupt_callback)
-        self._hook(UC_HOOK_INSN_INVALID, INSN_CB(guard(on_invalid, enter, leave)))
+        self._hook(UC_HOOK_INSN_INVALID, INSN_CB(guard(on.invalid, enter, leave)))
         for number, name, call in (
-            (INS_CPUID, "", on_cpuid),
-            (INS_RDTSC, "rdtsc", on_rdtsc),
-            (INS_RDTSCP, "rdtscp", on_rdtscp),
-            (INS_SYSCALL, "syscall", on_syscall),
-            (INS_SYSENTER, "", on_sysenter),
+            (INS_CPUID, "", on.cpuid),
+            (INS_RDTSC, "rdtsc", on.rdtsc),
+            (INS_RDTSCP, "rdtscp", on.rdtscp),
+            (INS_SYSCALL, "syscall", on.syscall),
+            (INS_SYSENTER, "", on.sysenter),
         ):
             self._hook_exit(UC_HOOK_INSN, name, INSN_CB(guard(call, enter, leave)), number)
         self._install_io_faults()
