@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "restore": Command(
         "restore", "restore", "Go on with a domain that `launch --save-at` saved, with a console."
     ),
+    "trace": Command("trace", "trace", "Sum up a trace of `launch --trace`: calls, time, latencies."),
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."
     ),

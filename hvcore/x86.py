@@ -24,6 +24,12 @@ TRAP_stack_error = 12
 TRAP_gp_fault = 13
 TRAP_page_fault = 14
 
+# As Xen's vec_name() has them
+VECTOR_NAMES = (
+    "#DE", "#DB", "#NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#CSO", "#TS", "#NP", "#SS", "#GP", "#PF",
+    "#15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+)  # fmt: skip
+
 # EFLAGS
 X86_EFLAGS_TF = 0x100
 X86_EFLAGS_IF = 0x200
@@ -48,3 +54,8 @@ PAGE_PSE = 0x80
 PAGE_GLOBAL = 0x100
 PAGE_AVAIL = 0xE00
 PAGE_NX = 1 << 63
+
+
+def vector_name(vector: int) -> str:
+    """Xen's name of an exception vector."""
+    return VECTOR_NAMES[vector] if vector < len(VECTOR_NAMES) else f"{vector:#x}"

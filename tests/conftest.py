@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from domainbuilder import guests
+from domainbuilder.conform.run import bundled
 from tests.needs import find_tool, may_skip, missing
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
@@ -86,6 +87,35 @@ def guest_kernel() -> Callable[[str], Path]:
 def sample_guest() -> Callable[[str], Path]:
     """`sample_guest(name)`: the path of a sample guest that comes with the package."""
     return guests.path
+
+
+@pytest.fixture(scope="session")
+def conformance_guest(
+    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`conformance_guest("vcpus-64")`: the path of that guest."""
+    folder = tmp_path_factory.mktemp("conformance")
+    with bundled() as guests:
+        for guest in guests:
+            (folder / guest.kernel.name).write_bytes(guest.kernel.read_bytes())
+
+    def find(name: str) -> Path:
+        path = folder / f"{name}.elf"
+        if not path.exists():
+            pytest.importorskip("ziglang")
+            builder = samples_builder()
+            builder.build(tuple(one for one in builder.conformance() if one.name == name), folder)
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def debug_hello(samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled guest, compiled with -g."""
+    builder = samples_builder()
+    (path,) = builder.build(builder.BUNDLE, tmp_path_factory.mktemp("debug"), debug=True)
+    return Path(path)
 
 
 STATEDUMP_FLAGS = {

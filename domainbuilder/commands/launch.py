@@ -17,6 +17,15 @@ class Format(StrEnum):
     json = "json"
 
 
+class TraceFormat(StrEnum):
+    """What a trace is written as."""
+
+    perfetto = "perfetto"
+    text = "text"
+    json = "json"
+    xentrace = "xentrace"
+
+
 # The command line, option by option.
 File = Annotated[
     str,
@@ -77,6 +86,20 @@ Record = Annotated[
 Replay = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Type what --record wrote down: the same run again.")
 ]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write what the guest does there: .pftrace, .txt, .jsonl, .xentrace; see `trace`.",
+    ),
+]
+TraceFormatOption = Annotated[
+    TraceFormat | None, typer.Option("--trace-format", help="What to write it as, whatever FILE is called.")
+]
+TraceFilter = Annotated[
+    str,
+    typer.Option(metavar="LIST", help="What of it: hypercalls,events,vcpu=0,time=1.5-2,symbol=xen_*."),
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
 ]
@@ -113,6 +136,9 @@ def launch(
     symbols: SymbolsFile = None,
     record: Record = None,
     replay: Replay = None,
+    trace: Trace = None,
+    trace_format: TraceFormatOption = None,
+    trace_filter: TraceFilter = "",
     plain: Plain = False,
     stats: Stats = False,
     save_at: SaveAt = None,
@@ -129,6 +155,7 @@ def launch(
     Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
+    from domainbuilder.launch.observing import Observing
     from domainbuilder.launch.run import LaunchOptions, run_launch
     from domainbuilder.launch.script import script
 
@@ -157,5 +184,6 @@ def launch(
         save_at=save_at,
         output=output,
         json=output_format is Format.json,
+        observing=Observing(trace, trace_format.value if trace_format is not None else None, trace_filter),
     )
     raise typer.Exit(run_launch(options))

@@ -15,7 +15,7 @@ from domainbuilder.launch.names import Names
 from domainbuilder.launch.registers import Registers, registers_of, stack_words
 from domainbuilder.symbols.backtrace import Frame, backtrace
 from hvcore.debug.view import GuestView, Walk
-from hvcore.pv.traps import vector_name
+from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.plan.domain_plan import DomainPlan

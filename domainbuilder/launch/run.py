@@ -18,6 +18,7 @@ from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.options import FOREVER
+from domainbuilder.launch.observing import NOTHING, Observing, observed
 from domainbuilder.launch.record import InputRecord, load_record, save_record
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
@@ -50,6 +51,7 @@ class LaunchOptions:
     plain: bool
     stats: bool
     json: bool
+    observing: Observing = NOTHING
     symbols: str | None = None
     cache: bool = True
     save_at: str | None = None
@@ -169,6 +171,7 @@ def _run(options: LaunchOptions, start: _Starter) -> ExitCode:
             stack.callback(lambda path: save_record(dom.input_record(reason), path), options.record)
         if options.console_log is not None:
             output.log_to(options.console_log, stack)
+        stack.enter_context(observed(dom, options.observing, lambda: reason))
         progress.phase = "running, no output"
         if options.steps or options.save_at is not None:
             result = _play(dom, options, progress)
@@ -203,10 +206,11 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
             raise BuildError("--until-match and --save-at are two ends of a run")
         expects.append(Step("expect", options.save_at))
         _ = expects[-1].pattern
-    refuse_to_overwrite([options.console_log, options.record, options.output], inputs)
-    for path in (options.record, options.output):
+    refuse_to_overwrite([options.console_log, options.record, options.output, *options.observing.outputs], inputs)
+    for path in (options.record, options.output, *options.observing.outputs):
         if path is not None and not path.parent.is_dir():
             raise BuildError("there is no such directory", where=Where(str(path.parent)))
+    options.observing.check()
     return expects, load_record(options.replay) if options.replay is not None else None
 
 

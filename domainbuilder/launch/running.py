@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -35,13 +36,15 @@ from hvcore.clock import NEVER
 from hvcore.errors import EngineError
 from hvcore.machine import BOOT_TIME_NS, Stop
 from hvcore.public.xen import PAGE_SIZE
-from hvcore.pv.traps import vector_name
+from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
     from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.launch.names import Names
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.symbols.table import Symbols
+    from hvcore.debug.periodic import Periodic
 
 _TICK = "launch"  # the name of our timer among the host's
 _END = "end"  # that of run_for()'s
@@ -117,6 +120,7 @@ class RunningDomain:
         self._may_raise = False  # within it, but where an exception is not lost
         self._interruption: BaseException | None = None
         self._shares_host = shares_host
+        self._watchers: list[Periodic] = []
         self._is_trusted = start.is_trusted
         self.plan = start.plan
         self.machine = start.machine(self._output)
@@ -158,6 +162,17 @@ class RunningDomain:
     def _interrupt_run(self, error: BaseException) -> None:
         self._interruption = error
         self.machine.host.pause()
+
+    @contextmanager
+    def watching(self, timer: Periodic) -> Iterator[None]:
+        """Let `timer` look while the block lasts. Idle time passes without it."""
+        self._watchers.append(timer)
+        timer.arm()
+        try:
+            yield
+        finally:
+            self._watchers.remove(timer)
+            timer.stop()
 
     def attach(self, source: Input) -> None:
         """Take console input from `source` too."""
@@ -286,6 +301,23 @@ class RunningDomain:
                 self.machine.lanes.counts(),
             ),
         )
+
+    @property
+    def has_symbols(self) -> bool:
+        """Whether names are at hand: a file of symbols was given, or the kernel is a plain ELF file."""
+        if self._symbols is not None:
+            return True
+        try:
+            with Path(self.plan.kernel).open("rb") as file:
+                return file.read(4) == b"\x7fELF"
+        except OSError:
+            return False
+
+    def names(self) -> Names:
+        """The names of the guest's addresses, as reports have them."""
+        from domainbuilder.launch.names import Names
+
+        return Names(self.plan, self._symbols)
 
     def look(self) -> StopReport:
         """Where every vCPU stands, what is pending, which timer is next, what was done and printed last.
@@ -545,6 +577,8 @@ class RunningDomain:
         """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
         host = self.machine.host
         host.timers.stop(_TICK)
+        for watcher in self._watchers:
+            watcher.stop()
         due = host.next_deadline()
         if due == NEVER and deadline != NEVER:
             return  # the tick was all there was: the machine looks again, and finds that out
@@ -558,6 +592,8 @@ class RunningDomain:
         self._check_limits()
         if not self._expired:
             self._arm_tick()
+        for watcher in self._watchers:
+            watcher.arm()
 
     def _wait(self, due: int) -> None:
         """Wait for input as long as the guest would."""

@@ -129,7 +129,7 @@ def _hypercalls(machine: Machine, tell: Listener) -> AbstractContextManager[None
                 tell(UnfinishedEvent(*where, number, args))
         if trace.recent[0] == before:
             return
-        *_, (serial, (number, args, result)) = trace.last_hypercalls()
+        serial, (number, args, result) = trace.last_hypercall()
         why: tuple[Any, ...] = ((), ())
         if trace.refused_calls and trace.refused_calls[-1].serial == serial:
             why = trace.refused_calls[-1].refusals, trace.refused_calls[-1].entries

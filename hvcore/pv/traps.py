@@ -32,6 +32,7 @@ from hvcore.x86 import (
     TRAP_overflow,
     TRAP_page_fault,
     TRAP_stack_error,
+    vector_name,
 )
 
 if TYPE_CHECKING:
@@ -50,16 +51,6 @@ LEGACY_SYSCALL_VECTOR = 0x80
 
 CALLBACKTYPE_event = 0
 _STACK_OPERAND = 32  # bytes from the stack pointer that pushes, pops, calls and returns touch
-
-VECTOR_NAMES = (
-    "#DE", "#DB", "#NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#CSO", "#TS", "#NP", "#SS", "#GP", "#PF",
-    "#15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
-)  # fmt: skip
-
-
-def vector_name(vector: int) -> str:
-    """Xen's name of an exception vector."""
-    return VECTOR_NAMES[vector] if vector < len(VECTOR_NAMES) else f"{vector:#x}"
 
 
 class Traps:

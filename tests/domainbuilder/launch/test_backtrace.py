@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -31,14 +30,6 @@ def crash(kernel_file: Path, symbols: Path | None = None) -> CrashReport:
         report = dom.wait().report
     assert report is not None
     return report
-
-
-@pytest.fixture(scope="module")
-def debug_hello(samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled guest, compiled with -g."""
-    builder = samples_builder()
-    (path,) = builder.build(builder.BUNDLE, tmp_path_factory.mktemp("debug"), debug=True)
-    return Path(path)
 
 
 def line_of(source: str, text: str) -> str:

@@ -1,0 +1,61 @@
+"""What `launch` writes about a run beside its console: which files, and what goes into each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbuilder.errors import BuildError
+
+if TYPE_CHECKING:
+    from domainbuilder.launch.running import RunningDomain
+
+
+@dataclass(frozen=True, slots=True)
+class Observing:
+    """The options that ask for files: each None where nothing does."""
+
+    trace: Path | None = None
+    trace_format: str | None = None
+    trace_filter: str = ""
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that are to be written."""
+        return [path for path in (self.trace,) if path is not None]
+
+    def check(self) -> None:
+        """Raise BuildError for what cannot be, before anything runs."""
+        if self.trace is not None:
+            from domainbuilder.trace.filter import parse_filter
+            from domainbuilder.trace.formats import format_of
+
+            format_of(self.trace, self.trace_format)
+            parse_filter(self.trace_filter)
+        elif self.trace_format or self.trace_filter:
+            raise BuildError("--trace-format and --trace-filter go with --trace FILE")
+
+
+NOTHING = Observing()
+
+
+@contextmanager
+def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -> Iterator[None]:
+    """Write what is wanted about what the domain does in the block; `reason` says at its end why that came."""
+    with ExitStack() as stack:
+        if wanted.trace is not None:
+            from domainbuilder.launch.tracing import traced
+
+            stack.enter_context(
+                traced(
+                    dom,
+                    wanted.trace,
+                    trace_format=wanted.trace_format,
+                    wanted=wanted.trace_filter,
+                    reason=reason,
+                )
+            )
+        yield

@@ -1,0 +1,181 @@
+"""What a trace comes to: the calls most made, where the time went, and latencies as histograms."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from domainbuilder.launch.visible import visible
+from domainbuilder.trace.record import CLASS_OF, RUNSTATES, Head, Record, Tail
+
+_BARS = 40
+_MOST_NAMES = 10_000  # that a file can have counted apart
+_TOP = 20
+
+
+@dataclass
+class Histogram:
+    """Latencies by powers of two: bucket n has those of less than 2^n ns, and of no bucket before."""
+
+    buckets: Counter[int] = field(default_factory=Counter)
+    count: int = 0
+    total: int = 0
+    most: int = 0
+
+    def add(self, ns: int) -> None:
+        """One more."""
+        self.buckets[ns.bit_length()] += 1
+        self.count += 1
+        self.total += ns
+        self.most = max(self.most, ns)
+
+
+@dataclass
+class Summary:
+    """The counts of a trace. `calls` are by name and command, `latencies` by what they are of."""
+
+    head: Head
+    tail: Tail = field(default_factory=Tail)
+    records: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+    call_ns: Counter[str] = field(default_factory=Counter)
+    errors: Counter[tuple[str, int]] = field(default_factory=Counter)
+    traps: Counter[str] = field(default_factory=Counter)
+    emulated: Counter[str] = field(default_factory=Counter)
+    ports: Counter[str] = field(default_factory=Counter)
+    devices: Counter[str] = field(default_factory=Counter)
+    states: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    latencies: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    console_bytes: int = 0
+    first_ns: int | None = None
+    last_ns: int = 0
+
+
+def summarise(head: Head, records: Iterable[Record]) -> Summary:
+    """All that is counted, in one pass and bounded memory."""
+    s = Summary(head)
+    raised: dict[tuple[int, int], int] = {}
+    state: dict[int, tuple[int, int]] = {}  # vCPU -> its run state, and since when
+    for r in records:
+        s.records[r.kind] += 1
+        s.first_ns = r.ns if s.first_ns is None else min(s.first_ns, r.ns)
+        s.last_ns = max(s.last_ns, r.ns, r.end_ns)
+        if r.kind in ("hypercall", "subcall", "unfinished"):
+            _count_call(s, r)
+        elif r.kind == "iret":
+            s.calls["iret"] += 1
+        elif r.kind == "trap":
+            _count(s.traps, r.name)
+        elif r.kind == "emulated":
+            _count(s.emulated, r.name)
+        elif r.kind == "device":
+            _count(s.devices, r.name)
+        elif r.kind == "pending":
+            _count(s.ports, f"port {r.number} ({r.detail})" if r.detail else f"port {r.number}")
+            if len(raised) < _MOST_NAMES:
+                raised.setdefault((r.args[0], r.number), r.ns)
+        elif r.kind == "upcall":
+            for key in [key for key in raised if key[0] == r.vcpu]:
+                s.latencies["event raised to upcall"].add(r.ns - raised.pop(key))
+        elif r.kind == "runstate":
+            _change(s, state, r)
+        elif r.kind == "print":
+            s.console_bytes += len(r.text.encode("utf-8", "surrogateescape"))
+    for vcpu, (now, since) in state.items():
+        s.states[vcpu][RUNSTATES[now]] += s.last_ns - since
+    return s
+
+
+def _count(counter: Counter[str], name: str) -> None:
+    counter[name if name in counter or len(counter) < _MOST_NAMES else "others"] += 1
+
+
+def _count_call(s: Summary, r: Record) -> None:
+    name = f"{r.name} {r.detail}" if r.detail else r.name
+    _count(s.calls, name)
+    if r.kind == "hypercall" and r.end_ns:
+        took = r.end_ns - r.ns
+        s.call_ns[name if name in s.calls else "others"] += took
+        s.latencies["hypercall entered to returned"].add(took)
+    if r.result is not None and -4096 < r.result < 0 and len(s.errors) < _MOST_NAMES:
+        s.errors[name, r.result] += 1
+
+
+def _change(s: Summary, state: dict[int, tuple[int, int]], r: Record) -> None:
+    if r.vcpu in state or len(state) < _MOST_NAMES:
+        old, since = state.get(r.vcpu, (r.args[0], r.ns))
+        s.states[r.vcpu][RUNSTATES[old]] += r.ns - since
+        if old == RUNSTATES.index("blocked"):
+            s.latencies["blocked"].add(r.ns - since)
+        state[r.vcpu] = r.args[1], r.ns
+
+
+def render(s: Summary) -> str:
+    """The summary as text."""
+    return "\n".join(_lines(s)) + "\n"
+
+
+def _lines(s: Summary) -> Iterator[str]:
+    head, tail = s.head, s.tail
+    if head.kernel:
+        yield visible(f"{head.kernel}, {head.bits}-bit, {head.vcpus} vCPU{'s' * (head.vcpus > 1)}")
+    yield f"{(tail.end_ns or s.last_ns) / 1e9:.6f} s of the guest's time" + (
+        f": {visible(tail.reason)}" if tail.reason else ""
+    )
+    by_class = Counter[str]()
+    for kind, count in s.records.items():
+        by_class[CLASS_OF[kind]] += count
+    yield from _table("records", by_class)
+    yield from _table("hypercalls", s.calls, s.call_ns)
+    errors = Counter({f"{name} = {_errno(result)}": count for (name, result), count in s.errors.items()})
+    yield from _table("that failed", errors)
+    yield from _table("traps and faults", s.traps)
+    yield from _table("emulated instructions", s.emulated)
+    yield from _table("event channels raised", s.ports)
+    yield from _table("backends notified", s.devices)
+    if s.console_bytes:
+        yield f"{'console output, bytes':<44}{s.console_bytes:>12,}"
+    for vcpu, states in sorted(s.states.items()):
+        yield f"time of vcpu{vcpu}"
+        total = sum(states.values()) or 1
+        for name, ns in (+states).most_common():
+            yield f"  {name:<42}{ns / 1e9:>12.6f} s  {100 * ns / total:5.1f} %"
+    for name, histogram in s.latencies.items():
+        yield from _histogram(name, histogram)
+
+
+def _errno(result: int) -> str:
+    from domainbuilder.launch.hypercall_names import result_name
+
+    return result_name(result)
+
+
+def _table(title: str, counts: Counter[str], ns: Counter[str] | None = None) -> Iterator[str]:
+    if not counts:
+        return
+    yield f"{title:<44}{sum(counts.values()):>12,}"
+    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    for name, count in rows[:_TOP]:
+        took = f"  {ns[name] / 1e6:>12.3f} ms" if ns and ns.get(name) else ""
+        yield f"  {visible(name)[:42]:<42}{count:>12,}{took}"
+    if len(rows) > _TOP:
+        yield f"  {f'{len(rows) - _TOP} others':<42}{sum(count for _, count in rows[_TOP:]):>12,}"
+
+
+def _histogram(name: str, h: Histogram) -> Iterator[str]:
+    yield f"{name}: {h.count:,} times, {h.total / h.count:,.0f} ns on average, {h.most:,} ns at most"
+    highest = max(h.buckets.values())
+    for bucket in range(min(h.buckets), max(h.buckets) + 1):
+        count = h.buckets[bucket]
+        if not count:
+            continue
+        bar = "#" * -(-count * _BARS // highest)
+        yield f"  {f'< {_ns(1 << bucket)}':>12} {count:>10,} {bar}".rstrip()
+
+
+def _ns(ns: int) -> str:
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if ns >= size:
+            return f"{ns / size:.4g} {unit}"
+    return f"{ns} ns"

@@ -1,0 +1,35 @@
+"""Something done at regular times of a domain's own clock by whoever holds the host, unseen by the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hvcore.machine import Machine
+
+
+class Periodic:
+    """`action` is called at the first block of code at or behind each multiple of `period_ns` of the domain's time.
+
+    While the domain is idle there is nothing to look at: whoever passes that time stops and arms this.
+    """
+
+    def __init__(self, machine: Machine, name: str, period_ns: int, action: Callable[[], None]) -> None:
+        self._machine = machine
+        self._key = "periodic", name
+        self._period_ns = period_ns
+        self._action = action
+
+    def arm(self) -> None:
+        """The next time is the next multiple."""
+        due = (self._machine.clock.now() // self._period_ns + 1) * self._period_ns
+        self._machine.host.set_timer(self._key, due, self._due)
+
+    def stop(self) -> None:
+        """There is no next time."""
+        self._machine.host.timers.stop(self._key)
+
+    def _due(self) -> None:
+        self._action()
+        self.arm()
