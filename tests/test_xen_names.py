@@ -39,7 +39,6 @@ FOLLOW_NO_FILE = {
     "hvcore/debug/event_log.py": "what lanes write down is ours",
     "hvcore/debug/events.py": "what a listener is told is ours",
     "hvcore/debug/periodic.py": "a timer of the holder's is ours",
-    "hvcore/debug/periodic.py": "a timer of the holder's is ours",
     "hvcore/debug/taps.py": "how a listener is told is ours",
     "hvcore/pv/audit.py": "Xen counts and does not recount",
     "hvcore/pv/engine_faults.py": "it makes up for the engine, by the processor's manuals",

@@ -44,7 +44,7 @@ NOTHING = Observing()
 
 @contextmanager
 def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -> Iterator[None]:
-    """Write what is wanted about what the domain does in the block; `reason` says at its end why that came."""
+    """Write what is wanted about what the domain does in the block; `reason` says at its end why it came."""
     with ExitStack() as stack:
         if wanted.trace is not None:
             from domainbuilder.launch.tracing import traced

@@ -17,8 +17,8 @@ from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, Where
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
-from domainbuilder.launch.options import FOREVER
 from domainbuilder.launch.observing import NOTHING, Observing, observed
+from domainbuilder.launch.options import FOREVER
 from domainbuilder.launch.record import InputRecord, load_record, save_record
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
@@ -206,7 +206,9 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
             raise BuildError("--until-match and --save-at are two ends of a run")
         expects.append(Step("expect", options.save_at))
         _ = expects[-1].pattern
-    refuse_to_overwrite([options.console_log, options.record, options.output, *options.observing.outputs], inputs)
+    refuse_to_overwrite(
+        [options.console_log, options.record, options.output, *options.observing.outputs], inputs
+    )
     for path in (options.record, options.output, *options.observing.outputs):
         if path is not None and not path.parent.is_dir():
             raise BuildError("there is no such directory", where=Where(str(path.parent)))

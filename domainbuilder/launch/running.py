@@ -307,6 +307,8 @@ class RunningDomain:
         """Whether names are at hand: a file of symbols was given, or the kernel is a plain ELF file."""
         if self._symbols is not None:
             return True
+        if self.plan is None:
+            return False
         try:
             with Path(self.plan.kernel).open("rb") as file:
                 return file.read(4) == b"\x7fELF"

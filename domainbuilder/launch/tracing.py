@@ -150,9 +150,14 @@ def _names_for(dom: RunningDomain, chosen: str, wanted: Filter) -> Names | None:
 def head_of(dom: RunningDomain, filtered: str = "") -> Head:
     """What is run."""
     plan, domain = dom.plan, dom.machine.domain
-    cmdline = plan.start_info.cmd_line.decode("utf-8", "backslashreplace")
+    kernel, cmdline = (plan.kernel, plan.start_info.cmd_line) if plan is not None else ("", b"")
     return Head(
-        plan.kernel, cmdline, domain.domain_id, len(domain.vcpus), 32 if domain.abi.is_32bit else 64, filtered
+        kernel,
+        cmdline.decode("utf-8", "backslashreplace"),
+        domain.domain_id,
+        len(domain.vcpus),
+        32 if domain.abi.is_32bit else 64,
+        filtered,
     )
 
 

@@ -86,7 +86,7 @@ class PerfettoEncoder:
 
     def encode(self, record: Record) -> bytes:
         """The packets of a record."""
-        return _ENCODE.get(record.kind, PerfettoEncoder._point)(self, record)
+        return _ENCODE.get(record.kind, PerfettoEncoder.point)(self, record)
 
     def end(self, tail: Tail) -> bytes:
         """An instant at the end, with the counts."""
@@ -96,7 +96,7 @@ class PerfettoEncoder:
 
     # -- kinds of records
 
-    def _call(self, r: Record) -> bytes:
+    def call(self, r: Record) -> bytes:
         """A slice; the entries of a multicall lie within it."""
         begins = r.ns if r.kind == "subcall" else max(r.ns - EXIT_NS, 0)
         track = VCPU_TRACKS + r.vcpu
@@ -119,7 +119,7 @@ class PerfettoEncoder:
             self._heads[key] = head
         return head
 
-    def _point(self, r: Record, name: str = "", extra: bytes = b"") -> bytes:
+    def point(self, r: Record, name: str = "", extra: bytes = b"") -> bytes:
         """An instant."""
         notes = [_string("kind", r.kind), self._argument(_RIP, r.rip)]
         if r.number:
@@ -132,16 +132,19 @@ class PerfettoEncoder:
         head = self._head(INSTANT, VCPU_TRACKS + r.vcpu, name, CLASS_OF[r.kind])
         return self._vcpu(r.vcpu) + self._packet(r.ns, head + b"".join(notes))
 
-    def _pending(self, r: Record) -> bytes:
+    def pending(self, r: Record) -> bytes:
+        """An instant from which an arrow leads on."""
         self._flow += 1
         self._raised[r.args[0], r.number] = self._flow
-        return self._point(r, "event", fixed64(FLOW, self._flow))
+        return self.point(r, "event", fixed64(FLOW, self._flow))
 
-    def _upcall(self, r: Record) -> bytes:
+    def upcall(self, r: Record) -> bytes:
+        """An instant to which arrows lead."""
         due = [key for key in self._raised if key[0] == r.vcpu]
-        return self._point(r, extra=b"".join(fixed64(FLOW_END, self._raised.pop(key)) for key in due))
+        return self.point(r, extra=b"".join(fixed64(FLOW_END, self._raised.pop(key)) for key in due))
 
-    def _runstate(self, r: Record) -> bytes:
+    def runstate(self, r: Record) -> bytes:
+        """A slice that lasts up to the next, on a track of its own."""
         track = STATE_TRACKS + r.vcpu
         out = b""
         if track in self._tracks:
@@ -153,7 +156,8 @@ class PerfettoEncoder:
             r.ns, self._head(SLICE_BEGIN, track, RUNSTATES[r.args[1]], "scheduling") + notes
         )
 
-    def _frames(self, r: Record) -> bytes:
+    def frames(self, r: Record) -> bytes:
+        """A counter for each type."""
         out = b""
         for i, count in enumerate(r.args):
             track = FRAME_TRACKS + i
@@ -163,7 +167,8 @@ class PerfettoEncoder:
             out += self._packet(r.ns, head + number(COUNTER_VALUE, count))
         return out
 
-    def _console(self, r: Record) -> bytes:
+    def console(self, r: Record) -> bytes:
+        """An instant on the console's track."""
         head = self._head(INSTANT, CONSOLE_TRACK, r.kind, "console")
         notes = _string("kind", r.kind) + _note("vcpu", number(UINT, r.vcpu)) + self._argument(_RIP, r.rip)
         return self._track(CONSOLE_TRACK, "console") + self._packet(r.ns, head + notes + _strings(r, "text"))
@@ -263,13 +268,13 @@ def _strings(r: Record, *names: str) -> bytes:
 
 _NO_ERROR = _note("result", number(INT, 0))
 _ENCODE: dict[str, Callable[[PerfettoEncoder, Record], bytes]] = {
-    "hypercall": PerfettoEncoder._call,
-    "subcall": PerfettoEncoder._call,
-    "unfinished": PerfettoEncoder._call,
-    "pending": PerfettoEncoder._pending,
-    "upcall": PerfettoEncoder._upcall,
-    "runstate": PerfettoEncoder._runstate,
-    "frames": PerfettoEncoder._frames,
-    "print": PerfettoEncoder._console,
-    "typed": PerfettoEncoder._console,
+    "hypercall": PerfettoEncoder.call,
+    "subcall": PerfettoEncoder.call,
+    "unfinished": PerfettoEncoder.call,
+    "pending": PerfettoEncoder.pending,
+    "upcall": PerfettoEncoder.upcall,
+    "runstate": PerfettoEncoder.runstate,
+    "frames": PerfettoEncoder.frames,
+    "print": PerfettoEncoder.console,
+    "typed": PerfettoEncoder.console,
 }

@@ -96,45 +96,42 @@ class PerfettoReader:
                 self._event_names[_int(entry[p.IID])] = _bytes(entry[p.INTERNED_TEXT]).decode()
 
     def _event(self, ns: int, body: bytes) -> Record | None:
-        kind = track = count = 0
-        name, notes = "", dict[str, Any]()
+        numbers, notes = dict[int, int](), dict[str, Any]()
         for field, value in fields(body):
-            if field == p.TYPE:
-                kind = _int(value)
-            elif field == p.EVENT_TRACK:
-                track = _int(value)
-            elif field == p.NAME_IID:
-                name = self._event_names[_int(value)]
-            elif field == p.COUNTER_VALUE:
-                count = _int(value)
-            elif field == p.ANNOTATION:
+            if field == p.ANNOTATION:
                 notes.update([_annotation(_bytes(value))])
+            elif isinstance(value, int):
+                numbers[field] = value
+        track, kind = numbers.get(p.EVENT_TRACK, 0), numbers.get(p.TYPE, 0)
+        name = self._event_names[numbers[p.NAME_IID]] if p.NAME_IID in numbers else ""
         if track == p.PROCESS_TRACK:
             self._about(notes["about"].split("\n"), name)
             return None
         if kind == p.COUNTER_EVENT:
-            return self._count(ns, track - p.FRAME_TRACKS, count)
-        if kind == p.SLICE_END:
-            begun = self._open.pop(track, None)
-            if begun is None:
-                return None
-            ends = ns if begun.kind == "hypercall" else 0
-            return begun._replace(
-                ns=begun.ns if begun.kind == "subcall" else begun.ns + p.EXIT_NS, end_ns=ends
-            )
-        args = tuple(notes[f"arg{i}"] for i in range(8) if f"arg{i}" in notes)
-        what = notes.get("kind", "hypercall")
+            return self._count(ns, track - p.FRAME_TRACKS, numbers.get(p.COUNTER_VALUE, 0))
+        return self._end(ns, track) if kind == p.SLICE_END else self._begun(ns, track, kind, name, notes)
+
+    def _end(self, ns: int, track: int) -> Record | None:
+        """The hypercall that returns; run states are records where they begin."""
+        begun = self._open.pop(track, None)
+        if begun is None:
+            return None
+        if begun.kind == "subcall":
+            return begun
+        return begun._replace(ns=begun.ns + p.EXIT_NS, end_ns=ns if begun.kind == "hypercall" else 0)
+
+    def _begun(self, ns: int, track: int, kind: int, name: str, notes: dict[str, Any]) -> Record | None:
+        what = notes.get("kind", "")
         if what not in CLASS_OF:
             raise ValueError(f"no kind of record is {what!r:.40}")
-        vcpu = notes.get("vcpu", (track & (p.STATE_TRACKS - 1)) - p.VCPU_TRACKS)
+        is_slice = kind == p.SLICE_BEGIN
         r = Record(
-            what, ns, vcpu, notes.get("rip", 0), name if kind == p.SLICE_BEGIN else notes.get("name", ""),
-            notes.get("number", 0), args, notes.get("result"), 0,
+            what, ns, notes.get("vcpu", track - p.VCPU_TRACKS), notes.get("rip", 0),
+            name if is_slice and what != "runstate" else notes.get("name", ""), notes.get("number", 0),
+            tuple(notes[f"arg{i}"] for i in range(8) if f"arg{i}" in notes), notes.get("result"), 0,
             notes.get("detail", ""), notes.get("text", ""), notes.get("symbol", ""),
         )  # fmt: skip
-        if what == "runstate":
-            return r._replace(name="")
-        if kind == p.SLICE_BEGIN:
+        if is_slice and what != "runstate":
             self._open[track] = r
             return None
         return r
@@ -179,11 +176,11 @@ def _annotation(body: bytes) -> tuple[str, int | str]:
 
 def _int(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise ValueError("bytes where a number is due")
+        raise TypeError("bytes where a number is due")
     return value
 
 
 def _bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("a number where bytes are due")
+        raise TypeError("a number where bytes are due")
     return value

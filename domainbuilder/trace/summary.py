@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from domainbuilder.launch.visible import visible
@@ -55,44 +55,48 @@ class Summary:
 def summarise(head: Head, records: Iterable[Record]) -> Summary:
     """All that is counted, in one pass and bounded memory."""
     s = Summary(head)
-    raised: dict[tuple[int, int], int] = {}
-    state: dict[int, tuple[int, int]] = {}  # vCPU -> its run state, and since when
+    waiting = _Waiting()
     for r in records:
         s.records[r.kind] += 1
         s.first_ns = r.ns if s.first_ns is None else min(s.first_ns, r.ns)
         s.last_ns = max(s.last_ns, r.ns, r.end_ns)
-        if r.kind in ("hypercall", "subcall", "unfinished"):
-            _count_call(s, r)
-        elif r.kind == "iret":
-            s.calls["iret"] += 1
-        elif r.kind == "trap":
-            _count(s.traps, r.name)
-        elif r.kind == "emulated":
-            _count(s.emulated, r.name)
-        elif r.kind == "device":
-            _count(s.devices, r.name)
-        elif r.kind == "pending":
-            _count(s.ports, f"port {r.number} ({r.detail})" if r.detail else f"port {r.number}")
-            if len(raised) < _MOST_NAMES:
-                raised.setdefault((r.args[0], r.number), r.ns)
-        elif r.kind == "upcall":
-            for key in [key for key in raised if key[0] == r.vcpu]:
-                s.latencies["event raised to upcall"].add(r.ns - raised.pop(key))
-        elif r.kind == "runstate":
-            _change(s, state, r)
-        elif r.kind == "print":
-            s.console_bytes += len(r.text.encode("utf-8", "surrogateescape"))
-    for vcpu, (now, since) in state.items():
+        count = _COUNTS.get(r.kind)
+        if count is not None:
+            count(s, waiting, r)
+    for vcpu, (now, since) in waiting.states.items():
         s.states[vcpu][RUNSTATES[now]] += s.last_ns - since
     return s
+
+
+class _Waiting:
+    """What has begun: events that no upcall has told of yet, run states and since when."""
+
+    def __init__(self) -> None:
+        self.raised: dict[tuple[int, int], int] = {}
+        self.states: dict[int, tuple[int, int]] = {}
+
+
+def _pending(s: Summary, waiting: _Waiting, r: Record) -> None:
+    _count(s.ports, f"port {r.number} ({r.detail})" if r.detail else f"port {r.number}")
+    if len(waiting.raised) < _MOST_NAMES:
+        waiting.raised.setdefault((r.args[0], r.number), r.ns)
+
+
+def _upcall(s: Summary, waiting: _Waiting, r: Record) -> None:
+    for key in [key for key in waiting.raised if key[0] == r.vcpu]:
+        s.latencies["event raised to upcall"].add(r.ns - waiting.raised.pop(key))
+
+
+def _print(s: Summary, _waiting: _Waiting, r: Record) -> None:
+    s.console_bytes += len(r.text.encode("utf-8", "surrogateescape"))
 
 
 def _count(counter: Counter[str], name: str) -> None:
     counter[name if name in counter or len(counter) < _MOST_NAMES else "others"] += 1
 
 
-def _count_call(s: Summary, r: Record) -> None:
-    name = f"{r.name} {r.detail}" if r.detail else r.name
+def _count_call(s: Summary, _waiting: _Waiting, r: Record) -> None:
+    name = f"{r.name} {r.detail}" if r.detail else r.name or r.kind
     _count(s.calls, name)
     if r.kind == "hypercall" and r.end_ns:
         took = r.end_ns - r.ns
@@ -102,13 +106,29 @@ def _count_call(s: Summary, r: Record) -> None:
         s.errors[name, r.result] += 1
 
 
-def _change(s: Summary, state: dict[int, tuple[int, int]], r: Record) -> None:
+def _change(s: Summary, waiting: _Waiting, r: Record) -> None:
+    state = waiting.states
     if r.vcpu in state or len(state) < _MOST_NAMES:
         old, since = state.get(r.vcpu, (r.args[0], r.ns))
         s.states[r.vcpu][RUNSTATES[old]] += r.ns - since
         if old == RUNSTATES.index("blocked"):
             s.latencies["blocked"].add(r.ns - since)
         state[r.vcpu] = r.args[1], r.ns
+
+
+_COUNTS: dict[str, Callable[[Summary, _Waiting, Record], None]] = {
+    "hypercall": _count_call,
+    "subcall": _count_call,
+    "unfinished": _count_call,
+    "iret": _count_call,
+    "trap": lambda s, _, r: _count(s.traps, r.name),
+    "emulated": lambda s, _, r: _count(s.emulated, r.name),
+    "device": lambda s, _, r: _count(s.devices, r.name),
+    "pending": _pending,
+    "upcall": _upcall,
+    "runstate": _change,
+    "print": _print,
+}
 
 
 def render(s: Summary) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from domainbuilder.launch.visible import visible
 from domainbuilder.trace.record import FRAME_TYPES, RUNSTATES, Head, Record, Tail
 
@@ -29,46 +31,48 @@ def fault(record: Record) -> str:
     return ", ".join([record.name, *(f"{n} {v:#x}" for n, v in zip(names, record.args, strict=False))])
 
 
+def _at(r: Record) -> str:
+    return f" at {r.rip:#x}" + (f" <{r.symbol}>" if r.symbol else "")
+
+
+def _hypercall(r: Record) -> str:
+    took = f" <{r.end_ns - r.ns} ns>" if r.end_ns > r.ns else ""
+    return f"{call(r)} = {result(r.result)}{took}" + (f" by {r.symbol}" if r.symbol else "")
+
+
+def _frames(r: Record) -> str:
+    return " ".join(["frames", *(f"{n}={count}" for n, count in zip(FRAME_TYPES, r.args, strict=False))])
+
+
+def _console(r: Record) -> str:
+    shown = r.text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    escaped = shown.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{r.kind} "{visible(escaped)}"'
+
+
+_LINES: dict[str, Callable[[Record], str]] = {
+    "hypercall": _hypercall,
+    "subcall": lambda r: f"  {call(r)} = {result(r.result)}",
+    "unfinished": lambda r: f"{call(r)} = ? (it goes on later)",
+    "iret": lambda _: "iret()",
+    "trap": lambda r: f"trap {fault(r)}{_at(r)}",
+    "exception": lambda r: f"exception {fault(r)}{_at(r)}",
+    "emulated": lambda r: f"emulated {r.name}{_at(r)}",
+    "store": lambda r: f"store to a page table, cr2 {r.args[0]:#x}{_at(r)}",
+    "frames": _frames,
+    "pending": lambda r: f"event port {r.number} ({r.detail}) for vcpu{r.args[0]}",
+    "upcall": lambda r: f"upcall{_at(r)}",
+    "turn": lambda _: "turn",
+    "runstate": lambda r: f"{RUNSTATES[r.args[0]]} -> {RUNSTATES[r.args[1]]}",
+    "print": _console,
+    "typed": _console,
+    "device": lambda r: f"notifies {r.name}",
+}
+
+
 def line(record: Record) -> str:
     """What a record says, without its time and vCPU."""
-    at = f" at {record.rip:#x}" + (f" <{record.symbol}>" if record.symbol else "")
-    match record.kind:
-        case "hypercall":
-            took = record.end_ns - record.ns
-            by = f" by {record.symbol}" if record.symbol else ""
-            return f"{call(record)} = {result(record.result)}" + (f" <{took} ns>" if took else "") + by
-        case "subcall":
-            return f"  {call(record)} = {result(record.result)}"
-        case "unfinished":
-            return f"{call(record)} = ? (it goes on later)"
-        case "iret":
-            return "iret()"
-        case "trap":
-            return f"trap {fault(record)}{at}"
-        case "exception":
-            return f"exception {fault(record)}{at}"
-        case "emulated":
-            return f"emulated {record.name}{at}"
-        case "store":
-            return f"store to a page table, cr2 {record.args[0]:#x}{at}"
-        case "frames":
-            counts = zip(FRAME_TYPES, record.args, strict=False)
-            return "frames " + " ".join(f"{name}={count}" for name, count in counts)
-        case "pending":
-            return f"event port {record.number} ({record.detail}) for vcpu{record.args[0]}"
-        case "upcall":
-            return f"upcall{at}"
-        case "turn":
-            return "turn"
-        case "runstate":
-            return f"{RUNSTATES[record.args[0]]} -> {RUNSTATES[record.args[1]]}"
-        case "device":
-            return f"notifies {record.name}"
-        case _:
-            shown = visible(
-                record.text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            )
-            return f'{record.kind} "{shown}"'
+    return _LINES[record.kind](record)
 
 
 class TextEncoder:

@@ -91,7 +91,7 @@ class XentraceEncoder:
     def _flag(self) -> int:
         return TRC_64_FLAG if self._is_64bit else 0
 
-    def _hypercall(self, r: Record) -> tuple[int, bytes]:
+    def hypercall(self, r: Record) -> tuple[int, bytes]:
         """__trace_hypercall()"""
         event = TRC_PV_HYPERCALL_SUBCALL if r.kind == "subcall" else TRC_PV_HYPERCALL_V2
         op = r.number & _OP
@@ -99,10 +99,11 @@ class XentraceEncoder:
         op |= sum(1 << 20 + 2 * i for i in noted)
         return event, struct.pack(f"<{1 + len(noted)}I", op, *(r.args[i] & 0xFFFFFFFF for i in noted))
 
-    def _iret(self, _record: Record) -> tuple[int, bytes]:
+    def iret(self, _record: Record) -> tuple[int, bytes]:
+        """__trace_hypercall() of a call without arguments"""
         return TRC_PV_HYPERCALL_V2, _HEAD.pack(Hypercall.iret)
 
-    def _trap(self, r: Record) -> tuple[int, bytes]:
+    def trap(self, r: Record) -> tuple[int, bytes]:
         """__trace_pv_page_fault() and __trace_pv_trap()"""
         code = r.args[0] if r.args else None
         if r.number == _PAGE_FAULT and len(r.args) > 1:
@@ -115,31 +116,31 @@ class XentraceEncoder:
             f"{self._word()}HH", r.rip, vector, (code or 0) & 0xFFFF
         )
 
-    def _emulated(self, r: Record) -> tuple[int, bytes]:
+    def emulated(self, r: Record) -> tuple[int, bytes]:
         """trace_trap_one_addr()"""
         return TRC_PV_EMULATE_PRIVOP | self._flag(), struct.pack(self._word(), r.rip)
 
-    def _store(self, r: Record) -> tuple[int, bytes]:
+    def store(self, r: Record) -> tuple[int, bytes]:
         """__trace_ptwr_emulation(); the new entry is not known yet"""
         if self._is_64bit:
             return TRC_PV_PTWR_EMULATION | TRC_64_FLAG, struct.pack("<QQQ", 0, r.args[0], r.rip)
         return TRC_PV_PTWR_EMULATION_PAE, struct.pack("<QII", 0, r.args[0], r.rip)
 
-    def _runstate(self, r: Record) -> tuple[int, bytes]:
+    def runstate(self, r: Record) -> tuple[int, bytes]:
         """trace_runstate_change()"""
         old, new = r.args
         return TRC_SCHED_RUNSTATE_CHANGE | old << 8 | new << 4, _HEAD.pack(r.vcpu | self._domain_id << 16)
 
 
 _ENCODE: dict[str, Callable[[XentraceEncoder, Record], tuple[int, bytes]]] = {
-    "hypercall": XentraceEncoder._hypercall,
-    "subcall": XentraceEncoder._hypercall,
-    "unfinished": XentraceEncoder._hypercall,
-    "iret": XentraceEncoder._iret,
-    "trap": XentraceEncoder._trap,
-    "emulated": XentraceEncoder._emulated,
-    "store": XentraceEncoder._store,
-    "runstate": XentraceEncoder._runstate,
+    "hypercall": XentraceEncoder.hypercall,
+    "subcall": XentraceEncoder.hypercall,
+    "unfinished": XentraceEncoder.hypercall,
+    "iret": XentraceEncoder.iret,
+    "trap": XentraceEncoder.trap,
+    "emulated": XentraceEncoder.emulated,
+    "store": XentraceEncoder.store,
+    "runstate": XentraceEncoder.runstate,
 }
 KINDS = frozenset(_ENCODE)
 

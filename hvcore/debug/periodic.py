@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Periodic:
-    """`action` is called at the first block of code at or behind each multiple of `period_ns` of the domain's time.
+    """`action` is called at the first block of code at or behind each multiple of `period_ns`.
 
     While the domain is idle there is nothing to look at: whoever passes that time stops and arms this.
     """

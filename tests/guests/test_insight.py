@@ -51,7 +51,7 @@ def test_a_boot_in_perfetto(
         dom.wait()
         stats = dom.stats()
     assert stats == untouched
-    command = [sys.executable, COUNTS, path]
+    command = [sys.executable, str(COUNTS), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:
         pytest.skip("the perfetto package is not installed")

@@ -14,7 +14,7 @@ from typing import Any
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 
 
-def main(path: str) -> None:
+def main(path: str) -> None:  # noqa: C901
     trace = pb.Trace()
     with open(path, "rb") as file:  # noqa: PTH123
         trace.ParseFromString(file.read())

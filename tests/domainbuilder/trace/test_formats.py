@@ -96,7 +96,7 @@ def test_perfettos_own_classes(recorded: Recorded) -> None:
 def test_xenalyze(recorded: Recorded) -> None:
     """Debian's own tool counts the same hypercalls, by number, and the same traps."""
     tool = find_tool("xenalyze")
-    command = [tool, "--cpu-hz", "2G", "--summary", recorded.files["xentrace"]]
+    command = [tool, "--cpu-hz", "2G", "--summary", str(recorded.files["xentrace"])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Error" not in done.stderr
     domain = done.stdout.partition("|-- Domain 1 --|")[2]
@@ -135,7 +135,7 @@ def test_summary(recorded: Recorded) -> None:
 # -- what may be in a trace, and what may be in a file
 
 
-def test_hostile_text_does_nothing(tmp_path: Path) -> None:
+def test_hostile_text_does_nothing() -> None:
     from domainbuilder.trace.text import TextEncoder
 
     encoder = TextEncoder()
@@ -161,7 +161,7 @@ def test_damaged_files_are_refused_or_read(recorded: Recorded, suffix: str, data
         raw[at] = data.draw(st.integers(0, 255))
     del raw[data.draw(st.integers(len(raw) // 2, len(raw))) :]
     try:
-        reader = read_trace("damaged", io.BufferedReader(io.BytesIO(raw)))  # type: ignore[arg-type]
+        reader = read_trace("damaged", io.BufferedReader(io.BytesIO(raw)))
         render(summarise(reader.head, reader))
     except BuildError as error:
         assert error.where is not None  # noqa: PT017
