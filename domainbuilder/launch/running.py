@@ -9,26 +9,25 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import signal
 import struct
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.hypercall_names import hypercall_name
+from domainbuilder.launch.interruptions import Interruptions, watched
 from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
-from domainbuilder.launch.session import Console, Outcome
+from domainbuilder.launch.session import Console, Input, Outcome
 from domainbuilder.launch.start import Start
 from domainbuilder.launch.tape import Tape
 from domainbuilder.launch.transcript import Search, Transcript
@@ -51,7 +50,6 @@ _END = "end"  # that of run_for()'s
 _TICK_NS = 10_000_000
 _RECENT_TICKS = 100
 _GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
-_ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INPUT_ROOM = 4096
 # What goes wrong in a host that was restored from a file whose values do not fit together.
 _CONTRADICTIONS = (
@@ -63,25 +61,6 @@ _CONTRADICTIONS = (
     AssertionError,
     struct.error,
 )
-
-
-class Input(Protocol):
-    """Where a domain's console input comes from, beside `Console.send`."""
-
-    @property
-    def open(self) -> bool:
-        """Whether more can come."""
-
-    @property
-    def detached(self) -> bool:
-        """Whether the user has had enough."""
-
-    @property
-    def real_time(self) -> bool:
-        """Whether an idle guest's time is to pass as the user's does."""
-
-    def read(self, seconds: float | None) -> bytes:
-        """What came within so many seconds (None: without end); empty where nothing did."""
 
 
 class RunningDomain:
@@ -116,9 +95,7 @@ class RunningDomain:
         self._transcript = start.transcript
         self._console_bytes = start.console_bytes
         self._closed = False
-        self._running = False  # within Machine.run()
-        self._may_raise = False  # within it, but where an exception is not lost
-        self._interruption: BaseException | None = None
+        self._interruptions = Interruptions(self._pause)
         self._shares_host = shares_host
         self._watchers: list[Periodic] = []
         self._is_trusted = start.is_trusted
@@ -129,7 +106,7 @@ class RunningDomain:
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
-            self._tape = Tape(self.machine, start.subject(), options.replay, self._interrupt_run)
+            self._tape = Tape(self.machine, start.subject(), options.replay, self._interruptions.keep)
 
     def __enter__(self) -> Self:
         return self
@@ -155,12 +132,9 @@ class RunningDomain:
 
         A signal handler that raises by itself may do so in a callback of the emulator, where it gets lost.
         """
-        if not self._running or self._may_raise:
-            raise error
-        self._interrupt_run(error)
+        self._interruptions.interrupt(error)
 
-    def _interrupt_run(self, error: BaseException) -> None:
-        self._interruption = error
+    def _pause(self) -> None:
         self.machine.host.pause()
 
     @contextmanager
@@ -204,7 +178,7 @@ class RunningDomain:
     def check_at_rest(self) -> None:
         """Raise RuntimeError where the domain is destroyed, or running: in a callback, or another thread."""
         self._check_open()
-        if self._running:
+        if self._interruptions.running:
             raise RuntimeError("the domain is running")
 
     def become_clone(self, console_output: Callable[[bytes], None], timeout: float | None) -> None:
@@ -368,14 +342,23 @@ class RunningDomain:
         if self._outcome is not None:
             return self._outcome
         self._check_open()
-        with self._watchdog(), self._signals():
-            outcome = None
-            while outcome is None:
-                if self._expired:
-                    return Outcome("timeout", self._expired)
-                outcome = self._resume()
-                if self._met():
-                    return None
+        try:
+            with (
+                watched(self._deadline, _GRACE, self.machine.host.nudge),
+                self._interruptions.of_signals(),
+            ):
+                return self._resume_until_met()
+        finally:
+            self._wanted = None
+
+    def _resume_until_met(self) -> Outcome | None:
+        outcome = None
+        while outcome is None:
+            if self._expired:
+                return Outcome("timeout", self._expired)
+            outcome = self._resume()
+            if self._met():
+                return None
         return outcome
 
     def _met(self) -> bool:
@@ -383,80 +366,22 @@ class RunningDomain:
         if self._wanted is None:
             return False
         try:
-            with self._interruptible(), until(self._deadline):
+            with self._interruptions.allowed(), until(self._deadline):
                 return self._wanted()
         except TimeIsUp:
             self._expire("wall time ran out while a pattern was looked for")
             return False
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        self._may_raise = True
-        try:
-            if self._interruption is not None:
-                raise self._interruption
-            yield
-        finally:
-            self._may_raise = False
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """While the block runs, signal handlers raise where that is not lost."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        found = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
-        handlers = {number: handler for number, handler in found.items() if callable(handler)}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            try:
-                handlers[number](number, frame)
-            except BaseException as error:
-                self.interrupt(error)
-
-        for number in handlers:
-            signal.signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def _watchdog(self) -> Iterator[None]:
-        """While the block runs, see to it that limits on wall time hold.
-
-        They are looked at once every tick of the guest's time. A guest can make that last (with hypercalls
-        that cost it nothing and this host much): then the machine is told to look at once.
-        """
-        done, thread = threading.Event(), None
-        if self._deadline is not None:
-            thread = threading.Thread(target=self._watch, args=(done, self._deadline), daemon=True)
-            thread.start()
-        try:
-            yield
-        finally:
-            self._wanted = None
-            done.set()
-            if thread is not None:
-                thread.join()
-
-    def _watch(self, done: threading.Event, deadline: float) -> None:
-        delay = deadline + _GRACE - time.monotonic()
-        while not done.wait(max(delay, 0.0)):
-            self.machine.host.nudge()
-            delay = _GRACE / 10
 
     def _resume(self) -> Outcome | None:
         """One `Machine.run()`; None where there is nothing to say about its end."""
         host = self.machine.host
         host.idle, host.attend = self._idle, self._check_limits
         self._arm_tick()
-        self._running, self._interruption = True, None
         try:
-            stop = self.machine.run()
-            if stop is not Stop.PAUSED:
-                self.machine.console.drain()
+            with self._interruptions.run():
+                stop = self.machine.run()
+                if stop is not Stop.PAUSED:
+                    self.machine.console.drain()
         except EngineError as error:  # of the plain profile, first of all, which cannot trap everything
             raise BuildError(f"the emulator cannot run this guest: {error}") from error
         except _CONTRADICTIONS as error:
@@ -464,11 +389,7 @@ class RunningDomain:
                 raise
             kind = type(error).__name__
             raise BuildError(f"the saved domain contradicts itself: {kind}: {error}") from error
-        finally:
-            self._running = False
-        interruption, self._interruption = self._interruption, None
-        if interruption is not None:
-            raise interruption
+        self._interruptions.raise_kept()
         if stop is Stop.PAUSED:
             if self._expired:
                 return Outcome("timeout", self._expired)
@@ -516,17 +437,15 @@ class RunningDomain:
         self._transcript.append(data)
         if self._sink is not None:
             try:
-                with self._interruptible():
+                with self._interruptions.allowed():
                     self._sink(data)
             except BaseException as error:  # which must not end the guest's hypercall half done
-                self._interruption = error
-                self.machine.host.pause()
+                self._interruptions.keep(error)
         try:
             if self._met():
-                self.machine.host.pause()
+                self._pause()
         except BaseException as error:
-            self._interruption = error
-            self.machine.host.pause()
+            self._interruptions.keep(error)
 
     def _arm_tick(self) -> None:
         now = self.machine.clock.now()
@@ -567,10 +486,10 @@ class RunningDomain:
         if seconds != 0 and self._deadline is not None:
             left = max(self._deadline - time.monotonic(), 0.0)
             seconds = left if seconds is None else min(seconds, left)
-        with self._interruptible():
+        with self._interruptions.allowed():
             data = source.read(seconds)
         if source.detached:
-            self.machine.host.pause()
+            self._pause()
         elif data:
             self.machine.input(data)
         return bool(data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from domainbuilder.errors import ExitCode
 from domainbuilder.launch.transcript import Search, Transcript, compile_pattern
@@ -93,6 +93,25 @@ class ExpectTimeout(ExpectError):
 
 class ExpectEOF(ExpectError):
     """The guest ended, or went idle for good, before the match."""
+
+
+class Input(Protocol):
+    """Where a domain's console input comes from, beside `Console.send`."""
+
+    @property
+    def open(self) -> bool:
+        """Whether more can come."""
+
+    @property
+    def detached(self) -> bool:
+        """Whether the user has had enough."""
+
+    @property
+    def real_time(self) -> bool:
+        """Whether an idle guest's time is to pass as the user's does."""
+
+    def read(self, seconds: float | None) -> bytes:
+        """What came within so many seconds (None: without end); empty where nothing did."""
 
 
 class Console:
