@@ -10,11 +10,11 @@ from domainbuilder.kernel.elf import ElfImage, ProgramHeader
 from domainbuilder.kernel.parms import UNSET_ADDR, ElfDomParms
 from domainbuilder.plan.guest_types import GuestType, guest_type
 from domainbuilder.plan.segments import Layout, build_image
+from hvcore.public.features import XenFeat
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 MAX_PAGES = 1 << 24  # 64 GB: the p2m list of a domain is eight bytes a page in this process, too
 _MIB_PAGES = 1 << 20 >> PAGE_SHIFT
-_XENFEAT_AUTO_TRANSLATED_PHYSMAP = 2
 
 
 def least_memory_mib(elf: ElfImage, parms: ElfDomParms) -> int:
@@ -41,7 +41,7 @@ def check_kernel(elf: ElfImage, parms: ElfDomParms) -> None:
 
     Xen fills what is between VIRT_BASE and the kernel with the domain's memory.
     """
-    if parms.f_required >> _XENFEAT_AUTO_TRANSLATED_PHYSMAP & 1:
+    if parms.f_required >> XenFeat.auto_translated_physmap & 1:
         raise LayoutError("bootearly: PV Autotranslate guests no longer supported", where=elf.where())
     check_load_segments(elf, parms)
     if parms.virt_kend - parms.virt_base > MAX_PAGES << PAGE_SHIFT:

@@ -6,17 +6,12 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.public.errno import EINVAL, ENOSYS, EPERM
+from hvcore.public.features import XenFeat
 from hvcore.public.nmi import XENNMI_register_callback, XENNMI_unregister_callback, xennmi_callback
 from hvcore.public.version import (
     XEN_CAPABILITIES_INFO_LEN,
     XEN_CHANGESET_INFO_LEN,
     XEN_EXTRAVERSION_LEN,
-    XENFEAT_direct_mapped,
-    XENFEAT_gnttab_map_avail_bits,
-    XENFEAT_highmem_assist,
-    XENFEAT_memory_op_vnode_supported,
-    XENFEAT_mmu_pt_update_preserve_ad,
-    XENFEAT_pae_pgdir_above_4gb,
     XENVER_build_id,
     XENVER_capabilities,
     XENVER_changeset,
@@ -59,11 +54,11 @@ COMPILE_INFO = (b"hvcore", b"", b"", b"")  # compiler, compile_by, compile_domai
 DENIED = b"<denied>\0"
 
 _PV_FEATURES = (
-    1 << XENFEAT_memory_op_vnode_supported
-    | 1 << XENFEAT_mmu_pt_update_preserve_ad
-    | 1 << XENFEAT_highmem_assist
-    | 1 << XENFEAT_gnttab_map_avail_bits
-    | 1 << XENFEAT_direct_mapped
+    1 << XenFeat.memory_op_vnode_supported
+    | 1 << XenFeat.mmu_pt_update_preserve_ad
+    | 1 << XenFeat.highmem_assist
+    | 1 << XenFeat.gnttab_map_avail_bits
+    | 1 << XenFeat.direct_mapped
 )
 PV32_VM_ASSIST_MASK = (
     1 << VMASST_TYPE_4gb_segments
@@ -105,7 +100,7 @@ def _get_features(d: Domain, arg: int) -> int:
         return -EINVAL
     submap = _PV_FEATURES
     if d.vm_assist >> VMASST_TYPE_pae_extended_cr3 & 1:
-        submap |= 1 << XENFEAT_pae_pgdir_above_4gb
+        submap |= 1 << XenFeat.pae_pgdir_above_4gb
     d.guest.pack(xen_feature_info, arg, index, submap)
     return 0
 

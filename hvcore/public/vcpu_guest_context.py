@@ -15,6 +15,7 @@ VGCF_in_kernel = 1 << 2
 VGCF_failsafe_disables_events = 1 << 3
 VGCF_syscall_disables_events = 1 << 4
 VGCF_online = 1 << 5
+VGCF_in_syscall = 1 << 8
 
 # field -> (byte offset, struct format)
 _X86_32 = {

@@ -9,15 +9,22 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.errors import HypercallPreempted
+from hvcore.public.callback import (
+    CALLBACKF_mask_events,
+    CALLBACKOP_register,
+    CALLBACKOP_unregister,
+    CALLBACKTYPE_event,
+    CALLBACKTYPE_failsafe,
+    CALLBACKTYPE_nmi,
+    CALLBACKTYPE_syscall,
+    CALLBACKTYPE_syscall32,
+    CALLBACKTYPE_sysenter,
+)
 from hvcore.public.errno import EFAULT, EINVAL, ENOSYS
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
-CALLBACKOP_register, CALLBACKOP_unregister = 0, 1
-CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall = 0, 1, 2
-CALLBACKTYPE_nmi, CALLBACKTYPE_sysenter, CALLBACKTYPE_syscall32 = 4, 5, 7
-CALLBACKF_mask_events = 1
 
 _ROW_NS = 100  # what a row of the trap table takes of the vCPU's turn
 _TRAP_NMI = 2

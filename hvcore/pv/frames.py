@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 EFLAGS_CLEARED_ON_TRAP = X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_TF
 EFLAGS_SETTABLE = 0x3F7FD7
 VMASST_architectural_iopl = 1 << 4
-CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall, CALLBACKTYPE_syscall32 = 1, 2, 7
 
 
 def saved_eflags(v: Vcpu, eflags: int, upcall_mask: int) -> int:

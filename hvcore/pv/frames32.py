@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.processor import CS, DS, ES, FS, GS, RAX, RIP, RSP, SS
 from hvcore.errors import DomainCrash, GuestError, GuestFault
+from hvcore.public.callback import CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall32
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
-    CALLBACKTYPE_failsafe,
-    CALLBACKTYPE_syscall32,
     restore_flags,
     saved_eflags,
 )

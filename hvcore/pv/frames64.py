@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.processor import CS, DS, ES, FS, GS, R11, RAX, RCX, RIP, RSP, SELECTOR_WORDS, SS
 from hvcore.errors import DomainCrash, GuestError, GuestFault
+from hvcore.public.callback import CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall, CALLBACKTYPE_syscall32
+from hvcore.public.vcpu_guest_context import VGCF_in_syscall
 from hvcore.pv.callback import is_canonical
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
-    CALLBACKTYPE_failsafe,
-    CALLBACKTYPE_syscall,
-    CALLBACKTYPE_syscall32,
     restore_flags,
     saved_eflags,
 )
@@ -44,7 +43,6 @@ _FLAT_CS32 = (FLAT_RING3_CS32, 0, 0xFFFFFFFF, 0x00CFFB00)
 
 _CS_WORD, _SS_WORD = SELECTOR_WORDS[CS], SELECTOR_WORDS[SS]
 
-VGCF_in_syscall = 1 << 8
 _CLEARED_ON_TRAP = EFLAGS_CLEARED_ON_TRAP | X86_EFLAGS_AC
 _SYSRET_KEEPS = ~(X86_EFLAGS_IOPL | X86_EFLAGS_VM)
 _CR2_64 = struct.Struct("<Q")

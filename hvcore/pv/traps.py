@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_SPENT, NS_PER_EXIT, NS_PER_RDTSC, TSC_PER_NS
 from hvcore.cpu.processor import CS, RAX, RBX, RCX, RDX, RIP, RSP, SELECTOR_WORDS
 from hvcore.errors import DomainCrash, GuestFault
+from hvcore.public.callback import CALLBACKTYPE_event
 from hvcore.pv.cpuid import pv_cpuid
 from hvcore.pv.descriptor_tables import segment_end
 from hvcore.pv.emul_inv_op import pv_emulate_invalid_op
@@ -49,7 +50,6 @@ HYPERCALL_VECTOR = 0x82
 _CS_SELECTOR = SELECTOR_WORDS[CS]
 LEGACY_SYSCALL_VECTOR = 0x80
 
-CALLBACKTYPE_event = 0
 _STACK_OPERAND = 32  # bytes from the stack pointer that pushes, pops, calls and returns touch
 
 
