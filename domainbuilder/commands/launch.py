@@ -100,6 +100,15 @@ TraceFilter = Annotated[
     str,
     typer.Option(metavar="LIST", help="What of it: hypercalls,events,vcpu=0,time=1.5-2,symbol=xen_*."),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write where its time went: .folded, .speedscope.json or .pb.gz, by call stack."
+    ),
+]
+ProfileEvery = Annotated[
+    int, typer.Option(metavar="MICROSECONDS", help="How often the profile looks, in the guest's time.")
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
 ]
@@ -139,6 +148,8 @@ def launch(
     trace: Trace = None,
     trace_format: TraceFormatOption = None,
     trace_filter: TraceFilter = "",
+    profile: Profile = None,
+    profile_every: ProfileEvery = 1000,
     plain: Plain = False,
     stats: Stats = False,
     save_at: SaveAt = None,
@@ -184,6 +195,12 @@ def launch(
         save_at=save_at,
         output=output,
         json=output_format is Format.json,
-        observing=Observing(trace, trace_format.value if trace_format is not None else None, trace_filter),
+        observing=Observing(
+            trace=trace,
+            trace_format=trace_format.value if trace_format is not None else None,
+            trace_filter=trace_filter,
+            profile=profile,
+            profile_us=profile_every,
+        ),
     )
     raise typer.Exit(run_launch(options))

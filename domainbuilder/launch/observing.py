@@ -21,11 +21,13 @@ class Observing:
     trace: Path | None = None
     trace_format: str | None = None
     trace_filter: str = ""
+    profile: Path | None = None
+    profile_us: int = 1000
 
     @property
     def outputs(self) -> list[Path]:
         """The files that are to be written."""
-        return [path for path in (self.trace,) if path is not None]
+        return [path for path in (self.trace, self.profile) if path is not None]
 
     def check(self) -> None:
         """Raise BuildError for what cannot be, before anything runs."""
@@ -37,6 +39,12 @@ class Observing:
             parse_filter(self.trace_filter)
         elif self.trace_format or self.trace_filter:
             raise BuildError("--trace-format and --trace-filter go with --trace FILE")
+        if self.profile is not None:
+            from domainbuilder.profile.stacks import encoder_of
+
+            encoder_of(self.profile)
+        if not 1 <= self.profile_us <= 10**9:
+            raise BuildError("a profile looks once a microsecond, or less often", found=str(self.profile_us))
 
 
 NOTHING = Observing()
@@ -58,4 +66,8 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
                     reason=reason,
                 )
             )
+        if wanted.profile is not None:
+            from domainbuilder.launch.profiling import profiled
+
+            stack.enter_context(profiled(dom, wanted.profile, wanted.profile_us * 1000))
         yield

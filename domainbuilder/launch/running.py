@@ -499,7 +499,7 @@ class RunningDomain:
         host = self.machine.host
         host.timers.stop(_TICK)
         for watcher in self._watchers:
-            watcher.stop()
+            watcher.idle()
         due = host.next_deadline()
         if due == NEVER and deadline != NEVER:
             return  # the tick was all there was: the machine looks again, and finds that out

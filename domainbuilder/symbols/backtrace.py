@@ -58,6 +58,22 @@ def backtrace(
     return tuple(frames)
 
 
+def callers(
+    registers: Mapping[str, int],
+    *,
+    word: int,
+    read: ReadBytes,
+    in_code: Callable[[int], bool],
+    symbols: Symbols,
+    stubs: range = range(0),
+) -> list[int]:
+    """The return addresses that `backtrace` finds without a guess, from the innermost out, and no names."""
+    walk = _Walk(dict(registers), word, read, in_code, symbols)
+    walk.frameless = registers["rip"] in stubs
+    walk.guesses = False
+    return [address for address, _ in walk.callers()]
+
+
 def _name(symbols: Symbols, address: int) -> str:
     """As "function+0x12", of a return address, which may be where the next function begins."""
     found = symbols.at(address - 1)
@@ -81,6 +97,7 @@ class _Walk:
         self._in_code, self._symbols = in_code, symbols
         self._innermost = True
         self.frameless = False
+        self.guesses = True
 
     def callers(self) -> Iterator[tuple[int, str]]:
         """(return address, how it was found), from the innermost out."""
@@ -90,7 +107,7 @@ class _Walk:
                 caller, how = self._by_information(self._symbols.orc), ORC
             if caller is None and not (self._innermost and self.frameless):
                 caller, how = self._by_frame_pointer(), FRAME_POINTER
-            if caller is None:
+            if caller is None and self.guesses:
                 caller, how = self._by_scan(), GUESS
             if caller is None or caller["rsp"] <= self._registers["rsp"]:
                 return

@@ -12,11 +12,21 @@ if TYPE_CHECKING:
 class Periodic:
     """`action` is called at the first block of code at or behind each multiple of `period_ns`.
 
-    While the domain is idle there is nothing to look at: whoever passes that time stops and arms this.
+    While the domain is idle there is nothing to look at: who passes that time calls `idle`, then `arm`.
+    `before_idle` is whether to look once more then.
     """
 
-    def __init__(self, machine: Machine, name: str, period_ns: int, action: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        name: str,
+        period_ns: int,
+        action: Callable[[], None],
+        *,
+        before_idle: bool = False,
+    ) -> None:
         self._machine = machine
+        self._before_idle = before_idle
         self._key = "periodic", name
         self._period_ns = period_ns
         self._action = action
@@ -25,6 +35,12 @@ class Periodic:
         """The next time is the next multiple."""
         due = (self._machine.clock.now() // self._period_ns + 1) * self._period_ns
         self._machine.host.set_timer(self._key, due, self._due)
+
+    def idle(self) -> None:
+        """The domain is idle from now on, until this is armed again."""
+        if self._before_idle:
+            self._action()
+        self.stop()
 
     def stop(self) -> None:
         """There is no next time."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import domainbuilder
+from domainbuilder.launch.profiling import sampled
 from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.tracing import traced
 
@@ -69,3 +70,26 @@ def test_a_boot_in_perfetto(
     }
     assert seen["counters"]["frames: l1"] > 100
     assert seen["flows"][1] > 1000
+
+
+def test_where_a_boot_spends_its_time(
+    launched: Callable[[], domainbuilder.RunningDomain], untouched: Statistics
+) -> None:
+    """Linux walks 128 million empty entries of its p2m tree, and tests its DH and RSA."""
+    with launched() as dom, sampled(dom) as profile:
+        dom.wait()
+        assert dom.stats() == untouched
+    assert profile.total == untouched.guest_ns
+    inner, within = Counter[str](), Counter[str]()
+    for stack, ns in profile.samples():
+        inner[stack[-1].name] += ns
+        within.update(dict.fromkeys((frame.name for frame in stack), ns))
+    assert [name for name, _ in inner.most_common(3)] == [
+        "xen_vmalloc_p2m_tree",
+        "mpihelp_submul_1",
+        "mpihelp_addmul_1",
+    ]
+    assert within["mpi_powm"] > within["dh_compute_value"] > inner["mpihelp_addmul_1"]
+    assert within["cryptomgr_test"] > within["rsa_dec"] > within["rsa_enc"] > 0
+    known = sum(within[name] for name in ("start_kernel", "ret_from_fork", "[idle]", "[user]"))
+    assert known > profile.total // 2
