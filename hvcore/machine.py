@@ -48,6 +48,7 @@ from hvcore.wiring import connect_domains, connect_processor, create_domain
 if TYPE_CHECKING:
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
+    from hvcore.cpu.inner_stops import InnerStop
     from hvcore.host import Host
     from hvcore.pv.frames import Frames
 
@@ -93,6 +94,7 @@ class Machine:
             "context",
             "crash",
             "skip_loops",
+            "stopped_inside",
             "_has_lanes",
             "_running",
             "boot",
@@ -129,6 +131,8 @@ class Machine:
         self._next_look = self.clock.now() + _SLICE_NS  # for a loop to leave out
         self.context: EngineContext | None = None  # what it left in the engine, while it is not there
         self.skip_loops = True  # tests compare with what happens otherwise
+        # Told where the guest stands when it stops inside a block; hvcore/debug/ puts another in place.
+        self.stopped_inside: Callable[[InnerStop], None] = lambda _stop: self.engine.pass_instruction()
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
         self._input: deque[bytes] = deque()
@@ -236,8 +240,14 @@ class Machine:
     # -- what the host asks
 
     def turn_is_over(self) -> bool:
-        """Whether the guest's turn is over; nothing may come within a half-done store (ro_page_fault.py)."""
-        return self.clock.turn_is_over() and not self.ro_page_fault.pending
+        """Whether the guest's turn is over.
+
+        Nothing may come within a half-done store (ro_page_fault.py) or a block of code (cpu/inner_stops.py).
+        """
+        return self.clock.turn_is_over() and not self._is_within()
+
+    def _is_within(self) -> bool:
+        return self.ro_page_fault.pending or (bool(self.engine.words.paid) and self.context is None)
 
     @property
     def running(self) -> Vcpu | None:
@@ -272,11 +282,11 @@ class Machine:
     def go_on(self) -> None:
         """Input, or a piece of the guest's code."""
         clock = self.clock
-        if self._input and not self.ro_page_fault.pending:
+        if self._input and not self._is_within():
             self._type(self._input.popleft())
         elif self._is_idle:
             clock.end_turn()  # somebody woke a vCPU
-        elif clock.now() >= self._next_look:
+        elif clock.now() >= self._next_look and not self._is_within():
             self._look_for_loop()
         else:
             self._enter()
@@ -335,8 +345,13 @@ class Machine:
         end = min(self._next_look, clock.turn_end, self.host.timers.next_deadline())
         if self.ro_page_fault.pending:  # whatever the time is, its one instruction is executed
             end = max(end, clock.now() + 1)
+        elif self.engine.words.paid:  # and so is the rest of a block, for which this is time enough
+            end = max(end, clock.now())
         clock.set_horizon(end)
         self.engine.run()
+        stop = self.engine.take_stop()
+        if stop is not None:
+            self.stopped_inside(stop)
 
     def _execute_round(self, size: int) -> None:
         """Execute `size` bytes of code, whoever wants the engine out."""

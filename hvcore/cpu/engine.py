@@ -24,7 +24,7 @@ from hvcore.cpu.code_pages import CodePages
 from hvcore.cpu.compiled import core
 from hvcore.cpu.division import guard_division
 from hvcore.cpu.engine_internals import Internals
-from hvcore.cpu.exits import Exits
+from hvcore.cpu.inner_stops import InnerStops
 from hvcore.cpu.library import (
     CPU_MODEL_EPYC,
     CTL_CPU_MODEL,
@@ -72,12 +72,14 @@ class EngineContext(NamedTuple):
     journal: int
     lane_counts: int
     multicall_done: int
+    paid: int
+    paid_is_of_long: bool
 
 
 _CONTEXT_WORDS = EngineContext._fields[2:]
 
 
-class Engine(Exits):
+class Engine(InnerStops):
     """One Unicorn instance over `memory`, which is physical memory from `phys_base` on.
 
     `live_window=False` forces the portable fallback, `use_core=False` Python alone.
@@ -131,6 +133,7 @@ class Engine(Exits):
         """
         if not self.window.live:
             self.window.store()
+        rest = self._begin_rest() if self.words.paid else None
         self._running = True
         rip = ctypes.c_uint64(self.q[RIP])
         if self._core is not None:
@@ -142,6 +145,8 @@ class Engine(Exits):
         self.cell[CELL_LIMIT] = 0
         if not self.window.live:
             self.window.load()
+        if rest is not None or self.words.stop_kind:
+            self._account(rest)
         if self._pending is not None:
             caught, self._pending = self._pending, None
             raise caught

@@ -42,6 +42,7 @@ class Internals:
         self._raise = function(lib, "raise_exception_err") if env and not plain else None
         self.has_flush_page = self._flush_page is not None
         self.has_update_dr7 = self._update_dr7 is not None
+        self.is_lean = False  # whether checks are left out of blocks
 
     def flush_page(self, address: int) -> None:
         """Drop the translation of one page."""
@@ -75,6 +76,9 @@ class Internals:
         words.tlb_flush_page = address_of(flush_page) if flush_page else 0
         to_host = function(self._lib, "tlb_vaddr_to_host")
         words.tlb_vaddr_to_host = address_of(to_host) if to_host else 0
+        lookup, leave = (function(self._lib, name) for name in ("tcg_tb_lookup", "cpu_loop_exit_restore"))
+        words.tcg_tb_lookup = address_of(lookup) if lookup else 0
+        words.cpu_loop_exit_restore = address_of(leave) if leave else 0
         if not core.hv_register(ctypes.byref(words)):
             raise MemoryError
 
@@ -89,7 +93,9 @@ class Internals:
         """The core's block hook that counts down; None without the core."""
         if self._core is None:
             return None
-        return lean_translation(self._lib, self._core) or "hv_pace"
+        lean = lean_translation(self._lib, self._core)
+        self.is_lean = lean is not None
+        return lean or "hv_pace"
 
     def close(self) -> None:
         """Before the engine goes: its addresses may become another's."""
@@ -118,7 +124,8 @@ def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
     if not check or not generate or not slot:
         return None
     found = [function(lib, name) for name in _TCG_FUNCTIONS]
-    addresses = (ctypes.c_uint64 * len(found))(*(address_of(one) if one else 0 for one in found))
+    hooks = getattr(lib, "helper_uc_tracecode", None)  # the one for all kinds of guest
+    addresses = (ctypes.c_uint64 * (len(found) + 1))(*(address_of(one) if one else 0 for one in (*found, hooks)))
     core.hv_set_check_exit_request(ctypes.c_void_p(address_of(check)))
     core.hv_set_tcg_functions(addresses)
     PATCHES.patch(slot, address_of_routine(core, "hv_gen_call"))

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from hvcore.clock import CELL_LEFT, CELL_LIMIT, CELL_WORDS, OUT
+from hvcore.clock import CELL_HORIZON, CELL_LEFT, CELL_LIMIT, CELL_TURN_END, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.compiled import address_of_routine
 from hvcore.cpu.engine_internals import Internals
@@ -38,6 +38,7 @@ from hvcore.errors import EngineError
 _OLD_EXCEPTION = sw.OLD_EXCEPTION // 4
 _ERROR_CODE = sw.ERROR_CODE // 4
 _DEBUG, _TF, _RF = 1, 0x100, 0x10000
+_MOST_PUT_OFF = 8
 
 
 class Handlers(Protocol):
@@ -220,20 +221,27 @@ class Exits(Processor):
         self.cell[CELL_LIMIT] = OUT  # which may be all that is looked at
         self._stop(self._uc)
 
-    def _hook(self, kind: int, callback: object, *extra: int, data: object = None) -> None:
-        self._keep.append(callback)
+    def _hook(
+        self,
+        kind: int,
+        callback: object,
+        *extra: int,
+        data: object = None,
+        addresses: tuple[int, int] = (1, 0),
+    ) -> ctypes.c_size_t:
+        """Hook code from the first to the last of `addresses`; (1, 0): all. The hook's handle."""
         handle = ctypes.c_size_t()
-        self._keep.append(handle)
+        self._keep += [callback, handle]
         self._call(
             "uc_hook_add",
             ctypes.byref(handle),
             ctypes.c_int(kind),
             callback,
             ctypes.c_void_p() if data is None else data,
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            *(ctypes.c_uint64(address) for address in addresses),
             *(ctypes.c_int(number) for number in extra),
         )
+        return handle
 
     def _hook_core(self, kind: int, routine: str, *extra: int) -> None:
         """Hook a function of the compiled core, which is given the engine's words."""
@@ -286,13 +294,23 @@ class Exits(Processor):
             self._hook_core(UC_HOOK_BLOCK, routine)
             return
         cell, stop, uc = self.cell, self._stop, self._uc
+        turns = cell.cast("B").cast("Q")
+        before, end, put_off = 0, 0, 0  # the block before; how many stops in a row were put off
 
-        def count(_uc: int, _address: int, size: int, _data: int) -> None:
+        def count(_uc: int, address: int, size: int, _data: int) -> None:
+            nonlocal before, end, put_off
             left = cell[CELL_LEFT]
             if left <= cell[CELL_LIMIT]:
-                stop(uc)
-            else:
-                cell[CELL_LEFT] = left - size
+                # It may be the rest of a store into the block before, which a stop would make another block of.
+                # A stop of somebody outside can always come a block later.
+                again = before <= address < end and turns[CELL_HORIZON] - left < turns[CELL_TURN_END]
+                if not again or put_off == _MOST_PUT_OFF:
+                    before, end, put_off = 0, 0, 0
+                    stop(uc)
+                    return
+                put_off += 1
+            before, end = address, address + size
+            cell[CELL_LEFT] = left - size
 
         self._hook(UC_HOOK_BLOCK, BLOCK_CB(count))
 

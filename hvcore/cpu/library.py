@@ -14,7 +14,7 @@ from hvcore.errors import EngineError
 
 UC_ARCH_X86, UC_MODE_64 = 4, 8
 UC_PROT_ALL = 7
-UC_HOOK_INTR, UC_HOOK_INSN, UC_HOOK_BLOCK, UC_HOOK_INSN_INVALID = 1, 2, 8, 1 << 14
+UC_HOOK_INTR, UC_HOOK_INSN, UC_HOOK_CODE, UC_HOOK_BLOCK, UC_HOOK_INSN_INVALID = 1, 2, 4, 8, 1 << 14
 INS_CPUID, INS_RDTSC, INS_RDTSCP, INS_SYSCALL, INS_SYSENTER = 113, 608, 609, 699, 700
 INS_IN, INS_OUT = 218, 500
 REG_EFLAGS, REG_FPCW, REG_FPTAG, REG_MSR, REG_MXCSR = 25, 246, 247, 248, 249
@@ -38,7 +38,7 @@ IN_CB = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctyp
 OUT_CB = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 )
-BLOCK_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+CODE_CB = BLOCK_CB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
 class Msr(ctypes.Structure):

@@ -81,6 +81,20 @@ class EngineWords(ctypes.Structure):
     journal: int
     lane_counts: int
     multicall_done: int
+    tcg_tb_lookup: int
+    cpu_loop_exit_restore: int
+    paid: int
+    paid_is_of_long: bool
+    passing: int
+    is_passing: int
+    stop_kind: int
+    stop_address: int
+    stop_size: int
+    stop_is_store: int
+    stop_block: int
+    stop_block_size: int
+    watches: int
+    nr_watches: int
 
     _fields_ = _fields(__annotations__)
 

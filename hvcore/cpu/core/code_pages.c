@@ -2,10 +2,10 @@
  *
  * Each function looks whether it is called for an engine of ours, and if not is the library's own.
  */
-#include "core.h"
+#include "inner_stops.h"
 
 enum { PAGE_EXEC = 4, PAGE_WRITE_INV = 0x40 };
-enum { MMU_INST_FETCH = 2 };
+enum { MMU_DATA_STORE = 1, MMU_INST_FETCH = 2 };
 enum { PAGE_SHIFT = 12 };
 
 typedef bool fill_function(void *cpu, uint64_t address, int size, int access, int mmu_idx, bool probe, uintptr_t from);
@@ -51,8 +51,12 @@ HV_EXPORT void *hv_memory_mapping(void *uc, uint64_t pa) {
 /* x86_cpu_tlb_fill(): note the kind of access for hv_set_page(). */
 HV_EXPORT bool hv_tlb_fill(void *cpu, uint64_t address, int size, int access, int mmu_idx, bool probe, uintptr_t from) {
     struct hv_engine *e = tracking(cpu);
-    if (e)
+    if (e) {
         e->access = (uint64_t)access;
+        if (unlikely(e->nr_watches) && access != MMU_INST_FETCH && !probe && from &&
+            hv_watches(e, address, size, access == MMU_DATA_STORE))
+            hv_leave_before_access(e, address, size, access == MMU_DATA_STORE, from);
+    }
     return library.tlb_fill(cpu, address, size, access, mmu_idx, probe, from);
 }
 
@@ -67,6 +71,8 @@ HV_EXPORT void hv_set_page(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, 
         else if (has_code && !(prot & PAGE_EXEC))
             prot |= PAGE_WRITE_INV;
     }
+    if (e && unlikely(e->nr_watches) && hv_watches_page(e, va))
+        size = 1; /* each access asks again: TLB_INVALID_MASK */
     library.set_page(cpu, va, pa, attrs, prot, mmu_idx, size);
 }
 

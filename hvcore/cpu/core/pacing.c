@@ -1,5 +1,5 @@
 /* The block hook: guest code pays for itself, and the engine leaves between two blocks and nowhere else. */
-#include "core.h"
+#include "inner_stops.h"
 
 typedef int stop_function(void *uc);
 /* helper_check_exit_request(uc, in_delay_slot), which looks at two arguments; a jump hands on as many as came. */
@@ -13,16 +13,20 @@ HV_EXPORT void hv_set_check_exit_request(check_function *found) { check_exit_req
 /* UC_HOOK_BLOCK for translators that keep their checks: `uc_emu_stop` is seen by the check behind this. */
 HV_EXPORT void hv_pace(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
     (void)address;
-    if (unlikely((int64_t)e->left <= (int64_t)e->limit))
+    if (unlikely((int64_t)e->left <= (int64_t)e->limit) && !hv_completes_store(e, HV_CALLER()))
         ((stop_function *)e->uc_emu_stop)(uc);
     else
         e->left -= size;
 }
 
-/* UC_HOOK_BLOCK where the checks are left out (translate.c): it leaves the block itself, before anything. */
+/* UC_HOOK_BLOCK where the checks are left out (translate.c): it leaves the block itself, before anything. The
+ * same is what an instruction calls that is hooked. */
 HV_EXPORT void hv_pace_and_leave(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
-    (void)address;
-    if (likely((int64_t)e->left > (int64_t)e->limit)) {
+    if (unlikely(hv_is_of_instruction(e))) {
+        e = hv_engine_of_instruction(e);
+        if (!hv_stops_at(e, address, HV_CALLER()))
+            return;
+    } else if (likely((int64_t)e->left > (int64_t)e->limit) || hv_completes_store(e, HV_CALLER())) {
         e->left -= size;
         return;
     }

@@ -13,7 +13,7 @@
  * are moved to before the store, and the store is made nothing.
  * Source: include/tcg/tcg.h, tcg-op.h and accel/tcg/translator.c of QEMU 5.0.1 as Unicorn 2.1.4 carries it.
  */
-#include "core.h"
+#include "inner_stops.h"
 
 enum { TCG_TYPE_I32, TCG_TYPE_I64 };
 enum { TCG_COND_GT = 8 | 2 | 1 };
@@ -51,10 +51,12 @@ struct tcg_functions { /* in the order in which the loader gives them */
     void (*op3)(void *tcg, int op, tcg_arg a, tcg_arg b, tcg_arg c);
     void (*brcond_i64)(void *tcg, int condition, tcg_v a, tcg_v b, struct tcg_label *to);
     struct tcg_label *(*new_label)(void *tcg);
+    void *uc_tracecode; /* helper_uc_tracecode(size, kind, uc, address), called where an instruction has several hooks */
 };
 
 static struct tcg_functions library;
 static _Thread_local struct hv_engine *running;
+static void *block_hook; /* hv_count() or hv_pace_and_leave() */
 
 typedef int start_function(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
 
@@ -189,11 +191,35 @@ static bool gen_count(void *tcg, struct hv_engine *e, struct tcg_temp *size) {
     return store;
 }
 
+/* UC_HOOK_CODE of the compiled core. No block calls it: what is generated is a call of the hook of blocks, which
+ * can leave the block, and of which the library knows how it is called. */
+HV_EXPORT void hv_at_instruction(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
+    (void)uc, (void)address, (void)size, (void)e;
+}
+
+static void gen_at_instruction(void *tcg, struct hv_engine *e, struct tcg_temp *uc, struct tcg_temp *address,
+                               struct tcg_temp *size) {
+    struct tcg_temp *data = temp_of(tcg, library.const_i64(tcg, (int64_t)(uintptr_t)hv_for_instruction(e)));
+    struct tcg_temp *args[] = {uc, address, size, data};
+    library.gen_call(tcg, block_hook, NULL, 4, args);
+    library.temp_free(tcg, data);
+}
+
 /* tcg_gen_callN() */
 HV_EXPORT void hv_gen_call(void *tcg, void *function, struct tcg_temp *result, int nargs, struct tcg_temp **args) {
     struct hv_engine *e = running;
-    if (e && (function == (void *)hv_count || function == (void *)hv_pace_and_leave))
+    if (e && (function == (void *)hv_count || function == (void *)hv_pace_and_leave)) {
         e->translator = (uintptr_t)tcg;
+        block_hook = function;
+    }
+    if (e && e->translator == (uintptr_t)tcg && function == (void *)hv_at_instruction) {
+        gen_at_instruction(tcg, e, args[0], args[1], args[2]);
+        return;
+    }
+    if (e && e->translator == (uintptr_t)tcg && function == library.uc_tracecode) {
+        gen_at_instruction(tcg, e, args[2], args[3], args[0]);
+        return;
+    }
     if (e && function == (void *)hv_count && gen_count(tcg, e, args[2]))
         return;
     if (e && function == library.check_exit_request && e->translator == (uintptr_t)tcg)

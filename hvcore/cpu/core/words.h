@@ -45,7 +45,21 @@
     WORD(vcpu)                /* the block of the vCPU that runs; 0: no lanes */ \
     WORD(journal)             /* struct hv_journal */ \
     WORD(lane_counts)         /* struct hv_lane_count for each lane */ \
-    WORD(multicall_done)      /* entries of a list that were made before Python was asked */
+    WORD(multicall_done)      /* entries of a list that were made before Python was asked */ \
+    WORD(tcg_tb_lookup)       /* functions of the library, for stops inside blocks (inner_stops.c) */ \
+    WORD(cpu_loop_exit_restore) \
+    WORD(paid)                /* bytes of the block under way, from RIP on, that are paid for */ \
+    WORD(paid_is_of_long)     /* the block is so long that it may have been cut */ \
+    WORD(passing)             /* where the guest goes on from a stop: its instruction is no new one, once */ \
+    WORD(is_passing) \
+    WORD(stop_kind)           /* what the engine was left for inside a block: 0, HV_AT_INSTRUCTION, HV_BEFORE_ACCESS */ \
+    WORD(stop_address)        /* the instruction's address, or the address of the access */ \
+    WORD(stop_size)           /* of the access */ \
+    WORD(stop_is_store) \
+    WORD(stop_block)          /* the block: its address and size */ \
+    WORD(stop_block_size) \
+    WORD(watches)             /* struct hv_watch */ \
+    WORD(nr_watches)
 
 /* A vCPU's block: fields of struct vcpu (hvcore/vcpu.py). */
 #define HV_VCPU_WORDS(WORD) \

@@ -1,0 +1,240 @@
+"""Stops inside blocks of code: at instructions that are hooked, and before accesses to memory that is watched.
+
+A block is paid for at its head, so where it is left in the middle its rest is paid already. `words.paid` says
+how much that is. When the guest goes on there, the new block that begins at that instruction pays nothing for
+it, is not left at its head, and ends where the old one did: whoever stops in between, the guest has the same
+time. A position is the time at the head of a block, and how far the guest is in it.
+
+Nothing is hooked and nothing watched until somebody asks, and then translated code is made anew.
+The compiled core leaves a block by itself (core/inner_stops.c). Without it, by the documented API alone, hooks
+work the same, and there are no watches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hvcore.clock import CELL_LEFT, CELL_SPENT
+from hvcore.cpu import state_window as sw
+from hvcore.cpu.compiled import address_of_routine
+from hvcore.cpu.engine_internals import Internals
+from hvcore.cpu.exits import Exits
+from hvcore.cpu.library import BLOCK_CB, CODE_CB, CTL_TLB_FLUSH, UC_HOOK_BLOCK, UC_HOOK_CODE, Library
+from hvcore.cpu.processor import CS, RIP
+from hvcore.errors import EngineError
+
+LOAD, STORE = 1, 2  # of a watch
+_AT_INSTRUCTION = 1  # words.stop_kind
+_LONG_BLOCK = 128  # bytes: no shorter block has been cut, for its instructions or operations are too few
+_PG = 1 << 31
+_MOST_WATCHES = 64
+_M64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class InnerStop:
+    """The engine stands before the instruction at linear `address`; `access` is what it is about to do."""
+
+    address: int
+    access: Access | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A load or store of `size` bytes at a linear address."""
+
+    address: int
+    size: int
+    is_store: bool
+
+
+class Watch(NamedTuple):
+    """Linear addresses from `start` up to `end`, and the kinds of access (LOAD, STORE)."""
+
+    start: int
+    end: int
+    accesses: int
+
+
+class _Rest(NamedTuple):
+    """The rest of a block that is gone on with: where it begins and ends, and the clock's words then."""
+
+    start: int
+    end: int
+    left: int
+    spent: int
+
+
+class InnerStops(Exits):
+    """Exits that can also be left at instructions and before accesses."""
+
+    def __init__(
+        self, library: Library, window: sw.StateWindow, internals: Internals, core: ctypes.CDLL | None
+    ) -> None:
+        super().__init__(library, window, internals, core)
+        self._hooks: dict[ctypes.c_size_t | int, object] = {}
+        self._watch_words = (ctypes.c_uint64 * (3 * _MOST_WATCHES))()
+        self.words.watches = ctypes.addressof(self._watch_words)
+        self._stop_found: InnerStop | None = None
+        self._block = (0, 0)  # the last that was entered, where Python sees them
+        self._block_hook: ctypes.c_size_t | None = None
+        self._boundary: ctypes.c_size_t | None = None
+        self._code_callback = CODE_CB(self._at_instruction)
+        self._block_callback = BLOCK_CB(self._at_block)
+
+    # -- hooks
+
+    @property
+    def _stops_natively(self) -> bool:
+        return self.native_pacing and bool(self.words.tcg_tb_lookup) and self.internals.is_lean
+
+    @property
+    def can_watch(self) -> bool:
+        """Whether this engine sees accesses to memory."""
+        return self._stops_natively and bool(self.words.tracks_pages and self.words.cpu_loop_exit_restore)
+
+    def hook_instructions(self, first: int, last: int) -> ctypes.c_size_t:
+        """Stop at each instruction that begins at a linear address from `first` to `last`.
+
+        Raises EngineError where this build of the library offers no way.
+        """
+        if self.native_pacing and self.internals.is_lean and not self._stops_natively:
+            raise EngineError("this Unicorn library cannot be stopped inside a block of code")
+        if self._stops_natively:
+            assert self._core is not None
+            callback: object = ctypes.c_void_p(address_of_routine(self._core, "hv_at_instruction"))
+        else:
+            callback = self._code_callback
+            if self._block_hook is None:
+                self._block_hook = self._hook(UC_HOOK_BLOCK, self._block_callback)
+        handle = self._hook(UC_HOOK_CODE, callback, addresses=(first, last))
+        del self._keep[-2:]
+        self._hooks[handle.value] = (callback, handle)
+        self.flush_code()
+        return handle
+
+    def unhook(self, handle: ctypes.c_size_t) -> None:
+        """Take back `hook_instructions()`."""
+        del self._hooks[handle.value]
+        self._delete_hook(handle)
+        if not self._hooks and self._block_hook is not None:
+            self._delete_hook(self._block_hook)
+            self._block_hook = None
+        self.flush_code()
+
+    def _delete_hook(self, handle: ctypes.c_size_t) -> None:
+        """uc_hook_del() looks up the hooked addresses as code, which could set Accessed bits and raise faults.
+
+        Without paging there are none.
+        """
+        cr0 = sw.CR // 8
+        if not self.window.live:
+            self.window.load()
+        before = self.q[cr0]
+        self.q[cr0] = before & ~_PG
+        self._store_and_flush()
+        self._call("uc_hook_del", handle)
+        self.q[cr0] = before
+        self._store_and_flush()
+
+    def _store_and_flush(self) -> None:
+        if not self.window.live:
+            self.window.store()
+        self._ctl(self._uc, CTL_TLB_FLUSH)
+
+    def _at_block(self, _uc: int, address: int, size: int, _data: int) -> None:
+        self._block = address, size
+
+    def _at_instruction(self, _uc: int, address: int, _size: int, _data: int) -> None:
+        words = self.words
+        goes_on = words.is_passing and words.passing == address
+        words.is_passing = 0
+        if goes_on:
+            return
+        words.stop_kind, words.stop_address = _AT_INSTRUCTION, address
+        words.stop_block, words.stop_block_size = self._block
+        self._stop(self._uc)
+
+    # -- watches
+
+    def set_watches(self, watches: list[Watch]) -> None:
+        """Stop before each access to these; in place of those before. Raises EngineError."""
+        if watches and not self.can_watch:
+            raise EngineError("accesses to memory cannot be watched with this engine")
+        if len(watches) > _MOST_WATCHES:
+            raise EngineError(f"no more than {_MOST_WATCHES} ranges of memory can be watched")
+        for i, watch in enumerate(watches):
+            self._watch_words[3 * i : 3 * i + 3] = watch
+        self.words.nr_watches = len(watches)
+        self._ctl(self._uc, CTL_TLB_FLUSH)
+
+    # -- stops
+
+    def take_stop(self) -> InnerStop | None:
+        """Where the last run ended inside a block, once."""
+        found, self._stop_found = self._stop_found, None
+        return found
+
+    def pass_instruction(self) -> None:
+        """Go on from here without a stop at the instruction at RIP, though it is hooked; once."""
+        self.words.passing, self.words.is_passing = self.linear_rip, 1
+
+    @property
+    def linear_rip(self) -> int:
+        """RIP as a linear address."""
+        rip = self.q[RIP]
+        return rip if self.code_is_64bit else rip + self.segment_base(CS) & 0xFFFFFFFF
+
+    def _begin_rest(self) -> _Rest:
+        """The guest goes on inside a block: what begins there gets back what it will pay once more."""
+        rip, paid = self.linear_rip, self.words.paid
+        if self.words.paid_is_of_long:  # which may have been cut, and would now go on farther
+            self._boundary = self.hook_instructions(rip + paid, rip + paid)
+        self.cell[CELL_LEFT] += paid
+        return _Rest(rip, rip + paid, self.cell[CELL_LEFT], self.cell[CELL_SPENT])
+
+    def _account(self, rest: _Rest | None) -> None:
+        """After a run that began or ended inside a block: what is paid, and where the guest stands."""
+        words, cell = self.words, self.cell
+        kind, words.stop_kind = words.stop_kind, 0
+        if rest is not None:
+            if not kind and cell[CELL_LEFT] == rest.left:  # somebody wanted the engine out before anything
+                cell[CELL_LEFT] -= words.paid
+                self._remove_boundary()
+                return
+            words.paid = 0
+        if kind:
+            self._stopped(kind, rest)
+        self._remove_boundary()
+
+    def _remove_boundary(self) -> None:
+        if self._boundary is not None:
+            self.unhook(self._boundary)
+            self._boundary = None
+
+    def _stopped(self, kind: int, rest: _Rest | None) -> None:
+        words, cell = self.words, self.cell
+        start, size = words.stop_block, words.stop_block_size
+        here, end = self.linear_rip, start + size
+        is_rest = False
+        if rest is not None and rest.start == start:
+            code = rest.left - cell[CELL_LEFT] - (cell[CELL_SPENT] - rest.spent)
+            is_rest = code == size  # or it came there once more
+        if rest is not None and is_rest:
+            cell[CELL_LEFT] += end - rest.end  # paid for what the old block did not have
+            end = rest.end
+        if here == start and not is_rest:  # nothing of it was executed: the guest stands at its head
+            cell[CELL_LEFT] += size
+        else:
+            words.paid = end - here
+        words.paid_is_of_long = size >= _LONG_BLOCK or (is_rest and words.paid_is_of_long)
+        if kind == _AT_INSTRUCTION and rest is not None and self._boundary is not None and here == rest.end:
+            if not is_rest:
+                self.pass_instruction()
+            return
+        access = None
+        if kind != _AT_INSTRUCTION:
+            access = Access(words.stop_address, words.stop_size, bool(words.stop_is_store))
+        self._stop_found = InnerStop(here, access)
