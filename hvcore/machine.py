@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
@@ -61,6 +61,16 @@ _WORTH_BYTES = 500_000  # a shorter loop is faster executed
 _CAP_PERIOD_NS = 30_000_000  # over which a cap is kept, as by Xen's credit scheduler
 
 
+class Watcher(Protocol):
+    """Somebody who stops a domain inside its blocks of code, and looks."""
+
+    def wants_one_block(self) -> bool:
+        """Before the engine runs: whether it is to be left at the next block."""
+
+    def left(self, stop: InnerStop | None) -> None:
+        """The engine was left, and where if that was inside a block: pass_instruction(), or have it pause."""
+
+
 class Stop(Enum):
     """Why `Host.run()` came back."""
 
@@ -94,7 +104,7 @@ class Machine:
             "context",
             "crash",
             "skip_loops",
-            "stopped_inside",
+            "watcher",
             "_has_lanes",
             "_running",
             "boot",
@@ -131,8 +141,7 @@ class Machine:
         self._next_look = self.clock.now() + _SLICE_NS  # for a loop to leave out
         self.context: EngineContext | None = None  # what it left in the engine, while it is not there
         self.skip_loops = True  # tests compare with what happens otherwise
-        # Told where the guest stands when it stops inside a block; hvcore/debug/ puts another in place.
-        self.stopped_inside: Callable[[InnerStop], None] = lambda _stop: self.engine.pass_instruction()
+        self.watcher: Watcher | None = None  # a debugger, where there is one
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
         self._input: deque[bytes] = deque()
@@ -343,6 +352,8 @@ class Machine:
         """Let the guest run to the end of its turn, or until somebody outside wants to be heard."""
         clock = self.clock
         end = min(self._next_look, clock.turn_end, self.host.timers.next_deadline())
+        if self.watcher is not None and self.watcher.wants_one_block():
+            end = clock.now() + (not self.engine.words.paid)
         if self.ro_page_fault.pending:  # whatever the time is, its one instruction is executed
             end = max(end, clock.now() + 1)
         elif self.engine.words.paid:  # and so is the rest of a block, for which this is time enough
@@ -350,8 +361,10 @@ class Machine:
         clock.set_horizon(end)
         self.engine.run()
         stop = self.engine.take_stop()
-        if stop is not None:
-            self.stopped_inside(stop)
+        if self.watcher is not None:
+            self.watcher.left(stop)
+        elif stop is not None:  # it is about another domain
+            self.engine.pass_instruction()
 
     def _execute_round(self, size: int) -> None:
         """Execute `size` bytes of code, whoever wants the engine out."""

@@ -125,7 +125,9 @@ def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
         return None
     found = [function(lib, name) for name in _TCG_FUNCTIONS]
     hooks = getattr(lib, "helper_uc_tracecode", None)  # the one for all kinds of guest
-    addresses = (ctypes.c_uint64 * (len(found) + 1))(*(address_of(one) if one else 0 for one in (*found, hooks)))
+    addresses = (ctypes.c_uint64 * (len(found) + 1))(
+        *(address_of(one) if one else 0 for one in (*found, hooks))
+    )
     core.hv_set_check_exit_request(ctypes.c_void_p(address_of(check)))
     core.hv_set_tcg_functions(addresses)
     PATCHES.patch(slot, address_of_routine(core, "hv_gen_call"))

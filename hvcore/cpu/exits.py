@@ -301,8 +301,8 @@ class Exits(Processor):
             nonlocal before, end, put_off
             left = cell[CELL_LEFT]
             if left <= cell[CELL_LIMIT]:
-                # It may be the rest of a store into the block before, which a stop would make another block of.
-                # A stop of somebody outside can always come a block later.
+                # It may be the rest of a store into the block before, which a stop would make another
+                # block of. A stop of somebody outside can always come a block later.
                 again = before <= address < end and turns[CELL_HORIZON] - left < turns[CELL_TURN_END]
                 if not again or put_off == _MOST_PUT_OFF:
                     before, end, put_off = 0, 0, 0

@@ -1,13 +1,13 @@
-"""Stops inside blocks of code: at instructions that are hooked, and before accesses to memory that is watched.
+"""Stops inside blocks of code: at instructions that are hooked, before accesses to memory that is watched.
 
 A block is paid for at its head, so where it is left in the middle its rest is paid already. `words.paid` says
 how much that is. When the guest goes on there, the new block that begins at that instruction pays nothing for
 it, is not left at its head, and ends where the old one did: whoever stops in between, the guest has the same
 time. A position is the time at the head of a block, and how far the guest is in it.
 
-Nothing is hooked and nothing watched until somebody asks, and then translated code is made anew.
-The compiled core leaves a block by itself (core/inner_stops.c). Without it, by the documented API alone, hooks
-work the same, and there are no watches.
+Nothing is hooked and nothing watched until somebody asks, and then translated code is made anew. The
+compiled core leaves a block by itself (core/inner_stops.c). Without it, by the documented API alone,
+hooks work the same, and there are no watches.
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ class InnerStops(Exits):
         self.flush_code()
         return handle
 
+    @property
+    def hooks_instructions(self) -> bool:
+        """Whether any instruction is hooked."""
+        return bool(self._hooks)
+
     def unhook(self, handle: ctypes.c_size_t) -> None:
         """Take back `hook_instructions()`."""
         del self._hooks[handle.value]
@@ -125,7 +130,7 @@ class InnerStops(Exits):
         self.flush_code()
 
     def _delete_hook(self, handle: ctypes.c_size_t) -> None:
-        """uc_hook_del() looks up the hooked addresses as code, which could set Accessed bits and raise faults.
+        """uc_hook_del() looks hooked addresses up as code, which could set Accessed bits and raise faults.
 
         Without paging there are none.
         """
@@ -166,7 +171,7 @@ class InnerStops(Exits):
         if len(watches) > _MOST_WATCHES:
             raise EngineError(f"no more than {_MOST_WATCHES} ranges of memory can be watched")
         for i, watch in enumerate(watches):
-            self._watch_words[3 * i : 3 * i + 3] = watch
+            self._watch_words[3 * i : 3 * i + 3] = list(watch)
         self.words.nr_watches = len(watches)
         self._ctl(self._uc, CTL_TLB_FLUSH)
 
@@ -177,9 +182,9 @@ class InnerStops(Exits):
         found, self._stop_found = self._stop_found, None
         return found
 
-    def pass_instruction(self) -> None:
-        """Go on from here without a stop at the instruction at RIP, though it is hooked; once."""
-        self.words.passing, self.words.is_passing = self.linear_rip, 1
+    def pass_instruction(self, address: int | None = None) -> None:
+        """Go on with no stop at linear `address` (None: at RIP), though it is hooked; once."""
+        self.words.passing, self.words.is_passing = self.linear_rip if address is None else address, 1
 
     @property
     def linear_rip(self) -> int:

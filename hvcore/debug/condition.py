@@ -1,4 +1,4 @@
-"""Conditions of breakpoints: a small language over registers, memory and events, read once and then evaluated.
+"""Conditions of breakpoints: a small language over registers, memory and events, which is no Python.
 
     rax == 0x10 && u32(rsp + 8) != 0
     vector == 14 && cr2 < 4096
@@ -21,7 +21,9 @@ _MOST_CHARACTERS = 1024
 _MOST_OPERATIONS = 256
 _MOST_DEPTH = 32
 _M64 = (1 << 64) - 1
-_TOKEN = re.compile(r"\s*(?:(0[xX][0-9a-fA-F]+|[0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(\|\||&&|<<|>>|[=!<>]=|.))", re.S)
+_TOKEN = re.compile(
+    r"\s*(?:(0[xX][0-9a-fA-F]+|[0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(\|\||&&|<<|>>|[=!<>]=|.))", re.S
+)
 _SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
 _LEVELS: tuple[dict[str, Callable[[int, int], int]], ...] = (
     {"||": lambda a, b: int(bool(a or b))},
@@ -161,7 +163,9 @@ class _Reader:
         if self._at == len(self._tokens):
             return ConditionError(f"the condition ends where {wanted} is expected")
         match = self._tokens[self._at]
-        return ConditionError(f"{self._peek()!r} at column {match.end() - len(self._peek()) + 1}: expected {wanted}")
+        return ConditionError(
+            f"{self._peek()!r} at column {match.end() - len(self._peek()) + 1}: expected {wanted}"
+        )
 
     def _count(self) -> None:
         self._operations += 1

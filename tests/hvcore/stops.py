@@ -182,7 +182,13 @@ def run(subject: Subject, schedule: Schedule | None = None) -> Result:
 
 
 def _result(guest: Run, stop: Stop, seconds: float) -> Result:
-    m = guest.m
+    return result_of(guest.m, stop, guest.output, guest.stops, seconds)
+
+
+def result_of(
+    m: Machine, stop: Stop, output: bytes | bytearray, stops: int = 0, seconds: float = 0
+) -> Result:
+    """What a run came to, where it stands."""
     states = [v.saved_state or b"" for v in m.domain.vcpus]
     states[m.domain.current_id] = m.engine.save_state()
     return Result(
@@ -191,8 +197,8 @@ def _result(guest: Run, stop: Stop, seconds: float) -> Result:
         tuple(state.hex() for state in states),
         m.engine.read_eflags(),
         hashlib.sha256(m.mem.view).hexdigest(),
-        guest.output.decode("utf-8", "replace"),
-        guest.stops,
+        output.decode("utf-8", "replace"),
+        stops,
         seconds,
     )
 

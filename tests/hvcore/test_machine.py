@@ -77,6 +77,23 @@ def run_for(folder: Path, code: bytes, ns: int, parts: int) -> Stats:
         return m.stats()
 
 
+def test_a_block_that_stores_into_itself_is_paid_once_however_often_it_is_stopped(tmp_path: Path) -> None:
+    store = b"\xc6\x05" + (CODE + 12).to_bytes(4, "little") + b"\x90\x90"  # mov byte [next], 0x90
+    code = mov("ecx", 300) + store + b"\x49\x75\xf5" + SHUTDOWN
+    results = []
+    for gap in (0, 7, 3):
+        with machine(tmp_path, code) as m:
+
+            def again(m: Machine = m, gap: int = gap) -> None:
+                m.host.set_timer("test", m.clock.now() + gap, again)
+
+            if gap:
+                again()
+            assert m.run() is Stop.SHUTDOWN
+            results.append((m.stats(), m.engine.q[:16].tolist()))
+    assert results[0] == results[1] == results[2]
+
+
 @pytest.mark.parametrize(
     "code",
     [
