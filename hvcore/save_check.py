@@ -126,6 +126,8 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
     ) | {
         "state": data(STATE_SIZE, STATE_SIZE),
         "step_deferred": FLAG,
+        "paid": number(0, PAGE_SIZE),
+        "paid_is_of_long": FLAG,
         "port_ring": one_of(number(0, 3), number(NO_RING, NO_RING)),
     }
     _fields(state.context, context, f"{where}.context")

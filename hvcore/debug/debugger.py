@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Self
 from hvcore.cpu.inner_stops import LOAD, STORE, InnerStop, Watch
 from hvcore.debug.condition import Condition, ConditionError, parse_condition
 from hvcore.debug.events import Event
-from hvcore.debug.taps import listen
 from hvcore.debug.registers import RegisterFile
+from hvcore.debug.taps import listen
 from hvcore.debug.view import GuestView
 from hvcore.machine import Stop
 
