@@ -33,10 +33,10 @@ LOOP = CODE + 5
 
 
 @contextmanager
-def debugged(folder: Path, code: bytes, **options: bool) -> Iterator[tuple[Machine, Debugger]]:
+def debugged(folder: Path, code: bytes, *, plain: bool = False) -> Iterator[tuple[Machine, Debugger]]:
     path = folder / "guest.elf"
     path.write_bytes(kernel(code))
-    with domainbuilder.launch(path, memory_mib=16, **options) as dom, Debugger(dom.machine) as debugger:
+    with domainbuilder.launch(path, memory_mib=16, plain=plain) as dom, Debugger(dom.machine) as debugger:
         yield dom.machine, debugger
 
 
