@@ -21,9 +21,10 @@ from hvcore.pv.mm import PageTables
 from hvcore.pv.page_walk import PageWalk
 from hvcore.vcpu import VPF_down
 from hvcore.wiring import connect_domains, create_domain
+from tests.hvcore import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hvcore.pv.page_types import Tlb
 
@@ -160,6 +161,13 @@ class Guest:
         """Let virtual time pass, firing what becomes due."""
         self.d.clock.advance_to(when)
         self.d.clock.run_due()
+
+
+@pytest.fixture(autouse=True)
+def _processors_are_closed() -> Iterator[None]:
+    """Those that a test or a fixture of its own has opened; not those of its module."""
+    with opened.closing():
+        yield
 
 
 ABIS = [abi_module.PV32_PAE, abi_module.PV64]

@@ -29,6 +29,7 @@ from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_cal
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.segments import load_cs_ss, load_data
 from hvcore.wiring import connect_domains, connect_processor, create_domain
+from tests.hvcore.opened import note
 
 NR_PAGES = 64
 CODE = 0x10000
@@ -49,6 +50,7 @@ class PvCpu:
         frames = FrameTable(mem.base_mfn, mem.end_mfn - mem.base_mfn)
         self.abi, self.mem, self.base = abi, mem, mem.first_mfn
         self.engine = engine = Engine(mem.buffer, mem.base_mfn << 12)
+        note(engine, mem)
         engine.cell[0] = 1 << 40
         self.d = d = create_domain(
             abi, mem, frames, Clock(engine.cell), {},

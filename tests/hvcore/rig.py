@@ -22,6 +22,7 @@ from hvcore.cpu.processor import (
     TR,
 )
 from hvcore.machine_memory import MachineMemory
+from tests.hvcore.opened import note
 
 GDT_VA = 0xFFFF800000000000
 RING1_CS, RING1_DS, RING3_CS, RING3_DS = 0x19, 0x21, 0x2B, 0x33
@@ -36,6 +37,7 @@ class Rig:
         self.mem = MachineMemory(1024)
         start = self.mem.base_mfn << 12
         self.engine = Engine(self.mem.buffer, start, live_window=live_window, use_core=use_core)
+        note(self.engine, self.mem)
         self.exits: list[tuple[int, int, int, int]] = []  # vector, RIP, error code, CPL
         self.on_interrupt: Callable[[int], None] | None = None
         self.on_syscall: Callable[[], None] | None = None

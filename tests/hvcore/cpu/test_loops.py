@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import assume, given, settings
@@ -15,20 +14,26 @@ from hvcore.cpu.loops import ENDLESS, Loop, counting_loop
 from hvcore.cpu.processor import DS, ES, RIP
 from hvcore.errors import GuestError
 from hvcore.pv.segments import load_cs_ss, load_data
+from tests.hvcore import opened
 from tests.hvcore.pv_cpu import CODE, DATA, PvCpu
 
 RCX, RDX, RSI, RDI = 1, 2, 6, 7
 MOST = 3000  # rounds that a test executes
 
 
-@cache
-def cpu(is_64bit: bool) -> PvCpu:
-    return PvCpu(abi_module.PV64 if is_64bit else abi_module.PV32_PAE)
+CPUS: dict[bool, PvCpu] = {}  # by whether it runs a 64-bit guest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processors() -> Iterator[None]:
+    with opened.closing():
+        CPUS.update({False: PvCpu(abi_module.PV32_PAE), True: PvCpu(abi_module.PV64)})
+        yield
 
 
 def load(is_64bit: bool, code: bytes, regs: dict[int, int]) -> tuple[PvCpu, Loop | None]:
     """A processor at the start of `code`, and what is worked out of it."""
-    c = cpu(is_64bit)
+    c = CPUS[is_64bit]
     c.put(CODE, code + b"\xcc" * 16)
     load_cs_ss(c.v, c.abi.flat_kernel_cs, c.abi.flat_kernel_ss)
     for register in (DS, ES):

@@ -115,6 +115,8 @@ second.engine.close()
 assert PATCHES.users == 0 and words() == own
 third = Rig()
 assert words() == ours and once(third) == 3
+from tests.hvcore import opened
+opened.forget()
 del third
 import gc; gc.collect()
 assert PATCHES.users == 0 and words() == own

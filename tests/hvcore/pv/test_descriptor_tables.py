@@ -248,7 +248,7 @@ def test_update_descriptor_in_a_plain_page(cpu: PvCpu) -> None:
         (GDT_PAGE, 8, 0x00008B0000000067),
         (0, 8, FLAT_DATA),
         (3, 8, 0),
-        (-1, 8, 0),
+        (-2, 8, 0),
         (0x10000, 8, 0),
     ],
     ids=["misaligned", "TSS", "top table", "L1 table", "Xen's frame", "no frame"],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hvcore.cpu.processor import RIP
+from tests.hvcore import opened
 from tests.hvcore.pv_cpu import CODE, DATA, PV32, PV64, STACK, PvCpu
 from tests.needs import find_tool, other_processor
 
@@ -110,8 +112,9 @@ _AMD_ONLY = ("rex lcall", "rex ljmp", "rex o16 lcall", "sysenter", "sysexit")
 
 
 @pytest.fixture(scope="module")
-def cpu() -> PvCpu:
-    return PvCpu(PV64)
+def cpu() -> Iterator[PvCpu]:
+    with opened.closing():
+        yield PvCpu(PV64)
 
 
 def outcome(cpu: PvCpu, code: str) -> tuple[int, int | None, int]:
