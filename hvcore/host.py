@@ -27,7 +27,9 @@ from hvcore.errors import DomainCrash, EngineError
 from hvcore.host_state import HostState
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
+from hvcore.marks import Mark
 from hvcore.page_info import NO_OWNER, FrameTable
+from hvcore.page_marks import MarkedPages
 from hvcore.save import (
     check_saved_dom0,
     check_saved_domain,
@@ -76,6 +78,7 @@ class Host:
         self.timers = Timers()  # of whoever holds the host; no guest knows of them
         self.idle: Callable[[int], None] = self.advance_to
         self.attend: Callable[[], None] = lambda: None
+        self.pages = MarkedPages(memory)
         self._pristine: EngineContext = self.engine.save_context()
         self._on_cpu: Machine | None = None
         self._next_domid = 1
@@ -123,6 +126,17 @@ class Host:
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
         return machine
+
+    # -- back within this process
+
+    def mark(self) -> Mark:
+        """Where the host stands, between two runs. Raises EngineError where memory is short."""
+        handlers = self._on_cpu.traps if self._on_cpu is not None else None
+        return Mark(self, self.engine, self.mem, self.pages, handlers)
+
+    def rewind(self, mark: Mark) -> None:
+        """Be where the host was at the mark, whatever its domains did since; the mark can be used again."""
+        mark.go_back()
 
     # -- as plain values
 
@@ -227,6 +241,7 @@ class Host:
     def close(self) -> None:
         """Give the engine's memory back."""
         self.engine.close()
+        self.pages.close()
 
     # -- running
 

@@ -9,15 +9,30 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from array import array
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 _SUPERPAGE_FRAMES = 512
 _HEAP_FRAMES = 1024  # for each domain
+_MAP_FIXED = 0x10  # of Linux; Python does not have it
+_ZEROS = bytes(PAGE_SIZE)
 _M2P_ENTRIES = (8, 4)  # bytes: the table of 64-bit guests, and the compat table of the others
+
+
+@cache
+def _mmap() -> Any:
+    """mmap() of the C library: Python's own maps at no given address."""
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+    ]  # fmt: skip
+    return function
 
 
 class M2p:
@@ -58,6 +73,7 @@ class MachineMemory:
         self._freed: list[int] = []
         size = (self.end_mfn - self.base_mfn) << PAGE_SHIFT
         self.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._is_from_file = False
         self.view = memoryview(self.buffer)
         self.q = self.view.cast("Q")
         self.d = self.view.cast("I")
@@ -77,8 +93,20 @@ class MachineMemory:
 
     def release(self) -> None:
         """Give the pages back to the host, though views of them may live on; they read as zeros then."""
-        with suppress(OSError, AttributeError):
-            self.buffer.madvise(mmap.MADV_REMOVE)
+        with suppress(OSError):
+            self.map_from(-1)
+
+    def map_from(self, fd: int) -> None:
+        """Have all of it read as the file `fd` does, of that size, or as zeros (-1), where it is.
+
+        What is written stays this process's own. Raises OSError.
+        """
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        flags = _MAP_FIXED | mmap.MAP_PRIVATE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+        if _mmap()(address, len(self.view), mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != address:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        self._is_from_file = fd >= 0
 
     def use_m2p(self, entry: int) -> M2p:
         """The table for guests of that width; a frame that is nobody's reads as INVALID_M2P_ENTRY there."""
@@ -147,6 +175,9 @@ class MachineMemory:
         """Make `nr` frames read as zeroes, and give their memory back to this machine's own host."""
         start = (start_mfn - self.base_mfn) << PAGE_SHIFT
         self.buffer.madvise(mmap.MADV_DONTNEED, start, nr << PAGE_SHIFT)
+        if self._is_from_file:
+            for at in range(start, start + (nr << PAGE_SHIFT), PAGE_SIZE):
+                self.view[at : at + PAGE_SIZE] = _ZEROS
 
     def frame(self, mfn: int) -> memoryview:
         """The 4096 bytes of a frame. Raises IndexError for a frame that the machine does not have."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,8 +17,10 @@ class TimeIsUp(Exception):
 
 
 @contextmanager
-def until(deadline: float | None) -> Iterator[None]:
-    """While the block runs, TimeIsUp ends it at `deadline`, of time.monotonic(); None is no deadline.
+def until(deadline: float | None, here: Callable[[], bool]) -> Iterator[None]:
+    """While the block runs and `here` says so, TimeIsUp ends it at `deadline`, of time.monotonic().
+
+    None is no deadline.
 
     Python's regular expressions hold the interpreter lock, and let signal handlers run now and then. So it is
     a signal, that of the timer which counts the process's own time: what else uses timers has SIGALRM
@@ -33,7 +35,7 @@ def until(deadline: float | None) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
     def look(_number: int, _frame: FrameType | None) -> None:
-        if time.monotonic() >= deadline:
+        if here() and time.monotonic() >= deadline:
             stop()
             raise TimeIsUp
 

@@ -22,6 +22,7 @@ from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.launch.domain import RunningDomain, launch_on
 from domainbuilder.launch.options import HostOptions, options_by_name
+from domainbuilder.launch.snapshot import Snapshot
 from domainbuilder.plan.domain_plan import DomainPlan
 from hvcore import host as hvcore_host
 from hvcore.errors import EngineError
@@ -94,6 +95,18 @@ class Host:
         if not self.domains:
             raise RuntimeError("the host has no domain")
         return HostClone(tuple(fork(self.domains, console_output=None, timeout=timeout)))
+
+    def snapshot(self) -> Snapshot:
+        """Where all domains stand, to `rewind()` to, in this process; as RunningDomain.snapshot()."""
+        return Snapshot(self.host, list(self.domains))
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Be where the host was at the snapshot; as RunningDomain.rewind().
+
+        Raises RuntimeError where a domain was closed since: it cannot come back; or where one was launched
+        since and is still there.
+        """
+        snapshot.go_back(list(self.domains))
 
     def close(self) -> None:
         """Destroy the domains and give the memory back. What they printed, their outcomes and counts stay."""

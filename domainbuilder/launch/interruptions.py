@@ -1,4 +1,4 @@
-"""Exceptions that end a run from outside of it: of signal handlers, of callbacks; and limits on wall time.
+"""Exceptions that end a run from outside of it: of signal handlers, of callbacks.
 
 What is raised in a callback of the emulator gets lost. So an exception waits until the machine has stopped,
 unless the run stands where one can be raised at once.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -84,30 +83,3 @@ class Interruptions:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def watched(deadline: float | None, grace: float, nudge: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, call `nudge` from `grace` seconds after `deadline` on, ten times as often.
-
-    For limits on wall time, which are looked at once every tick of the guest's time. A guest can make that
-    last (with hypercalls that cost it nothing and this host much): then the machine is told to look at once.
-    """
-    if deadline is None:
-        yield
-        return
-    done = threading.Event()
-
-    def watch() -> None:
-        delay = deadline + grace - time.monotonic()
-        while not done.wait(max(delay, 0.0)):
-            nudge()
-            delay = grace / 10
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -23,14 +23,16 @@ from typing import TYPE_CHECKING, Self
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.hypercall_names import hypercall_name
-from domainbuilder.launch.interruptions import Interruptions, watched
+from domainbuilder.launch.interruptions import Interruptions
 from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.session import Console, Input, Outcome
+from domainbuilder.launch.snapshot import Snapshot
 from domainbuilder.launch.start import Start
 from domainbuilder.launch.tape import Tape
 from domainbuilder.launch.transcript import Search, Transcript
+from domainbuilder.launch.watchdog import WATCHDOG
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
 from hvcore.machine import BOOT_TIME_NS, Stop
@@ -49,7 +51,6 @@ _TICK = "launch"  # the name of our timer among the host's
 _END = "end"  # that of run_for()'s
 _TICK_NS = 10_000_000
 _RECENT_TICKS = 100
-_GRACE = 0.5  # seconds by which a tick may be late for a limit on wall time
 _INPUT_ROOM = 4096
 # What goes wrong in a host that was restored from a file whose values do not fit together.
 _CONTRADICTIONS = (
@@ -96,6 +97,7 @@ class RunningDomain:
         self._console_bytes = start.console_bytes
         self._closed = False
         self._interruptions = Interruptions(self._pause)
+        self._searching = False  # for what is wanted
         self._shares_host = shares_host
         self._watchers: list[Periodic] = []
         self._is_trusted = start.is_trusted
@@ -174,6 +176,47 @@ class RunningDomain:
         from domainbuilder.clones.clone import fork
 
         return fork([self], console_output=console_output, timeout=timeout)[0]
+
+    def snapshot(self) -> Snapshot:
+        """Where the domain stands, to `rewind()` to, in this process and in tenths of a millisecond.
+
+        Raises RuntimeError while the domain runs, and where it shares its host, whose snapshot it is then;
+        EngineError where memory is short.
+        """
+        self._check_alone()
+        return Snapshot(self.machine.host, [self])
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Be where the domain was at the snapshot, whatever happened since: it crashed, for one.
+
+        It goes on from there as it did then, and with the same input to the same end. The time that `launch`
+        allowed does not start anew. Raises RuntimeError as `snapshot()` does, and for that of another domain.
+        """
+        self._check_alone()
+        snapshot.go_back([self])
+
+    def _check_alone(self) -> None:
+        self.check_at_rest()
+        if self._shares_host:
+            raise RuntimeError("the domain shares its host, which goes back as a whole: Host.snapshot()")
+
+    def keep(self) -> Callable[[], None]:
+        """What gives this object back what it knows of the domain now."""
+        transcript, used, counts = self._transcript.save(), self.console.used, list(self._counts)
+        outcome, printed = self._outcome, self._console_bytes
+        tape = self._tape
+        position = tape.position() if tape is not None else (0, False)
+
+        def give_back() -> None:
+            self._transcript.be(transcript)
+            self.console.use(used)
+            self._counts.clear()
+            self._counts.extend(counts)
+            self._outcome, self._console_bytes = outcome, printed
+            if tape is not None:
+                tape.wind_back(position)
+
+        return give_back
 
     def check_at_rest(self) -> None:
         """Raise RuntimeError where the domain is destroyed, or running: in a callback, or another thread."""
@@ -337,40 +380,44 @@ class RunningDomain:
         limits = [self._limit] if self._limit is not None else []
         self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
         self._wanted, self._expired = wanted, ""
-        if self._met():
-            return None
-        if self._outcome is not None:
-            return self._outcome
-        self._check_open()
         try:
-            with (
-                watched(self._deadline, _GRACE, self.machine.host.nudge),
-                self._interruptions.of_signals(),
-            ):
+            with until(self._deadline, self._is_searching):
                 return self._resume_until_met()
         finally:
             self._wanted = None
 
     def _resume_until_met(self) -> Outcome | None:
+        if self._met():
+            return None
+        if self._outcome is not None:
+            return self._outcome
+        self._check_open()
         outcome = None
-        while outcome is None:
-            if self._expired:
-                return Outcome("timeout", self._expired)
-            outcome = self._resume()
-            if self._met():
-                return None
+        with WATCHDOG.over(self._deadline, self.machine.host.nudge), self._interruptions.of_signals():
+            while outcome is None:
+                if self._expired:
+                    return Outcome("timeout", self._expired)
+                outcome = self._resume()
+                if self._met():
+                    return None
         return outcome
+
+    def _is_searching(self) -> bool:
+        return self._searching
 
     def _met(self) -> bool:
         """Whether what is wanted has come. A pattern that takes for ever ends with the time, or a signal."""
         if self._wanted is None:
             return False
         try:
-            with self._interruptions.allowed(), until(self._deadline):
+            with self._interruptions.allowed():
+                self._searching = True
                 return self._wanted()
         except TimeIsUp:
             self._expire("wall time ran out while a pattern was looked for")
             return False
+        finally:
+            self._searching = False
 
     def _resume(self) -> Outcome | None:
         """One `Machine.run()`; None where there is nothing to say about its end."""

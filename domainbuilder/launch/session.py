@@ -171,6 +171,10 @@ class Console:
         """How much of the transcript was matched or read, by its offset."""
         return self._used
 
+    def use(self, used: int) -> None:
+        """Go on behind that much of what was printed."""
+        self._used = used
+
     @property
     def transcript(self) -> str:
         """Everything the guest printed (the last 16 MiB of it)."""

@@ -59,6 +59,16 @@ class Tape:
                     raise BuildError(message, found=found, expected=expected)
             self._arm(replay)
 
+    def position(self) -> tuple[int, bool]:
+        """How many pieces were typed, and whether that was all."""
+        return len(self._typed), self.is_over
+
+    def wind_back(self, position: tuple[int, bool]) -> None:
+        """Forget what was typed since; the machine's timers are its own matter."""
+        count, self.is_over = position
+        self._size -= sum(len(data) for _when, data in self._typed[count:])
+        del self._typed[count:]
+
     def record(self, reason: str) -> InputRecord:
         """What was typed until now, where the run ends for `reason` (that of an Outcome)."""
         now = self._machine.clock.now() - BOOT_TIME_NS

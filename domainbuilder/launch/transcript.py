@@ -44,6 +44,14 @@ class Transcript:
         """The text, what is held back of it, and how much was dropped before: for restore()."""
         return bytes(self._data), self._held, self.dropped
 
+    def be(self, saved: tuple[bytes, bytes, int]) -> None:
+        """Hold what save() gave, of which this is what came of it."""
+        text, self._held, dropped = saved
+        if self.dropped == dropped:
+            del self._data[len(text) :]
+        else:
+            self.dropped, self._data[:] = dropped, text
+
     @classmethod
     def restore(cls, text: bytes, held: bytes, dropped: int) -> Transcript:
         """The transcript that save() was called of."""

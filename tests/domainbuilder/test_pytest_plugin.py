@@ -137,8 +137,10 @@ def test_loading_the_plugin_costs_nothing_that_can_be_left_for_later() -> None:
 
 def test_the_document_s_example_runs(pytester: pytest.Pytester) -> None:
     text = (ROOT / "docs" / "clones.md").read_text()
-    program, conftest, tests = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[:3]
-    subprocess.run([sys.executable, "-c", program], check=True)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    program, conftest, tests, tight_loop = blocks
+    for each in (program, tight_loop):
+        subprocess.run([sys.executable, "-c", each], check=True)
     pytester.makeconftest(conftest)
     pytester.makepyfile(tests)
     pytester.runpytest_subprocess().assert_outcomes(passed=32)
