@@ -296,7 +296,7 @@ def test_wall_time_holds_for_guests_that_make_ticks_last(
     """Ticks of 50 ms of guest time, and a guest that spends this host's time in hypercalls."""
     module = import_module("domainbuilder.launch.running")
     monkeypatch.setattr(module, "_TICK_NS", 50_000_000)
-    monkeypatch.setattr(module, "_GRACE", 0.05)
+    monkeypatch.setattr(import_module("domainbuilder.launch.watchdog"), "GRACE", 0.05)
     many = hypercall(35, 0, 0)
     with launch(tiny(many + b"\xeb" + bytes([254 - len(many)]))) as dom:
         assert dom.wait(timeout=0.1).reason == "timeout"
