@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.needs import find_tool
+from tests.needs import find_tool, missing
 
 _SECTOR = 512
 _FIRST = 2048  # where sfdisk puts the first partition
@@ -82,6 +82,9 @@ def grub_mkconfig(folder: Path, boot: Path, device: str, uuid: str) -> str:
 
     Its scripts run as they are, but for three paths: the probe of devices, /boot and the configuration.
     """
+    installed = Path("/usr/sbin/grub-mkconfig")
+    if not installed.exists() or not Path("/etc/grub.d/10_linux").exists():
+        missing("grub-mkconfig is not installed (see tests/domainbuilder/apt-packages.txt)")
     scripts = folder / "grub.d"
     scripts.mkdir()
     probe = folder / "grub-probe"
@@ -108,7 +111,7 @@ esac
         (scripts / name).write_text(text)
         (scripts / name).chmod(0o755)
     probe.chmod(0o755)
-    text = Path("/usr/sbin/grub-mkconfig").read_text()
+    text = installed.read_text()
     text = text.replace('grub_probe="${sbindir}/grub-probe"', f'grub_probe="{probe}"')
     text = text.replace('sysconfdir="/etc"', f'sysconfdir="{folder}"').replace('EUID" != 0', 'EUID" = none')
     mkconfig = folder / "grub-mkconfig"
