@@ -109,10 +109,6 @@ class GuestAccess:
         """Store a 32-bit word at `va`."""
         self.copy_to(va, _U32.pack(value & 0xFFFFFFFF))
 
-    def read_u64(self, va: int) -> int:
-        """The 64-bit word at `va`."""
-        return self.unpack(_U64, va)[0]
-
     def write_u64(self, va: int, value: int) -> None:
         """Store a 64-bit word at `va`."""
         self.copy_to(va, _U64.pack(value & 0xFFFFFFFFFFFFFFFF))

@@ -73,7 +73,7 @@ def connect_processor(d: Domain, engine: Engine) -> None:
     d.engine, d.close_ports = engine, engine.close_ports
     xen = XenMappings(d, engine)
     d.guest = GuestAccess(abi, mem, lambda va, write: d.mm.walk(d.current_root(), va, write))
-    d.mm = PageTables(abi, mem, d.frames, engine, d.guest, xen)
+    d.mm = PageTables(d, engine, xen)
     d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, abi)
     d.frames.share_xen_page_with_guest(d.shared_info_mfn, d.domain_id, writable=True)
     init_xen_gdt_page(mem.frame(xen.gdt_page_mfn), abi)

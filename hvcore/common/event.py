@@ -258,9 +258,3 @@ class EvtchnTable:
         port = self.virq_to_evtchn[v.vcpu_id * NR_VIRQS + virq]
         if port:
             self.set_pending(v.vcpu_id, port)
-
-    def send_guest_global_virq(self, virq: int) -> None:
-        """Raise a virq of the whole domain, if the guest has bound it."""
-        port = self.virq_to_evtchn[virq]
-        if port:
-            self.set_pending(self.notify_vcpu_id[port], port)

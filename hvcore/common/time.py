@@ -39,11 +39,6 @@ def version_update_end(version: int) -> int:
     return (version + 1) & 0xFFFFFFFF
 
 
-def tsc_from_ns(system_time: int) -> int:
-    """The time stamp counter at a system time."""
-    return system_time * TSC_PER_NS
-
-
 def force_update_vcpu_system_time(v: Vcpu) -> None:
     """Publish the present time in vcpu_info and in the secondary area, if one is registered."""
     info = v.info

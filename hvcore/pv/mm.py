@@ -60,11 +60,8 @@ from hvcore.x86 import (
 )
 
 if TYPE_CHECKING:
-    from hvcore.abi import Abi
     from hvcore.cpu.engine import Engine
-    from hvcore.guest_access import GuestAccess
-    from hvcore.machine_memory import MachineMemory
-    from hvcore.page_info import FrameTable
+    from hvcore.domain import Domain
     from hvcore.pv.xen_mappings import XenMappings
 
 PAGE_AVAIL_HIGH = 0x7FF << 52
@@ -96,17 +93,9 @@ class PageTables(PageWalk):
         )
     )  # fmt: skip
 
-    def __init__(
-        self,
-        abi: Abi,
-        mem: MachineMemory,
-        frames: FrameTable,
-        engine: Engine,
-        guest: GuestAccess,
-        xen: XenMappings,
-    ) -> None:
-        super().__init__(abi, mem, frames, engine, guest, xen)
-        self.root_type = abi.pt_levels  # PGT_root_page_table of this guest
+    def __init__(self, d: Domain, engine: Engine, xen: XenMappings) -> None:
+        super().__init__(d, engine, xen)
+        self.root_type = d.abi.pt_levels  # PGT_root_page_table of this guest
         self.l3_disallow = L3_DISALLOW_MASK_PV32 if self.pv32 else L2_DISALLOW_MASK
         # An upper table has had an entry replaced: a linear page table may show the old one (do_mmu_update).
         self.flush_linear_pt = False

@@ -25,11 +25,7 @@ from hvcore.public.errno import EINVAL
 from hvcore.refusal import TYPE_NAMES, Reason
 
 if TYPE_CHECKING:
-    from hvcore.abi import Abi
-    from hvcore.guest_access import GuestAccess
-    from hvcore.machine_memory import MachineMemory
-    from hvcore.page_info import FrameTable
-    from hvcore.trace import Trace
+    from hvcore.domain import Domain
 
 _TABLE_COST = 2000  # ns
 
@@ -56,21 +52,13 @@ class PageTypes(ABC):
     What is refused leaves its reasons in the trace, the first cause first.
     """
 
-    def __init__(
-        self,
-        abi: Abi,
-        mem: MachineMemory,
-        frames: FrameTable,
-        engine: Tlb,
-        guest: GuestAccess,
-        domid: int,
-        trace: Trace,
-    ) -> None:
-        self.abi = abi
-        self.mem = mem
+    def __init__(self, d: Domain, engine: Tlb) -> None:
+        frames = d.frames
+        self.abi = d.abi
+        self.mem = d.mem
         self.frames = frames
         self.engine = engine
-        self.guest = guest
+        self.guest = d.guest
         self.base = frames.base_mfn
         self.nr = frames.nr
         self.ptype = frames.ptype
@@ -78,10 +66,10 @@ class PageTypes(ABC):
         self.tcount = frames.tcount
         self.count = frames.count
         self.owner = frames.owner
-        self.domid = domid
+        self.domid = d.domain_id
         self.stamp = frames.tlbflush_timestamp
         self.linear_pt_count = frames.linear_pt_count
-        self.trace = trace
+        self.trace = d.trace
         self.validate_segdesc_page: Callable[[int], int] = lambda _mfn: -EINVAL
 
     # -- reasons

@@ -12,11 +12,8 @@ from hvcore.pv.page_types import PageTypes
 from hvcore.x86 import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_USER
 
 if TYPE_CHECKING:
-    from hvcore.abi import Abi
     from hvcore.cpu.engine import Engine
-    from hvcore.guest_access import GuestAccess
-    from hvcore.machine_memory import MachineMemory
-    from hvcore.page_info import FrameTable
+    from hvcore.domain import Domain
     from hvcore.pv.xen_mappings import XenMappings
 
 _AD = PAGE_ACCESSED | PAGE_DIRTY
@@ -25,16 +22,9 @@ _AD = PAGE_ACCESSED | PAGE_DIRTY
 class PageWalk(PageTypes):
     """The geometry of the domain's page tables, and finding entries and pages in them."""
 
-    def __init__(
-        self,
-        abi: Abi,
-        mem: MachineMemory,
-        frames: FrameTable,
-        engine: Engine,
-        guest: GuestAccess,
-        xen: XenMappings,
-    ) -> None:
-        super().__init__(abi, mem, frames, engine, guest, xen.domain.domain_id, xen.domain.trace)
+    def __init__(self, d: Domain, engine: Engine, xen: XenMappings) -> None:
+        super().__init__(d, engine)
+        abi, mem = d.abi, d.mem
         self.xen = xen
         self.pv32 = abi.is_32bit
         self.levels = abi.pt_levels

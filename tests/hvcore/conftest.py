@@ -38,7 +38,7 @@ class FlatTables(PageTables):
     """
 
     def __init__(self, d: Domain, tlb: Tlb) -> None:
-        super(PageWalk, self).__init__(d.abi, d.mem, d.frames, tlb, d.guest, d.domain_id, d.trace)
+        super(PageWalk, self).__init__(d, tlb)
         self.host_maps: list[tuple[int, int, int]] = []
         self.refuse_host_map = 0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from domainbuilder.launch.domain import launch
+from domainbuilder.launch.domain import RunningDomain, launch
 from hvcore.cpu.processor import RIP, RSP
 from hvcore.debug.view import GuestView
 from hvcore.host import Host
@@ -33,7 +33,7 @@ class Subject:
     vcpus: int = 1
     cmdline: str = ""
     typed: tuple[tuple[int, bytes], ...] = ()
-    live_window: bool = True
+    ramdisk: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,22 @@ class Run:
                 self._next_stop()
 
 
-def run(subject: Subject, schedule: Schedule | None = None) -> Result:
-    """The guest from its start to its end, or to its limit."""
-    output = bytearray()
-    with launch(
+def launched(subject: Subject, output: bytearray) -> RunningDomain:
+    """The guest at its start; what it prints goes to `output`."""
+    return launch(
         subject.kernel,
         subject.memory_mib,
         vcpus=subject.vcpus,
         cmdline=subject.cmdline,
+        ramdisk=subject.ramdisk,
         console_output=output.extend,
-    ) as dom:
+    )
+
+
+def run(subject: Subject, schedule: Schedule | None = None) -> Result:
+    """The guest from its start to its end, or to its limit."""
+    output = bytearray()
+    with launched(subject, output) as dom:
         guest = Run(dom.machine, subject, schedule, output)
         started = time.process_time()
         if schedule is not None and schedule.thread:

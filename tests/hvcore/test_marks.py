@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from hvcore.machine_memory import MachineMemory
 from hvcore.page_marks import MarkedPages
 from hvcore.save import owners, state_fields, store_owners
 from tests.domainbuilder.tiny_guest import CODE, hypercall, kernel, mov
-from tests.hvcore.saved import Subject, run_on, whole
+from tests.hvcore.saved import run_on
+from tests.hvcore.stops import Subject, launched, run
 
 SECOND = 10**9
 TYPED = ((3_000_000, b"about\n"), (50_000_000, b"trap\n"), (400_000_000, b"halt\n"))
@@ -32,12 +35,13 @@ def running(sample_guest: Callable[[str], Path]) -> Iterator[RunningDomain]:
 
 def again_and_again(subject: Subject, after_ns: int) -> None:
     """To a point, then several times to the end, with something else between."""
-    reference, output = whole(subject), bytearray()
-    with launch(subject.kernel, console_output=output.extend, **subject.options) as dom:
+    reference, output = run(subject), bytearray()
+    otherwise = replace(subject, limit_ns=after_ns + 40_000_000, typed=((after_ns + 1_000_000, b"crash\n"),))
+    with launched(subject, output) as dom:
         host = dom.machine.host
         for at, data in subject.typed:
             if at < after_ns:
-                host.set_timer(at, BOOT_TIME_NS + at, lambda data=data: dom.machine.input(data))  # type: ignore[misc]
+                host.set_timer(at, BOOT_TIME_NS + at, partial(dom.machine.input, data))
         host.set_timer("mark", BOOT_TIME_NS + after_ns, host.pause)
         host.run()
         printed = bytes(output)
@@ -46,17 +50,17 @@ def again_and_again(subject: Subject, after_ns: int) -> None:
         assert host.save() == before
         for turn in range(3):
             if turn == 1:
-                run_on(host, after_ns + 40_000_000, ((after_ns + 1_000_000, b"crash\n"),), output)
+                run_on(host, otherwise, output)
             else:
-                assert run_on(host, subject.limit_ns, subject.typed, output) == reference
+                assert run_on(host, subject, output) == reference
             host.rewind(mark)
             output[:] = printed
             assert host.save() == before
 
 
 def test_hello(sample_guest: Callable[[str], Path]) -> None:
-    subject = Subject(sample_guest("hello"), 2 * SECOND, {"memory_mib": 16}, TYPED)
-    end = whole(subject).system_time_ns - BOOT_TIME_NS
+    subject = Subject(sample_guest("hello"), 2 * SECOND, 16, typed=TYPED)
+    end = run(subject).stats.system_time_ns - BOOT_TIME_NS
     chance = random.Random(4)
     for _ in range(3):
         again_and_again(subject, chance.randrange(end))
@@ -66,15 +70,15 @@ def test_hello(sample_guest: Callable[[str], Path]) -> None:
 def test_conformance_guests(name: str) -> None:
     with bundled() as guests:
         path = next(guest.kernel for guest in guests if guest.name == name)
-        subject = Subject(path, 60 * SECOND, {"memory_mib": MEMORY_MIB, "vcpus": VCPUS})
-        end = whole(subject).system_time_ns - BOOT_TIME_NS
+        subject = Subject(path, 60 * SECOND, MEMORY_MIB, vcpus=VCPUS)
+        end = run(subject).stats.system_time_ns - BOOT_TIME_NS
         again_and_again(subject, random.Random(name).randrange(end))
 
 
 @pytest.mark.guest
 def test_debian(guest_kernel: Callable[[str], Path]) -> None:
-    options = {"memory_mib": 128, "cmdline": "console=hvc0 earlyprintk=xen", "vcpus": 2}
-    again_and_again(Subject(guest_kernel("vmlinuz-bookworm-amd64"), SECOND // 2, options), SECOND // 4)
+    kernel, cmdline = guest_kernel("vmlinuz-bookworm-amd64"), "console=hvc0 earlyprintk=xen"
+    again_and_again(Subject(kernel, SECOND // 2, 128, vcpus=2, cmdline=cmdline), SECOND // 4)
 
 
 def test_code_that_was_written_over(tmp_path: Path) -> None:

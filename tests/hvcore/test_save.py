@@ -17,10 +17,11 @@ from domainbuilder.conform.run import MEMORY_MIB, VCPUS, bundled
 from domainbuilder.launch.domain import RunningDomain, launch
 from hvcore.errors import EngineError
 from hvcore.host import Host
-from hvcore.machine import BOOT_TIME_NS
+from hvcore.machine import BOOT_TIME_NS, Stop
 from hvcore.public import xs_wire as xs
 from hvcore.save import owners, pack, save_owner, state_fields, store_owners, unpack
-from tests.hvcore.saved import Result, Subject, in_another_process, restored, saved_at, whole
+from tests.hvcore.saved import in_another_process, restored, saved_at
+from tests.hvcore.stops import Result, Subject, launched, run
 
 SECOND = 10**9
 _SHAPE = ("domain_id", "vcpu_id", "current_id", "max_vcpus", "cap", "nr_pages")  # what a host is made by
@@ -40,7 +41,7 @@ TYPED = ((3_000_000, b"about\n"), (50_000_000, b"trap\n"), (400_000_000, b"halt\
 
 @pytest.fixture
 def hello(sample_guest: Callable[[str], Path]) -> Subject:
-    return Subject(sample_guest("hello"), 2 * SECOND, {"cmdline": "ticks=3"}, TYPED)
+    return Subject(sample_guest("hello"), 2 * SECOND, 64, cmdline="ticks=3", typed=TYPED)
 
 
 @pytest.fixture
@@ -53,11 +54,11 @@ def running(hello: Subject) -> Iterator[RunningDomain]:
 
 def points(reference: Result, count: int, seed: int) -> list[int]:
     chance = random.Random(seed)
-    return [chance.randrange(reference.system_time_ns - BOOT_TIME_NS) for _ in range(count)]
+    return [chance.randrange(reference.stats.system_time_ns - BOOT_TIME_NS) for _ in range(count)]
 
 
 def test_hello_goes_on_in_another_process(hello: Subject, tmp_path: Path) -> None:
-    reference = whole(hello)
+    reference = run(hello)
     for at in points(reference, 2, 1):
         state, output = saved_at(hello, at)
         assert in_another_process(state, hello, output, tmp_path) == reference
@@ -67,8 +68,8 @@ def test_hello_goes_on_in_another_process(hello: Subject, tmp_path: Path) -> Non
 def test_conformance_guests_go_on(name: str) -> None:
     with bundled() as guests:
         kernel = next(guest.kernel for guest in guests if guest.name == name)
-        subject = Subject(kernel, 60 * SECOND, {"memory_mib": MEMORY_MIB, "vcpus": VCPUS})
-        reference = whole(subject)
+        subject = Subject(kernel, 60 * SECOND, MEMORY_MIB, vcpus=VCPUS)
+        reference = run(subject)
         for at in points(reference, 3, 2):
             state, output = saved_at(subject, at)
             assert restored(state, subject, output) == reference
@@ -79,13 +80,15 @@ def test_debian_goes_on_in_another_process(
     guest_kernel: Callable[[str], Path], ramdisk: Callable[[], Path] | None, tmp_path: Path
 ) -> None:
     count = int(os.environ.get("SAVE_POINTS", "0"))
-    options = {"memory_mib": 256, "cmdline": "console=hvc0 earlyprintk=xen"}
-    if count and ramdisk is not None:
-        options["ramdisk"] = ramdisk()
-    limit = 1000 * SECOND if count else 2 * SECOND
-    subject = Subject(guest_kernel("vmlinuz-bookworm-amd64"), limit, options)
-    reference = whole(subject)
-    assert reference.stop == ("SHUTDOWN" if count else "PAUSED")
+    subject = Subject(
+        guest_kernel("vmlinuz-bookworm-amd64"),
+        1000 * SECOND if count else 2 * SECOND,
+        256,
+        cmdline="console=hvc0 earlyprintk=xen",
+        ramdisk=ramdisk() if count and ramdisk is not None else None,
+    )
+    reference = run(subject)
+    assert reference.stop is (Stop.SHUTDOWN if count else Stop.PAUSED)
     for at in points(reference, count or 1, 3):
         state, output = saved_at(subject, at)
         assert in_another_process(state, subject, output, tmp_path) == reference, at
@@ -107,10 +110,10 @@ def test_a_store_half_done_is_saved() -> None:
     """A stop between the first and the last step of a store to a page table."""
     with bundled() as guests:
         kernel = next(guest.kernel for guest in guests if guest.name == "ptwr")
-        subject = Subject(kernel, 60 * SECOND, {"memory_mib": MEMORY_MIB, "vcpus": VCPUS})
-        reference = whole(subject)
+        subject = Subject(kernel, 60 * SECOND, MEMORY_MIB, vcpus=VCPUS)
+        reference = run(subject)
         output = bytearray()
-        with launch(kernel, console_output=output.extend, **subject.options) as dom:
+        with launched(subject, output) as dom:
             host, ro = dom.machine.host, dom.machine.ro_page_fault
             start = ro.try_start
 

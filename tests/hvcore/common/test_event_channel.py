@@ -138,8 +138,7 @@ def test_virq_binding_rules(guest: Guest) -> None:
 def test_a_global_virq_follows_bind_vcpu(guest: Guest) -> None:
     port = bind_virq(guest, VIRQ_CONSOLE)
     assert evtchn(guest, ec.EVTCHNOP_bind_vcpu, "II", port, 1) == 0
-    guest.d.evtchn.send_guest_global_virq(VIRQ_CONSOLE)
-    assert guest.d.vcpus[1].info[0] == 1
+    assert guest.d.evtchn.notify_vcpu_id[port] == 1
     assert evtchn(guest, ec.EVTCHNOP_close, "I", port) == 0
     assert bind_virq(guest, VIRQ_CONSOLE) == port
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from hvcore.clock import TSC_PER_NS
 from hvcore.common.time import (
     force_update_vcpu_system_time,
-    tsc_from_ns,
     update_domain_wallclock_time,
     update_vcpu_system_time,
     version_update_begin,
@@ -39,8 +39,8 @@ def test_a_guest_computes_system_time_from_the_record(guest: Guest) -> None:
     force_update_vcpu_system_time(guest.v)
     rec = record(guest)
     assert rec[0] == 2
-    assert guest_time(rec, tsc_from_ns(123_456)) == 123_456
-    assert guest_time(rec, tsc_from_ns(10**12)) == 10**12
+    assert guest_time(rec, 123_456 * TSC_PER_NS) == 123_456
+    assert guest_time(rec, 10**12 * TSC_PER_NS) == 10**12
 
 
 def test_records_change_once_a_second(guest: Guest) -> None:
