@@ -1,4 +1,4 @@
-"""What output sections hold and how their layout comes out, from a link map, an ELF and object files."""
+"""What output sections hold, from a map of GNU ld, an ELF and object files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from . import ast
-from .elffile import SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SHT_NOBITS, Elf, Segment
+from .elffile import SHF_EXECINSTR, SHF_TLS, SHF_WRITE, SHT_NOBITS, Elf
 from .evaluate import align_up
-from .layout import simulate, wants
-from .layout_values import Contents, Layout, Piece, Target
+from .layout import wants
+from .layout_values import Contents, Piece, Target
 from .mapfile import LinkMap, MapInput, MapOutput
 from .orphan_places import Orphan, is_plain
 from .outline import Outline
@@ -48,7 +48,7 @@ def contents_of(
     known = files or {}
     out: dict[str, Contents] = {}
     orphans: list[Orphan] = []
-    order = _Order(link_map, outline)
+    order = Order(link_map, outline)
     specs: dict[str, list[ast.InputSpec]] = {}
     for placed in outline.sections:
         specs.setdefault(placed.section.name, []).extend(_specs(placed.section))
@@ -64,7 +64,7 @@ def contents_of(
             continue
         # An orphan's section takes it by one description of its own.
         groups, rest = _groups(output, specs.get(output.name), known)
-        out[output.name] = _as_linked(output.name, groups, rest, elf, aligned=bool(files))
+        out[output.name] = as_linked(output.name, groups, rest, elf, aligned=bool(files))
         if out[output.name].dropped:
             # ld lays empty sections out before it drops them, those that it made itself (.got) at 8 bytes.
             both = output.address | output.load_address
@@ -76,7 +76,7 @@ def contents_of(
     return out, orphans
 
 
-def _as_linked(
+def as_linked(
     name: str,
     groups: tuple[tuple[Piece, ...], ...],
     rest: tuple[Piece, ...],
@@ -91,6 +91,7 @@ def _as_linked(
         rest,
         dropped=elf is not None and section is None,
         thread_zero=section is not None and section.type == SHT_NOBITS and bool(section.flags & SHF_TLS),
+        thread=section is not None and bool(section.flags & SHF_TLS),
         allocated=section.allocated if section is not None else True,
         loaded=section.type != SHT_NOBITS if section is not None else True,
         writable=section is not None and bool(section.flags & SHF_WRITE),
@@ -102,7 +103,7 @@ def _as_linked(
     )
 
 
-class _Order:
+class Order:
     """The order of things in a map: how many assignments between output sections come before one of them."""
 
     def __init__(self, link_map: LinkMap, outline: Outline) -> None:
@@ -272,40 +273,3 @@ def target_of(elf: Elf) -> Target:
     # Without the segment it is not known whether relro was off or had nothing to protect.
     relro = True if any(segment.type == PT_GNU_RELRO for segment in elf.segments) else None
     return Target(header + entry * len(elf.segments), max_page, common_page, relro)
-
-
-class Model(NamedTuple):
-    """Everything known of a layout: computed, from the map, from the ELF; each may be missing."""
-
-    computed: Layout | None
-    outputs: tuple[MapOutput, ...]
-    segments: tuple[Segment, ...]
-    orphans: tuple[str, ...]
-    matched: Mapping[str, int]
-
-
-def model(outline: Outline | None, link_map: LinkMap | None, elf: Elf | None) -> Model:
-    """Join what was given. `matched` counts the input sections each pattern of the map took."""
-    computed = None
-    orphans: list[Orphan] = []
-    if outline is not None and link_map is not None and link_map.flavor == "gnu":
-        contents, orphans = contents_of(link_map, outline, elf)
-        target = target_of(elf) if elf is not None else Target()
-        computed = simulate(outline, contents, target, orphans)
-    elif outline is not None and elf is not None:
-        orphans = [
-            Orphan(section.name, "")
-            for section in elf.sections
-            if section.allocated and section.name not in outline.names
-        ]
-    matched: dict[str, int] = {}
-    for output in link_map.outputs if link_map is not None else ():
-        for pattern in output.patterns:
-            matched[pattern.text] = matched.get(pattern.text, 0) + pattern.taken
-    return Model(
-        computed,
-        link_map.outputs if link_map is not None else (),
-        elf.segments if elf is not None else (),
-        tuple(orphan.name for orphan in orphans),
-        matched,
-    )

@@ -50,6 +50,9 @@ class Scope(Protocol):
     def symbol(self, name: str) -> Value:
         """Return the value of a symbol, or of `.`."""
 
+    def counter(self) -> Value:
+        """Return `.` as ALIGN(n) sees it."""
+
     def section(self, name: str) -> SectionFacts | Unknown:
         """Return what is known of an output section."""
 
@@ -77,6 +80,10 @@ class Constants:
     def symbol(self, name: str) -> Value:
         """Return that no symbol is known."""
         return Unknown(f"the value of '{name}' is known only when linking")
+
+    def counter(self) -> Value:
+        """Return that the location counter is not known."""
+        return self.symbol(".")
 
     def section(self, name: str) -> SectionFacts | Unknown:
         """Return that no section is known."""
@@ -277,7 +284,7 @@ def _call(node: ast.Call, scope: Scope) -> Value:
             return value
         values.append(value)
     if function in {"ALIGN", "BLOCK", "NEXT"} and len(values) == 1:
-        dot = scope.symbol(".")
+        dot = scope.counter()
         if isinstance(dot, Unknown):
             return dot
         return dot._replace(

@@ -24,24 +24,30 @@ class Output:
     tells that ld makes the section at all, `ignored` that it drops it as empty. `allocated` tells that it
     takes room in memory, `loaded` that there are bytes for it (SEC_ALLOC, SEC_LOAD): what holds nothing is
     allocated when the script moves `.` in it. `doubt` says why nothing is known. `members` are the sections
-    of the overlay that ends here. `explicit` is the alignment of ALIGN(), `alignment` what the section has
+    of the overlay that ends here, `previous` the one before in the overlay, whose address `overlay` is.
+    `explicit` is the alignment of ALIGN(), `alignment` what the section has
     with its inputs, `forced` what SUBALIGN() makes of theirs. What a pass finds: `address`, `load`, `size` in
-    bytes (None: not known), and `pass_number`, the last that placed it.
+    bytes (None: not known), and `pass_number`, the last that placed it. `orphan` tells that the script
+    does not name it.
     """
 
     __slots__ = (
         "address", "alignment", "allocated", "contents", "doubt", "exists", "explicit", "forced", "ignored",
-        "kind", "load", "load_region", "loaded", "members", "name", "node", "pass_number", "pieces", "region",
-        "size",
+        "kind", "load", "load_region", "loaded", "members", "name", "node", "orphan", "overlay",
+        "pass_number", "pieces", "previous", "region", "size",
     )  # fmt: skip
 
-    def __init__(self, node: ast.OutputSection, contents: Contents, kind: str = NORMAL) -> None:
-        self.node, self.contents, self.kind = node, contents, kind
+    def __init__(
+        self, node: ast.OutputSection, contents: Contents, kind: str = NORMAL, *, orphan: bool = False
+    ) -> None:
+        self.node, self.contents, self.kind, self.orphan = node, contents, kind, orphan
         self.name = node.name
         self.region = self.load_region = ""
         self.exists = self.ignored = self.allocated = self.loaded = False
         self.doubt = ""
         self.members: tuple[Output, ...] = ()
+        self.previous: Output | None = None
+        self.overlay: ast.Expr | None = None
         self.explicit = self.alignment = 1
         self.forced: int | None = None
         self.address: Value = _NOT_YET
@@ -62,12 +68,18 @@ Step: TypeAlias = ast.Assign | ast.Assert | Output
 
 
 class Program(NamedTuple):
-    """What a pass walks over: assignments, assertions and output sections in order."""
+    """What a pass walks over: assignments, assertions and output sections in order.
+
+    `assigned` are the symbols the script assigns, `plain` those without PROVIDE; `phdrs` tells that the
+    script makes the segments.
+    """
 
     steps: tuple[Step, ...]
     outputs: Mapping[str, Output]
     memories: Memories
     assigned: frozenset[str]
+    plain: frozenset[str]
+    phdrs: bool
 
 
 def program(outline: Outline, steps: Iterable[Step]) -> Program:
@@ -93,8 +105,27 @@ def program(outline: Outline, steps: Iterable[Step]) -> Program:
                 step.doubt = f"the link has two sections '{step.name}'"
             outputs.setdefault(step.name, step)
         kept.append(step)
-    targets = frozenset(node.target for node in outline.assignments if node.target != ".")
-    return Program(tuple(kept), outputs, memories, targets)
+    _doubt_zeroed(outputs)
+    targets = [node for node in outline.assignments if node.target != "."]
+    return Program(
+        tuple(kept),
+        outputs,
+        memories,
+        frozenset(node.target for node in targets),
+        frozenset(node.target for node in targets if not node.wrapper.startswith("PROVIDE")),
+        any(isinstance(command, ast.Phdrs) for command in outline.script.commands),
+    )
+
+
+def _doubt_zeroed(outputs: Mapping[str, Output]) -> None:
+    """Where ld makes a .bss for common symbols, zeroed orphans may go to its region and not to their own."""
+    orphans = [output for output in outputs.values() if output.orphan]
+    if not any(output.region == NO_REGION for output in orphans):
+        return
+    for output in orphans:
+        zeroed = not output.contents.loaded and not output.contents.thread_zero
+        if zeroed and output.region not in {"", NO_REGION}:
+            output.doubt = "ld may place zeroed orphans by the .bss that it makes for common symbols"
 
 
 def _memories(outline: Outline) -> Memories:
@@ -155,6 +186,7 @@ def _of_overlay(overlay: ast.Overlay, contents: Mapping[str, Contents]) -> Itera
             member.span,
         )  # fmt: skip
         output = Output(node, contents.get(member.name, NOTHING), OVERLAY if number else FIRST_OVERLAY)
+        output.overlay, output.previous = overlay.address, members[-1] if members else None
         members.append(output)
         if number + 1 == len(overlay.sections):
             output.members = tuple(members)

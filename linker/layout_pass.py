@@ -14,8 +14,8 @@ from .evaluate import MASK, Known, SectionFacts, Unknown, Value, align_up, evalu
 from .layout_outputs import FIRST_OVERLAY, NO_REGION, OVERLAY, Output, Program
 from .layout_values import Piece, Target
 
-_DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
-_NO_DOT = Unknown("the location counter is not known here")
+DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
+NO_DOT = Unknown("the location counter is not known here")
 _NO_LOAD = Unknown("the load address of the section before is not known")
 
 
@@ -31,12 +31,12 @@ class Region:
     def used(self) -> Value:
         """How far the region is filled, in bytes."""
         if isinstance(self.current, Unknown) or isinstance(self.origin, Unknown):
-            return _NO_DOT
+            return NO_DOT
         return Known(self.current.value - self.origin.value, number=True)
 
 
 def _plus(start: Value, size: int | None) -> Value:
-    return _NO_DOT if isinstance(start, Unknown) or size is None else Known(start.value + size)
+    return NO_DOT if isinstance(start, Unknown) or size is None else Known(start.value + size)
 
 
 class Sizing:
@@ -56,6 +56,7 @@ class Sizing:
         self._start: Value | None = None
         self._final = False
         self._number = 0
+        self._at = 0
         self._assigned: set[str] = set()
         self._default = Region(Known(0), Known(1 << 64))
         self._attributed = any(region.attributes for region in program.memories.regions)
@@ -81,8 +82,13 @@ class Sizing:
             return Known(value.value, number=True)
         return value
 
+    def counter(self) -> Value:
+        return self.symbol(".")
+
     def section(self, name: str) -> SectionFacts | Unknown:
         output = self.program.outputs.get(name)
+        if output is None and name == "NEXT_SECTION":
+            output = self._next()
         if output is None:
             return Unknown(f"section '{name}' has no address yet")
         if output.doubt:
@@ -90,6 +96,16 @@ class Sizing:
         if output.pass_number != self._number and not self._final:
             self.ahead = True
         return SectionFacts(output.address, output.load, output.size, output.alignment)
+
+    def _next(self) -> Output | None:
+        """Return the output section behind the last one: NEXT_SECTION of binutils 2.44."""
+        for step in self.program.steps[self._at + 1 :]:
+            if isinstance(step, Output) and step.exists:
+                if step.orphan and step.contents.dropped:
+                    return None  # ld has made it, and nobody says how it is aligned
+                self._align(step)
+                return step
+        return None
 
     def region(self, name: str) -> tuple[Value, Value]:
         region = self.regions.get(self.program.memories.names.get(name, ""))
@@ -132,7 +148,7 @@ class Sizing:
         self.regions = {}
         for region in self.program.memories.regions:
             self.regions[region.name] = Region(evaluate(region.origin, self), evaluate(region.length, self))
-        for step in self.program.steps:
+        for self._at, step in enumerate(self.program.steps):
             if isinstance(step, Output):
                 self._place(step)
             elif isinstance(step, ast.Assign):
@@ -143,7 +159,7 @@ class Sizing:
     def assign(self) -> None:
         """Make all assignments again, with the sections where they are: lang_do_assignments."""
         self._begin(final=True)
-        for step in self.program.steps:
+        for self._at, step in enumerate(self.program.steps):
             if isinstance(step, Output):
                 self._pass_by(step)
             elif isinstance(step, ast.Assign):
@@ -316,7 +332,7 @@ class Sizing:
                         self._assign(statement)
                         self._moved(output, before)
                 case ast.Data():
-                    self._advance(_DATA_SIZES.get(statement.kind, 0))
+                    self._advance(DATA_SIZES.get(statement.kind, 0))
                 case ast.StringData():
                     self._advance(len(statement.value.encode()) + 1)
                 case ast.InputSpec():

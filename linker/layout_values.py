@@ -24,7 +24,7 @@ class Contents(NamedTuple):
     `dropped` tells that the linker made no such section; `thread_zero` that it takes no addresses (.tbss),
     `loaded` that the file has bytes for it. `alignment` is what the section has at least,
     `writable` what ONLY_IF_RO and ONLY_IF_RW ask for, `code` whether it can be executed (None: not known).
-    `twice` tells that the link has two of this name.
+    `twice` tells that the link has two of this name, `thread` that it is thread-local.
     """
 
     by_spec: tuple[tuple[Piece, ...], ...]
@@ -37,6 +37,7 @@ class Contents(NamedTuple):
     writable: bool = False
     code: bool | None = None
     twice: bool = False
+    thread: bool = False
 
 
 class Target(NamedTuple):

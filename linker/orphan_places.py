@@ -29,7 +29,6 @@ class _Places:
     def __init__(self, orphans: Sequence[Orphan], contents: Mapping[str, Contents]) -> None:
         self.pending = list(reversed(orphans))
         self.contents = contents
-        self.commons = any(_starts_with_common(contents.get(item.name, NOTHING)) for item in orphans)
         self.name = self.region = self.load_region = ""
         self.assigned = 0
 
@@ -49,21 +48,16 @@ class _Places:
         if alone:
             self.region = self.load_region = ""
         self.name = orphan.name
-        output = Output(
-            ast.OutputSection(
-                orphan.name, None, "", None, None, None, False, None, "", (everything,),
-                NO_REGION if alone else self.region, self.load_region, (), None,
-            ),
-            made,
+        node = ast.OutputSection(
+            orphan.name, None, "", None, None, None, False, None, "", (everything,),
+            NO_REGION if alone else self.region, self.load_region, (), None,
         )  # fmt: skip
-        if self.commons and self.region and not made.loaded and not made.thread_zero:
-            output.doubt = "ld may place zeroed orphans by the .bss that it makes for common symbols"
-        return output
+        return Output(node, made, orphan=True)
 
     def pass_by(self, step: Step) -> None:
         if is_plain(step):
             self.assigned += 1
-        elif isinstance(step, Output) and step.name != "/DISCARD/":
+        elif isinstance(step, Output) and step.name in self.contents:
             node = step.node
             self.name, self.load_region = step.name, node.lma_region
             self.region = node.region or ("" if node.address else node.lma_region)
@@ -82,8 +76,9 @@ def with_orphans(
     out: list[Step] = []
     sure = 0  # up to here no orphan can be missing
     for step in steps:
-        # What is PROVIDEd is printed only when it is used: an orphan comes behind it, as behind others.
-        if is_plain(step) or isinstance(step, Output):
+        # What is PROVIDEd is printed only when it is used: an orphan comes behind it, as behind others. Of a
+        # section that is not in the map it is not known where an orphan lies.
+        if is_plain(step) or (isinstance(step, Output) and (step.name in contents or step.members)):
             due = list(places.due())
             out += due
             sure = len(out) if due else sure

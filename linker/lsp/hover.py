@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from linker import ast, rules, special
-from linker.contents import model
 from linker.evaluate import Constants, Known, Unknown, Value, evaluate
 from linker.explain import explain
 from linker.keywords import KEYWORDS
 from linker.lexer import number_value
+from linker.model import model
 from linker.outline import Outline
 from linker.output.units import in_units, percent
 from linker.printer import expression

@@ -2,9 +2,9 @@
 
     python -m tests.linker.differential [--count 10000] [--seed 0] [--linker gnu|lld|both]
 
-Each script is linked with `--orphan-handling=warn --print-memory-usage -Map`. Compared are which pattern took
-which input, the orphans, addresses and load addresses of the sections, the symbols, and how full the regions
-are. What is not equal has to be unknown, with a reason.
+Each script is linked with `--orphan-handling=warn --print-memory-usage -Map` (lld 14 has no memory usage).
+Compared are which pattern took which input, the orphans, addresses and load addresses of the sections, the
+symbols, and how full the regions are. What is not equal has to be unknown, with a reason.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import NamedTuple
 
 from linker.contents import contents_of, input_files, take, target_of
 from linker.elffile import SHF_TLS, Elf, read_elf
-from linker.evaluate import Known, Unknown
+from linker.evaluate import Known, Unknown, Value
 from linker.layout import simulate
-from linker.mapfile import read_map
+from linker.layout_values import Layout, Section
+from linker.lld_layout import lld_contents_of, simulate_lld
+from linker.mapfile import LinkMap, read_map
 from linker.outline import Outline
 from linker.parser import parse
 from tests.linker.generated import Script, make_pool
@@ -79,53 +81,61 @@ def compare(linker: str, directory: Path, seed: int, pool: list[Path], files: di
     used = {path: files[path] for path in (*input_files(outline), *behind)}
     taking = take(outline, used)
     differences += _orphans(taking.orphans, used, said, lld)
+    target = target_of(elf)._replace(relro=script.relro)
     if lld:
-        # The layout is computed as GNU ld does it; of lld it is compared what goes where, in which order.
+        contents, orphans = lld_contents_of(link_map, outline, elf)
         differences += _members(taking.by_output, link_map, outline)
-        unknown["the layout is computed as GNU ld computes it, not as lld does"] += len(link_map.outputs)
-        return Outcome(True, sum(len(output.inputs) for output in link_map.outputs), differences, unknown)
-    contents, orphans = contents_of(link_map, outline, elf, used)
-    differences += _takings(taking.by_output, contents, outline)
-    layout = simulate(outline, contents, target_of(elf)._replace(relro=script.relro), orphans)
-    compared = 0
+        layout = simulate_lld(outline, contents, target, orphans)
+    else:
+        contents, orphans = contents_of(link_map, outline, elf, used)
+        differences += _takings(taking.by_output, contents, outline)
+        layout = simulate(outline, contents, target, orphans)
+    judge = _Judge(differences, unknown)
+    _sections(judge, layout, elf, link_map, lld)
+    names = elf.find(layout.symbols)
+    for name, value in layout.symbols.items():
+        if name in names:
+            judge.hold(name, value, names[name].address)
+    for name, theirs, unit in _usage(said):
+        filled = layout.used.get(name, Unknown("no such region"))
+        if isinstance(filled, Known) and filled.value // unit * unit == theirs:
+            filled = Known(theirs)  # the linker rounds
+        judge.hold(f"region {name}", filled, theirs)
+    return Outcome(True, judge.compared, differences, unknown)
+
+
+class _Judge:
+    """Counts what is compared, and keeps what differs or is unknown."""
+
+    def __init__(self, differences: list[str], unknown: collections.Counter[str]) -> None:
+        self.differences, self.unknown, self.compared = differences, unknown, 0
+
+    def hold(self, what: str, ours: Value, theirs: int) -> None:
+        self.compared += 1
+        if isinstance(ours, Unknown):
+            self.unknown[ours.reason] += 1
+        elif ours.value != theirs:
+            self.differences.append(f"{what}: {ours.value:#x}, the linker has {theirs:#x}")
+
+
+def _sections(judge: _Judge, layout: Layout, elf: Elf, link_map: LinkMap, lld: bool) -> None:
     loads = {output.name: output.load_address for output in link_map.outputs if output.size}
     for section in layout.sections:
         real = elf.by_name.get(section.name)
         if real is None or not real.allocated:
             continue
-        # What the map says: segments may overlap. Thread-local zeros have no place of their own.
-        load = loads.get(section.name) if real.occupies else None
-        if real.flags & SHF_TLS:
-            load = None  # the map has another one than the segment
-        for what, ours, theirs in (
-            ("address", section.address, real.address),
-            ("size", Known(section.size) if section.size is not None else Unknown("size"), real.size),
-            ("load address", section.load_address, load),
-        ):
-            if theirs is None:
-                continue
-            if isinstance(ours, Unknown):
-                unknown[ours.reason] += 1
-            elif ours.value != theirs:
-                differences.append(f"{section.name} {what}: {ours.value:#x}, the linker has {theirs:#x}")
-            compared += 1
-    names = elf.find(layout.symbols)
-    for name, value in layout.symbols.items():
-        if name not in names:
-            continue
-        compared += 1
-        if isinstance(value, Unknown):
-            unknown[value.reason] += 1
-        elif value.value != names[name].address:
-            differences.append(f"{name}: {value.value:#x}, the linker has {names[name].address:#x}")
-    for name, theirs, unit in _usage(said):
-        ours_used = layout.used.get(name)
-        compared += 1
-        if ours_used is None or isinstance(ours_used, Unknown):
-            unknown[ours_used.reason if ours_used else "no such region"] += 1
-        elif ours_used.value // unit * unit != theirs and ours_used.value != theirs:
-            differences.append(f"region {name}: {ours_used.value} bytes used, the linker has {theirs}")
-    return Outcome(True, compared, differences, unknown)
+        judge.hold(f"{section.name} address", section.address, real.address)
+        judge.hold(f"{section.name} size", _size(section), real.size)
+        # What the map says: segments may overlap. GNU ld's map has another one than its segments for what is
+        # thread-local, and what has no bytes is not loaded.
+        if section.name in loads and real.occupies and (lld or not real.flags & SHF_TLS):
+            judge.hold(f"{section.name} load address", section.load_address, loads[section.name])
+
+
+def _size(section: Section) -> Value:
+    if section.size is not None:
+        return Known(section.size)
+    return section.address if isinstance(section.address, Unknown) else Unknown("what is in it moves '.'")
 
 
 def _usage(said: str) -> Iterator[tuple[str, int, int]]:

@@ -73,7 +73,7 @@ class Script:
         self._named: list[str] = []
         self._regions: list[str] = []
         self._section = 0
-        self.segment = not portable and self._r.random() < 0.2
+        self.segment = self._r.random() < 0.2
         self.relro = self.segment and self._r.random() < 0.7
         self.inputs = sorted(self._r.sample(range(OBJECTS), self._r.randrange(1, 5)))
         # What a script adds by INPUT or GROUP comes before what stands behind -T on the command line.
@@ -110,7 +110,7 @@ class Script:
             body.append(self._output(kind))
         if self.segment:
             body.append("  . = DATA_SEGMENT_END(.);")
-        if not self._portable and self._r.random() < 0.15:
+        if self._r.random() < 0.15:
             body.append(self._overlay())
         if self._r.random() < 0.2:
             body.append(f"  /DISCARD/ : {{ *({self._r.choice(PATTERNS)}) }}")
@@ -123,8 +123,9 @@ class Script:
         for number, origin in enumerate((0x8000, 0x200000, 0x800000)[: self._r.randrange(1, 4)]):
             name = "ABC"[number]
             attributes = ""
-            if not self._portable and self._r.random() < 0.3:
-                attributes = self._r.choice((" (rx)", " (rwx)", " (w!x)", " (rw)", " (ai)", " (x)"))
+            if self._r.random() < 0.3:
+                kinds = (" (rx)", " (rwx)", " (w!x)", " (rw)", " (a)", " (x)")
+                attributes = self._r.choice(kinds if self._portable else (*kinds, " (ai)"))
             lines.append(f"  {name}{attributes} : ORIGIN = {origin:#x}, LENGTH = 256K")
             self._regions.append(name)
         lines.append("}")
@@ -212,7 +213,7 @@ class Script:
         if not self._portable and "ALIGN" not in head and self._r.random() < 0.05:
             head += " ALIGN_WITH_INPUT"
         tail = ""
-        if self._regions and not (self._section > 1 and not self._portable and self._r.random() < 0.06):
+        if self._regions and not (self._section > 1 and self._r.random() < 0.06):
             tail = f" >{self._r.choice(self._regions)}"
             if not lma and self._r.random() < 0.35:
                 tail += f" AT>{self._r.choice(self._regions)}"
@@ -258,13 +259,15 @@ class Script:
 
     def _overlay(self) -> str:
         tail = ""
+        members = " ".join(
+            f".ov{number} {{ *({pattern}) }}" for number, pattern in enumerate((".cfg", ".extra", ".table.*"))
+        )
+        if self._portable:
+            return f"  OVERLAY 0x900000 : AT(0xa00000) {{ {members} }}\n  after_overlay = .;"
         head = "OVERLAY" if self._regions or self._r.random() < 0.5 else "OVERLAY 0x900000"
         at = " AT(0xa00000)" if self._r.random() < 0.5 else ""
         if self._regions:
             tail = f" >{self._r.choice(self._regions)}"
             if not at and self._r.random() < 0.5:
                 tail += f" AT>{self._r.choice(self._regions)}"
-        members = " ".join(
-            f".ov{number} {{ *({pattern}) }}" for number, pattern in enumerate((".cfg", ".extra", ".table.*"))
-        )
         return f"  {head} :{at} {{ {members} }}{tail}\n  after_overlay = .;"

@@ -1,11 +1,13 @@
 """What the linter computes of generated scripts is what GNU ld and lld do, or unknown with a reason.
 
-A small part of what `python -m tests.linker.differential` runs by the ten thousand.
+A small part of what `python -m tests.linker.differential` runs by the ten thousand; LAYOUT_LINKS says how
+many scripts are linked with each.
 """
 
 from __future__ import annotations
 
 import collections
+import os
 
 import pytest
 
@@ -13,7 +15,7 @@ from linker.elffile import read_elf
 from tests.linker.differential import compare
 from tests.linker.generated import make_pool
 
-SEEDS = range(80)
+SEEDS = range(int(os.environ.get("LAYOUT_LINKS", "120")))
 
 
 @pytest.fixture(scope="module")
@@ -38,5 +40,4 @@ def test_generated_scripts(tmp_path, tool, pool, which):
     assert linked > 0.8 * len(SEEDS)
     assert compared > 10 * linked
     assert all(unknown)
-    if which == "gnu":
-        assert sum(unknown.values()) < 0.2 * compared
+    assert sum(unknown.values()) < 0.15 * compared

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from linker.contents import PT_GNU_RELRO, contents_of, model, target_of
+from linker.contents import PT_GNU_RELRO, contents_of, target_of
 from linker.elffile import read_elf
 from linker.evaluate import Known, Unknown
 from linker.layout import simulate
+from linker.layout_values import Contents, Piece
 from linker.mapfile import read_map
+from linker.model import model
 from linker.outline import Outline
 from linker.parser import parse
 from tests.linker.linking import MAIN, OTHER, assemble, link, run
@@ -180,14 +182,62 @@ def test_hosted_program_with_the_default_script(tool, tmp_path):
         real = elf.by_name.get(section.name)
         if real is None or not real.allocated:
             continue
-        if isinstance(section.address, Unknown) and "NEXT_SECTION" in section.address.reason:
-            continue  # ld 2.44 aligns to the section that comes next, which the computed layout does not know
         assert section.address == Known(real.address), section.name
         assert section.size == real.size, section.name
         compared += 1
     # Relro moves the start of the data so that what is made read-only ends on a page.
     assert any(segment.type == PT_GNU_RELRO for segment in elf.segments)
     assert compared >= 20
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("name", ["kernel", "orphans"])
+def test_computed_layout_is_what_lld_did(linked, tool, name, bits):
+    _, (_, link_map, elf_path, _) = linked(name, bits, tool("ld.lld", "ld.lld-14"))
+    elf, read = read_elf(str(elf_path)), read_map(str(link_map))
+    layout = model(Outline(parse(CORPUS[name])), read, elf).computed
+    assert layout is not None
+    loads = {output.name: output.load_address for output in read.outputs}
+    compared = 0
+    for section in layout.sections:
+        real = elf.by_name[section.name]
+        if real.allocated:
+            assert section.address == Known(real.address), section.name
+            assert section.size == real.size, section.name
+            assert section.load_address == Known(loads[section.name]), section.name
+            compared += 1
+    assert compared >= 4
+    real_symbols = elf.find(layout.symbols)
+    for symbol, value in layout.symbols.items():
+        if symbol in real_symbols:
+            assert isinstance(value, Known), (symbol, value)
+            assert hex(value.value) == hex(real_symbols[symbol].address), symbol
+
+
+NEXT = """
+SECTIONS {
+  . = 0x1003;
+  first = ALIGNOF(NEXT_SECTION);
+  .text : { *(.text) }
+  .empty : { *(.nothing) }
+  second = ALIGNOF(NEXT_SECTION);
+  .a : ALIGN(256) { *(.a) }
+  . = ALIGN(ALIGNOF(NEXT_SECTION));
+  .c : { *(.c) }
+}
+"""
+
+
+def test_the_section_that_comes_next():
+    """What ld 2.44 of Debian trixie makes of it: it counts sections that it makes, in the script's order."""
+    contents = {
+        name: Contents(((Piece(name, "o", size, alignment),),))
+        for name, size, alignment in ((".text", 1, 32), (".a", 1, 64), (".c", 1, 16))
+    }
+    layout = simulate(Outline(parse(NEXT)), contents)
+    symbols = {name: value.value for name, value in layout.symbols.items() if isinstance(value, Known)}
+    assert symbols == {"first": 32, "second": 256}
+    assert [section.address for section in layout.sections] == [Known(0x1020), Known(0x1100), Known(0x1110)]
 
 
 def test_what_cannot_be_computed_says_why():

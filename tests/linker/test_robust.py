@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from linker import kinds, mapfile, rules
 from linker.ast import Script, shape
-from linker.contents import model
 from linker.cursor import PRECEDENCE
 from linker.elffile import Elf
 from linker.errors import LayoutInputError
@@ -30,6 +29,7 @@ from linker.lsp.analysis import Analysis
 from linker.lsp.hover import hover
 from linker.mapfile import parse_map, read_map
 from linker.match import matches
+from linker.model import model
 from linker.outline import Outline
 from linker.parser import parse
 from linker.printer import print_script
