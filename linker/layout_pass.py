@@ -148,7 +148,8 @@ class Sizing:
         self.regions = {}
         for region in self.program.memories.regions:
             self.regions[region.name] = Region(evaluate(region.origin, self), evaluate(region.length, self))
-        for self._at, step in enumerate(self.program.steps):
+        for at, step in enumerate(self.program.steps):
+            self._at = at
             if isinstance(step, Output):
                 self._place(step)
             elif isinstance(step, ast.Assign):
@@ -159,7 +160,8 @@ class Sizing:
     def assign(self) -> None:
         """Make all assignments again, with the sections where they are: lang_do_assignments."""
         self._begin(final=True)
-        for self._at, step in enumerate(self.program.steps):
+        for at, step in enumerate(self.program.steps):
+            self._at = at
             if isinstance(step, Output):
                 self._pass_by(step)
             elif isinstance(step, ast.Assign):
