@@ -109,6 +109,10 @@ Profile = Annotated[
 ProfileEvery = Annotated[
     int, typer.Option(metavar="MICROSECONDS", help="How often the profile looks, in the guest's time.")
 ]
+Coverage = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write which of its code ran: .drcov, or .info for lcov."),
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
 ]
@@ -150,6 +154,7 @@ def launch(
     trace_filter: TraceFilter = "",
     profile: Profile = None,
     profile_every: ProfileEvery = 1000,
+    coverage: Coverage = None,
     plain: Plain = False,
     stats: Stats = False,
     save_at: SaveAt = None,
@@ -201,6 +206,7 @@ def launch(
             trace_filter=trace_filter,
             profile=profile,
             profile_us=profile_every,
+            coverage=coverage,
         ),
     )
     raise typer.Exit(run_launch(options))

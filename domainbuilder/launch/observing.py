@@ -23,11 +23,12 @@ class Observing:
     trace_filter: str = ""
     profile: Path | None = None
     profile_us: int = 1000
+    coverage: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The files that are to be written."""
-        return [path for path in (self.trace, self.profile) if path is not None]
+        return [path for path in (self.trace, self.profile, self.coverage) if path is not None]
 
     def check(self) -> None:
         """Raise BuildError for what cannot be, before anything runs."""
@@ -43,6 +44,10 @@ class Observing:
             from domainbuilder.profile.stacks import encoder_of
 
             encoder_of(self.profile)
+        if self.coverage is not None:
+            from domainbuilder.profile.coverage import coverage_encoder_of
+
+            coverage_encoder_of(self.coverage)
         if not 1 <= self.profile_us <= 10**9:
             raise BuildError("a profile looks once a microsecond, or less often", found=str(self.profile_us))
 
@@ -70,4 +75,8 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
             from domainbuilder.launch.profiling import profiled
 
             stack.enter_context(profiled(dom, wanted.profile, wanted.profile_us * 1000))
+        if wanted.coverage is not None:
+            from domainbuilder.launch.covering import covered
+
+            stack.enter_context(covered(dom, wanted.coverage))
         yield

@@ -5,8 +5,9 @@ from __future__ import annotations
 import posixpath
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from domainbuilder.kernel.elf import ElfImage
@@ -40,6 +41,22 @@ class SourceLines:
             return f"{_file_name(program, rows[at][1], directory)}:{rows[at][2]}"
         except Exception:  # pyelftools raises all kinds on broken input
             return ""
+
+    def around(self, addresses: Iterable[int]) -> Iterator[tuple[int, int, str, int]]:
+        """(start, end, file, line) of all code in the units that have one of the addresses, unit by unit.
+
+        A unit whose tables are broken is as if it were not there.
+        """
+        units = dict.fromkeys(unit for address in addresses if (unit := self._unit_of(address)) is not None)
+        for unit in units:
+            try:
+                _, rows, program, directory = self._table(unit)
+                files = {file: _file_name(program, file, directory) for _, file, _ in rows if file >= 0}
+            except Exception:  # pyelftools raises all kinds on broken input
+                continue
+            for (start, file, line), (end, _, _) in pairwise(rows):
+                if file >= 0 and line > 0 and end > start:
+                    yield start, end, files[file], line
 
     @cached_property
     def _dwarf(self) -> Any:

@@ -15,13 +15,15 @@ import ctypes
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from hvcore.clock import CELL_LIMIT, OUT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.code_pages import CodePages
 from hvcore.cpu.compiled import core
+from hvcore.cpu.coverage import SLOTS, Coverage
 from hvcore.cpu.division import guard_division
 from hvcore.cpu.engine_internals import Internals
 from hvcore.cpu.inner_stops import InnerStops
@@ -39,7 +41,7 @@ from hvcore.cpu.library import (
 )
 from hvcore.cpu.patches import PATCHES
 from hvcore.cpu.processor import RIP
-from hvcore.cpu.words import NO_RING
+from hvcore.cpu.words import NO_RING, address_of
 from hvcore.errors import EngineError
 
 PLAIN_VARIABLE = "DOMAINBUILDER_PLAIN"  # "1": only what Unicorn documents
@@ -172,6 +174,19 @@ class Engine(InnerStops):
             self._uc = self._library.uc
             self._keep.clear()
             self._end_patches()
+
+    @contextmanager
+    def covering(self, start: int, end: int, slots: int = SLOTS) -> Iterator[Coverage]:
+        """Note which blocks in [start, end) run while this lasts; code is translated anew, and behind it."""
+        self.coverage = coverage = Coverage(start, end, slots)
+        self.words.coverage = address_of(coverage.words)
+        self.flush_code()
+        try:
+            yield coverage
+        finally:
+            self.words.coverage = 0
+            self.coverage = None
+            self.flush_code()
 
     # -- ports
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from hvcore.clock import CELL_HORIZON, CELL_LEFT, CELL_LIMIT, CELL_TURN_END, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.compiled import address_of_routine
+from hvcore.cpu.coverage import Coverage
 from hvcore.cpu.engine_internals import Internals
 from hvcore.cpu.library import (
     BLOCK_CB,
@@ -85,6 +86,7 @@ class Exits(Processor):
         self._keep: list[object] = []
         self._stop = self._lib.uc_emu_stop
         self.native_pacing = False
+        self.coverage: Coverage | None = None  # who wants to know which blocks run
         self.set_handlers: Callable[[Handlers], None] = self.install
 
     def _callbacks(self, handlers: Handlers) -> _Callbacks:
@@ -311,6 +313,8 @@ class Exits(Processor):
                 put_off += 1
             before, end = address, address + size
             cell[CELL_LEFT] = left - size
+            if self.coverage is not None:
+                self.coverage.enter(address, size)
 
         self._hook(UC_HOOK_BLOCK, BLOCK_CB(count))
 

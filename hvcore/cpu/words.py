@@ -95,6 +95,7 @@ class EngineWords(ctypes.Structure):
     stop_block_size: int
     watches: int
     nr_watches: int
+    coverage: int
 
     _fields_ = _fields(__annotations__)
 

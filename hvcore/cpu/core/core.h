@@ -21,6 +21,9 @@
 #define HV_TAIL_CALL return /* -foptimize-sibling-calls, which the build asks for */
 #endif
 
+/* coverage.c: the block at `address` is about to run. */
+void hv_cover(const struct hv_engine *e, uint64_t address, uint32_t size);
+
 /* The engine whose Unicorn handle or CPUState `key` is; NULL for one that is not ours. */
 struct hv_engine *hv_engine_of(const void *key);
 

@@ -10,13 +10,19 @@ static check_function *check_exit_request;
 /* Where the library is found that leaves a block by the address to which its helper returns. */
 HV_EXPORT void hv_set_check_exit_request(check_function *found) { check_exit_request = found; }
 
+/* The block runs. */
+static void pay(struct hv_engine *e, uint64_t address, uint32_t size) {
+    if (unlikely(e->coverage != 0))
+        hv_cover(e, address, size);
+    e->left -= size;
+}
+
 /* UC_HOOK_BLOCK for translators that keep their checks: `uc_emu_stop` is seen by the check behind this. */
 HV_EXPORT void hv_pace(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
-    (void)address;
     if (unlikely((int64_t)e->left <= (int64_t)e->limit) && !hv_completes_store(e, HV_CALLER()))
         ((stop_function *)e->uc_emu_stop)(uc);
     else
-        e->left -= size;
+        pay(e, address, size);
 }
 
 /* UC_HOOK_BLOCK where the checks are left out (translate.c): it leaves the block itself, before anything. The
@@ -27,7 +33,7 @@ HV_EXPORT void hv_pace_and_leave(void *uc, uint64_t address, uint32_t size, stru
         if (!hv_stops_at(e, address, HV_CALLER()))
             return;
     } else if (likely((int64_t)e->left > (int64_t)e->limit) || hv_completes_store(e, HV_CALLER())) {
-        e->left -= size;
+        pay(e, address, size);
         return;
     }
     ((stop_function *)e->uc_emu_stop)(uc);

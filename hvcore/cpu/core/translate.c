@@ -220,7 +220,7 @@ HV_EXPORT void hv_gen_call(void *tcg, void *function, struct tcg_temp *result, i
         gen_at_instruction(tcg, e, args[2], args[3], args[0]);
         return;
     }
-    if (e && function == (void *)hv_count && gen_count(tcg, e, args[2]))
+    if (e && function == (void *)hv_count && !e->coverage && gen_count(tcg, e, args[2])) /* or it is called */
         return;
     if (e && function == library.check_exit_request && e->translator == (uintptr_t)tcg)
         return;

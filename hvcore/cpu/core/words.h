@@ -59,7 +59,8 @@
     WORD(stop_block)          /* the block: its address and size */ \
     WORD(stop_block_size) \
     WORD(watches)             /* struct hv_watch */ \
-    WORD(nr_watches)
+    WORD(nr_watches) \
+    WORD(coverage)            /* struct hv_coverage; 0: nobody asks which blocks run */
 
 /* A vCPU's block: fields of struct vcpu (hvcore/vcpu.py). */
 #define HV_VCPU_WORDS(WORD) \
