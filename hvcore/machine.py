@@ -26,7 +26,7 @@ from hvcore.common.time import (
     update_vcpu_system_time,
 )
 from hvcore.cpu.loops import counting_loop
-from hvcore.cpu.processor import RIP
+from hvcore.cpu.processor import RAX, RIP
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestError, GuestFault
 from hvcore.machine_memory import MachineMemory
@@ -299,6 +299,16 @@ class Machine:
             self._look_for_loop()
         else:
             self._enter()
+
+    def resume(self) -> None:
+        """A domain that has suspended goes on, and its SCHEDOP_shutdown says 1: that nothing came of it."""
+        d = self.domain
+        d.shutdown_code, d.is_shutting_down, self.is_over = None, False, False
+        v = d.vcpus[0]
+        if v is self._running and self.context is None:
+            self.engine.q[RAX] = 1
+        elif v is not self._running and v.saved_state is not None:
+            v.saved_state = (1).to_bytes(8, "little") + v.saved_state[8:]
 
     def crashed(self, crash: DomainCrash) -> None:
         """The guest did what Xen crashes a domain for."""

@@ -16,6 +16,8 @@
                                   build the kernel with recursive page tables, for two, three and four levels
     samples/build.py --pair --to DIR
                                   build the guest of which two meet on a host, both widths, into DIR
+    samples/build.py --suspend --to DIR
+                                  build the guest that suspends, both widths, into DIR
     samples/build.py --two-level --to DIR
                                   build hello and conformance guests for two-level page tables into DIR
 
@@ -127,6 +129,13 @@ def pair() -> tuple[Sample, ...]:
     """The guest of which two meet on a host: share-32 and share-64."""
     sources = (*CONFORMANCE_RUNTIME, "pair/share.c")
     return tuple(Sample(f"share-{width.name}", sources, width) for width in (I386, X86_64))
+
+
+def suspend() -> tuple[Sample, ...]:
+    """The guest that suspends: suspend-32 and suspend-64."""
+    return tuple(
+        Sample(f"suspend-{width.name}", (*RUNTIME, "suspend/main.c"), width) for width in (I386, X86_64)
+    )
 
 
 def conformance() -> tuple[Sample, ...]:
@@ -263,6 +272,7 @@ def main() -> int:
     others.add_argument(
         "--recursive", action="store_true", help="the kernel with recursive page tables (with --to)"
     )
+    others.add_argument("--suspend", action="store_true", help="the guest that suspends (with --to)")
     others.add_argument("--pair", action="store_true", help="the guest of which two meet (with --to)")
     others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
     others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
@@ -283,6 +293,8 @@ def main() -> int:
             samples = recursive()
         elif arguments.pair:
             samples = pair()
+        elif arguments.suspend:
+            samples = suspend()
         elif arguments.pvkernel:
             samples = (pvkernel(),)
         elif arguments.bench:

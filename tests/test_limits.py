@@ -14,6 +14,12 @@ import pytest
 from domainbuilder import guests
 from domainbuilder.inputs import LIMITS
 from domainbuilder.launch.transcript import Transcript
+from domainbuilder.saved.stream_format import (
+    SAVEFILE_BYTEORDER_VALUE,
+    XL_HEADER,
+    XL_MAGIC,
+    XL_MANDATORY_FLAG_STREAMv2,
+)
 from tests.domainbuilder.bootloader.images import ext, fat, tree
 from tests.domainbuilder.elfwriter import xen_kernel
 
@@ -165,6 +171,14 @@ def a_saved_domain(folder: Path) -> list[str]:
     return ours("restore", saved)
 
 
+def a_file_of_xls(folder: Path) -> list[str]:
+    """One whose configuration claims to be larger than any is."""
+    size = LIMITS["saved configuration"].size + 1
+    head = XL_HEADER.pack(XL_MAGIC, SAVEFILE_BYTEORDER_VALUE, XL_MANDATORY_FLAG_STREAMv2, 0, size)
+    (folder / "saved").write_bytes(head)
+    return ours("restore", folder / "saved")
+
+
 # Reader -> what makes an input beyond its limit, what is said of it, and the memory it may take.
 CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "kernel": (a_kernel, "kernel image too large", 200 * MiB),
@@ -175,6 +189,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "disk": (a_disk, "the file system leads in circles", 800 * MiB),
     "file on a disk": (a_file_on_a_disk, "/k is too large", 200 * MiB),
     "boot configuration": (a_boot_configuration, "/boot/grub/grub.cfg is too large", 200 * MiB),
+    "saved configuration": (a_file_of_xls, "xl's optional data is too large", 200 * MiB),
     "saved memory": (a_saved_domain, "section pages is too large", 200 * MiB),
     "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),
 }

@@ -26,6 +26,13 @@ class TraceFormat(StrEnum):
     xentrace = "xentrace"
 
 
+class SaveForm(StrEnum):
+    """What kind of file --save-at writes."""
+
+    frozen = "frozen"
+    xen = "xen"
+
+
 # The command line, option by option.
 File = Annotated[
     str,
@@ -124,6 +131,10 @@ SaveAt = Annotated[
         help="Save the domain to -o FILE where its output matches, or after so much of its time, and end.",
     ),
 ]
+SaveAs = Annotated[
+    SaveForm,
+    typer.Option(help="How: to the instruction (frozen), or as xl saves a guest that suspends (xen)."),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where --save-at saves to.")
 ]
@@ -158,6 +169,7 @@ def launch(
     plain: Plain = False,
     stats: Stats = False,
     save_at: SaveAt = None,
+    save_as: SaveAs = SaveForm.frozen,
     output: Output = None,
     no_cache: NoCache = False,
     output_format: OutputFormat = Format.text,
@@ -198,6 +210,7 @@ def launch(
         stats=stats,
         cache=not no_cache,
         save_at=save_at,
+        save_as=save_as.value,
         output=output,
         json=output_format is Format.json,
         observing=Observing(

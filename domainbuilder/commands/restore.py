@@ -15,7 +15,9 @@ from domainbuilder.commands.launch import (
     Output,
     OutputFormat,
     Plain,
+    SaveAs,
     SaveAt,
+    SaveForm,
     Send,
     Stats,
     SymbolsFile,
@@ -23,7 +25,9 @@ from domainbuilder.commands.launch import (
     UntilMatch,
 )
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A saved domain.", show_default=False)]
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="A saved domain, ours or xl's.", show_default=False)
+]
 
 
 def restore(
@@ -39,6 +43,7 @@ def restore(
     plain: Plain = False,
     stats: Stats = False,
     save_at: SaveAt = None,
+    save_as: SaveAs = SaveForm.frozen,
     output: Output = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
@@ -75,6 +80,7 @@ def restore(
         plain=plain,
         stats=stats,
         save_at=save_at,
+        save_as=save_as.value,
         output=output,
         json=output_format is Format.json,
     )

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.image import is_image, load_image
-from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, Where
+from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, SavedError, Where
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
@@ -56,6 +56,7 @@ class LaunchOptions:
     cache: bool = True
     save_at: str | None = None
     output: Path | None = None
+    save_as: Literal["frozen", "xen"] = "frozen"
 
 
 class _Result(NamedTuple):
@@ -285,7 +286,10 @@ def _save(dom: RunningDomain, options: LaunchOptions, met: int, progress: Progre
         except ExpectError as error:
             return _Result(error.outcome, met, error)
     progress.phase = "saving"
-    size = dom.save(options.output)
+    try:
+        size = dom.save(options.output, options.save_as)
+    except SavedError as error:
+        raise SavedError(error.reason, where=Where(options.file), found=error.found) from error
     return _Result(Outcome("saved", f"{options.output}, {size:,} bytes"), met + 1, None)
 
 

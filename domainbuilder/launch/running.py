@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.bounded import TimeIsUp, until
@@ -270,15 +270,29 @@ class RunningDomain:
         finally:
             host.timers.stop(_END)
 
-    def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the domain as it stands to a file, for `domainbuilder.restore`; the file's size.
+    def save(self, path: str | os.PathLike[str], form: Literal["frozen", "xen"] = "frozen") -> int:
+        """Write the domain to a file, for `domainbuilder.restore`; the file's size.
 
-        The file is whole or not there, and nothing of the domain changes: it can go on. Raises RuntimeError
-        for a domain that runs, has ended, is destroyed, or shares its host; OSError.
+        "frozen": as it stands, to the instruction; it does not notice and can go on. "xen": the guest is
+        asked to suspend, which ends it here (`resume()` has it go on), and what it is then is written as xl
+        would, for Xen too. The file is whole or not there. Raises RuntimeError for a domain that runs, has
+        ended, is destroyed, or shares its host; SavedError for a guest that does not suspend, and can go on;
+        OSError.
         """
-        from domainbuilder.saved.domain import save
+        from domainbuilder.saved.domain import save, save_stream
 
-        return save(self, path)
+        return save(self, path) if form == "frozen" else save_stream(self, path)
+
+    def resume(self) -> None:
+        """Have a guest that has suspended go on here, which it is told: as `xl save -c` does.
+
+        Raises RuntimeError for one that has not suspended, or is destroyed.
+        """
+        self.check_at_rest()
+        if self._outcome is None or self._outcome.reason != "suspend":
+            raise RuntimeError("the guest has not suspended")
+        self._outcome = None
+        self.machine.resume()
 
     def check_can_be_saved(self) -> None:
         """Raise RuntimeError where the domain cannot be saved as it stands."""

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from domainbuilder.build.build_note import build_note, read_build_note
 from domainbuilder.errors import BuildError, SavedError, Where
+from domainbuilder.inputs import open_input
 from domainbuilder.launch.options import Chosen, RestoreOptions
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.start import Output, Start
 from domainbuilder.launch.transcript import Transcript
+from domainbuilder.output import atomic_output, write_at
 from domainbuilder.saved.frozen import Frozen, read_frozen, write_frozen
+from domainbuilder.saved.stream_read import is_stream
 from hvcore.errors import EngineError, StateError
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS
 
 if TYPE_CHECKING:
     from domainbuilder.plan.domain_plan import DomainPlan
+    from domainbuilder.saved.stream_restore import Restorer
     from hvcore.machine import Machine
 
 
@@ -58,14 +62,37 @@ def save(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
     return write_frozen(freeze(dom), path)
 
 
+def save_stream(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
+    """Have the guest suspend, and write it to `path` in Xen's migration stream; the file's size.
+
+    Where that fails behind the guest's suspending, the guest goes on. Raises what RunningDomain.save does.
+    """
+    from domainbuilder.saved.stream_save import saved_stream
+    from domainbuilder.saved.suspend import suspend
+
+    dom.check_can_be_saved()
+    size = 0
+    with atomic_output(path) as fd:
+        suspend(dom)
+        try:
+            for piece in saved_stream(dom.machine):
+                size += write_at(fd, piece, size)
+        except BaseException:
+            dom.resume()
+            raise
+    return size
+
+
 def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> RunningDomain:
-    """The domain that `RunningDomain.save` wrote to `path`, ready to go on.
+    """The domain that `RunningDomain.save` wrote to `path`, or `xl save` under Xen, ready to go on.
 
     The options are those of `launch`; limits count from here. The file may come from anybody: its domain can
     do no more than a guest can. Raises SavedError where it is no saved domain, or a damaged one; OSError.
     """
-    started = time.monotonic()
-    return thaw(read_frozen(path), os.fspath(path), started, Chosen(**options))
+    started, chosen, name = time.monotonic(), Chosen(**options), os.fspath(path)
+    if is_stream(name):
+        return resume(name, started, chosen)
+    return thaw(read_frozen(path), name, started, chosen)
 
 
 def thaw(frozen: Frozen, name: str, started: float, options: Chosen) -> RunningDomain:
@@ -78,19 +105,50 @@ def thaw(frozen: Frozen, name: str, started: float, options: Chosen) -> RunningD
         host = Host.restore(frozen.state, lambda _domid, data: output(data), **plain)
         return host.machines[1]
 
-    def subject() -> dict[str, Any]:
-        raise BuildError("a run that begins with a saved domain cannot be recorded")
+    if len(frozen.state.domains) != 1:
+        raise SavedError(
+            "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
+        )
+    start = Start(
+        plan, machine, _no_record, console.transcript, console.printed, console.used, is_trusted=False
+    )
+    return _running(start, name, started, options)
 
-    start = Start(plan, machine, subject, console.transcript, console.printed, console.used, is_trusted=False)
+
+def resume(name: str, started: float, options: Chosen) -> RunningDomain:
+    """The domain of a file in Xen's migration stream, whose guest goes on as one that was restored."""
+    from domainbuilder.saved.stream_read import Source, read_stream
+    from domainbuilder.saved.stream_restore import Restorer
+
+    try:
+        view = memoryview(open_input(name))
+    except ValueError as error:
+        raise SavedError(f"cannot be read: {error}", where=Where(name)) from None
+    source = Source(name, lambda size: view[source.at : source.at + size])
+    restorer = Restorer(name)
+    read_stream(source, restorer)
+    if source.at != len(view):
+        raise source.fail("something follows the stream", found=len(view) - source.at, expected=0)
+    return received(restorer, started, options)
+
+
+def received(restorer: Restorer, started: float, options: Chosen) -> RunningDomain:
+    """The domain that a stream was of."""
+    plain = {} if options.plain is None else {"plain": options.plain}
+    start = Start(None, lambda output: restorer.finish(plain, output), _no_record, is_trusted=False)
+    return _running(start, restorer.name, started, options)
+
+
+def _no_record() -> dict[str, Any]:
+    raise BuildError("a run that begins with a saved domain cannot be recorded")
+
+
+def _running(start: Start, name: str, started: float, options: Chosen) -> RunningDomain:
     symbols = None
     if options.symbols is not None:
         from domainbuilder.symbols.read import read_symbols
 
         symbols = read_symbols(options.symbols, None)
-    if len(frozen.state.domains) != 1:
-        raise SavedError(
-            "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
-        )
     try:
         return RunningDomain(start, options, shares_host=False, started=started, symbols=symbols)
     except StateError as error:

@@ -7,6 +7,7 @@ hidden parts of segments, the FPU) has a method.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 
 from hvcore.cpu import state_window as sw
@@ -381,11 +382,19 @@ class Processor:
         self.flush_tlb()
 
 
+_U32 = struct.Struct("<I")
+_FPU_WORDS = struct.Struct("<HH")
+_FXSAVE = struct.Struct("<HHBxHQQ")  # fcw, fsw, ftw, fop, fip, fdp
+_FXSAVE_REST = struct.Struct("<H6xQQ")
+_FXSAVE_MXCSR = struct.Struct("<II")
+
+
 class SavedState:
     """What `Processor.save_state()` gave, to be looked at; all zeros where `state` is empty."""
 
     def __init__(self, state: bytes) -> None:
-        view = memoryview(state or bytes(sw.DR + 64))
+        self._raw = state or bytes(sw.DR + 64)
+        view = memoryview(self._raw)
         self.q, self._d = view.cast("Q"), view.cast("I")
 
     def selector(self, index: int) -> int:
@@ -399,3 +408,25 @@ class SavedState:
     def control(self, number: int) -> int:
         """The value of a control register."""
         return self.q[sw.CR // 8 + number]
+
+    @property
+    def eflags(self) -> int:
+        """EFLAGS, the arithmetic flags and DF with it."""
+        return self.q[sw.EFLAGS // 8]
+
+    def fxsave(self) -> bytes:
+        """The FPU as `fxsave` stores it, in 512 bytes."""
+        raw = self._raw
+        image = bytearray(512)
+        (top,), (status, control) = _U32.unpack_from(raw, sw.FPSTT), _FPU_WORDS.unpack_from(raw, sw.FPUS)
+        tags = sum(1 << i for i in range(sw.NR_FPREGS) if not raw[sw.FPTAGS + i])
+        status = status & ~0x3800 | (top & 7) << 11
+        _FXSAVE.pack_into(image, 0, control, status, tags, *_FXSAVE_REST.unpack_from(raw, sw.FPOP))
+        _FXSAVE_MXCSR.pack_into(image, 24, _U32.unpack_from(raw, sw.MXCSR)[0], 0xFFFF)
+        for i in range(sw.NR_FPREGS):
+            at = sw.FPREGS + sw.FPREG_STRIDE * ((top + i) & 7)
+            image[32 + 16 * i : 32 + 16 * i + sw.FPREG_SIZE] = raw[at : at + sw.FPREG_SIZE]
+        for i in range(16):
+            at = sw.XMM + sw.XMM_STRIDE * i
+            image[160 + 16 * i : 176 + 16 * i] = raw[at : at + sw.XMM_SIZE]
+        return bytes(image)

@@ -12,9 +12,6 @@ from collections.abc import Iterator
 
 from hvcore.cpu import state_window as sw
 
-_FPSTT, _FPTAGS, _FPREGS, _FP_STATUS, _FT0, _MMX_STATUS, _SSE_STATUS, _MXCSR = (
-    604, 612, 624, 776, 784, 800, 808, 816,
-)  # fmt: skip
 STATE_SIZE = sw.DR + 64
 
 # What may be anything: stretches of bytes.
@@ -23,10 +20,10 @@ _FREE = (
     (sw.SEGS, sw.TR),
     (sw.GDT, sw.CR),
     (sw.CR + 16, sw.CR + 24),  # CR2
-    (608, 612),  # the FPU's status and control words
-    (_FPREGS, _FP_STATUS),  # registers, last opcode, instruction and operand
-    (_FT0, _MMX_STATUS),
-    (_MXCSR, _MXCSR + 2),
+    (sw.FPUS, sw.FPTAGS),  # the FPU's status and control words
+    (sw.FPREGS, sw.FP_STATUS),  # registers, last opcode, instruction and operand
+    (sw.FT0, sw.MMX_STATUS),
+    (sw.MXCSR, sw.MXCSR + 2),
     (sw.XMM, sw.XMM + sw.NR_XMM * sw.XMM_STRIDE),
     (sw.ERROR_CODE, sw.DR + 64),
 )
@@ -70,11 +67,11 @@ def _wrong_modes(state: bytes, fresh: bytes) -> Iterator[str]:
 
 
 def _wrong_fpu(state: bytes, fresh: bytes) -> Iterator[str]:
-    if _U32.unpack_from(state, _FPSTT)[0] > 7:
+    if _U32.unpack_from(state, sw.FPSTT)[0] > 7:
         yield "the top of the FPU's stack is beyond 7"
-    if max(state[_FPTAGS : _FPTAGS + 8]) > 1:
+    if max(state[sw.FPTAGS : sw.FPTAGS + 8]) > 1:
         yield "a tag of the FPU is neither empty nor in use"
-    for at in (_FP_STATUS, _MMX_STATUS, _SSE_STATUS):
+    for at in (sw.FP_STATUS, sw.MMX_STATUS, sw.SSE_STATUS):
         tininess, rounding, _exceptions, precision, *flags = state[at : at + 8]
         if rounding > 3 or tininess > 1 or max(flags) > 1:
             yield "a mode of rounding that does not exist"
@@ -84,8 +81,9 @@ def _wrong_fpu(state: bytes, fresh: bytes) -> Iterator[str]:
 
 _CHECKED = (
     (sw.DF, sw.HFLAGS + 4), (sw.TR, sw.GDT), (sw.CR, sw.CR + 4), (sw.CR + 24, sw.CR + 32),
-    (_FPSTT, 608), (_FPTAGS, _FPTAGS + 8), (_FP_STATUS, _FP_STATUS + 8), (_MMX_STATUS, _MMX_STATUS + 8),
-    (_SSE_STATUS, _SSE_STATUS + 8),
+    (sw.FPSTT, sw.FPUS), (sw.FPTAGS, sw.FPTAGS + 8), (sw.FP_STATUS, sw.FP_STATUS + 8),
+    (sw.MMX_STATUS, sw.MMX_STATUS + 8),
+    (sw.SSE_STATUS, sw.SSE_STATUS + 8),
 )  # fmt: skip
 
 

@@ -50,9 +50,9 @@ def _pin(v: Vcpu, cmd: int, mfn: int) -> int:
     return 0
 
 
-def pin_table(v: Vcpu, mfn: int) -> int:
-    """Pin a top-level table, as the domain builder does for the first one."""
-    return _pin(v, xen.MMUEXT_PIN_L1_TABLE + v.domain.abi.pt_levels - 1, mfn)
+def pin_table(v: Vcpu, mfn: int, level: int = 0) -> int:
+    """Pin a table of that level, as Xen's tools do for a guest; 0: a top-level one, as the first one is."""
+    return _pin(v, xen.MMUEXT_PIN_L1_TABLE + (level or v.domain.abi.pt_levels) - 1, mfn)
 
 
 def _unpin(v: Vcpu, mfn: int, _arg2: int) -> int:

@@ -1,4 +1,4 @@
-"""arch_set_info_guest(): start a vCPU from a `struct vcpu_guest_context`.
+"""A vCPU from a `struct vcpu_guest_context`, and back: arch_set_info_guest(), arch_get_info_guest().
 
 The boot vCPU's comes from the domain builder, the others' from VCPUOP_initialise; both are the same bytes
 and pass the same checks. Source: xen/arch/x86/domain.c; layouts: xen/include/public/arch-x86/xen.h.
@@ -11,24 +11,29 @@ from array import array
 from typing import TYPE_CHECKING
 
 from hvcore.common.handles import array_access_ok
-from hvcore.cpu.processor import DS, ES, FS, GS, RIP
+from hvcore.cpu.processor import CS, DS, ES, FS, GS, RIP, SS, SavedState
 from hvcore.errors import GuestFault
+from hvcore.public.callback import CALLBACKTYPE_syscall32, CALLBACKTYPE_sysenter
 from hvcore.public.errno import EINVAL
 from hvcore.public.vcpu_guest_context import (
     FXSAVE_SIZE,
     TRAP_INFO,
     VCPU_GUEST_CONTEXT,
+    VCPU_GUEST_CONTEXT_SIZE,
     VGCF_failsafe_disables_events,
     VGCF_i387_valid,
     VGCF_in_kernel,
+    VGCF_online,
     VGCF_syscall_disables_events,
     xen_cr3_to_pfn,
+    xen_pfn_to_cr3,
 )
 from hvcore.pv.callback import fixup_guest_selector, is_canonical
 from hvcore.pv.descriptor_tables import pv_set_gdt
 from hvcore.pv.i387 import fpu_fxrstor
-from hvcore.pv.misc_hypercalls import set_debugreg
+from hvcore.pv.misc_hypercalls import DR7_EMUL, set_debugreg
 from hvcore.pv.segments import load_cs_ss, load_data
+from hvcore.vcpu import VPF_down
 from hvcore.x86 import X86_CR0_TS, X86_EFLAGS_IF, X86_EFLAGS_IOPL
 
 if TYPE_CHECKING:
@@ -160,3 +165,107 @@ def _load_registers(v: Vcpu, field: dict[str, int], raw: bytes) -> None:
         engine.set_segment_base(GS, v.gs_base_kernel if v.kernel_mode else v.gs_base_user)
     v.saved_state = engine.save_state()
     engine.load_state(before)
+
+
+def arch_get_info_guest(v: Vcpu, state: bytes) -> bytes:
+    """The `struct vcpu_guest_context` of a vCPU whose processor state is `state`; see arch_set_info_guest().
+
+    Source: arch_get_info_guest() in xen/arch/x86/domctl.c.
+    """
+    d, abi, saved = v.domain, v.domain.abi, SavedState(state)
+    table = VCPU_GUEST_CONTEXT[abi.word]
+    raw = bytearray(VCPU_GUEST_CONTEXT_SIZE[abi.word])
+    raw[:FXSAVE_SIZE] = saved.fxsave()
+    cr1 = xen_pfn_to_cr3(v.user_cr3_mfn, 8) if v.user_cr3_mfn else 0
+    ctrlreg = v.ctrlreg.tolist()
+    ctrlreg[3] = xen_pfn_to_cr3(v.cr3_mfn, abi.word)
+    if not abi.is_32bit:
+        ctrlreg[1] = cr1
+    gs_here, kernel = saved.segment_base(GS), v.kernel_mode
+    debugreg = [*v.debugreg[:4], 0, 0, v.debugreg[6], v.debugreg[7] | v.debugreg[DR7_EMUL]]
+    frames = [*v.gdt_frames, *(0,) * (16 - len(v.gdt_frames))]
+    fields: dict[str, int | list[int] | bytes] = {
+        "vgcf": _vgcf(v, saved),
+        **{name: saved.q[register] for register, name in enumerate(_GPRS) if name in table},
+        "ip": saved.q[RIP], "flags": saved.eflags & ~X86_EFLAGS_IOPL | v.iopl,
+        "cs": saved.selector(CS), "ss": saved.selector(SS), "ds": saved.selector(DS),
+        "es": saved.selector(ES), "fs": saved.selector(FS), "gs": saved.selector(GS),
+        "trap_ctxt": _trap_ctxt(v),
+        "ldt_base": v.ldt_base if v.ldt_ents else 0, "ldt_ents": v.ldt_ents,
+        "gdt_frames": frames, "gdt_ents": v.gdt_ents,
+        "kernel_ss": v.kernel_ss, "kernel_sp": v.kernel_sp,
+        "ctrlreg": ctrlreg, "debugreg": debugreg, "callbacks": _callback_words(v), "vm_assist": d.vm_assist,
+        "fs_base": saved.segment_base(FS),
+        "gs_base_kernel": gs_here if kernel else v.gs_base_kernel,
+        "gs_base_user": v.gs_base_user if kernel else gs_here,
+    }  # fmt: skip
+    for name, value in fields.items():
+        if name in table:
+            offset, code = table[name]
+            mask = (1 << 8 * struct.calcsize(code.lstrip("0123456789"))) - 1
+            items = [value] if isinstance(value, bytes) else value if isinstance(value, list) else [value]
+            words = [item & mask if isinstance(item, int) else item for item in items]
+            struct.pack_into("<" + code, raw, offset, *words)
+    return bytes(raw)
+
+
+def _vgcf(v: Vcpu, saved: SavedState) -> int:
+    callbacks = v.callbacks
+    kernel = saved.selector(CS) & 3 != 3 if v.domain.abi.is_32bit else v.kernel_mode
+    none = (0, 0, 0)
+    return sum(
+        flag
+        for flag, holds in (
+            (VGCF_i387_valid, True),
+            (VGCF_in_kernel, kernel),
+            (VGCF_failsafe_disables_events, callbacks.get(_CALLBACK_failsafe, none)[2]),
+            (VGCF_syscall_disables_events, callbacks.get(_CALLBACK_syscall, none)[2]),
+            (VGCF_online, not v.pause_flags & VPF_down),
+        )
+        if holds
+    )
+
+
+def _callback_words(v: Vcpu) -> list[int]:
+    none = (0, 0, 0)
+    if v.domain.abi.is_32bit:
+        pairs = (v.callbacks.get(kind, none)[:2] for kind in (_CALLBACK_event, _CALLBACK_failsafe))
+        return [word for pair in pairs for word in pair]
+    return [
+        v.callbacks.get(kind, none)[1] for kind in (_CALLBACK_event, _CALLBACK_failsafe, _CALLBACK_syscall)
+    ]
+
+
+def _trap_ctxt(v: Vcpu) -> bytes:
+    layout, pad = TRAP_INFO[v.domain.abi.word], () if v.domain.abi.is_32bit else (0,)
+    return b"".join(
+        layout.pack(vector if address else 0, flags, cs, *pad, address)
+        for vector, (flags, cs, address) in enumerate(v.trap_ctxt)
+    )
+
+
+def set_ext_vcpucontext(
+    v: Vcpu, syscall32_eip: int, sysenter_eip: int, syscall32_cs: int, sysenter_cs: int, *masks: int
+) -> int:
+    """XEN_DOMCTL_set_ext_vcpucontext: where 32-bit `syscall` and `sysenter` enter the guest; 0 or -errno.
+
+    `masks` say whether they mask events, in that order.
+    """
+    if not is_canonical(v, syscall32_eip) or not is_canonical(v, sysenter_eip):
+        return -EINVAL
+    entries = (
+        (CALLBACKTYPE_syscall32, syscall32_cs, syscall32_eip),
+        (CALLBACKTYPE_sysenter, sysenter_cs, sysenter_eip),
+    )
+    for (kind, cs, address), mask in zip(entries, masks, strict=True):
+        if address:
+            v.callbacks[kind] = (fixup_guest_selector(v, cs), address, int(bool(mask)))
+    return 0
+
+
+def get_ext_vcpucontext(v: Vcpu) -> tuple[int, int, int, int, int, int]:
+    """XEN_DOMCTL_get_ext_vcpucontext: what set_ext_vcpucontext() takes."""
+    none = (0, 0, 0)
+    cs32, eip32, mask32 = v.callbacks.get(CALLBACKTYPE_syscall32, none)
+    cs, eip, mask = v.callbacks.get(CALLBACKTYPE_sysenter, none)
+    return eip32, eip, cs32, cs, mask32, mask
