@@ -27,10 +27,9 @@ _U64 = struct.Struct("<Q")
 class GuestAccess:
     """Guest virtual memory. `walk(va, write)` gives the byte offset in `mem.view` of va's page, or -1."""
 
-    __slots__ = ("_abi", "_limit_hi", "_limit_lo", "_mask", "_ulong", "_view", "_walk")
+    __slots__ = ("_limit_hi", "_limit_lo", "_mask", "_ulong", "_view", "_walk")
 
     def __init__(self, abi: Abi, mem: MachineMemory, walk: Callable[[int, bool], int]) -> None:
-        self._abi = abi
         self._view = mem.view
         self._walk = walk
         self._mask = abi.word_mask

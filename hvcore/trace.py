@@ -72,7 +72,6 @@ class Trace:
     unknown_hypercalls: dict[int, int] = field(default_factory=dict)
     exceptions: memoryview = field(default_factory=lambda: _words(_NR_VECTORS))
     emulated: dict[str, int] = field(default_factory=dict)
-    tlb_flushes: int = 0
     recent: memoryview = field(default_factory=lambda: _words(1 + _RECENT * _CALL.size // 8))
     pending: list[Refusal | FailedEntry] = field(default_factory=list)
     refused_calls: deque[RefusedCall] = field(default_factory=lambda: deque(maxlen=16))

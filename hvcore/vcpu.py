@@ -24,10 +24,7 @@ RUNSTATE_runnable = 1
 RUNSTATE_blocked = 2
 RUNSTATE_offline = 3
 
-# TBF_* / VGCF_*: flags of a callback or trap.
 NR_TRAPS = 256
-
-
 NR_CALLBACKS = 8
 Entry = tuple[int, int, int]
 

@@ -1,0 +1,1 @@
+"""The commands, a module each; nothing heavy is imported at a module's head."""

@@ -1,4 +1,4 @@
-"""`domainbuilder build`."""
+"""`domainbuilder build`: a domain into a file."""
 
 from __future__ import annotations
 

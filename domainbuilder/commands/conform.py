@@ -1,4 +1,4 @@
-"""`domainbuilder conform`."""
+"""`domainbuilder conform`: which guests, which format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`domainbuilder launch`."""
+"""`domainbuilder launch`: the console, expectations, exit codes."""
 
 from __future__ import annotations
 

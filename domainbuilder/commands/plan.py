@@ -1,4 +1,4 @@
-"""`domainbuilder plan`."""
+"""`domainbuilder plan`: text, JSON or a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ELF images as Xen's libelf reads them: headers, segments, sections.
+"""ELF images as Xen's libelf reads them: headers, segments, sections, symbols.
 
 Follows xen/common/libelf/libelf-loader.c and libelf-tools.c of Xen 4.17. What libelf refuses is an
 ElfError; what it lets pass (a read past the end is 0 there, and the image "broken") passes here too

@@ -1,0 +1,1 @@
+"""What domain 0 would run for this domain."""

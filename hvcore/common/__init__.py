@@ -1,0 +1,1 @@
+"""What Xen does alike on every architecture: events, scheduling, memory, time."""

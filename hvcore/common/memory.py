@@ -1,8 +1,8 @@
 """memory_op: what a guest gives back, takes, exchanges and asks of its memory (xen/common/memory.c).
 
 A PV guest names machine frames; the pseudo-physical numbers that it gives go into the machine-to-physical
-table and nowhere else. Calls on a list of extents answer with the number done, whatever stopped them. Nothing
-is preempted here, so no call is ever continued, but a caller may say where to start.
+table and nowhere else. Calls on a list of extents answer with the number done, whatever stopped them; a
+caller may say where to start. The exchange alone is continued, where a vCPU's turn ends (memory_exchange.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""xen/include/public/nmi.h."""
+"""Non-maskable interrupts: xen/include/public/nmi.h."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What a paravirtual x86 guest gets: page tables, traps, descriptors, emulated instructions."""
