@@ -31,6 +31,9 @@ COMMANDS: dict[str, Command] = {
         "restore", "restore", "Go on with a domain that `launch --save-at` saved, with a console."
     ),
     "trace": Command("trace", "trace", "Sum up a trace of `launch --trace`: calls, time, latencies."),
+    "compare": Command(
+        "compare", "compare", "Show where two traced runs part first, in hypercalls and console."
+    ),
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."
     ),
