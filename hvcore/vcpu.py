@@ -137,6 +137,7 @@ class Vcpu(VcpuWords):
             "info_address",
             "cr2_offset",
             "ctrlreg_words",
+            "perdomain_ptes",
             "trap_words",
             "callback_words",
         )

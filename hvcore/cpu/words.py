@@ -12,9 +12,8 @@ NO_RING = 0xFFFFFFFF  # of `port_ring`: no port is open
 CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
 
 # Of lanes: hypercalls by number, and these.
-LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE, NR_LANES = range(
-    64, 70
-)
+LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE = range(64, 69)
+LANE_SOFTWARE_INTERRUPT, NR_LANES = 69, 70
 JOURNAL_BYTES = 8 * (2 + 3 * 4096)  # struct hv_journal
 
 
@@ -120,6 +119,7 @@ class VcpuWords(ctypes.Structure):
     async_exception_mask: bool
     cr2_offset: int
     ctrlreg_words: int
+    perdomain_ptes: int
     trap_words: int
     callback_words: int
 

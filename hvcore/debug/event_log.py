@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CAPACITY = 4096  # events: 512 KB
 _EVENT = struct.Struct("<14Q16x")
+_NO_ERROR_CODE = (1 << 64) - 1
 _HEAD = 4  # words: count, kept, capacity, kinds
 # By number of enum hv_event_kind.
 _HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL, _PAGE_TABLE_STORE = range(7)
@@ -91,7 +92,8 @@ def _event(domain_id: int, row: tuple[int, ...]) -> Event:
     if kind == _PAGE_TABLE_STORE:
         return PageTableStoreEvent(*where, row[8])
     cr2 = row[8] if number == TRAP_page_fault else 0
-    return (TrapEvent if kind == _TRAP else ExceptionEvent)(*where, number, result, cr2)
+    code = None if result == _NO_ERROR_CODE else result
+    return (TrapEvent if kind == _TRAP else ExceptionEvent)(*where, number, code, cr2)
 
 
 def _signed(result: int) -> int:

@@ -16,6 +16,7 @@ from hvcore.cpu.words import (
     LANE_PAGE_FAULT,
     LANE_PAGE_TABLE_STORE,
     LANE_RDTSC,
+    LANE_SOFTWARE_INTERRUPT,
     LANE_SYSCALL,
     NR_LANES,
 )
@@ -33,6 +34,7 @@ _NAMES = {
     LANE_SYSCALL: "syscall",
     LANE_PAGE_FAULT: "page fault",
     LANE_PAGE_TABLE_STORE: "page table store",
+    LANE_SOFTWARE_INTERRUPT: "software interrupt",
 }
 
 
@@ -86,6 +88,7 @@ class Lanes:
         on = v is not None and self.possible
         if v is not None and on:
             v.domain_words = ctypes.addressof(self._words)
+            v.perdomain_ptes = self._words.ram + 8 * self.d.mm.xen.perdomain_ptes(v)
         self.d.engine.words.vcpu = ctypes.addressof(v) if v is not None and on else 0
 
     def counts(self) -> dict[str, tuple[int, int]]:

@@ -178,6 +178,11 @@ class XenMappings:
         entry = mfn << 12 | flags if mfn else 0
         self._set(self._perdomain_l1[index // per_table], index % per_table, entry)
 
+    def perdomain_ptes(self, v: Vcpu) -> int:
+        """Where the L1 entries of the vCPU's GDT and LDT begin in `mem.q`; not for two-level guests."""
+        index = v.vcpu_id * _PTES_PER_VCPU
+        return ((self._perdomain_l1[index // 512] - self.mem.base_mfn) << 9) + index % 512
+
     def map_gdt_frame(self, v: Vcpu, slot: int, mfn: int) -> None:
         """Put a frame at page `slot` of the vCPU's GDT (0: take it away)."""
         self._map_perdomain(v, slot, mfn)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import zlib
-from typing import NamedTuple
 
 import pytest
 
 from hvcore.abi import Abi
 from hvcore.cpu.processor import FS, GS, RCX, RDI, RIP
-from hvcore.errors import DomainCrash
-from hvcore.pv.frames32 import Frames32
-from hvcore.pv.frames64 import Frames64
-from hvcore.pv.lanes import Lanes
-from hvcore.pv.ro_page_fault import RoPageFault, VMASST_writable_pagetables
-from hvcore.pv.traps import Traps
+from tests.hvcore import lane_cpu
+from tests.hvcore.lane_cpu import L1, LaneCpu
 from tests.hvcore.pv.test_ro_page_fault import STORES, WIDE
 from tests.hvcore.pv_cpu import CODE, HOLE, PV32, PV64, PvCpu
 
@@ -57,74 +51,20 @@ LEFT = (
 
 TRIALS = int(os.environ.get("LANE_STORE_TRIALS", "12"))  # of each form
 R9, R13 = 9, 13
-_XENHEAP = 24  # frames below the guest's, Xen's own of it among them
 
 
-class Outcome(NamedTuple):
-    """All that a store leaves."""
-
-    crash: str
-    registers: tuple[int, ...]
-    eflags: int
-    clock: tuple[int, int]
-    counts: tuple[bytes, ...]
-    memory: int
-    stores: int
-    page_faults: int
+def both(abi: Abi) -> tuple[LaneCpu, LaneCpu]:
+    cpus = lane_cpu.both(abi)
+    for cpu in cpus:
+        prepare(cpu)
+    return cpus
 
 
-class StoringCpu(PvCpu):
-    """A kernel that stores to its L1 table, under the real handler of traps, until its `int3`."""
-
-    def __init__(self, abi: Abi, *, lanes: bool) -> None:
-        super().__init__(abi)
-        d = self.d
-        d.vm_assist = VMASST_writable_pagetables
-        self.ro = RoPageFault(d)
-        frames = Frames32(d.vcpus) if abi.is_32bit else Frames64(d.vcpus)
-        self.traps = Traps(d, frames, self.ro, lambda: None)
-        self.ro.reject = self.traps.inject
-        self.lanes = Lanes(d)
-        self.engine.set_handlers(self)
-        self.lanes.run(self.v if lanes else None)
-        self.set_leaf(DATA_PAGE, OTHER, 0x67)
-        self.set_leaf(ALIAS, 3, 0x25)
-        self.engine.q[R9] = self.engine.q[R13] = ENTRY
-
-    def set_leaf(self, va: int, page: int, flags: int) -> None:
-        at = ((self.base + 3 - self.mem.base_mfn) << 9) + (va >> 12)
-        assert self.d.mm.mod_l1_entry(at, (self.base + page) << 12 | flags if flags else 0) == 0
-
-    def interrupt(self, vector: int) -> None:
-        if vector == 3:
-            self.engine.stop()
-        else:
-            self.traps.interrupt(vector)
-
-    def store(self, code: str, flags: int, **regs: int) -> Outcome:
-        d, engine, crash = self.d, self.engine, ""
-        engine.words.horizon = engine.words.turn_end = d.clock.now() + (1 << 40)
-        engine.cell[0], engine.cell[1] = 1 << 40, 0
-        try:
-            self.run(code, user=False, flags=flags, **regs)
-        except DomainCrash as error:  # the guest has no handler for what it was told
-            crash = str(error)
-        frames = d.frames
-        counts = (frames.count, frames.tcount, frames.ptype, frames.flags)
-        return Outcome(
-            crash,
-            tuple(engine.q[:17]),
-            engine.read_eflags(),
-            (engine.cell[0], engine.cell[1]),
-            tuple(map(bytes, counts)),
-            zlib.crc32(self.mem.view[(self.base - _XENHEAP - self.mem.base_mfn) << 12 :]),
-            self.ro.stores,
-            d.trace.exceptions[14],
-        )
-
-
-def both(abi: Abi) -> tuple[StoringCpu, StoringCpu]:
-    return StoringCpu(abi, lanes=True), StoringCpu(abi, lanes=False)
+def prepare(cpu: LaneCpu) -> LaneCpu:
+    cpu.set_leaf(DATA_PAGE, OTHER, 0x67)
+    cpu.set_leaf(ALIAS, L1, 0x25)
+    cpu.engine.q[R9] = cpu.engine.q[R13] = ENTRY
+    return cpu
 
 
 def values(cpu: PvCpu) -> list[int]:
@@ -170,7 +110,9 @@ def test_every_store_ends_as_the_engines_own_step_ends(abi: Abi) -> None:
             for cpu in (with_lanes, without):
                 cpu.set_leaf(SLOT << 12, TARGET, 0)
                 cpu.set_leaf(SLOT << 12, TARGET, old)
-            assert with_lanes.store(code, flags, **regs) == without.store(code, flags, **regs), (code, regs)
+            assert with_lanes.act(code, flags, user=False, **regs) == without.act(
+                code, flags, user=False, **regs
+            ), (code, regs)
     taken, left = with_lanes.lanes.counts()["page table store"]
     assert min(taken, left) > 100
     assert without.lanes.counts() == {}
@@ -178,7 +120,7 @@ def test_every_store_ends_as_the_engines_own_step_ends(abi: Abi) -> None:
 
 @pytest.mark.parametrize("abi", [PV32, PV64], ids=["pv32", "pv64"])
 def test_lanes_take_what_kernels_store_with(abi: Abi) -> None:
-    cpu = StoringCpu(abi, lanes=True)
+    cpu = prepare(LaneCpu(abi, lanes=True))
     assert [code for code in taken_by_lanes(abi) if not took(cpu, code)] == []
     assert [code for code in LEFT if took(cpu, code)] == []
 
@@ -187,11 +129,11 @@ def taken_by_lanes(abi: Abi) -> list[str]:
     return TAKEN.split() + (TAKEN64 if abi is PV64 else TAKEN32).split()
 
 
-def took(cpu: StoringCpu, code: str) -> bool:
-    before = cpu.lanes.counts().get("page table store", (0, 0))[0]
+def took(cpu: LaneCpu, code: str) -> bool:
+    before = cpu.taken("page table store")
     cpu.set_leaf(SLOT << 12, TARGET, 0x67)
-    cpu.store(code, 0x202, **dict.fromkeys(("ax", "bx", "cx", "dx", "si"), 0), di=ENTRY)
-    return cpu.lanes.counts()["page table store"][0] > before
+    cpu.act(code, 0x202, user=False, **dict.fromkeys(("ax", "bx", "cx", "dx", "si"), 0), di=ENTRY)
+    return cpu.taken("page table store") > before
 
 
 @pytest.mark.parametrize("abi", [PV32, PV64], ids=["pv32", "pv64"])
@@ -200,7 +142,7 @@ def test_a_store_that_begins_in_the_page_before_is_not_taken_for_one_at_the_page
     outcomes = []
     for cpu in both(abi):
         cpu.d.mm.flush_tlb()
-        outcomes.append(cpu.store(wide, 0x202, cx=0, di=ALIAS - (4 if abi is PV64 else 2)))
+        outcomes.append(cpu.act(wide, 0x202, cx=0, di=ALIAS - (4 if abi is PV64 else 2)))
     assert outcomes[0] == outcomes[1]
 
 
@@ -231,7 +173,7 @@ def test_without_the_assist_and_from_a_process_it_is_the_guests_own_fault(spoil:
             cpu.d.vm_assist = 0
         else:
             cpu.v.kernel_mode = False
-        outcomes.append(cpu.store("48890f", 0x202, cx=0, di=ENTRY))
+        outcomes.append(cpu.act("48890f", 0x202, cx=0, di=ENTRY))
         assert cpu.ro.stores == 0
     assert outcomes[0] == outcomes[1]
     assert outcomes[0].crash
@@ -254,7 +196,7 @@ def test_the_base_of_a_segment_counts(prefix: str, segment: int) -> None:
 
 
 def test_a_store_to_a_table_above_is_refused() -> None:
-    outcomes = [cpu.store("48890f", 0x202, cx=0, di=0x2000 + 8 * SLOT) for cpu in both(PV64)]
+    outcomes = [cpu.act("48890f", 0x202, cx=0, di=0x2000 + 8 * SLOT) for cpu in both(PV64)]
     assert outcomes[0] == outcomes[1]
     assert (outcomes[0].stores, outcomes[0].crash[:22]) == (0, "Unhandled: vec 14, #PF")
 
@@ -266,6 +208,6 @@ def test_a_breakpoint_at_the_store_or_behind_it_is_met(behind: int) -> None:
         cpu.run("")
         cpu.engine.set_debug(0, CODE + behind)
         cpu.engine.set_debug(7, 0x401)
-        outcomes.append(cpu.store("48890f90", 0x202, cx=0, di=ENTRY))
+        outcomes.append(cpu.act("48890f90", 0x202, cx=0, di=ENTRY))
     assert outcomes[0] == outcomes[1]
     assert "#DB" in outcomes[0].crash

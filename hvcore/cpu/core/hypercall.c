@@ -7,7 +7,6 @@
 enum { HYPERCALL_VECTOR = 0x82 };
 enum { RECENT = 16, RECENT_WORDS = 9 };
 #define OUT (UINT64_C(1) << 62) /* clock.OUT */
-enum { CS_SELECTOR = (184 + 24) / 4, SS_SELECTOR = (184 + 48) / 4 };
 enum { SYSCALL_SIZE = 2 };
 
 typedef bool lane_function(struct hv_call *c);
@@ -67,18 +66,6 @@ static void take_time(struct hv_engine *e, uint64_t ns) {
     e->spent += ns;
 }
 
-static struct hv_lane_count *lane_count(const struct hv_engine *e, int lane) {
-    return (struct hv_lane_count *)e->lane_counts + lane;
-}
-
-static bool count_lane(const struct hv_engine *e, int lane, bool taken) {
-    if (taken)
-        lane_count(e, lane)->taken++;
-    else
-        lane_count(e, lane)->not_mine++;
-    return taken;
-}
-
 /* The exit begins: its cost is taken outside of the journal, which a multicall empties on its way. */
 static bool begin(struct hv_call *c) {
     if (hv_has_event(c->v) || c->regs[EFLAGS] & X86_EFLAGS_TF || !hv_events_begin(c->d))
@@ -100,37 +87,40 @@ static struct hv_call call_of(struct hv_engine *e) {
     struct hv_vcpu *v = (struct hv_vcpu *)e->vcpu;
     return (struct hv_call){
         .e = e, .v = v, .d = (struct hv_domain *)v->domain_words, .j = (struct hv_journal *)e->journal,
-        .regs = (uint64_t *)e->env,
+        .regs = (uint64_t *)e->env, .is_32bit = ((struct hv_domain *)v->domain_words)->levels == 3,
     };
 }
 
-static bool is_flat(const struct hv_call *c) {
-    const uint32_t *words = (const uint32_t *)c->regs;
-    return words[CS_SELECTOR] == FLAT_RING3_CS64 && words[SS_SELECTOR] == FLAT_RING3_SS;
+/* The iret hypercall, which has no result. */
+static bool iret(struct hv_call *c, uint64_t rip) {
+    uint64_t *calls = (uint64_t *)c->d->hypercalls + HC_iret;
+    hv_set64(c->j, calls, *calls + 1);
+    hv_event(c, EVENT_iret, rip, 0, 0);
+    return hv_count_lane(c, HC_iret, (c->is_32bit ? hv_iret32(c) : hv_iret64(c)) && hv_test_all_events(c));
+}
+
+/* A call with its arguments from registers; `rip` is what a listener is told of. */
+static bool hypercall(struct hv_call *c, uint64_t number, const uint64_t args[6], uint64_t rip) {
+    if (number == HC_iret)
+        return iret(c, rip);
+    memcpy(c->args, args, sizeof c->args);
+    if (!hv_hypercall(c, number))
+        return NOT_MINE;
+    hv_set64(c->j, &c->regs[RAX], c->is_32bit ? (uint32_t)c->result : c->result);
+    hv_event_call(c, EVENT_hypercall, rip, number, args, hv_arity(c, number));
+    if (!hv_test_all_events(c) || c->j->is_full)
+        return NOT_MINE;
+    note_recent(c, number, args);
+    return MINE;
 }
 
 /* A hypercall of a 64-bit kernel: HypercallTable.entry64(). */
 static bool hypercall64(struct hv_call *c) {
     const uint64_t *regs = c->regs;
-    const uint64_t number = regs[RAX], args[6] = {regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9]};
-    if (!is_flat(c))
+    const uint64_t args[6] = {regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9]};
+    if (*hv_segment(c, CS) != FLAT_RING3_CS64 || *hv_segment(c, SS) != FLAT_RING3_SS)
         return NOT_MINE;
-    if (number == HC_iret) {
-        uint64_t *calls = (uint64_t *)c->d->hypercalls + HC_iret;
-        uint64_t rip = c->regs[RIP] - SYSCALL_SIZE;
-        hv_set64(c->j, calls, *calls + 1);
-        hv_event(c, EVENT_iret, rip, 0, 0);
-        return count_lane(c->e, HC_iret, hv_iret64(c) && hv_test_all_events64(c) && !c->j->is_full);
-    }
-    memcpy(c->args, args, sizeof args);
-    if (!hv_hypercall(c, number))
-        return NOT_MINE;
-    hv_set64(c->j, &c->regs[RAX], c->result);
-    hv_event_call(c, EVENT_hypercall, c->regs[RIP] - SYSCALL_SIZE, number, args, hv_arity(c, number));
-    if (!hv_test_all_events64(c) || c->j->is_full)
-        return NOT_MINE;
-    note_recent(c, number, args);
-    return MINE;
+    return hypercall(c, regs[RAX], args, regs[RIP] - SYSCALL_SIZE);
 }
 
 /* `syscall`: a hypercall from the kernel, the guest's own system call from a process (lstar_enter). */
@@ -138,14 +128,12 @@ static bool syscall_lane(struct hv_engine *e) {
     if (!e->vcpu)
         return NOT_MINE;
     struct hv_call c = call_of(e);
-    uint32_t hflags = *(const uint32_t *)(e->env + HFLAGS_OFFSET);
-    if (c.d->levels != 4 || !(hflags & HF_CS64) || !begin(&c))
+    if (c.is_32bit || !(*hv_hflags(&c) & HF_CS64) || !begin(&c))
         return NOT_MINE;
     uint64_t rip = c.regs[RIP];
     c.regs[RIP] = rip + SYSCALL_SIZE;
-    bool mine = c.v->kernel_mode
-                    ? hypercall64(&c)
-                    : count_lane(e, LANE_syscall, hv_switch_to_kernel(&c) && hv_test_all_events64(&c) && !c.j->is_full);
+    bool mine = c.v->kernel_mode ? hypercall64(&c)
+                                 : hv_count_lane(&c, LANE_syscall, hv_switch_to_kernel(&c) && hv_test_all_events(&c));
     if (mine) {
         c.regs[RIP] -= SYSCALL_SIZE; /* which the library adds behind this */
         return MINE;
@@ -158,48 +146,20 @@ static bool syscall_lane(struct hv_engine *e) {
 /* `int 0x82` from ring 1: HypercallTable.entry32(). */
 static bool hypercall32(struct hv_call *c) {
     static const uint8_t registers[6] = {RBX, RCX, RDX, RSI, RDI, RBP};
-    const uint64_t number = (uint32_t)c->regs[RAX];
     uint64_t args[6];
     for (int i = 0; i < 6; i++)
         args[i] = (uint32_t)c->regs[registers[i]];
-    memcpy(c->args, args, sizeof args);
-    if (!hv_hypercall(c, number) || hv_has_event(c->v))
-        return NOT_MINE;
-    hv_event_call(c, EVENT_hypercall, c->regs[RIP], number, args, hv_arity(c, number));
-    note_recent(c, number, args);
-    c->regs[RAX] = (uint32_t)c->result;
-    return MINE;
-}
-
-/* Traps.do_page_fault(): a store to a page table, or a fault of the guest's own. */
-static bool page_fault(struct hv_call *c) {
-    const uint32_t *words = (const uint32_t *)c->regs;
-    uint64_t error_code = words[ERROR_CODE_OFFSET / 4], cr2 = c->regs[CR2], *exceptions = (uint64_t *)c->d->exceptions;
-    bool is_kernel = c->is_32bit ? (*hv_hflags(c) & HF_CPL) == 1 : c->v->kernel_mode;
-    if (words[ERROR_CODE_OFFSET / 4 + 1] || error_code & PFEC_reserved_bit) /* `int 14`; or Xen's end of the domain */
-        return NOT_MINE;
-    if (c->is_32bit ? cr2 >> 32 : !(error_code & PFEC_user_mode)) /* a look of the processor's into GDT or LDT */
-        return NOT_MINE;
-    hv_set64(c->j, &exceptions[TRAP_page_fault], exceptions[TRAP_page_fault] + 1);
-    hv_event(c, EVENT_trap, c->regs[RIP], TRAP_page_fault, error_code);
-    uint64_t kind = error_code & (PFEC_page_present | PFEC_write_access | PFEC_insn_fetch);
-    if (kind == (PFEC_page_present | PFEC_write_access) && is_kernel)
-        return count_lane(c->e, LANE_page_table_store, hv_ro_page_fault(c, cr2) && !c->j->is_full);
-    if (c->is_32bit)
-        return NOT_MINE;
-    return count_lane(c->e, LANE_page_fault, hv_page_fault64(c, error_code, cr2) && !c->j->is_full);
+    return hypercall(c, (uint32_t)c->regs[RAX], args, c->regs[RIP]);
 }
 
 static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
-    if ((vector != HYPERCALL_VECTOR && vector != TRAP_page_fault) || !e->vcpu)
+    if (!e->vcpu)
         return NOT_MINE;
     struct hv_call c = call_of(e);
-    const uint32_t *words = (const uint32_t *)e->env;
-    c.is_32bit = c.d->levels == 3;
-    bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (words[CS_SELECTOR] & 3) == 1;
-    if (!(is_hypercall || vector == TRAP_page_fault) || !begin(&c))
+    bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (*hv_segment(&c, CS) & 3) == 1;
+    if (!begin(&c))
         return NOT_MINE;
-    if (!(is_hypercall ? hypercall32(&c) : page_fault(&c)))
+    if (!(is_hypercall ? hypercall32(&c) : hv_trap(&c, vector)))
         return give_back(&c);
     *(uint32_t *)(e->env + OLD_EXCEPTION_OFFSET) = UINT32_MAX; /* or the next would be a double fault */
     if ((int64_t)e->left <= (int64_t)e->limit) { /* no block of code may follow that would notice */
@@ -235,7 +195,8 @@ static bool rdtsc_lane(struct hv_engine *e) {
     uint64_t tsc = hv_now(e) * TSC_PER_NS;
     regs[RAX] = (uint32_t)tsc;
     regs[RDX] = tsc >> 32;
-    return count_lane(e, LANE_rdtsc, MINE);
+    ((struct hv_lane_count *)e->lane_counts)[LANE_rdtsc].taken++;
+    return MINE;
 }
 
 HV_EXPORT int hv_rdtsc(void *uc, struct hv_engine *e) {

@@ -19,7 +19,7 @@ enum {
     HC_xen_version = 17, HC_iret = 23, HC_vcpu_op = 24, HC_set_segment_base = 25, HC_mmuext_op = 26, HC_sched_op = 29,
     NR_HYPERCALLS = 64,
     LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, LANE_syscall, LANE_page_fault,
-    LANE_page_table_store, NR_LANES,
+    LANE_page_table_store, LANE_software_interrupt, NR_LANES,
 };
 
 /* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
@@ -154,11 +154,51 @@ unsigned hv_arity(const struct hv_call *c, uint64_t number); /* of a call that h
 /* ro_page_fault.c */
 bool hv_ro_page_fault(struct hv_call *c, uint64_t cr2);
 
-/* frames64.c */
-bool hv_test_all_events64(struct hv_call *c);
+/* segments.c */
+struct hv_descriptor {
+    uint32_t base, limit, high;
+};
+bool hv_descriptor(const struct hv_call *c, uint32_t selector, struct hv_descriptor *found);
+bool hv_load_cs_ss(struct hv_call *c, uint32_t cs, uint32_t ss);
+void hv_drop_privileged_data(struct hv_call *c);
+
+/* frames.c, frames32.c, frames64.c */
+#define HV_CLEARED_ON_TRAP \
+    ((uint64_t)(X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_TF))
+#define HV_CLEARED_ON_TRAP64 (HV_CLEARED_ON_TRAP | X86_EFLAGS_AC)
+uint64_t hv_saved_eflags(const struct hv_call *c, uint64_t eflags, uint8_t mask);
+void hv_restore_flags(struct hv_call *c, uint64_t eflags);
+void hv_close_ports(struct hv_call *c);
+bool hv_guest_kernel_mode(const struct hv_call *c);
+bool hv_bounce_frame32(struct hv_call *c, uint64_t cs, uint64_t address, const uint64_t *error_code, bool mask_events);
+bool hv_bounce_frame64(struct hv_call *c, uint64_t address, const uint64_t *error_code, bool mask_events,
+                       uint64_t cleared);
 bool hv_switch_to_kernel(struct hv_call *c);
+bool hv_iret32(struct hv_call *c);
 bool hv_iret64(struct hv_call *c);
-bool hv_page_fault64(struct hv_call *c, uint64_t error_code, uint64_t cr2);
+
+/* traps.c */
+#define HV_NO_ERROR_CODE UINT64_MAX /* of an event */
+bool hv_test_all_events(struct hv_call *c);
+bool hv_trap(struct hv_call *c, unsigned vector);
+
+/* How a lane ended, counted. */
+static inline bool hv_count_lane(const struct hv_call *c, int number, bool taken) {
+    struct hv_lane_count *lane = (struct hv_lane_count *)c->e->lane_counts + number;
+    taken = taken && !c->j->is_full;
+    if (taken)
+        lane->taken++;
+    else
+        lane->not_mine++;
+    return taken;
+}
+
+static inline uint8_t *hv_info(const struct hv_call *c) { return (uint8_t *)c->v->info_address; }
+
+/* The exception's error code, and whether it is no exception but an `int`. */
+static inline const uint32_t *hv_error_code(const struct hv_call *c) {
+    return (const uint32_t *)c->regs + ERROR_CODE_OFFSET / 4;
+}
 
 /* A segment register: selector, -, base (64 bits), limit, flags */
 static inline uint32_t *hv_segment(const struct hv_call *c, int index) {

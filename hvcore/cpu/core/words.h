@@ -81,6 +81,7 @@
     WORD(async_exception_mask) \
     WORD(cr2_offset)          /* of arch.cr2 in struct vcpu_info */ \
     WORD(ctrlreg_words)       /* CR0 to CR7 as the guest reads them */ \
+    WORD(perdomain_ptes)      /* L1 entries: sixteen pages of the GDT, sixteen of the LDT */ \
     WORD(trap_words)          /* struct hv_entry by vector */ \
     WORD(callback_words)      /* struct hv_entry by CALLBACKTYPE_* */
 
