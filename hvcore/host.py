@@ -317,6 +317,11 @@ class Host:
         self._paused = True
         self.engine.want_out()
 
+    @property
+    def is_to_pause(self) -> bool:
+        """Whether `pause()` was called, and `run()` has not come back for it yet."""
+        return self._paused
+
     def nudge(self) -> None:
         """Have `attend()` called as soon as the guest is between two instructions. Any thread may."""
         self._nudged = True

@@ -123,6 +123,16 @@ Coverage = Annotated[
 Plain = Annotated[
     bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
 ]
+Gdb = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT|unix:PATH",
+        help="Wait there for gdb, which then runs the domain; of this machine, unless HOST says otherwise.",
+    ),
+]
+GdbLater = Annotated[
+    bool, typer.Option("--gdb-later", help="With --gdb: do not wait; gdb may come while the domain runs.")
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
 SaveAt = Annotated[
     str | None,
@@ -167,6 +177,8 @@ def launch(
     profile_every: ProfileEvery = 1000,
     coverage: Coverage = None,
     plain: Plain = False,
+    gdb: Gdb = None,
+    gdb_later: GdbLater = False,
     stats: Stats = False,
     save_at: SaveAt = None,
     save_as: SaveAs = SaveForm.frozen,
@@ -207,6 +219,8 @@ def launch(
         record=record,
         replay=replay,
         plain=plain,
+        gdb=gdb,
+        gdb_waits=not gdb_later,
         stats=stats,
         cache=not no_cache,
         save_at=save_at,

@@ -57,6 +57,8 @@ class LaunchOptions:
     save_at: str | None = None
     output: Path | None = None
     save_as: Literal["frozen", "xen"] = "frozen"
+    gdb: str | None = None
+    gdb_waits: bool = True
 
 
 class _Result(NamedTuple):
@@ -173,6 +175,8 @@ def _run(options: LaunchOptions, start: _Starter) -> ExitCode:
         if options.console_log is not None:
             output.log_to(options.console_log, stack)
         stack.enter_context(observed(dom, options.observing, lambda: reason))
+        if options.gdb is not None:
+            _wait_for_gdb(dom, options, progress, stack)
         progress.phase = "running, no output"
         if options.steps or options.save_at is not None:
             result = _play(dom, options, progress)
@@ -214,7 +218,33 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
         if path is not None and not path.parent.is_dir():
             raise BuildError("there is no such directory", where=Where(str(path.parent)))
     options.observing.check()
+    if options.gdb is not None:
+        from domainbuilder.launch.gdb_server import parse_address
+
+        parse_address(options.gdb)
+    elif not options.gdb_waits:
+        raise BuildError("--gdb-later goes with --gdb")
     return expects, load_record(options.replay) if options.replay is not None else None
+
+
+def _wait_for_gdb(
+    dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack
+) -> None:
+    """Listen for GDB for as long as `stack` lasts, and say where."""
+    from domainbuilder.launch.gdb_server import GdbServer, parse_address
+
+    def say(text: str) -> None:
+        if not options.json:
+            progress.close()
+            sys.stderr.write(f"domainbuilder: {text}\n")
+            sys.stderr.flush()
+
+    assert options.gdb is not None
+    address = parse_address(options.gdb)
+    server = stack.enter_context(GdbServer(dom, address, waits=options.gdb_waits, say=say))
+    if not address.is_local:
+        say(f"anybody who reaches {server.address} can read and change the guest, and end it")
+    say(f"{'waiting for gdb: ' if options.gdb_waits else ''}target remote {server.address}")
 
 
 def _ended_alike(dom: RunningDomain, replay: InputRecord, outcome: Outcome) -> bool:

@@ -100,6 +100,8 @@ class RunningDomain:
         self._searching = False  # for what is wanted
         self._shares_host = shares_host
         self._watchers: list[Periodic] = []
+        self._runner: Callable[[], Stop] | None = None  # a debugger, where there is one
+        self._is_to_end = False
         self._is_trusted = start.is_trusted
         self.plan = start.plan
         self.machine = start.machine(self._output)
@@ -149,6 +151,19 @@ class RunningDomain:
         finally:
             self._watchers.remove(timer)
             timer.stop()
+
+    def run_by(self, runner: Callable[[], Stop] | None) -> None:
+        """Have `runner` called wherever `Machine.run()` would be, of which it does the same; None: no more."""
+        self._runner = runner
+
+    def end_run(self) -> None:
+        """End the run that is under way, and any other, as who closes the console does."""
+        self._is_to_end = True
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether somebody may still type."""
+        return self._input is not None and self._input.open
 
     def attach(self, source: Input) -> None:
         """Take console input from `source` too."""
@@ -440,7 +455,7 @@ class RunningDomain:
         self._arm_tick()
         try:
             with self._interruptions.run():
-                stop = self.machine.run()
+                stop = self.machine.run() if self._runner is None else self._runner()
                 if stop is not Stop.PAUSED:
                     self.machine.console.drain()
         except EngineError as error:  # of the plain profile, first of all, which cannot trap everything
@@ -456,7 +471,8 @@ class RunningDomain:
                 return Outcome("timeout", self._expired)
             if self._tape is not None and self._tape.is_over:
                 return Outcome("replayed")
-            return Outcome("detached") if self._input is not None and self._input.detached else None
+            is_detached = self._is_to_end or (self._input is not None and self._input.detached)
+            return Outcome("detached") if is_detached else None
         if stop is Stop.IDLE:
             if self._expired:
                 return Outcome("timeout", self._expired)

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from hvcore.cpu.inner_stops import LOAD, STORE, InnerStop, Watch
-from hvcore.debug.condition import Condition, ConditionError, parse_condition
+from hvcore.debug.condition import ConditionError, Environment, parse_condition
 from hvcore.debug.events import Event
 from hvcore.debug.registers import RegisterFile
 from hvcore.debug.taps import listen
@@ -40,6 +40,21 @@ _TIMER = "debugger"
 _ENDS = {Stop.SHUTDOWN: "shutdown", Stop.CRASHED: "crashed", Stop.IDLE: "idle", Stop.PAUSED: "paused"}
 
 
+class Test(Protocol):
+    """A condition: text that was read, or a client's bytecode."""
+
+    @property
+    def text(self) -> str:
+        """What it was written as."""
+
+    def evaluate(self, env: Environment) -> int:
+        """Its value. Raises ConditionError where it has none."""
+
+
+def _read(condition: str | Test | None) -> Test | None:
+    return (parse_condition(condition) if condition else None) if isinstance(condition, str) else condition
+
+
 @dataclass(slots=True)
 class Breakpoint:
     """Stop before the instruction at linear `address`, where `condition` holds; `vcpu`: of that one alone.
@@ -50,7 +65,7 @@ class Breakpoint:
 
     number: int
     address: int
-    condition: Condition | None
+    condition: Test | None
     vcpu: int | None = None
     ignore: int = 0
     hits: int = 0
@@ -65,7 +80,7 @@ class Watchpoint:
     address: int
     size: int
     accesses: int
-    condition: Condition | None
+    condition: Test | None
     hits: int = 0
     error: str = ""
 
@@ -76,7 +91,7 @@ class EventBreak:
 
     number: int
     kind: type[Event]
-    condition: Condition | None
+    condition: Test | None
     hits: int = 0
     error: str = ""
 
@@ -170,17 +185,17 @@ class Debugger:
     # -- what is set
 
     def break_at(
-        self, address: int, condition: str = "", *, vcpu: int | None = None, ignore: int = 0
+        self, address: int, condition: str | Test | None = None, *, vcpu: int | None = None, ignore: int = 0
     ) -> Breakpoint:
         """Set a breakpoint. Raises ConditionError for a condition that cannot be read."""
-        read = parse_condition(condition) if condition else None
+        read = _read(condition)
         point = Breakpoint(self._number(), address, read, vcpu, ignore)
         self.points[point.number] = point
         return point
 
-    def watch(self, address: int, size: int, accesses: int = STORE, condition: str = "") -> Watchpoint:
+    def watch(self, address: int, size: int, accesses: int = STORE, condition: str | Test | None = None) -> Watchpoint:
         """Set a watchpoint. Raises EngineError where the engine has none, ConditionError as break_at()."""
-        read = parse_condition(condition) if condition else None
+        read = _read(condition)
         point = Watchpoint(self._number(), address, size, accesses, read)
         self.points[point.number] = point
         try:
@@ -190,9 +205,9 @@ class Debugger:
             raise
         return point
 
-    def break_on(self, kind: type[Event], condition: str = "") -> EventBreak:
+    def break_on(self, kind: type[Event], condition: str | Test | None = None) -> EventBreak:
         """Stop on events. Raises ConditionError as break_at()."""
-        read = parse_condition(condition) if condition else None
+        read = _read(condition)
         point = EventBreak(self._number(), kind, read)
         self.points[point.number] = point
         return point
@@ -248,7 +263,7 @@ class Debugger:
         ns: int | None = None,
         instructions: int | None = None,
         event: type[Event] | None = None,
-        condition: str = "",
+        condition: str | Test | None = None,
     ) -> Stopped:
         """Go on until the first of these, or what else stops the domain.
 
@@ -371,15 +386,21 @@ class Debugger:
         self._report("count")
         return True
 
-    def _breaks(self, address: int) -> bool:
+    def breakpoint_at(self, address: int) -> Breakpoint | None:
+        """The breakpoint that the vCPU that runs meets at a linear address, if its condition holds."""
         for point in self.points.values():
             if isinstance(point, Breakpoint) and point.address == address:
                 if point.vcpu is not None and point.vcpu != self.machine.domain.current_id:
                     continue
                 if self._holds(point) and point.hits > point.ignore:
-                    self._report("breakpoint", point=point)
-                    return True
-        return False
+                    return point
+        return None
+
+    def _breaks(self, address: int) -> bool:
+        point = self.breakpoint_at(address)
+        if point is not None:
+            self._report("breakpoint", point=point)
+        return point is not None
 
     def _holds(self, point: Point, event: Event | None = None) -> bool:
         """Whether the point's condition is true; one that has no value is, so that somebody sees it."""

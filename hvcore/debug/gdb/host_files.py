@@ -1,0 +1,89 @@
+"""File transfer to GDB: the kernel's file and no other, to be read.
+
+Source: "Host I/O Packets" in GDB's manual, gdb/gdbsupport/fileio.h.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from hvcore.debug.gdb.packets import PACKET_SIZE, escape
+
+_ENOENT, _EBADF, _EINVAL, _EIO = 2, 9, 22, 5
+_FD = 3
+_MOST = PACKET_SIZE // 4
+_STAT = struct.Struct(">IIIIIIIQQQIII")  # dev ino mode nlink uid gid rdev size blksize blocks atime mtime ctime
+_PREAD = re.compile(rb"pread:([0-9a-f]{1,8}),([0-9a-f]{1,16}),([0-9a-f]{1,16})\Z")
+
+
+class HostFiles:
+    """The file at `path`, open while GDB reads it; None: there is no file."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def handle(self, request: bytes) -> bytes:
+        """The answer to what is behind `vFile:`."""
+        name, _, rest = request.partition(b":")
+        if name == b"setfs":
+            return b"F0"
+        if name == b"open":
+            return self._open(rest)
+        if name == b"close":
+            self.close()
+            return b"F0"
+        if name == b"fstat":
+            return self._fstat()
+        match = _PREAD.match(request)
+        if match is not None:
+            return self._pread(int(match[2], 16), int(match[3], 16))
+        return b"" if name != b"pread" else _error(_EINVAL)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self, rest: bytes) -> bytes:
+        try:
+            wanted = bytes.fromhex(rest.partition(b",")[0].decode("ascii")).decode()
+        except ValueError:
+            return _error(_EINVAL)
+        if self._path is None or wanted != self._path:
+            return _error(_ENOENT)
+        self.close()
+        try:
+            self._file = Path(self._path).open("rb")
+        except OSError as error:
+            return _error(error.errno or _EIO)
+        return b"F%x" % _FD
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        if self._file is None:
+            return _error(_EBADF)
+        if offset >= 1 << 63:
+            return _error(_EINVAL)
+        try:
+            data = os.pread(self._file.fileno(), min(count, _MOST), offset)
+        except OSError as error:
+            return _error(error.errno or _EIO)
+        return b"F%x;" % len(data) + escape(data)
+
+    def _fstat(self) -> bytes:
+        if self._file is None:
+            return _error(_EBADF)
+        found = os.fstat(self._file.fileno())
+        data = _STAT.pack(
+            0, 0, found.st_mode & 0xFFFFFFFF, 1, 0, 0, 0, found.st_size, 4096, -(-found.st_size // 512), 0, 0, 0
+        )
+        return b"F%x;" % len(data) + escape(data)
+
+
+def _error(number: int) -> bytes:
+    return b"F-1,%x" % number
