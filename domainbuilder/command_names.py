@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("plan", "plan", "Show the domain a kernel would get, without building it."),
     "build": Command("build", "build", "Build a kernel's domain into a dump-core ELF file."),
     "launch": Command("launch", "launch", "Run a kernel, or a built domain, with a console."),
+    "gdb": Command("gdb", "gdb", "Run a kernel in gdb, from its first instruction on."),
     "restore": Command(
         "restore", "restore", "Go on with a domain that `launch --save-at` saved, with a console."
     ),

@@ -1,4 +1,4 @@
-"""What GDB's `monitor` asks of a guest that stands: page walks, frames, events, hypercalls, xenstore, notes."""
+"""What GDB's `monitor` asks of a guest that stands: page walks, frames, events, hypercalls, xenstore."""
 
 from __future__ import annotations
 
@@ -119,11 +119,13 @@ class Monitor:
         owner = frames.owner[pg]
         whose = "free" if owner == NO_OWNER else f"of domain {owner}"
         flags = [
-            name for bit, name in ((PGT_validated, "validated"), (PGT_pinned, "pinned")) if frames.flags[pg] & bit
+            name
+            for bit, name in ((PGT_validated, "validated"), (PGT_pinned, "pinned"))
+            if frames.flags[pg] & bit
         ]
         pfn = self._view().pfn_of(pg + frames.base_mfn)
         yield f"mfn {mfn:#x}: {whose}" + ("" if pfn is None else f", its pfn {pfn:#x}")
-        yield f"type {PGT_NAMES[frames.ptype[pg]]}, {frames.tcount[pg]} times{''.join(', ' + f for f in flags)}"
+        yield ", ".join((f"type {PGT_NAMES[frames.ptype[pg]]}", f"{frames.tcount[pg]} times", *flags))
         yield f"{frames.count[pg]} references"
 
     def _as(self, rest: str) -> Iterator[str]:

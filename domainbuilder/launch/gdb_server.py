@@ -13,13 +13,14 @@ import select
 import socket
 import stat
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.launch.gdb_monitor import Monitor
+from domainbuilder.launch.gdb_session import is_elf
 from hvcore.debug.debugger import Debugger, Stopped
 from hvcore.debug.gdb.packets import Acknowledged, Damaged, Interrupted, Packet, PacketReader, packet
 from hvcore.debug.gdb.stub import Leave, Resume, Stub
@@ -91,10 +92,12 @@ def _listen(address: Address) -> socket.socket:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             before = os.umask(0o177)
             try:
-                listener.bind(address.path)
+                listener.bind(f"{address.path}~")
             finally:
                 os.umask(before)
         listener.listen(1)
+        if address.path is not None:  # which is there when somebody listens
+            Path(f"{address.path}~").rename(address.path)
     except (OSError, OverflowError, UnicodeError, ValueError) as error:
         raise BuildError(f"GDB cannot be listened for: {error}", where=Where(str(address))) from error
     return listener
@@ -117,7 +120,8 @@ def _remove_stale(path: str) -> None:
 class GdbServer:
     """GDB for one domain: a context manager that stands between it and its machine while the block lasts.
 
-    `waits`: the domain does not begin before GDB has come and said so. `say` is told what the user is to know.
+    `waits`: the domain does not begin before GDB has come and said so. `say` is told what the user is to
+    know.
     """
 
     def __init__(
@@ -138,16 +142,16 @@ class GdbServer:
         self._monitor = Monitor(dom)
         self._resume: Resume | None = None if waits else Resume()  # how the domain goes on; None: it stands
         self._owes_reply = False  # GDB has said how to go on, and waits for the next stop
+        self._watching = ExitStack()
         self._periodic = Periodic(dom.machine, "gdb", _POLL_NS, self._poll)
 
     def __enter__(self) -> GdbServer:
         self._dom.run_by(self._run)
-        self._watching = self._dom.watching(self._periodic)
-        self._watching.__enter__()
+        self._watching.enter_context(self._dom.watching(self._periodic))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watching.__exit__(None, None, None)
+        self._watching.close()
         self._dom.run_by(None)
         self._drop_client()
         self._listener.close()
@@ -169,9 +173,9 @@ class GdbServer:
                     return stop
                 self._attached()
             else:
-                stop = self._go(self._debugger)
-                if stop is not None:
-                    return stop
+                ended = self._go(self._debugger)
+                if ended is not None:
+                    return ended
 
     def _go(self, debugger: Debugger) -> Stop | None:
         """As GDB said; where the domain ended or somebody else is wanted, that."""
@@ -274,7 +278,7 @@ class GdbServer:
         """A GDB has come: the debugger is there, and the domain stands."""
         self._debugger = Debugger(self._dom.machine)
         plan = self._dom.plan
-        kernel = str(Path(plan.kernel).resolve()) if plan is not None and Path(plan.kernel).is_file() else None
+        kernel = str(Path(plan.kernel).resolve()) if plan is not None and is_elf(plan.kernel) else None
         self._stub = Stub(self._debugger, exec_file=kernel, monitor=self._monitor)
         self._monitor.stub = self._stub
         self._stub.stopped = Stopped("paused", self._dom.machine.domain.current_id, 0)
@@ -356,11 +360,9 @@ class GdbServer:
         self._waiting.clear()
         self._monitor.close()
         if self._stub is not None:
-            self._stub.forget_points()
+            self._stub.close()
         if self._debugger is not None:
             self._debugger.close()
         self._debugger = self._stub = self._monitor.stub = None
         self._interrupted = False
         self._resume = self._resume or Resume()
-
-

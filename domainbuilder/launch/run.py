@@ -227,9 +227,7 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
     return expects, load_record(options.replay) if options.replay is not None else None
 
 
-def _wait_for_gdb(
-    dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack
-) -> None:
+def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
     """Listen for GDB for as long as `stack` lasts, and say where."""
     from domainbuilder.launch.gdb_server import GdbServer, parse_address
 

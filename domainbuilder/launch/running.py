@@ -153,7 +153,7 @@ class RunningDomain:
             timer.stop()
 
     def run_by(self, runner: Callable[[], Stop] | None) -> None:
-        """Have `runner` called wherever `Machine.run()` would be, of which it does the same; None: no more."""
+        """Have `runner` called in place of `Machine.run()`, of which it does the same; None: no more."""
         self._runner = runner
 
     def end_run(self) -> None:

@@ -193,7 +193,9 @@ class Debugger:
         self.points[point.number] = point
         return point
 
-    def watch(self, address: int, size: int, accesses: int = STORE, condition: str | Test | None = None) -> Watchpoint:
+    def watch(
+        self, address: int, size: int, accesses: int = STORE, condition: str | Test | None = None
+    ) -> Watchpoint:
         """Set a watchpoint. Raises EngineError where the engine has none, ConditionError as break_at()."""
         read = _read(condition)
         point = Watchpoint(self._number(), address, size, accesses, read)

@@ -1,1 +1,1 @@
-"""GDB's remote protocol over the debugger: packets, registers as gdb numbers them, and the commands of a session."""
+"""GDB's remote protocol over the debugger: packets, registers as gdb numbers them, a session's commands."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 import struct
-from pathlib import Path
-from typing import BinaryIO
 
 from hvcore.debug.gdb.packets import PACKET_SIZE, escape
 
 _ENOENT, _EBADF, _EINVAL, _EIO = 2, 9, 22, 5
 _FD = 3
 _MOST = PACKET_SIZE // 4
-_STAT = struct.Struct(">IIIIIIIQQQIII")  # dev ino mode nlink uid gid rdev size blksize blocks atime mtime ctime
+_STAT = struct.Struct(
+    ">IIIIIIIQQQIII"
+)  # dev ino mode nlink uid gid rdev size blksize blocks atime mtime ctime
 _PREAD = re.compile(rb"pread:([0-9a-f]{1,8}),([0-9a-f]{1,16}),([0-9a-f]{1,16})\Z")
 
 
@@ -25,7 +25,7 @@ class HostFiles:
 
     def __init__(self, path: str | None) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._file: int | None = None
 
     def handle(self, request: bytes) -> bytes:
         """The answer to what is behind `vFile:`."""
@@ -47,7 +47,7 @@ class HostFiles:
     def close(self) -> None:
         """Close what is open."""
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
             self._file = None
 
     def _open(self, rest: bytes) -> bytes:
@@ -59,7 +59,7 @@ class HostFiles:
             return _error(_ENOENT)
         self.close()
         try:
-            self._file = Path(self._path).open("rb")
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             return _error(error.errno or _EIO)
         return b"F%x" % _FD
@@ -70,7 +70,7 @@ class HostFiles:
         if offset >= 1 << 63:
             return _error(_EINVAL)
         try:
-            data = os.pread(self._file.fileno(), min(count, _MOST), offset)
+            data = os.pread(self._file, min(count, _MOST), offset)
         except OSError as error:
             return _error(error.errno or _EIO)
         return b"F%x;" % len(data) + escape(data)
@@ -78,9 +78,21 @@ class HostFiles:
     def _fstat(self) -> bytes:
         if self._file is None:
             return _error(_EBADF)
-        found = os.fstat(self._file.fileno())
+        found = os.fstat(self._file)
         data = _STAT.pack(
-            0, 0, found.st_mode & 0xFFFFFFFF, 1, 0, 0, 0, found.st_size, 4096, -(-found.st_size // 512), 0, 0, 0
+            0,
+            0,
+            found.st_mode & 0xFFFFFFFF,
+            1,
+            0,
+            0,
+            0,
+            found.st_size,
+            4096,
+            -(-found.st_size // 512),
+            0,
+            0,
+            0,
         )
         return b"F%x;" % len(data) + escape(data)
 

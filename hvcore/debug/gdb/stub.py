@@ -1,9 +1,10 @@
 """A session with GDB: what each packet asks of the debugger, and what is answered.
 
-A packet that is not known gets an empty answer, as the protocol has it; one that makes no sense "E01". Threads
-are vCPUs: thread N is vCPU N-1. The stub neither waits nor runs the domain: `handle()` gives the bytes of an
-answer, or says how the domain is to go on, and whoever runs it gives the stop back by `stop_reply()`.
-Source: "Packets" and "General Query Packets" of "GDB Remote Serial Protocol" in GDB's manual.
+A packet that is not known gets an empty answer, as the protocol has it; one that makes no sense "E01".
+Threads are vCPUs: thread N is vCPU N-1. The stub neither waits nor runs the domain: `handle()` gives the
+bytes of an answer, or says how the domain is to go on, and whoever runs it gives the stop back by
+`stop_reply()`. Source: "Packets" and "General Query Packets" of "GDB Remote Serial Protocol" in GDB's
+manual.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _M64 = (1 << 64) - 1
 _SIGINT, _SIGTRAP, _SIGSEGV, _SIGABRT = 2, 5, 11, 6
 _WATCH_KINDS = {2: (STORE, "watch"), 3: (LOAD, "rwatch"), 4: (LOAD | STORE, "awatch")}
 _SUPPORTED = (
-    f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;qXfer:features:read+;qXfer:exec-file:read+;"
+    f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;qXfer:features:read+;"
     "qXfer:threads:read+;vContSupported+;swbreak+;hwbreak+;ConditionalBreakpoints+"
 )
 _POINT = re.compile(rb"([0-4]),([0-9a-fA-F]{1,16}),([0-9a-fA-F]{1,8})(;.*)?\Z", re.S)
@@ -43,7 +44,7 @@ _RANGE = re.compile(rb"r([0-9a-fA-F]{1,16}),([0-9a-fA-F]{1,16})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """How the domain is to go on: all of it, or one vCPU by an instruction, or until it leaves [start, end)."""
+    """How the domain goes on: all of it, or one vCPU by an instruction, or until it leaves [start, end)."""
 
     vcpu: int | None = None
     start: int = 0
@@ -87,9 +88,7 @@ def _piece(data: bytes, where: bytes) -> bytes:
 class Stub:
     """`monitor` answers a command of the user's; `exec_file` is the kernel's file, as far as there is one."""
 
-    def __init__(
-        self, debugger: Debugger, *, exec_file: str | None, monitor: Callable[[str], str]
-    ) -> None:
+    def __init__(self, debugger: Debugger, *, exec_file: str | None, monitor: Callable[[str], str]) -> None:
         self.debugger = debugger
         self.machine = debugger.machine
         self._monitor = monitor
@@ -102,7 +101,7 @@ class Stub:
         self.no_ack = False
         self.stopped = Stopped("paused", self.machine.domain.current_id, 0)
         self._commands: tuple[tuple[bytes, Callable[[bytes], Answer]], ...] = (
-            (b"qSupported", lambda _rest: _SUPPORTED.encode()),
+            (b"qSupported", lambda _rest: (_SUPPORTED + ";qXfer:exec-file:read+" * bool(exec_file)).encode()),
             (b"QStartNoAckMode", self._start_no_ack),
             (b"qXfer:features:read:target.xml:", lambda rest: _piece(self._target.xml.encode(), rest)),
             (b"qXfer:exec-file:read:", self._exec_file_name),
@@ -164,8 +163,9 @@ class Stub:
         signals = {"paused": _SIGINT, "idle": _SIGINT, "crashed": _SIGSEGV, "shutdown": _SIGABRT}
         return f"T{signals.get(stopped.reason, _SIGTRAP):02x}{thread}".encode()
 
-    def forget_points(self) -> None:
-        """Take back what GDB has set, when it goes."""
+    def close(self) -> None:
+        """GDB goes: take back what it has set."""
+        self._files.close()
         for point in self._points.values():
             self.debugger.delete(point)
         self._points.clear()

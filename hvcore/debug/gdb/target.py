@@ -33,10 +33,12 @@ _EFLAGS = """<flags id="i386_eflags" size="4"><field name="" start="22" end="31"
         ("OF", 11), ("NT", 14), ("RF", 16), ("VM", 17), ("AC", 18), ("VIF", 19), ("VIP", 20), ("ID", 21),
     )
 ) + "</flags>"  # fmt: skip
-_MXCSR = """<flags id="i386_mxcsr" size="4">""" + "".join(
-    f'<field name="{name}" start="{bit}" end="{bit}"/>'
-    for bit, name in enumerate("IE DE ZE OE UE PE DAZ IM DM ZM OM UM PM".split())
-) + """<field name="FZ" start="15" end="15"/></flags>"""
+_MXCSR_BITS = ("IE", "DE", "ZE", "OE", "UE", "PE", "DAZ", "IM", "DM", "ZM", "OM", "UM", "PM")
+_MXCSR = (
+    """<flags id="i386_mxcsr" size="4">"""
+    + "".join(f'<field name="{name}" start="{bit}" end="{bit}"/>' for bit, name in enumerate(_MXCSR_BITS))
+    + """<field name="FZ" start="15" end="15"/></flags>"""
+)
 _VECTORS = "".join(
     f'<vector id="{name}" type="{kind}" count="{count}"/>'
     for name, kind, count in (

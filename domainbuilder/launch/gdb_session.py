@@ -1,0 +1,114 @@
+"""The work behind `domainbuilder gdb`: a launch that waits for gdb, and gdb, each a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainbuilder.errors import BuildError, Where
+
+_START = 300  # seconds that building the domain may take
+_END = 5
+
+
+@dataclass(frozen=True, slots=True)
+class GdbOptions:
+    """The command line: the kernel, options for the launch, and what gdb is given."""
+
+    file: str
+    launch: tuple[str, ...]
+    symbols: str | None
+    commands: tuple[str, ...]
+    batch: bool
+    program: str
+
+
+def run_gdb(options: GdbOptions) -> int:
+    """Run both until gdb ends; its exit code. Raises BuildError where there is no gdb."""
+    program = shutil.which(options.program)
+    if program is None:
+        raise BuildError("there is no gdb (Debian: apt-get install gdb)", where=Where(options.program))
+    if options.file == "-":
+        raise BuildError("gdb wants a file, and what comes from stdin is none")
+    with tempfile.TemporaryDirectory(prefix="domainbuilder-gdb-") as folder:
+        path = Path(folder) / "socket"
+        # In a session of its own: Ctrl-C is gdb's, which stops the domain by it.
+        launch = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "domainbuilder",
+                "launch",
+                options.file,
+                *options.launch,
+                "--gdb",
+                f"unix:{path}",
+            ],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            if not _is_there(path, launch):
+                return launch.wait()
+            return _gdb(program, path, options)
+        finally:
+            _end(launch)
+
+
+def _is_there(path: Path, launch: subprocess.Popen[bytes]) -> bool:
+    """Whether the domain stands and waits; if not, its launch has said why."""
+    end = time.monotonic() + _START
+    while time.monotonic() < end:
+        if path.exists():
+            return True
+        if launch.poll() is not None:
+            return False
+        time.sleep(0.02)
+    return False
+
+
+def _gdb(program: str, path: Path, options: GdbOptions) -> int:
+    line = [program, "-q", "-iex", "set sysroot /", "-ex", f"target remote {path}"]
+    for command in options.commands:
+        line += ["-ex", command]
+    if options.batch:
+        line.append("-batch")
+    for name in (options.symbols, options.file):
+        if name is not None and is_elf(name):
+            line += ["--", name]
+            break
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.call(line, preexec_fn=_default_interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def is_elf(path: str) -> bool:
+    """Whether gdb can read symbols from a file."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
+
+
+def _end(launch: subprocess.Popen[bytes]) -> None:
+    for ask in (launch.terminate, launch.kill):
+        if launch.poll() is not None:
+            return
+        ask()
+        try:
+            launch.wait(_END)
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,265 @@
+"""The real gdb with real guests: what it finds, and that the guest is the one that it is without."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.domainbuilder.tiny_guest import CODE, SPIN, hypercall, kernel, mov
+from tests.needs import find_tool
+
+TIMEOUT = 120
+COUNT = mov("ecx", 10) + b"\x40\x49\x75\xfc"  # inc eax; dec ecx; jnz
+DATA = CODE + 0x1800
+SHUTDOWN = hypercall(29, 2, CODE + 0x1000)
+
+
+@pytest.fixture(scope="module")
+def debug_pvkernel(
+    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    pytest.importorskip("ziglang")
+    builder = samples_builder()
+    (path,) = builder.build((builder.pvkernel(),), tmp_path_factory.mktemp("gdb"), debug=True)
+    return Path(path)
+
+
+@contextmanager
+def launched(folder: Path, kernel_file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A launch that listens for gdb, and where."""
+    path = folder / "gdb.sock"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "domainbuilder", "launch", kernel_file, "--gdb", f"unix:{path}",
+            "--timeout", str(TIMEOUT), *options,
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not path.exists():
+            if process.poll() is not None:
+                pytest.fail(process.communicate()[1])
+            time.sleep(0.02)
+        yield process, path
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def gdb(where: Path | str, *commands: str, program: Path | None = None) -> str:
+    """What gdb says to these commands."""
+    line = [find_tool("gdb"), "-nx", "-batch", "-iex", "set sysroot /"]
+    for command in ("set pagination off", f"target remote {where}", *commands):
+        line += ["-ex", command]
+    if program is not None:
+        line.append(str(program))
+    done = subprocess.run(
+        line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def counts(stderr: str) -> str:
+    """What --stats has that is the same in each run."""
+    text = stderr[stderr.index("hypercalls ") :] if "hypercalls " in stderr else ""
+    text = re.sub(r"^  answered by the compiled core.*\n(    .*\n)*", "", text, flags=re.MULTILINE)
+    return re.sub(r"^ *(wall time|peak memory).*\n", "", text, flags=re.MULTILINE)
+
+
+def without_gdb(kernel_file: Path, *options: str) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "domainbuilder", "launch", kernel_file, "--stats", *options],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    return done.stdout, counts(done.stderr)
+
+
+def test_a_session_with_a_kernel_that_has_symbols(tmp_path: Path, debug_pvkernel: Path) -> None:
+    """Breakpoint by name, backtrace with lines, steps, finish, a watched variable; the run is the same."""
+    with launched(tmp_path, debug_pvkernel, "--stats") as (process, path):
+        text = gdb(
+            path,
+            "break spawn", "continue", "backtrace", "next", "stepi", "finish",
+            "delete", "watch need_resched", "continue", "continue", "delete",
+            "break shutdown if reason == 0", "continue", "print reason", "delete", "continue",
+            program=debug_pvkernel,
+        )  # fmt: skip
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert re.search(r"Breakpoint 1, spawn .*sched\.c:\d+", text)
+    assert re.search(r"#1 .* start_kernel \(.*main\.c:\d+", text)
+    assert re.search(r"^0x[0-9a-f]+ in start_kernel .*main\.c:27$", text, re.MULTILINE)
+    assert len(re.findall(r"watchpoint 2: need_resched\s+Old value = \d\s+New value = \d", text)) == 2, text
+    assert "$1 = 0" in text
+    assert "exited normally" in text
+    assert (stdout, counts(stderr)) == without_gdb(debug_pvkernel)
+    assert process.returncode == 0
+
+
+def test_two_vcpus_are_threads(tmp_path: Path, conformance_guest: Callable[[str], Path]) -> None:
+    guest = conformance_guest("vcpus-64")
+    options = ("--vcpus", "2", "-m", "32")
+    with launched(tmp_path, guest, *options, "--stats") as (process, path):
+        text = gdb(
+            path, "info threads", "hbreak *0", "delete", "monitor trace on",
+            "python\nimport gdb\nfor _ in range(30):\n    gdb.execute('stepi', to_string=True)\nend",
+            "info registers rip cr3 kernel_mode vcpu_id", "continue",
+        )  # fmt: skip
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert "vCPU 0, runnable, kernel mode" in text
+    assert re.search(r"^vcpu_id +0x0", text, re.MULTILINE)
+    assert (stdout, counts(stderr)) == without_gdb(guest, *options)
+
+
+def test_ctrl_c_in_a_busy_loop_then_detach_and_attach(tmp_path: Path) -> None:
+    guest = tmp_path / "spin.elf"
+    guest.write_bytes(kernel(SPIN))
+    with launched(tmp_path, guest, "-m", "16") as (process, path):
+        line = [find_tool("gdb"), "-nx", "-q", "-iex", "set sysroot /", "-ex", f"target remote {path}"]
+        session = subprocess.Popen(
+            [*line, "-ex", "echo go\\n", "-ex", "continue"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert session.stdout is not None
+        seen = ""
+        while "Continuing" not in seen:
+            seen += session.stdout.read(1)
+        time.sleep(0.5)
+        os.kill(session.pid, signal.SIGINT)
+        rest, _ = session.communicate("print $eip\ndetach\nquit\n", timeout=TIMEOUT)
+        assert "SIGINT" in rest
+        assert f"{CODE:#x}" in rest
+        again = gdb(path, "print $eip", "monitor map $eip", "kill")
+        assert f"{CODE:#x}" in again
+        assert process.wait(TIMEOUT) == 0
+
+
+def test_conditions_are_evaluated_here(tmp_path: Path) -> None:
+    guest = tmp_path / "count.elf"
+    guest.write_bytes(kernel(COUNT + SHUTDOWN))
+    with launched(tmp_path, guest, "-m", "16") as (_, path):
+        text = gdb(
+            path, "set breakpoint condition-evaluation target", f"hbreak *{CODE + 5} if $ecx == 3",
+            "continue", "print $ecx", "info breakpoints", "p $eax = 77", "p $eax",
+            f"set {{int}}{DATA} = 5", f"p *(int *){DATA}", "delete", "continue",
+        )  # fmt: skip
+    assert "$1 = 3" in text
+    assert "(target evals)" in text
+    assert "$3 = 77" in text
+    assert "$4 = 5" in text or "$5 = 5" in text
+    assert "exited normally" in text
+
+
+def test_a_crash_is_looked_at(tmp_path: Path) -> None:
+    guest = tmp_path / "crash.elf"
+    guest.write_bytes(kernel(mov("eax", 0x1234) + b"\x0f\x0b"))
+    with launched(tmp_path, guest, "-m", "16") as (process, path):
+        text = gdb(path, "continue", "print/x $eax", "continue")
+        assert process.wait(TIMEOUT) == 3
+    assert "SIGSEGV" in text
+    assert "$1 = 0x1234" in text
+
+
+def test_grub_by_address(tmp_path: Path, guest_kernel: Callable[[str], Path]) -> None:
+    grub = guest_kernel("grub-x86_64-xen.bin")
+    options = ("-m", "64", "--max-guest-seconds", "0.05")
+    with launched(tmp_path, grub, *options, "--stats") as (process, path):
+        text = gdb(
+            path,
+            "p $entry = $rip",
+            "stepi 20",
+            "tbreak *$rip",
+            "stepi",
+            "x/2i $rip",
+            "info threads",
+            "detach",
+        )
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert "vCPU 0" in text
+    assert "=> 0x" in text
+    assert (stdout, counts(stderr)) == without_gdb(grub, *options)
+
+
+@pytest.mark.guest
+def test_debian_by_address(tmp_path: Path, guest_kernel: Callable[[str], Path]) -> None:
+    """A stock kernel, whose symbols are in its own tables: `monitor` names nothing, addresses do."""
+    linux = guest_kernel("vmlinuz-bookworm-amd64")
+    options = ("-m", "256", "--max-guest-seconds", "0.2", "--cmdline", "earlyprintk=xen")
+    with launched(tmp_path, linux, *options, "--stats") as (process, path):
+        text = gdb(
+            path, "stepi 5", "watch -l *(long *)($rsp - 8)", "continue", "delete", "hbreak *$rip", "stepi 3",
+            "info registers rip cr3", "monitor hypercalls", "detach",
+        )  # fmt: skip
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert "Hardware watchpoint" in text
+    assert (stdout, counts(stderr)) == without_gdb(linux, *options)
+
+
+def test_the_command_starts_both(tmp_path: Path) -> None:
+    find_tool("gdb")
+    guest = tmp_path / "count.elf"
+    guest.write_bytes(kernel(COUNT + SHUTDOWN))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "domainbuilder", "gdb", guest, "-m", "16", "--batch",
+            "--ex", "stepi 3", "--ex", "print $ecx", "--ex", "continue",
+        ],
+        capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    assert "$1 = 9" in done.stdout
+    assert "exited normally" in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_port_is_this_machines_unless_said_otherwise(tmp_path: Path) -> None:
+    guest = tmp_path / "count.elf"
+    guest.write_bytes(kernel(COUNT + SHUTDOWN))
+
+    def said(where: str) -> tuple[str, int]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "domainbuilder", "launch", guest, "-m", "16", "--gdb", where,
+            "--timeout", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        text = ""
+        while "target remote" not in text:
+            line = process.stderr.readline()
+            assert line, text
+            text += line
+        port = int(text.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(b"$k#6b")
+        assert process.wait(TIMEOUT) == 0
+        process.stderr.close()
+        return text, port
+
+    assert "anybody" not in said("0")[0]
+    assert "anybody who reaches" in said("0.0.0.0:0")[0]
+
+
+def test_a_socket_is_its_owners_alone_and_no_file_is_replaced(tmp_path: Path) -> None:
+    guest = tmp_path / "count.elf"
+    guest.write_bytes(kernel(COUNT + SHUTDOWN))
+    with launched(tmp_path, guest, "-m", "16") as (_, path):
+        assert path.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "file").write_text("kept")
+    for where, code in ((str(tmp_path / "file"), 2), ("99999", 2), ("unix:", 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "domainbuilder", "launch", guest, "-m", "16", "--gdb", where],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("error") == 1
+    assert (tmp_path / "file").read_text() == "kept"
