@@ -57,3 +57,16 @@ def test_every_module_says_itself_what_it_is_for() -> None:
     rows = {name: row for name, row in LINE.findall(DOCUMENT.read_text()) if name.split("/")[0] in PACKAGES}
     assert {name: row for name, row in rows.items() if row != purpose(name)} == {}
     assert [name for name, row in rows.items() if len(row.split()) < 3] == []
+
+
+def test_questions_lead_to_functions_that_are_there() -> None:
+    """Each `function()` of a row is defined in one of the modules that the row names."""
+    section = DOCUMENT.read_text().partition("## From a question to the line")[2].partition("\n## ")[0]
+    for row in section.splitlines():
+        names = re.findall(r"`(\w+)\(\)`", row)
+        folder, found = "", ""
+        for path in re.findall(r"[\w/]+\.py", row):
+            folder = path.rpartition("/")[0] or folder
+            found += (ROOT / folder / path.rpartition("/")[2]).read_text()
+        assert [name for name in names if f"def {name}(" not in found] == [], row
+    assert "do_update_va_mapping" in section
