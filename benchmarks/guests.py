@@ -53,6 +53,8 @@ def all_guests() -> Iterator[list[Guest]]:
                 "cmdline": "console=hvc0 quiet",
             }
             found.append(
-                Guest("Debian 6.1", launch, "^/ # ", lambda n: (f"echo $((1000000 + {n}))\n", f"{1000000 + n}"))
+                Guest(
+                    "Debian 6.1", launch, "^/ # ", lambda n: (f"echo $((1000000 + {n}))\n", f"{1000000 + n}")
+                )
             )
         yield found

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
     from domainbuilder.plan.domain_plan import DomainPlan, plan
     from domainbuilder.saved.domain import restore
+    from domainbuilder.saved.kept import resume_at
 
 __version__ = "0.1.0"
 
@@ -93,6 +94,7 @@ __all__ = [
     "load_image",
     "plan",
     "restore",
+    "resume_at",
     "save_image",
 ]
 
@@ -116,6 +118,7 @@ _HOMES = {
         "launch.session": "Console ExpectEOF ExpectError ExpectTimeout Outcome",
         "plan.domain_plan": "DomainPlan plan",
         "saved.domain": "restore",
+        "saved.kept": "resume_at",
     }.items()
     for name in names.split()
 }

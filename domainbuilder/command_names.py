@@ -35,6 +35,8 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "compare", "compare", "Show where two traced runs part first, in hypercalls and console."
     ),
+    "cache": Command("cache", "cache", "List what is kept to be found again: unpacked kernels, domains."),
+    "cache clear": Command("cache", "clear", "Remove what is kept, or what is named of it."),
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."
     ),

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Protocol, Unpack
 import pytest
 
 if TYPE_CHECKING:
-    import re
-
     from domainbuilder.build.domain_image import DomainImage
     from domainbuilder.clones.clone import Clone
     from domainbuilder.kernel.kernel_file import KernelFile
     from domainbuilder.launch.options import Options
     from domainbuilder.launch.running import RunningDomain
     from domainbuilder.plan.domain_plan import DomainPlan
+
+    Kernel = DomainPlan | DomainImage | KernelFile | str | os.PathLike[str]
 
 LINES, CHARACTERS = 200, 20_000  # of a console, at most, in a report
 
@@ -43,10 +43,11 @@ class BootDomain(Protocol):
 
     def __call__(
         self,
-        kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
+        kernel: Kernel,
         memory_mib: int | None = None,
         *,
-        until: str | re.Pattern[str] | None = None,
+        until: str | None = None,
+        kept: bool = False,
         **options: Unpack[Options],
     ) -> RunningDomain:
         """`domainbuilder.launch`, and on until the console matches `until`; closed with the session."""
@@ -85,18 +86,33 @@ def pytest_configure(config: pytest.Config) -> None:
 def boot_domain(request: pytest.FixtureRequest) -> Iterator[BootDomain]:
     """`boot_domain(kernel, memory_mib, until=REGEX, ...)`: a domain launched, and run until it printed that.
 
-    It takes what `domainbuilder.launch` does. The domain is closed when the session ends.
+    It takes what `domainbuilder.launch` does. The domain is closed when the session ends. With kept=True it
+    is that of `domainbuilder.resume_at`: the next session finds it where it stands.
     """
     domains = request.config.stash[_DOMAINS]
     with ExitStack() as stack:
 
+        def resumed(
+            kernel: Kernel, memory_mib: int | None, until: str | None, options: Options
+        ) -> RunningDomain:
+            from domainbuilder.saved.kept import resume_at
+
+            if until is None or not isinstance(kernel, str | os.PathLike):
+                raise ValueError("what is kept is a kernel's file that was run until something matched")
+            dom = stack.enter_context(resume_at(kernel, until, memory_mib, **options))
+            domains.booted.append(dom)
+            return dom
+
         def boot(
-            kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
+            kernel: Kernel,
             memory_mib: int | None = None,
             *,
-            until: str | re.Pattern[str] | None = None,
+            until: str | None = None,
+            kept: bool = False,
             **options: Unpack[Options],
         ) -> RunningDomain:
+            if kept:
+                return resumed(kernel, memory_mib, until, options)
             from domainbuilder.launch.domain import launch
 
             dom = stack.enter_context(launch(kernel, memory_mib, **options))

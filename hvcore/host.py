@@ -168,13 +168,15 @@ class Host:
         cls,
         state: HostState,
         console_output: Callable[[int, bytes], None] = lambda _domid, _data: None,
+        memory_file: int | None = None,
         **options: bool,
     ) -> Host:
         """A host that goes on where the saved one was. `options` are those of Host, of how it is run.
 
-        `console_output` is called with the domain's number and what it writes. The state may come from
-        anybody: it makes a host whose domains misbehave, at worst. Raises StateError for one that no host
-        has, and EngineError, MemoryError or OSError where there is no such host here.
+        `console_output` is called with the domain's number and what it writes. `memory_file` is a file of the
+        memory's size that holds it, instead of the state's pages, and is not written to. The state may come
+        from anybody: it makes a host whose domains misbehave, at worst. Raises StateError for one that no
+        host has, and EngineError, MemoryError or OSError where there is no such host here.
         """
         check_shape(state)
         shape = state.memory
@@ -182,13 +184,15 @@ class Host:
         check_memory(state, mem)
         host = cls(mem, **options)
         try:
-            host._restore(state, console_output)
+            host._restore(state, console_output, memory_file)
         except BaseException:
             host.close()
             raise
         return host
 
-    def _restore(self, state: HostState, console_output: Callable[[int, bytes], None]) -> None:
+    def _restore(
+        self, state: HostState, console_output: Callable[[int, bytes], None], memory_file: int | None
+    ) -> None:
         mem, shape = self.mem, state.memory
         for saved in state.domains:
             mem.restore_heap(saved.heap_top, [])
@@ -206,7 +210,10 @@ class Host:
         check_saved_store(self.xenstored, state.xenstored, mem)
         check_owner("frames", save_owner(self.frames), state.frames, OwnerKinds(mem, 0))
         mem.restore_heap(shape["heap_top"], shape["freed"])
-        restore_pages(mem, state.pages)
+        if memory_file is None:
+            restore_pages(mem, state.pages)
+        else:
+            mem.map_from(memory_file)
         restore_owner(self.frames, state.frames)
         for name, owner in store_owners(self.xenstored):
             restore_owner(owner, state.xenstored[name])

@@ -8,6 +8,7 @@ is handed out from the top down), [first_mfn, end_mfn) are for domains. All lie 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from array import array
@@ -73,7 +74,7 @@ class MachineMemory:
         self._freed: list[int] = []
         size = (self.end_mfn - self.base_mfn) << PAGE_SHIFT
         self.buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._is_from_file = False
+        self.is_from_file = False
         self.view = memoryview(self.buffer)
         self.q = self.view.cast("Q")
         self.d = self.view.cast("I")
@@ -101,12 +102,14 @@ class MachineMemory:
 
         What is written stays this process's own. Raises OSError.
         """
+        if fd >= 0 and os.fstat(fd).st_size != len(self.view):
+            raise OSError(errno.EINVAL, "the file is not of the memory's size")
         address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
         flags = _MAP_FIXED | mmap.MAP_PRIVATE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
         if _mmap()(address, len(self.view), mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != address:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-        self._is_from_file = fd >= 0
+        self.is_from_file = fd >= 0
 
     def use_m2p(self, entry: int) -> M2p:
         """The table for guests of that width; a frame that is nobody's reads as INVALID_M2P_ENTRY there."""
@@ -175,7 +178,7 @@ class MachineMemory:
         """Make `nr` frames read as zeroes, and give their memory back to this machine's own host."""
         start = (start_mfn - self.base_mfn) << PAGE_SHIFT
         self.buffer.madvise(mmap.MADV_DONTNEED, start, nr << PAGE_SHIFT)
-        if self._is_from_file:
+        if self.is_from_file:
             for at in range(start, start + (nr << PAGE_SHIFT), PAGE_SIZE):
                 self.view[at : at + PAGE_SIZE] = _ZEROS
 

@@ -103,10 +103,11 @@ class MarkedPages:
 
     def _filled(self) -> list[Run]:
         """The memory that may hold something else than zeros."""
-        runs = _own_pages(self._address, self._size, shared_too=True)
         if self._at is not None:
-            runs += _data(self._at.fd, self._size)
-        return runs
+            return _own_pages(self._address, self._size, shared_too=False) + _data(self._at.fd, self._size)
+        if self._memory.is_from_file:  # of which this process has looked at a part, perhaps
+            return [(0, self._size)]
+        return _own_pages(self._address, self._size, shared_too=True)
 
 
 def _page_faults() -> int:

@@ -81,6 +81,17 @@ SymbolsFile = Annotated[
         "--symbols", metavar="FILE", help="Names for reports: vmlinux or System.map; else the kernel's own."
     ),
 ]
+ResumeAt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX", help="Run until the output matches; from the next time on, begin right there."
+    ),
+]
+Until = Annotated[str | None, typer.Option(metavar="REGEX|SECONDS", help="With --keep: as --save-at.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Save the domain there, for `domainbuilder restore NAME`, and stop."),
+]
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Neither look for the unpacked kernel under ~/.cache nor keep it there."),
@@ -183,6 +194,9 @@ def launch(
     save_at: SaveAt = None,
     save_as: SaveAs = SaveForm.frozen,
     output: Output = None,
+    until: Until = None,
+    keep: Keep = None,
+    resume_at: ResumeAt = None,
     no_cache: NoCache = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
@@ -195,6 +209,7 @@ def launch(
     Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
+    from domainbuilder.errors import BuildError
     from domainbuilder.launch.observing import Observing
     from domainbuilder.launch.run import LaunchOptions, run_launch
     from domainbuilder.launch.script import script
@@ -203,6 +218,18 @@ def launch(
     valued = [
         name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
     ]
+    if (until is None) != (keep is None):
+        raise BuildError("--until says when, and --keep by which name: both or neither")
+    if keep is not None:
+        from domainbuilder.kept_files import private_folder
+        from domainbuilder.saved.kept import named
+
+        if save_at is not None or output is not None:
+            raise BuildError("--save-at and --keep are two places for the same")
+        save_at, output = until, named(keep)
+        private_folder(output.parent)
+    if resume_at is not None and no_cache:
+        raise BuildError("--resume-at is a cache, and --no-cache wants none")
     options = LaunchOptions(
         file=file,
         memory_mib=memory,
@@ -226,6 +253,7 @@ def launch(
         save_at=save_at,
         save_as=save_as.value,
         output=output,
+        resume_at=resume_at,
         json=output_format is Format.json,
         observing=Observing(
             trace=trace,

@@ -26,7 +26,10 @@ from domainbuilder.commands.launch import (
 )
 
 File = Annotated[
-    str, typer.Argument(metavar="FILE", help="A saved domain, ours or xl's.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="FILE|NAME", help="A saved domain, ours or xl's, or a kept one's name.", show_default=False
+    ),
 ]
 
 
@@ -55,6 +58,7 @@ def restore(
     Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
+    from domainbuilder.kept_files import find_named
     from domainbuilder.launch.run import LaunchOptions, run_restore
     from domainbuilder.launch.script import script
 
@@ -63,7 +67,7 @@ def restore(
         name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
     ]
     options = LaunchOptions(
-        file=file,
+        file=find_named(file),
         memory_mib=None,
         ramdisk=None,
         cmdline="",

@@ -12,17 +12,16 @@ import mmap
 import os
 from pathlib import Path
 
+from domainbuilder import kept_files
+
 MOST_BYTES = 1 << 30
 MOST_KERNELS = 16
 LEAST_BYTES = 1 << 20  # what is smaller is decompressed as fast as it is found
-_FOLDER = "domainbuilder/kernels"
-_OTHERS = 0o077  # permissions of anybody but the user
 
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/domainbuilder/kernels, or the same under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / _FOLDER
+    return kept_files.cache_folder(kept_files.KERNELS_FOLDER)
 
 
 class UnpackedKernels:
@@ -40,8 +39,7 @@ class UnpackedKernels:
         path = self._path(packed)
         try:
             with path.open("rb") as file:
-                state = os.fstat(file.fileno())
-                if state.st_size != size or state.st_uid != os.getuid() or state.st_mode & _OTHERS:
+                if os.fstat(file.fileno()).st_size != size or not kept_files.is_ours(file.fileno()):
                     return None
                 os.utime(file.fileno())  # used now
                 return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -55,7 +53,7 @@ class UnpackedKernels:
         if not LEAST_BYTES <= len(image) <= self._most_bytes:
             return
         with contextlib.suppress(OSError):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept_files.private_folder(self._folder)
             with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
                 try:
                     file.write(image)
@@ -64,23 +62,9 @@ class UnpackedKernels:
                 except OSError:
                     Path(file.name).unlink(missing_ok=True)
                     raise
-            self._tidy()
+            kept_files.tidy(self._folder, most_bytes=self._most_bytes, most_files=self._most_kernels)
 
     def _path(self, packed: memoryview) -> Path:
         import hashlib
 
         return self._folder / hashlib.sha256(packed).hexdigest()
-
-    def _tidy(self) -> None:
-        """Remove what was not used for longest, until the rest is within bounds."""
-        kept = []
-        for path in self._folder.iterdir():
-            with contextlib.suppress(OSError):
-                state = path.stat()
-                kept.append((state.st_mtime_ns, state.st_size, path))
-        total = 0
-        for place, (_used, size, path) in enumerate(sorted(kept, reverse=True)):
-            total += size
-            if total > self._most_bytes or place >= self._most_kernels:
-                with contextlib.suppress(OSError):
-                    path.unlink()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
@@ -29,6 +29,9 @@ from domainbuilder.plan.findings import warn
 from domainbuilder.progress import Progress
 from domainbuilder.streams import STDIN, STDOUT
 from hvcore.public.xen import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from domainbuilder.saved.kept import Resumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class LaunchOptions:
     save_as: Literal["frozen", "xen"] = "frozen"
     gdb: str | None = None
     gdb_waits: bool = True
+    resume_at: str | None = None
 
 
 class _Result(NamedTuple):
@@ -115,7 +119,9 @@ _Starter = Callable[[LaunchOptions, Progress, _Output, InputRecord | None], Runn
 
 def run_launch(options: LaunchOptions) -> ExitCode:
     """Launch, play or connect, report; the exit code. Raises BuildError for input that cannot be used."""
-    return _run(options, _launched)
+    if options.resume_at is None:
+        return _run(options, _launched)
+    return _run(options, _resumption_of(options))
 
 
 def run_restore(options: LaunchOptions) -> ExitCode:
@@ -123,8 +129,32 @@ def run_restore(options: LaunchOptions) -> ExitCode:
     return _run(options, _restored)
 
 
+def _resumption_of(options: LaunchOptions) -> Resumption:
+    """What finds the domain where it stood before. Raises BuildError for what cannot be resumed."""
+    assert options.resume_at is not None
+    _ = Step("expect", options.resume_at, "--resume-at").pattern
+    if options.record or options.replay or options.observing.outputs or options.gdb is not None:
+        raise BuildError("--resume-at goes with nothing that tells of a run from its start")
+    from domainbuilder.launch.options import Chosen
+    from domainbuilder.saved.kept import Resumption
+
+    def tell(message: str) -> None:
+        if not options.json:
+            sys.stderr.write(f"domainbuilder: {message}\n")
+
+    chosen = Chosen(
+        ramdisk=options.ramdisk, cmdline=options.cmdline, vcpus=options.vcpus, upper_ptwr=options.upper_ptwr,
+        timeout=options.timeout, max_guest_seconds=options.max_guest_seconds, symbols=options.symbols,
+        plain=options.plain or None,
+    )  # fmt: skip
+    return Resumption(options.file, options.resume_at, options.memory_mib, chosen, tell=tell)
+
+
 def _launched(
-    options: LaunchOptions, progress: Progress, output: _Output, replay: InputRecord | None
+    options: LaunchOptions,
+    progress: Progress,
+    output: Callable[[bytes], None],
+    replay: InputRecord | None,
 ) -> RunningDomain:
     dom = launch(
         _planned(options, progress),
@@ -162,13 +192,18 @@ def _restored(
     )
 
 
-def _run(options: LaunchOptions, start: _Starter) -> ExitCode:
+def _run(options: LaunchOptions, start: _Starter | Resumption) -> ExitCode:
     expects, replay = _check(options)
     streams.require_stdout()
     with ExitStack() as stack, suppress(_ReaderGone):
         progress = stack.enter_context(Progress("building the domain", silent=options.json))
         output = _Output(progress, needed=not options.steps)
-        dom = stack.enter_context(start(options, progress, output, replay))
+        if callable(start):
+            dom = stack.enter_context(start(options, progress, output, replay))
+        else:
+            dom = stack.enter_context(
+                start.start(output, lambda sink: _launched(options, progress, sink, replay))
+            )
         reason = "interrupted"
         if options.record is not None:
             stack.callback(lambda path: save_record(dom.input_record(reason), path), options.record)
@@ -178,7 +213,10 @@ def _run(options: LaunchOptions, start: _Starter) -> ExitCode:
         if options.gdb is not None:
             _wait_for_gdb(dom, options, progress, stack)
         progress.phase = "running, no output"
-        if options.steps or options.save_at is not None:
+        missed = None if callable(start) else _reach(start, dom)
+        if missed is not None:
+            expects, result = [Step("expect", options.resume_at or "")], missed
+        elif options.steps or options.save_at is not None:
             result = _play(dom, options, progress)
         else:
             outcome = dom.wait() if replay is not None else _connect(dom, options, progress)
@@ -192,6 +230,15 @@ def _run(options: LaunchOptions, start: _Starter) -> ExitCode:
         _report(dom, options, result, expects, code)
         return code
     return ExitCode.FINE
+
+
+def _reach(resumption: Resumption, dom: RunningDomain) -> _Result | None:
+    """On to where the domain is resumed; how it went, where it did not get there."""
+    try:
+        resumption.reach(dom)
+    except ExpectError as error:
+        return _Result(error.outcome, 0, error)
+    return None
 
 
 def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:

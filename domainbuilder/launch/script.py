@@ -18,6 +18,7 @@ class Step(NamedTuple):
 
     kind: Literal["expect", "send"]
     text: str
+    option: str = "--expect"  # which names the pattern
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -25,7 +26,7 @@ class Step(NamedTuple):
         try:
             return compile_pattern(self.text)
         except (re.error, RecursionError, OverflowError) as error:
-            raise BuildError(f"--expect {self.text!r} is no regular expression: {error}") from error
+            raise BuildError(f"{self.option} {self.text!r} is no regular expression: {error}") from error
 
     @property
     def data(self) -> bytes:

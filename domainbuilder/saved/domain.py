@@ -95,14 +95,19 @@ def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> 
     return thaw(read_frozen(path), name, started, chosen)
 
 
-def thaw(frozen: Frozen, name: str, started: float, options: Chosen) -> RunningDomain:
-    """A domain of these values, which are of a file called `name`. Raises SavedError."""
+def thaw(
+    frozen: Frozen, name: str, started: float, options: Chosen, memory_file: int | None = None
+) -> RunningDomain:
+    """A domain of these values, which are of a file called `name`. Raises SavedError.
+
+    memory_file: a file that has its machine's memory, where the values do not.
+    """
     plan = _plan(frozen.session.get("build"), name)
     console = _Console(frozen.session.get("console"), name)
 
     def machine(output: Output) -> Machine:
         plain = {} if options.plain is None else {"plain": options.plain}
-        host = Host.restore(frozen.state, lambda _domid, data: output(data), **plain)
+        host = Host.restore(frozen.state, lambda _domid, data: output(data), memory_file, **plain)
         return host.machines[1]
 
     if len(frozen.state.domains) != 1:

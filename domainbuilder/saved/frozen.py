@@ -69,9 +69,11 @@ def is_frozen(path: str | os.PathLike[str]) -> bool:
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-def write_frozen(frozen: Frozen, path: str | os.PathLike[str]) -> int:
-    """Write the file, whole or not at all; its size. Raises OSError."""
+def write_frozen(frozen: Frozen, path: str | os.PathLike[str], mode: int | None = None) -> int:
+    """Write the file, whole or not at all, with such permissions; its size. Raises OSError."""
     with atomic_output(path) as fd:
+        if mode is not None:
+            os.fchmod(fd, mode)
         return _write(frozen, fd)
 
 

@@ -7,6 +7,7 @@ exceptions. Numbers and types are those of include/unicorn/unicorn.h and x86.h o
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 from unicorn.unicorn_py3 import unicorn as binding
 
@@ -41,6 +42,12 @@ OUT_CB = ctypes.CFUNCTYPE(
 CODE_CB = BLOCK_CB = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
 )
+
+
+def identity() -> str:
+    """Which file the library is, for who has to know whether it is another."""
+    state = Path(binding.uclib._name).stat()  # noqa: SLF001 (dlopen()'s)
+    return f"{binding.uclib.uc_version(None, None):#x} {state.st_size} {state.st_mtime_ns}"
 
 
 class Msr(ctypes.Structure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -127,6 +128,19 @@ def test_a_boot_that_fails_is_told_of(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*ExpectTimeout*", "*- where the domain stands -*"])
+
+
+def test_a_kept_boot_is_there_for_the_next_session(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST.replace("timeout=60", "timeout=60, kept=True"))
+    pytester.makepyfile("""
+        def test_it(machine):
+            machine.console.send("halt\\n")
+            assert machine.wait().reason == "poweroff"
+    """)
+    for _ in range(2):
+        pytester.runpytest_subprocess().assert_outcomes(passed=1)
+        folder = Path(os.environ["XDG_CACHE_HOME"], "domainbuilder", "domains")
+        assert len(list(folder.glob("*.domain"))) == 1
 
 
 def test_loading_the_plugin_costs_nothing_that_can_be_left_for_later() -> None:
