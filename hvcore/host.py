@@ -13,15 +13,18 @@ A cap (`Machine.cap`, in percent) keeps a domain from more than that part of eac
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hvcore.backends.block_image import open_images
+from hvcore.backends.disk import Disk
 from hvcore.backends.libxl_nodes import remove_domain
 from hvcore.backends.xenstored import Xenstored
 from hvcore.boot_image import BootImage
 from hvcore.clock import NEVER, Timers
 from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
+from hvcore.common.grant_map import unmap_all_for_backends
 from hvcore.cpu.engine import Engine, EngineContext
 from hvcore.errors import DomainCrash, EngineError
 from hvcore.host_state import HostState
@@ -106,12 +109,15 @@ class Host:
         lanes: bool = True,
         cap: int = 0,
         name: str = "guest",
+        disks: Sequence[Disk] = (),
         is_new: bool = True,
     ) -> Machine:
         """Create the domain of an image that was built into frames from `room_for()` on.
 
-        Raises EngineError when it was not, or when Xen would refuse what was built.
+        Raises EngineError when it was not, or when Xen would refuse what was built; OSError for a disk that
+        cannot be opened, and nothing has changed then.
         """
+        images = open_images(disks)
         frames = self.frames
         first, last = (mfn - frames.base_mfn for mfn in (image.first_mfn, image.first_mfn + image.nr_pages))
         frames.free_frames = [pg for pg in frames.free_frames if not first <= pg < last]
@@ -120,7 +126,7 @@ class Host:
         self.engine.load_context(self._pristine)
         machine = Machine(
             self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
-            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, start_ns=start_ns,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, disks=images, start_ns=start_ns,
             is_new=is_new,
         )  # fmt: skip
         self._on_cpu = self.machines[self._next_domid] = machine
@@ -198,7 +204,7 @@ class Host:
             mem.restore_heap(saved.heap_top, [])
             image = BootImage.from_places(saved.boot)
             output = partial(console_output, saved.domid)
-            m = self.create(image, console_output=output, is_new=False, **saved.options)
+            m = self.create(image, console_output=output, is_new=False, **_options(saved.options))
             check_saved_domain(m, saved)
             words = self.engine.save_context()
             here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts")}
@@ -232,11 +238,10 @@ class Host:
         self._enter(machine)
         d = machine.domain
         machine.xenstore.serve()
-        for device in (machine.console, machine.xenstore):
-            device.disconnect()
+        machine.remove_devices()
         self.xenstored.release(domid)
         remove_domain(self.xenstored, d)
-        d.grant_table.revoke_from_backends()
+        unmap_all_for_backends(self.domain_list[DOM0], domid)
         domain_kill(d)
         self._leave()
         self.engine.load_context(self._pristine)
@@ -246,7 +251,9 @@ class Host:
             domain_destroyed(other)
 
     def close(self) -> None:
-        """Give the engine's memory back."""
+        """Give the engine's memory back, and close the images of disks."""
+        for m in self.machines.values():
+            m.close_images()
         self.engine.close()
         self.pages.close()
 
@@ -369,3 +376,8 @@ class Host:
         if when != NEVER or self._paused:
             return False
         return all(m.waits() and not m.turn_is_over() for m in self.machines.values() if not m.is_over)
+
+
+def _options(saved: dict[str, Any]) -> dict[str, Any]:
+    """The options of create() as they were before they were plain values."""
+    return saved | {"disks": [Disk(**disk) for disk in saved["disks"]]}

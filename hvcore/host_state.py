@@ -13,7 +13,10 @@ Fields = dict[str, Plain]
 
 @dataclass(frozen=True, slots=True)
 class DomainState:
-    """One domain. `boot` are the fields of its BootImage that say where things are; `owners` by name."""
+    """One domain. `boot` are the fields of its BootImage that say where things are; `owners` by name.
+
+    `layers` are what was written to disks that are layers over a file, by device and block.
+    """
 
     domid: int
     boot: Fields
@@ -21,6 +24,7 @@ class DomainState:
     options: Fields
     context: Fields
     clock: Fields
+    layers: dict[str, dict[int, bytes]]
     owners: dict[str, Fields]
 
 

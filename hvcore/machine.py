@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from hvcore.abi import ABIS
+from hvcore.backends.block import VBD, BlockBackend
+from hvcore.backends.block_image import BlockImage
 from hvcore.backends.console import ConsoleBackend
+from hvcore.backends.disk import Disk
 from hvcore.backends.libxl_nodes import Rings, add_domain
+from hvcore.backends.xenbus import XenbusDevice
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import CELL_SPENT, Clock
-from hvcore.common.schedule import schedule_in, schedule_out
+from hvcore.common.grant_map import map_for_backend
+from hvcore.common.schedule import schedule_in, schedule_out, timer_action
 from hvcore.common.time import (
     next_update_of_system_time,
     update_domain_wallclock_time,
@@ -95,6 +100,8 @@ class Machine:
             "domain",
             "xenstore",
             "console",
+            "devices",
+            "disks",
             "frames",
             "traps",
             "hypercalls",
@@ -124,6 +131,7 @@ class Machine:
         lanes: bool,
         cap: int,
         name: str,
+        disks: Sequence[tuple[Disk, BlockImage]],
         start_ns: int | None,
         is_new: bool = True,
     ) -> None:
@@ -150,7 +158,7 @@ class Machine:
         self.boot = image.places()
         self.heap_top = self.mem.heap_top
         self.domain = self._create_domain(image, domain_id, vcpus)
-        self._create_backends(image, console_output)
+        self._create_backends(image, console_output, disks)
         self._connect(upper_ptwr)
         if is_new:
             self._start_boot_vcpu(image)
@@ -173,25 +181,53 @@ class Machine:
             init_hypercall_page(mem.frame(image.hypercall_page_mfn), ring1=d.abi.is_32bit)
         return d
 
-    def _create_backends(self, image: BootImage, console_output: Callable[[bytes], None]) -> None:
+    def _create_backends(
+        self,
+        image: BootImage,
+        console_output: Callable[[bytes], None],
+        disks: Sequence[tuple[Disk, BlockImage]],
+    ) -> None:
         d = self.domain
         dom0 = connect_domains(d)
         for ref, mfn in (
             (GNTTAB_RESERVED_XENSTORE, image.store_mfn),
             (GNTTAB_RESERVED_CONSOLE, image.console_mfn),
         ):
-            if not d.grant_table.grant_to_backend(ref, mfn):
+            d.grant_table.preset(ref, dom0.domain_id, mfn)
+            if map_for_backend(dom0, d, ref, readonly=False)[0] < 0:
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
         store = self.host.xenstored
         rings = Rings(image.store_mfn, image.store_evtchn, image.console_mfn, image.console_evtchn)
         add_domain(store, d, self.name, rings)
+        self.disks = tuple(disk for disk, _ in disks)
+        self.devices: dict[str, XenbusDevice] = {}
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
+        for disk, disk_image in disks:
+            self.devices[f"{VBD}{disk.devid}"] = BlockBackend(d, dom0, store, disk, disk_image)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)
             raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")
+
+    def remove_devices(self) -> None:
+        """The domain goes: its backends are closed, and let go of what they have mapped."""
+        for device in self.devices.values():
+            device.remove()
+        for ring in (self.console, self.xenstore):
+            ring.disconnect()
+
+    def close_images(self) -> None:
+        """Nothing of the domain runs any more: its disks' files are closed."""
+        for device in self.devices.values():
+            if isinstance(device, BlockBackend):
+                device.image.close()
+
+    def timer_action(self, kind: str, number: int) -> Callable[[], None]:
+        """What the timer (kind, number) of this domain does."""
+        device = self.devices.get(f"{kind}{number}")
+        return device.answer_due if device is not None else timer_action(self.domain, kind, number)
 
     def _connect(self, upper_ptwr: bool) -> None:
         d = self.domain

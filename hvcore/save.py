@@ -11,15 +11,17 @@ import ctypes
 from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from inspect import get_annotations
 from typing import TYPE_CHECKING, Any
 
+from hvcore.backends.block import Answer, BlockBackend
+from hvcore.backends.block_image import Layer
 from hvcore.backends.xenstore_tree import Accessed, Account, Node, Perm, Transaction
 from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry
 from hvcore.common.grant_entries import Mapping as GrantMapping
-from hvcore.common.schedule import timer_action
 from hvcore.cpu.engine import EngineContext
 from hvcore.errors import DomainCrash, EngineError, StateError
 from hvcore.host_state import RUN_PAGES, DomainState, Fields
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 
 
 _RECORD_TYPES: tuple[type, ...] = (
-    ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Refusal,
-    FailedEntry, RefusedCall, RefusedFault,
+    ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Answer,
+    Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
 _NOT_OF_THE_DOMAIN = ("vcpu", "journal", "lane_counts")  # of an EngineContext: addresses in this process
@@ -181,6 +183,10 @@ def owners(m: Machine) -> Iterator[tuple[str, object]]:
     yield "xenstore", m.xenstore
     for v in m.domain.vcpus:
         yield f"vcpu{v.vcpu_id}", v
+    for name, device in m.devices.items():
+        yield name, device
+        for part, owner in device.owners():
+            yield f"{part}-{name}", owner
 
 
 def store_owners(store: Xenstored) -> Iterator[tuple[str, object]]:
@@ -216,14 +222,23 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
         "upper_ptwr": m.ro_page_fault.upper_tables,
         "cap": m.cap,
         "name": m.name,
+        "disks": [asdict(disk) for disk in m.disks],
     }
-    return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), saved)
+    return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), layers_of(m), saved)
+
+
+def layers_of(m: Machine) -> dict[str, dict[int, bytes]]:
+    """What the domain wrote to disks that are in memory; files are not saved."""
+    images = {name: device.image for name, device in m.devices.items() if isinstance(device, BlockBackend)}
+    return {name: dict(image.blocks) for name, image in images.items() if isinstance(image, Layer)}
 
 
 def check_saved_domain(m: Machine, state: DomainState) -> None:
     """Whether a domain that was created anew can be given this state. Raises StateError."""
     d = m.domain
     kinds = OwnerKinds(d.mem, len(d.vcpus))
+    for name, device in m.devices.items():
+        device.prepare({part.removesuffix(f"-{name}") for part in state.owners if part.endswith(f"-{name}")})
     fresh = save_domain(m, d.engine.save_context()).owners
     if "fifo" in state.owners and "fifo" not in fresh:
         fresh["fifo"] = save_owner(EvtchnFifo(d.evtchn))
@@ -269,11 +284,15 @@ def restore_domain(m: Machine, state: DomainState) -> None:
         restore_owner(owner, saved[name])
     for name in _DOMAIN_WORDS:
         setattr(d.words, name, words[name])
+    for name, device in m.devices.items():
+        device.restored()
+        if name in state.layers and isinstance(device, BlockBackend) and isinstance(device.image, Layer):
+            device.image.blocks = dict(state.layers[name])
     for v, (mfn, at) in zip(d.vcpus, infos, strict=True):
         v.place_info(d.mem.view[at : at + len(v.info)], mfn)
     m.crash = None if crash is None else DomainCrash(**crash)
     m._running = None if running is None else d.vcpus[running]
-    m.clock.restore(state.clock, lambda kind, number: timer_action(d, kind, number))
+    m.clock.restore(state.clock, m.timer_action)
 
 
 def restore_domain_owners(d: Domain, saved: dict[str, Fields]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
+from hvcore.backends.block import VBD
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 MOST_PAGES = 1 << 22  # 16 GB: the frame table alone takes 80 MB then
 MOST_DOMAINS = 64
+MOST_DISKS = 256
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _MOST_NS = 1 << 62
 _REASON = Kind(
@@ -118,7 +120,7 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
     )
     options = {
         "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100),
-        "name": text(256),
+        "name": text(256), "disks": Kind("disks", lambda v: type(v) is list and len(v) <= MOST_DISKS),
     }  # fmt: skip
     _fields(state.options, options, f"{where}.options")
     context = dict.fromkeys(
@@ -130,14 +132,16 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
         "paid_is_of_long": FLAG,
         "port_ring": one_of(number(0, 3), number(NO_RING, NO_RING)),
     }
+    require(A_DICT, state.layers, f"{where}.layers")
     _fields(state.context, context, f"{where}.context")
     time = number(0, _MOST_NS)
     most = state.options["vcpus"] - 1
     timer = one_of(
+        row(_word(VBD), U32, number(0, NEVER)),
         *(
             row(_word(kind), number(0, 2 if kind == WATCHDOG else most), number(0, NEVER))
             for kind in TIMER_KINDS
-        )
+        ),
     )
     timers = Kind("timers", lambda v: type(v) is list and len(v) <= 1024 and all(map(timer.fits, v)))
     clock = dict.fromkeys(("start", "now", "spent", "idle"), time) | {
@@ -183,7 +187,7 @@ class OwnerKinds:
         refusals = items("tuple", refusal, 64)
         arguments = items("tuple", U64, 8)
         failed = record("FailedEntry", U64, U64, arguments, SIGNED, refusals)
-        perms = items("tuple", record("Perm", U32, number(0, 15)), 1 << 12)
+        perms = items("tuple", record("Perm", U32, number(0, 31)), 1 << 12)
         with_owner = Kind("permissions with an owner", lambda v: perms.fits(v) and bool(v[1]))
         node = record("Node", data(0, 1 << 16), items("tuple", text(), 1 << 16), with_owner, U64)
         accessed = record(
@@ -258,6 +262,12 @@ class OwnerKinds:
                 "_in": bytes_in, "out": items("list", message, 1 << 16),
                 "watches": items("list", watch, 1 << 16), "transactions": table(U32, transaction, 64),
             },
+            "vbd": {
+                "handles": items("list", U32, 16),
+                "answers": items("list", record("Answer", U64, U64, U16, SIGNED), 64),
+                "persistent": one_of(NOTHING, table(U32, items_in("tuple", U32, frame), 1056)),
+            },
+            "ring-vbd": {"frames": items("list", frame, 16)},
             "xenstored": {"requests": table(U64, record("Request", U32, number(0, 1 << 20), FLAG), 1 << 16)},
             "tree": {
                 "nodes": table(text(), node, 1 << 16),

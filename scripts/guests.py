@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -59,6 +60,24 @@ def _linux(suite: str) -> Guest:
     return Guest(name, "linux-image-amd64", "amd64", suite, "boot/vmlinuz-*", metapackage=True)
 
 
+MODULES = {  # what a root on xvda needs of Debian's kernel, in the order of loading
+    "crc16": "lib",
+    "crc32c_generic": "crypto",
+    "mbcache": "fs",
+    "jbd2": "fs/jbd2",
+    "ext4": "fs/ext4",
+    "xen-blkfront": "drivers/block",
+}
+
+
+def _modules(suite: str) -> tuple[Guest, ...]:
+    kernel = _linux(suite)
+    return tuple(
+        replace(kernel, name=f"{name}-{suite}-amd64.ko", member=f"lib/modules/*/kernel/{folder}/{name}.ko*")
+        for name, folder in MODULES.items()
+    )
+
+
 def _busybox(arch: str) -> Guest:
     return Guest(f"busybox-{arch}", "busybox-static", arch, "bookworm", "*bin/busybox")
 
@@ -72,7 +91,9 @@ MANIFEST: tuple[Guest, ...] = (
     _gnumach("bookworm", "amd64"),
     _gnumach("trixie", "i386"),
     _linux("bookworm"),
+    *_modules("bookworm"),
     _linux("trixie"),
+    *_modules("trixie"),
     _busybox("amd64"),
     _busybox("i386"),
 )
@@ -155,20 +176,26 @@ def _real_package(options: list[str], guest: Guest) -> str:
     return str(real[0])
 
 
-def fetch(guest: Guest, options: list[str], state: Path, cache: Path) -> dict[str, str]:
-    """Download the package, unpack it and keep the one file; what was fetched, for the record."""
-    package = _real_package(options, guest)
+def fetch(guests: list[Guest], options: list[str], state: Path, cache: Path) -> dict[str, dict[str, str]]:
+    """Download the package of these guests, unpack it and keep their files; what was fetched, by name."""
+    package, arch = _real_package(options, guests[0]), guests[0].arch
     with tempfile.TemporaryDirectory(dir=state) as scratch:
         folder = Path(scratch)
-        _run("apt-get", *options, "-qq", "download", f"{package}:{guest.arch}", cwd=folder)
+        _run("apt-get", *options, "-qq", "download", f"{package}:{arch}", cwd=folder)
         archive = next(folder.glob("*.deb"))
         version = _run("dpkg-deb", "-f", str(archive), "Version").strip()
         _run("dpkg", "-x", str(archive), str(folder / "tree"))
-        tree = folder / "tree"
-        found = [*tree.glob(guest.member), *tree.glob(f"usr/{guest.member}")]
-        if not found:
-            raise FetchError(f"{package} {version} of {guest.suite} has no {guest.member}")
-        data = found[0].read_bytes()
+        return {guest.name: _keep(guest, folder / "tree", package, version, cache) for guest in guests}
+
+
+def _keep(guest: Guest, tree: Path, package: str, version: str, cache: Path) -> dict[str, str]:
+    """One file of an unpacked package into the cache, unpacked itself where it is a module in xz."""
+    found = [*tree.glob(guest.member), *tree.glob(f"usr/{guest.member}")]
+    if not found:
+        raise FetchError(f"{package} {version} of {guest.suite} has no {guest.member}")
+    data = found[0].read_bytes()
+    if found[0].suffix == ".xz":
+        data = lzma.decompress(data)
     target = cache / guest.name
     partial = target.with_suffix(target.suffix + ".part")
     partial.write_bytes(data)
@@ -207,10 +234,11 @@ def _fetch_suite(
     arches = ",".join(sorted({guest.arch for guest in guests} | {"amd64"}))
     options = _update(suite, arches, state, mirrors)
     fetched = {}
-    for guest in guests:
-        row = fetch(guest, options, state, cache)
-        fetched[guest.name] = row
-        print(f"  {guest.name:28} {row['package']} {row['version']}", flush=True)
+    for package in dict.fromkeys((guest.package, guest.arch) for guest in guests):
+        of_package = [guest for guest in guests if (guest.package, guest.arch) == package]
+        for name, row in fetch(of_package, options, state, cache).items():
+            fetched[name] = row
+            print(f"  {name:32} {row['package']} {row['version']}", flush=True)
     shutil.rmtree(state, ignore_errors=True)
     return fetched
 
@@ -219,12 +247,19 @@ def _suite(guest: Guest) -> str:
     return guest.suite
 
 
+def _source(guest: Guest) -> tuple[str, str, str]:
+    return guest.suite, guest.package, guest.arch
+
+
 def fetch_missing(cache: Path, *, refresh: bool) -> list[str]:
     """Fetch every guest of the manifest that the cache lacks; the names of optional ones not to be had."""
     cache.mkdir(parents=True, exist_ok=True)
     record = json.loads((cache / RECORD).read_text()) if (cache / RECORD).exists() else {}
     have = set() if refresh else {name for name in record if (cache / name).exists()}
-    missing = [guest for guest in MANIFEST if guest.name not in have]
+    lacking = {_source(guest) for guest in MANIFEST if guest.name not in have}
+    missing = [
+        guest for guest in MANIFEST if _source(guest) in lacking
+    ]  # files of a package are of one version
     if not missing:
         print(f"guests: all {len(MANIFEST)} are in {cache}")
         return []

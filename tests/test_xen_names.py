@@ -36,6 +36,7 @@ DEFINITION = re.compile(
 )
 FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
+    "hvcore/backends/block_image.py": "the Linux of domain 0 has the files of disks",
     "hvcore/debug/event_log.py": "what lanes write down is ours",
     "hvcore/debug/events.py": "what a listener is told is ours",
     "hvcore/debug/periodic.py": "a timer of the holder's is ours",

@@ -61,6 +61,7 @@ def fork(
     check_limit(timeout)
     for dom in domains:
         dom.check_at_rest()
+        dom.check_can_be_copied()
     _CHILDREN.reap()
     here, there = socket.socketpair()
     try:

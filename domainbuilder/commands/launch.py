@@ -97,6 +97,15 @@ NoCache = Annotated[
     typer.Option("--no-cache", help="Neither look for the unpacked kernel under ~/.cache nor keep it there."),
 ]
 ConsoleLog = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the guest's output there, too.")]
+Disks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--disk", metavar="SPEC", help="A disk, as xl writes it: FILE,raw,xvda,w. Again for another one."
+    ),
+]
+SnapshotDisks = Annotated[
+    bool, typer.Option("--snapshot", help="Leave the disks' files as they are: writes stay in memory.")
+]
 Record = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write there what is typed, and when by its clock."),
@@ -171,6 +180,8 @@ def launch(
     ramdisk: Ramdisk = None,
     cmdline: Cmdline = "",
     vcpus: Vcpus = 1,
+    disk: Disks = None,
+    snapshot: SnapshotDisks = False,
     upper_ptwr: UpperPtwr = False,
     expect: Expect = None,
     send: Send = None,
@@ -213,6 +224,7 @@ def launch(
     from domainbuilder.launch.observing import Observing
     from domainbuilder.launch.run import LaunchOptions, run_launch
     from domainbuilder.launch.script import script
+    from domainbuilder.xl.disk import parse_disk
 
     arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
     valued = [
@@ -236,6 +248,7 @@ def launch(
         ramdisk=ramdisk,
         cmdline=cmdline,
         vcpus=vcpus,
+        disks=tuple(parse_disk(text, snapshot=snapshot) for text in disk or []),
         upper_ptwr=upper_ptwr,
         steps=script(arguments, expect or [], send or [], valued),
         until_match=until_match,

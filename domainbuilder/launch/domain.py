@@ -53,6 +53,8 @@ def launch(
     - timeout: seconds of wall time for everything from now on, a guard that only ends the run (None);
       max_guest_seconds: the same in the guest's own time, which is the same every run (None).
     - console_output: called with the guest's output, bytes, as it is printed (None).
+    - disks: as text in xl's syntax ("debian.img,raw,xvda,w"), or as domainbuilder.xl.disk.parse_disk() gives
+      them (none); name: what the store calls the domain ("guest").
     - symbols: a file with the kernel's symbols (vmlinux, also with debug information, or System.map), for
       reports; without it they are the kernel's own.
     - record: note what is typed, with the guest's time, for `input_record()` (False); replay: type what such

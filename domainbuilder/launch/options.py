@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
 
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.record import InputRecord
+from domainbuilder.xl.disk import parse_disk
 from hvcore.abi import XEN_LEGACY_MAX_VCPUS
+from hvcore.backends.disk import Disk
 
 MAX_CAP = 100
 FOREVER = 1e9  # seconds
@@ -35,6 +37,8 @@ class HostOptions(TypedDict, total=False):
     max_guest_seconds: float | None
     console_output: Callable[[bytes], None] | None
     symbols: str | os.PathLike[str] | None
+    name: str
+    disks: Sequence[Disk | str]
 
 
 class Options(HostOptions, total=False):
@@ -69,6 +73,8 @@ class Chosen:
     max_guest_seconds: float | None = None
     console_output: Callable[[bytes], None] | None = None
     symbols: str | os.PathLike[str] | None = None
+    name: str = "guest"
+    disks: Sequence[Disk | str] = ()
     record: bool = False
     replay: InputRecord | None = None
     plain: bool | None = None
@@ -86,6 +92,16 @@ class Chosen:
             raise BuildError(
                 "that is no part of a processor, in percent", found=str(self.cap), expected="0-100"
             )
+        seen = set[int]()
+        for disk in self.parsed_disks:
+            if disk.devid in seen:
+                raise BuildError("two disks have the same vdev", found=disk.vdev)
+            seen.add(disk.devid)
+
+    @property
+    def parsed_disks(self) -> tuple[Disk, ...]:
+        """The disks as data. Raises BuildError for one that is text and no disk."""
+        return tuple(parse_disk(disk) if isinstance(disk, str) else disk for disk in self.disks)
 
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])

@@ -28,6 +28,7 @@ from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, DomainPlan, plan
 from domainbuilder.plan.findings import warn
 from domainbuilder.progress import Progress
 from domainbuilder.streams import STDIN, STDOUT
+from hvcore.backends.disk import Disk
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class LaunchOptions:
     json: bool
     observing: Observing = NOTHING
     symbols: str | None = None
+    disks: tuple[Disk, ...] = ()
     cache: bool = True
     save_at: str | None = None
     output: Path | None = None
@@ -167,6 +169,7 @@ def _launched(
         record=options.record is not None,
         replay=replay,
         plain=options.plain or None,
+        disks=options.disks,
     )
     if dom.machine.domain.abi.pt_levels == 2 and not options.json:
         progress.close()
@@ -258,6 +261,7 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
             raise BuildError("--until-match and --save-at are two ends of a run")
         expects.append(Step("expect", options.save_at))
         _ = expects[-1].pattern
+    inputs += [disk.target for disk in options.disks if disk.target]
     refuse_to_overwrite(
         [options.console_log, options.record, options.output, *options.observing.outputs], inputs
     )

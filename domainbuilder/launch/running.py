@@ -185,8 +185,8 @@ class RunningDomain:
 
         console_output: called with what the clone prints from now on. timeout: seconds of wall time for
         everything that the clone does; None: as many as `launch` was given, counted anew. What shares this
-        domain's host is copied with it. Raises RuntimeError while the domain runs, OSError where this
-        machine has no room for a process.
+        domain's host is copied with it. Raises RuntimeError while the domain runs, or where it has a disk
+        that is written and no snapshot; OSError where this machine has no room for a process.
         """
         from domainbuilder.clones.clone import fork
 
@@ -238,6 +238,12 @@ class RunningDomain:
         self._check_open()
         if self._interruptions.running:
             raise RuntimeError("the domain is running")
+
+    def check_can_be_copied(self) -> None:
+        """Raise RuntimeError where a copy would write to the same disk, or writes outlast a rewind."""
+        written = [disk for m in self.machine.host.machines.values() for disk in m.disks if disk.is_written]
+        if written:
+            raise RuntimeError(f"{written[0].target} is written: a copy or rewind needs a snapshot of it")
 
     def become_clone(self, console_output: Callable[[bytes], None], timeout: float | None) -> None:
         """In the process of a clone: no input but what is sent, and limits counted from now on."""
@@ -316,6 +322,8 @@ class RunningDomain:
             raise RuntimeError("the domain has ended")
         if self._shares_host:
             raise RuntimeError("a domain that shares its host cannot be saved alone")
+        if self.machine.disks:
+            raise RuntimeError("a domain with disks cannot be saved: its file would name files of this host")
 
     def console_state(self) -> dict[str, int | bytes]:
         """What of the console is this holder's: what was printed, and how much of it was matched or read."""

@@ -23,6 +23,9 @@ class Kept(Protocol):
     def check_at_rest(self) -> None:
         """Raise RuntimeError where it is not there, or runs."""
 
+    def check_can_be_copied(self) -> None:
+        """Raise RuntimeError where what it does to a disk would stay done."""
+
     def keep(self) -> Callable[[], None]:
         """What gives it back what it knows now."""
 
@@ -33,6 +36,7 @@ class Snapshot:
     def __init__(self, host: Host, domains: Sequence[Kept]) -> None:
         for dom in domains:
             dom.check_at_rest()
+            dom.check_can_be_copied()
         self._host = host
         self._domains = list(domains)
         self._given_back = [dom.keep() for dom in domains]

@@ -40,6 +40,7 @@ class Start:
 
 def built(image: DomainImage, host: Host, options: Chosen) -> Start:
     """A domain that was built, and has not run."""
+    disks = options.parsed_disks
 
     def machine(output: Output) -> Machine:
         return host.create(
@@ -48,6 +49,11 @@ def built(image: DomainImage, host: Host, options: Chosen) -> Start:
             console_output=output,
             upper_ptwr=options.upper_ptwr,
             cap=options.cap,
+            name=options.name,
+            disks=disks,
         )
 
-    return Start(image.plan, machine, lambda: subject(image, options.vcpus, upper_ptwr=options.upper_ptwr))
+    def what() -> dict[str, Any]:
+        return subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks)
+
+    return Start(image.plan, machine, what)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbuilder.errors import BuildError
@@ -11,6 +12,7 @@ from hvcore.machine import BOOT_TIME_NS
 
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import DomainImage
+    from hvcore.backends.disk import Disk
     from hvcore.machine import Machine
 
 _TIMER = "replay"  # among the host's
@@ -19,15 +21,36 @@ _SAME = (
     ("vcpus", "the number of vCPUs"),
     ("upper_ptwr", "whether upper_ptwr is on"),
     ("sha256", "the digest of its memory at the start (kernel, ramdisk, command line, size)"),
+    ("disks", "what is on its disks at the start (--snapshot leaves them as they are)"),
 )
 
 
-def subject(image: DomainImage, vcpus: int, *, upper_ptwr: bool) -> dict[str, Any]:
+def subject(
+    image: DomainImage, vcpus: int, *, upper_ptwr: bool, disks: Sequence[Disk] = ()
+) -> dict[str, Any]:
     """What a run is a function of, beside its input; the kernel's name is for people."""
     import hashlib  # 2.6 ms, which a start without a record need not pay
 
     digest = hashlib.sha256(image.ram).hexdigest()
-    return {"kernel": image.plan.kernel, "sha256": digest, "vcpus": vcpus, "upper_ptwr": upper_ptwr}
+    what: dict[str, Any] = {
+        "kernel": image.plan.kernel,
+        "sha256": digest,
+        "vcpus": vcpus,
+        "upper_ptwr": upper_ptwr,
+    }
+    if disks:
+        what["disks"] = {disk.vdev: disk_digest(disk) for disk in disks}
+    return what
+
+
+def disk_digest(disk: Disk) -> str:
+    """The SHA-256 of what is on a disk now: a run is a function of that, too."""
+    import hashlib
+
+    if disk.format == "empty":
+        return ""
+    with Path(disk.target).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Tape:
@@ -53,8 +76,8 @@ class Tape:
         machine.typed = self._note
         if replay is not None:
             for name, what in _SAME:
-                if replay.domain.get(name) != domain[name]:
-                    found, expected = str(domain[name]), str(replay.domain.get(name))
+                if replay.domain.get(name) != domain.get(name):
+                    found, expected = str(domain.get(name)), str(replay.domain.get(name))
                     message = f"the record is of another domain: {what}"
                     raise BuildError(message, found=found, expected=expected)
             self._arm(replay)

@@ -114,6 +114,8 @@ def thaw(
         raise SavedError(
             "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
         )
+    if frozen.state.domains[0].options.get("disks"):
+        raise SavedError("a saved domain with disks of the host that saved it", where=Where(name))
     start = Start(
         plan, machine, _no_record, console.transcript, console.printed, console.used, is_trusted=False
     )

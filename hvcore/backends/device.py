@@ -57,7 +57,7 @@ class Device(ABC):
         if self._backend is not None:
             self._backend.evtchn.consumers.pop(self.backend_port, None)
             evtchn_close(self._backend.evtchn, self.backend_port)
-            self._backend = None
+            self._backend, self.backend_port = None, 0
 
     @property
     def is_connected(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hvcore.backends.xenstore_tree import PERM_READ, Perm, Perms
+from hvcore.public.xenbus import XenbusStateInitialising
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hvcore.backends.xenstored import Xenstored
     from hvcore.domain import Domain
 
-XenbusStateInitialising = 1
+
 LIBXL_XENCONSOLE_LIMIT = 1048576
 LIBXL_XENCONSOLE_PROTOCOL = "vt100"
 _DOM0 = 0

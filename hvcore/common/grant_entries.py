@@ -1,8 +1,8 @@
 """The state of a domain's grant table: shared and status frames, pinned entries, mapping handles.
 
 What a guest grants stands in frames that it may write at any time; an entry counts from the moment that it is
-pinned, and then the pinned copy does (`ActiveEntry`). Beside the domain itself only the backends of domain 0
-pin entries, one for each ring. Source: xen/common/grant_table.c.
+pinned, and then the pinned copy does (`ActiveEntry`). Backends pin entries as any domain does, by mappings.
+Source: xen/common/grant_table.c.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ GNTPIN_devw_inc = 1 << 16
 GNTPIN_devr_inc = 1 << 24
 GNTPIN_write_mask = 0xFF * (GNTPIN_hstw_inc | GNTPIN_devw_inc)
 _OVERFLOW_SHIFT = 7
-_DOM0 = 0
 
 _V1_PER_PAGE = PAGE_SIZE // grant_entry_v1.size
 _V2_PER_PAGE = PAGE_SIZE // grant_entry_v2.size
@@ -238,27 +237,6 @@ class GrantTable:
             return True
         return act.domid == ldom and not act.pin & increment << _OVERFLOW_SHIFT
 
-    def grant_to_backend(self, ref: int, mfn: int) -> bool:
-        """Grant `mfn` to domain 0, whose backend maps it for good: a frame that stays a writable one.
-
-        False when the frame cannot be had like that. For a guest's console and xenstore rings, before it
-        runs.
-        """
-        if not self.domain.mm.get_page_writable(mfn):
-            return False
-        self.preset(ref, _DOM0, mfn)
-        act = self.active[ref] = ActiveEntry(_DOM0, mfn, trans_domid=self.domain.domain_id, trans_gref=ref)
-        act.pin = GNTPIN_hstw_inc
-        return self.set_status(ref, _DOM0, readonly=False, mapping=True) == GNTST_okay
-
-    def revoke_from_backends(self) -> None:
-        """Undo grant_to_backend(): the backends are closed."""
-        for ref in [ref for ref, act in self.active.items() if act.domid == _DOM0]:
-            act = self.active[ref]
-            act.pin = 0
-            self.domain.mm.put_page_and_type(act.mfn)
-            self.reduce_status_for_pin(ref, readonly=False)
-
     # --- handles ------------------------------------------------------------------------------------------
 
     def get_handle(self) -> int:
@@ -278,10 +256,7 @@ class GrantTable:
         self._free_handles.append(handle)
 
     def held_frames(self) -> Iterator[tuple[int, bool]]:
-        """(frame, writable) of each reference that no page-table entry holds: devices and backends do."""
-        for act in self.active.values():
-            if act.domid == _DOM0:
-                yield act.mfn, True
+        """(frame, writable) of each reference that no page-table entry holds, but a device mapping."""
         for mapping in self.maptrack.values():
             if mapping.flags & GNTMAP_device_map:
                 yield mapping.mfn, not mapping.flags & GNTMAP_readonly

@@ -157,6 +157,39 @@ def gnttab_map_grant_refs(d: Domain, uop: int, count: int) -> int:
     return 0
 
 
+def map_for_backend(ld: Domain, rd: Domain, ref: int, *, readonly: bool) -> tuple[int, int]:
+    """Map a grant of `rd`'s for a backend in `ld`, which has no page tables: (handle, mfn).
+
+    The handle holds the frame until unmap_for_backend(); where it cannot be had it is a negative GNTST_*.
+    """
+    flags = GNTMAP_device_map | (GNTMAP_readonly if readonly else 0)
+    gt = ld.grant_table
+    handle = gt.get_handle()
+    if handle < 0:
+        return GNTST_no_space, 0
+    rc = _map_entry(ld, rd, ref, flags, 0, _pin_increment(flags))
+    if rc != GNTST_okay:
+        gt.put_handle(handle)
+        return rc, 0
+    mfn = rd.grant_table.active[ref].mfn
+    gt.maptrack[handle] = Mapping(rd.domain_id, ref, flags, mfn)
+    return handle, mfn
+
+
+def unmap_for_backend(ld: Domain, handle: int) -> None:
+    """Let go of what map_for_backend() mapped."""
+    mapping = ld.grant_table.maptrack[handle]
+    rd = ld.domain_list[mapping.domid]
+    ld.grant_table.put_handle(handle)
+    release_mapping(rd, mapping.ref, mapping.mfn, mapping.flags)
+
+
+def unmap_all_for_backends(ld: Domain, domid: int) -> None:
+    """The backends of domain `domid` are closed: nothing of it stays mapped."""
+    for handle in [handle for handle, m in ld.grant_table.maptrack.items() if m.domid == domid]:
+        unmap_for_backend(ld, handle)
+
+
 # --- unmap ------------------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,12 @@ class Engine(InnerStops):
         """How many reads and writes of ports were no exits."""
         return self.words.port_reads, self.words.port_writes
 
+    def wrote_frame(self, mfn: int) -> None:
+        """A device wrote into a frame of the guest's: code that was translated from it is no more."""
+        pages = self.code_pages
+        if not pages.known or pages.holds_code(mfn - (self.words.ram_base >> 12)):
+            self.flush_code(mfn << 12, (mfn + 1) << 12)
+
     def want_out(self) -> None:
         """For signal handlers and other threads: end this run, or the next, at a block of code."""
         self.cell[CELL_LIMIT] = OUT

@@ -130,6 +130,13 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "xen_hvm_get_mem_type": "domid mem_type pad pfn",
         "xen_dm_op_buf": "h size",
     },
+    "blkif": {
+        "blkif_request_segment": "gref first_sect last_sect",
+        "blkif_request": "operation nr_segments handle id sector_number seg",
+        "blkif_request_discard": "operation flag handle id sector_number nr_sectors",
+        "blkif_request_indirect": "operation indirect_op nr_segments id sector_number handle indirect_grefs",
+        "blkif_response": "id operation status",
+    },
     "xs_wire": {"xsd_sockmsg": "type req_id tx_id len"},
 }
 
@@ -153,6 +160,7 @@ _HEADERS = [
     "platform",
     "hvm/hvm_op",
     "hvm/dm_op",
+    "io/blkif",
     "io/xs_wire",
 ]
 

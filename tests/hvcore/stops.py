@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from domainbuilder.launch.domain import RunningDomain, launch
+from hvcore.backends.disk import Disk
 from hvcore.cpu.processor import RIP, RSP
 from hvcore.debug.view import GuestView
 from hvcore.host import Host
@@ -34,6 +35,7 @@ class Subject:
     cmdline: str = ""
     typed: tuple[tuple[int, bytes], ...] = ()
     ramdisk: Path | None = None
+    disks: tuple[Disk, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def launched(subject: Subject, output: bytearray) -> RunningDomain:
         vcpus=subject.vcpus,
         cmdline=subject.cmdline,
         ramdisk=subject.ramdisk,
+        disks=subject.disks,
         console_output=output.extend,
     )
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from hvcore.common.grant_map import map_for_backend, unmap_for_backend
 from hvcore.common.grant_table import do_grant_table_op
 from hvcore.errors import GuestError
 from hvcore.public import grant_table as g
@@ -361,10 +362,12 @@ def test_sub_page_and_transitive_grants(guest: Guest) -> None:
 
 def test_a_backends_ring_stays_its_backends(guest: Guest) -> None:
     ring = mfn(guest, 30)
-    gt = guest.d.grant_table
-    assert gt.grant_to_backend(g.GNTTAB_RESERVED_CONSOLE, ring)
+    gt, dom0 = guest.d.grant_table, guest.d.domain_list[0]
+    gt.preset(g.GNTTAB_RESERVED_CONSOLE, 0, ring)
+    handle, frame = map_for_backend(dom0, guest.d, g.GNTTAB_RESERVED_CONSOLE, readonly=False)
+    assert frame == ring
     assert references(guest, 30) == (2, 1)
-    assert list(gt.held_frames()) == [(ring, True)]
+    assert list(dom0.grant_table.held_frames()) == [(ring, True)]
     assert flags_of(guest, 0) == g.GTF_permit_access | g.GTF_reading | g.GTF_writing
     assert map_(guest, ref=0)[0] == g.GNTST_general_error
     dst = (mfn(guest, 21), DOMID_SELF, 0)
@@ -376,7 +379,12 @@ def test_a_backends_ring_stays_its_backends(guest: Guest) -> None:
     assert references(guest, 30) == (2, 1)
     assert set_version(guest, 1) == 0
     guest.mm.make_table(mfn(guest, 31))
-    assert not gt.grant_to_backend(g.GNTTAB_RESERVED_XENSTORE, mfn(guest, 31))
+    gt.preset(g.GNTTAB_RESERVED_XENSTORE, 0, mfn(guest, 31))
+    refused = map_for_backend(dom0, guest.d, g.GNTTAB_RESERVED_XENSTORE, readonly=False)
+    assert refused == (g.GNTST_general_error, 0)
+    unmap_for_backend(dom0, handle)
+    assert references(guest, 30) == (1, 0)
+    assert list(dom0.grant_table.held_frames()) == []
 
 
 def test_odd_calls_are_refused(guest: Guest) -> None:

@@ -1,0 +1,1 @@
+"""What xl reads: the syntax of disks."""

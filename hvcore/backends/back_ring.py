@@ -1,0 +1,85 @@
+"""The backend's end of a ring in frames of the guest's: xen/include/public/io/ring.h.
+
+The guest may write anything anywhere in it at any time. What is read from it is read once, and indices that
+cannot be end the ring.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from hvcore.public.ring import RING_ENTRIES, RING_REQ_EVENT, RING_REQ_PROD, RING_RSP_EVENT, RING_RSP_PROD
+from hvcore.public.xen import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from hvcore.machine_memory import MachineMemory
+
+_U32 = struct.Struct("<I")
+_WORD = 0xFFFFFFFF
+
+
+class BackRing:
+    """A ring of entries of `entry_size` bytes in `frames`; `req_cons` and `rsp_prod` are the backend's."""
+
+    __slots__ = ("_memory", "entries", "entry_size", "frames", "req_cons", "rsp_prod")
+
+    WIRING = frozenset(("_memory",))
+
+    def __init__(self, memory: MachineMemory, frames: list[int], entry_size: int) -> None:
+        self._memory = memory
+        self.frames = frames
+        self.entry_size = entry_size
+        self.entries = 1 << ((len(frames) * PAGE_SIZE - RING_ENTRIES) // entry_size).bit_length() - 1
+        self.req_cons = self.rsp_prod = self._word(RING_RSP_PROD)  # BACK_RING_ATTACH()
+
+    def _word(self, at: int) -> int:
+        word: int = _U32.unpack_from(self._memory.frame(self.frames[0]), at)[0]
+        return word
+
+    def _set_word(self, at: int, value: int) -> None:
+        _U32.pack_into(self._memory.frame(self.frames[0]), at, value & _WORD)
+
+    def unconsumed(self) -> int | None:
+        """How many requests wait; None where the guest claims more than there can be."""
+        waiting = self._word(RING_REQ_PROD) - self.req_cons & _WORD
+        # RING_REQUEST_PROD_OVERFLOW()
+        return None if self._word(RING_REQ_PROD) - self.rsp_prod & _WORD > self.entries else waiting
+
+    def is_full(self) -> bool:
+        """RING_REQUEST_CONS_OVERFLOW(): as many requests as the ring holds have no response yet."""
+        return self.req_cons - self.rsp_prod & _WORD >= self.entries
+
+    def next_request(self) -> bytes:
+        """A copy of the next request, which is consumed."""
+        start = RING_ENTRIES + (self.req_cons & self.entries - 1) * self.entry_size
+        self.req_cons = self.req_cons + 1 & _WORD
+        return self._read(start)
+
+    def _read(self, start: int) -> bytes:
+        page, offset = divmod(start, PAGE_SIZE)
+        first = min(self.entry_size, PAGE_SIZE - offset)
+        data = bytes(self._memory.frame(self.frames[page])[offset : offset + first])
+        if first < self.entry_size:
+            data += self._memory.frame(self.frames[page + 1])[: self.entry_size - first]
+        return data
+
+    def final_check(self) -> bool:
+        """RING_FINAL_CHECK_FOR_REQUESTS(): ask to be notified of the next one; whether one came by now."""
+        self._set_word(RING_REQ_EVENT, self.req_cons + 1)
+        return bool(self.unconsumed())
+
+    def push(self, response: bytes) -> None:
+        """Put a response where the next one goes; it counts when `publish()` says so."""
+        page, offset = divmod(RING_ENTRIES + (self.rsp_prod & self.entries - 1) * self.entry_size, PAGE_SIZE)
+        first = min(len(response), PAGE_SIZE - offset)
+        self._memory.frame(self.frames[page])[offset : offset + first] = response[:first]
+        if first < len(response):
+            self._memory.frame(self.frames[page + 1])[: len(response) - first] = response[first:]
+        self.rsp_prod = self.rsp_prod + 1 & _WORD
+
+    def publish(self) -> bool:
+        """RING_PUSH_RESPONSES_AND_CHECK_NOTIFY(): whether the guest wants to be told."""
+        old = self._word(RING_RSP_PROD)
+        self._set_word(RING_RSP_PROD, self.rsp_prod)
+        return (self.rsp_prod - self._word(RING_RSP_EVENT) & _WORD) < (self.rsp_prod - old & _WORD)

@@ -1,0 +1,373 @@
+"""The block backend: what Linux's xen-blkback is in domain 0, with xen/include/public/io/blkif.h.
+
+A request is done when it is taken, and answered when a disk would have done it by the guest's clock: so the
+guest sees a disk, and never how long this host's took. Every index, grant, sector and length may lie: what
+blkback refuses is refused, and no more requests are under way than it has room for.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Container, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from hvcore.backends.back_ring import BackRing
+from hvcore.backends.block_image import BlockImage
+from hvcore.backends.disk import Disk
+from hvcore.backends.libxl_nodes import add_device
+from hvcore.backends.xenbus import FrontendError, XenbusDevice
+from hvcore.common.grant_map import map_for_backend, unmap_for_backend
+from hvcore.public.blkif import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_DISCARD,
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_INDIRECT,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER,
+    BLKIF_RING_ENTRY,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_ERROR,
+    BLKIF_RSP_OKAY,
+    SECTOR_SIZE,
+    VDISK_CDROM,
+    VDISK_READONLY,
+    VDISK_REMOVABLE,
+    XEN_IO_PROTO_ABI,
+    blkif_request,
+    blkif_request_discard,
+    blkif_request_indirect,
+    blkif_request_segment,
+    blkif_response,
+)
+from hvcore.public.errno import EINVAL, EIO, ENOSYS
+from hvcore.public.xen import PAGE_SIZE
+from hvcore.public.xenbus import XenbusStateInitialising, XenbusStateInitWait
+
+if TYPE_CHECKING:
+    from hvcore.backends.xenstored import Xenstored
+    from hvcore.domain import Domain
+
+_U32 = struct.Struct("<I")
+VBD = "vbd"  # the kind of device, and of its timer
+MAX_RING_PAGE_ORDER = 4
+MAX_INDIRECT_SEGMENTS = 256
+MAX_PERSISTENT_GRANTS = 1056
+MAX_UNDER_WAY = 64  # requests that are done and not answered: others wait in the ring
+_SEGMENTS_PER_PAGE = PAGE_SIZE // blkif_request_segment.size
+_SECTORS_PER_PAGE = PAGE_SIZE // SECTOR_SIZE
+# The disk, by the guest's clock: one request at a time, this long each and for each byte.
+_REQUEST_NS = 20_000
+_BYTES_PER_NS = 1
+_FLUSH_NS = 100_000
+_DISCARD_NODES = {"discard-granularity": PAGE_SIZE, "discard-alignment": 0, "discard-secure": 0}
+_TRANSFERS = frozenset((BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_INDIRECT))  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """A response, and when it comes."""
+
+    when: int
+    id: int
+    operation: int
+    status: int
+
+
+class _Refused(Exception):
+    """The request is answered with BLKIF_RSP_ERROR."""
+
+
+class Segment(NamedTuple):
+    """A part of a request: so many sectors of a granted page, from one on."""
+
+    ref: int
+    first: int
+    last: int
+
+
+class BlockBackend(XenbusDevice):
+    """One disk of one guest."""
+
+    WIRING = frozenset((*XenbusDevice.WIRING, "image", "disk", "back_ring"))
+
+    def __init__(
+        self, guest: Domain, backend: Domain, store: Xenstored, disk: Disk, image: BlockImage
+    ) -> None:
+        self.disk = disk
+        self.image = image
+        self.word = 8  # of the protocol
+        self.is_halted = False  # the frontend claimed requests that cannot be
+        self.persistent: dict[int, tuple[int, int]] | None = None  # grants that stay: (handle, frame)
+        self.answers: list[Answer] = []
+        self.busy_until = 0
+        self.back_ring: BackRing | None = None
+        _add_nodes(store, guest, disk)
+        super().__init__(VBD, disk.devid, guest, backend, store)
+        self.tell("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS)
+        self.tell("multi-queue-max-queues", 1)
+        self.tell("max-ring-page-order", MAX_RING_PAGE_ORDER)
+        self.tell("hotplug-status", "connected")
+        self.switch_state(XenbusStateInitWait)
+
+    @property
+    def sectors(self) -> int:
+        """The disk's size."""
+        return self.image.size // SECTOR_SIZE
+
+    def owners(self) -> Iterator[tuple[str, object]]:
+        """See XenbusDevice."""
+        if self.back_ring is not None:
+            yield "ring", self.back_ring
+
+    def prepare(self, saved: Container[str]) -> None:
+        """See XenbusDevice."""
+        if "ring" in saved:
+            self.back_ring = BackRing(self.guest.mem, [self.guest.shared_info_mfn], BLKIF_RING_ENTRY[8])
+
+    # -- connecting
+
+    def connect_ring(self) -> None:
+        """See XenbusDevice."""
+        protocol = self.asked("protocol") or XEN_IO_PROTO_ABI[8]
+        words = [word for word, name in XEN_IO_PROTO_ABI.items() if name == protocol]
+        if not words:
+            raise FrontendError(ENOSYS, f"unknown fe protocol {protocol[:40]}")
+        if self.number("multi-queue-num-queues", 1) != 1:
+            raise FrontendError(ENOSYS, "more queues requested than there are")
+        port = self.number("event-channel")
+        frames = self.map_frames(self._ring_refs())
+        ring = BackRing(self.guest.mem, frames, BLKIF_RING_ENTRY[words[0]])
+        if ring.unconsumed() is None:
+            raise FrontendError(EIO, "the ring holds more requests than it has room for")
+        self.bind(port)
+        self.word, self.back_ring, self.is_halted = words[0], ring, False
+        self.persistent = {} if self.number("feature-persistent", 0) else None
+
+    def _ring_refs(self) -> list[int]:
+        if self.asked("ring-page-order") is None:
+            return [self.number("ring-ref")]
+        order = self.number("ring-page-order")
+        if order > MAX_RING_PAGE_ORDER:
+            raise FrontendError(EINVAL, f"ring-page-order {order} exceeds {MAX_RING_PAGE_ORDER}")
+        return [self.number(f"ring-ref{i}") for i in range(1 << order)]
+
+    def advertise(self) -> None:
+        """See XenbusDevice: what the frontend asks of a disk, and what it may ask."""
+        disk = self.disk
+        info = VDISK_CDROM * disk.is_cdrom | VDISK_REMOVABLE * disk.removable
+        discard = disk.discard and disk.readwrite
+        for name, value in {
+            "feature-flush-cache": 1,
+            **(_DISCARD_NODES if discard else {}),
+            "feature-discard": int(discard),
+            "feature-barrier": 1,
+            "feature-persistent": 1,
+            "sectors": self.sectors,
+            "info": info | VDISK_READONLY * (not disk.readwrite),
+            "sector-size": SECTOR_SIZE,
+            "physical-sector-size": SECTOR_SIZE,
+        }.items():
+            self.tell(name, value)
+
+    def close_ring(self) -> None:
+        """See XenbusDevice. What was answered to nobody stays so."""
+        for handle, _ in (self.persistent or {}).values():
+            unmap_for_backend(self.home, handle)
+        self.persistent, self.back_ring = None, None
+        self.answers.clear()
+        self.guest.clock.stop_timer((VBD, self.devid))
+        super().close_ring()
+
+    def remove(self) -> None:
+        """See XenbusDevice."""
+        super().remove()
+        self.image.close()
+
+    # -- requests
+
+    def handle_event(self) -> None:
+        """The guest notified: take what is in the ring, as far as there is room for it."""
+        ring = self.back_ring
+        if ring is None or self.is_halted:
+            return
+        while len(self.answers) < MAX_UNDER_WAY:
+            waiting = ring.unconsumed()
+            if waiting is None:
+                self.is_halted = True
+                return
+            if not waiting and not ring.final_check():
+                break
+            if ring.is_full():
+                break
+            self._take(ring.next_request())
+        self._arm()
+
+    def _take(self, request: bytes) -> None:
+        """Do a request, and note its answer for when a disk would have done it."""
+        operation, size = request[0], 0
+        _, _, _, id_, sector, _ = blkif_request[self.word].unpack_from(request)
+        status = BLKIF_RSP_OKAY
+        try:
+            if operation == BLKIF_OP_DISCARD:
+                self._discard(request)
+            elif operation in _TRANSFERS:
+                size = self._transfer(request, operation, sector)
+            else:
+                status = BLKIF_RSP_EOPNOTSUPP
+        except _Refused:
+            status = BLKIF_RSP_ERROR
+        except OSError as error:
+            status = BLKIF_RSP_EOPNOTSUPP if error.errno == errno.EOPNOTSUPP else BLKIF_RSP_ERROR
+        flushes = operation in (BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE)
+        if operation == BLKIF_OP_INDIRECT:
+            operation = request[1]  # an answer is one to what it was to do
+        begin = max(self.busy_until, self.guest.clock.now())
+        self.busy_until = begin + _REQUEST_NS + size // _BYTES_PER_NS + _FLUSH_NS * flushes
+        self.answers.append(Answer(self.busy_until, id_, operation, status))
+
+    def _transfer(self, request: bytes, operation: int, sector: int) -> int:
+        """Blkback's dispatch_rw_block_io: how many bytes were read or written. Raises _Refused, OSError."""
+        barrier = operation == BLKIF_OP_WRITE_BARRIER
+        flush = barrier or operation == BLKIF_OP_FLUSH_DISKCACHE
+        is_read, segments = self._segments(request, operation)
+        if not segments and not flush:
+            raise _Refused
+        size = sum(s.last - s.first + 1 for s in segments) * SECTOR_SIZE
+        self._check_extent(sector, size // SECTOR_SIZE, is_read=is_read)
+        handles: list[int] = []
+        frames: list[int] = []
+        try:
+            for segment in segments:
+                frames.append(self._map(segment.ref, handles, is_read=is_read))
+            buffers = [
+                self.guest.mem.frame(mfn)[s.first * SECTOR_SIZE : (s.last + 1) * SECTOR_SIZE]
+                for mfn, s in zip(frames, segments, strict=True)
+            ]
+            if flush:
+                self.image.flush()
+            if is_read:
+                self.image.read(sector * SECTOR_SIZE, buffers)
+            elif buffers:
+                self.image.write(sector * SECTOR_SIZE, buffers)
+            if barrier:
+                self.image.flush()
+        finally:
+            if is_read:
+                for mfn in frames:
+                    self.guest.engine.wrote_frame(mfn)
+            for handle in handles:
+                unmap_for_backend(self.home, handle)
+        return size
+
+    def _segments(self, request: bytes, operation: int) -> tuple[bool, list[Segment]]:
+        """Whether it is a read, and the pages of a request, each looked at as blkback looks at it."""
+        if operation == BLKIF_OP_INDIRECT:
+            return self._indirect_segments(request)
+        count = request[1]
+        if count > BLKIF_MAX_SEGMENTS_PER_REQUEST:
+            raise _Refused
+        data = blkif_request[self.word].unpack_from(request)[-1]
+        return operation == BLKIF_OP_READ, _parse(data, count)
+
+    def _indirect_segments(self, request: bytes) -> tuple[bool, list[Segment]]:
+        _, operation, count, _, _, _, grefs = blkif_request_indirect[self.word].unpack_from(request)
+        if operation not in (BLKIF_OP_READ, BLKIF_OP_WRITE) or not 0 < count <= MAX_INDIRECT_SEGMENTS:
+            raise _Refused
+        segments: list[Segment] = []
+        for (ref,) in islice(_U32.iter_unpack(grefs), -(-count // _SEGMENTS_PER_PAGE)):
+            handle, mfn = map_for_backend(self.home, self.guest, ref, readonly=True)
+            if handle < 0:
+                raise _Refused
+            page = bytes(self.guest.mem.frame(mfn))
+            unmap_for_backend(self.home, handle)
+            segments += _parse(page, min(count - len(segments), _SEGMENTS_PER_PAGE))
+        return operation == BLKIF_OP_READ, segments
+
+    def _check_extent(self, sector: int, count: int, *, is_read: bool) -> None:
+        """Blkback's xen_vbd_translate: the sectors are there, and may be written where they are to be."""
+        if not is_read and not self.disk.readwrite:
+            raise _Refused
+        if count and sector + count > self.sectors:
+            raise _Refused
+
+    def _map(self, ref: int, handles: list[int], *, is_read: bool) -> int:
+        """The frame of a grant: one that stays mapped, or one of `handles`, which the caller lets go."""
+        kept = self.persistent
+        if kept is not None and ref in kept:
+            return kept[ref][1]
+        handle, mfn = map_for_backend(self.home, self.guest, ref, readonly=kept is None and not is_read)
+        if handle < 0:
+            raise _Refused
+        if kept is not None and len(kept) < MAX_PERSISTENT_GRANTS:
+            kept[ref] = handle, mfn
+        else:
+            handles.append(handle)
+        return mfn
+
+    def _discard(self, request: bytes) -> None:
+        """dispatch_discard_io, as blkback has it."""
+        _, _, _, _, sector, count = blkif_request_discard[self.word].unpack_from(request)
+        self._check_extent(sector, count, is_read=False)
+        if count:
+            self.image.discard(sector * SECTOR_SIZE, count * SECTOR_SIZE)
+
+    # -- answers
+
+    def _arm(self) -> None:
+        if self.answers:
+            self.guest.clock.set_timer((VBD, self.devid), self.answers[0].when, self.answer_due)
+
+    def answer_due(self) -> None:
+        """The timer: answer what is done by now, and take what waited for that."""
+        ring, now = self.back_ring, self.guest.clock.now()
+        if ring is None:
+            return
+        self.serve()
+        while self.answers and self.answers[0].when <= now:
+            answer = self.answers.pop(0)
+            ring.push(blkif_response[self.word].pack(*answer[1:]))
+        if ring.publish():
+            self.notify()
+        self.handle_event()
+
+
+def _parse(data: bytes, count: int) -> list[Segment]:
+    """Segments of whole sectors within a page, or _Refused."""
+    size = blkif_request_segment.size
+    found = [Segment(*blkif_request_segment.unpack_from(data, i * size)) for i in range(count)]
+    if any(s.last >= _SECTORS_PER_PAGE or s.last < s.first for s in found):
+        raise _Refused
+    return found
+
+
+def _add_nodes(store: Xenstored, guest: Domain, disk: Disk) -> None:
+    """device_disk_add() of tools/libs/light/libxl_disk.c, for what is a file or device of this host."""
+    kind = "cdrom" if disk.is_cdrom else "disk"
+    back = {
+        "params": disk.target,
+        "script": f"/etc/xen/scripts/{disk.script}",
+        "frontend-id": str(guest.domain_id),
+        "online": "1",
+        "removable": str(int(disk.removable)),
+        "bootable": "1",
+        "state": str(XenbusStateInitialising),
+        "dev": disk.vdev,
+        "type": "phy",
+        "mode": "w" if disk.readwrite else "r",
+        "device-type": kind,
+        **({"direct-io-safe": "1"} if disk.direct_io_safe else {}),
+        "discard-enable": str(int(disk.discard)),
+        "specification": "xen",
+    }
+    front = {
+        "backend-id": "0",
+        "state": str(XenbusStateInitialising),
+        "virtual-device": str(disk.devid),
+        "device-type": kind,
+        "trusted": str(int(disk.trusted)),
+        "protocol": XEN_IO_PROTO_ABI[guest.abi.word],
+    }
+    add_device(store, guest.domain_id, VBD, disk.devid, back, front)

@@ -1,0 +1,242 @@
+"""What is on a disk: files as they are, and a copy-on-write layer over one in memory.
+
+A file is an input of the run and may be anything; one that is cut short later gives I/O errors to the guest.
+Xen leaves this to Linux's loop device; the interface is what hvcore/backends/block.py wants.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Protocol
+
+from hvcore.backends.disk import Disk
+from hvcore.public.blkif import SECTOR_SIZE
+
+_BLOCK = 4096  # what a layer keeps at a time
+_ZEROS = bytes(_BLOCK)
+_FALLOC_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+
+
+class BlockImage(Protocol):
+    """A disk of `size` bytes. Offsets and lengths are whole sectors within it. All raise OSError."""
+
+    size: int
+
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers with what is at `offset`."""
+
+    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write the buffers' bytes from `offset` on."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """What is there is not needed any more: it reads as zeros from now on, or as it was."""
+
+    def flush(self) -> None:
+        """All that was written is on the disk when this returns."""
+
+    def close(self) -> None:
+        """No more of it."""
+
+
+class RawImage:
+    """A file, or a block device, whose bytes are the disk's."""
+
+    def __init__(self, path: str, *, writable: bool) -> None:
+        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            _check_kind(self._fd, path)
+            self.size = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR_SIZE * SECTOR_SIZE
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See BlockImage."""
+        wanted = sum(map(len, buffers))
+        if os.preadv(self._fd, buffers, offset) != wanted:
+            raise OSError(errno.EIO, "the file has been cut short")
+
+    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See BlockImage."""
+        wanted, done = sum(map(len, buffers)), os.pwritev(self._fd, buffers, offset)
+        while done < wanted:  # a signal came, or the disk is full, which the next one says
+            rest = b"".join(buffers)[done:]
+            done += os.pwrite(self._fd, rest, offset + done)
+
+    def discard(self, offset: int, length: int) -> None:
+        """See BlockImage: a hole in the file."""
+        if _libc().fallocate(self._fd, _FALLOC_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def flush(self) -> None:
+        """See BlockImage."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """See BlockImage."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _check_kind(fd: int, path: str) -> None:
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "neither a file nor a block device", path)
+
+
+class Layer:
+    """A disk whose writes stay in memory, and are gone with it. `base` is only read.
+
+    `blocks` are what was written, by the number of its block of 4 KiB.
+    """
+
+    def __init__(self, base: BlockImage) -> None:
+        self.base = base
+        self.size = base.size
+        self.blocks: dict[int, bytes] = {}
+
+    def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """(offset, length, is in memory) of the pieces of a range: one block, or any number that are not."""
+        end = offset + length
+        while offset < end:
+            block = offset // _BLOCK
+            is_in = block in self.blocks
+            stop = block + 1
+            while not is_in and stop * _BLOCK < end and stop not in self.blocks:
+                stop += 1
+            piece = min(stop * _BLOCK, end) - offset
+            yield offset, piece, is_in
+            offset += piece
+
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See BlockImage."""
+        pieces = Buffers(buffers)
+        for start, length, is_in in self._runs(offset, sum(map(len, buffers))):
+            taken = pieces.take(length)
+            if not is_in:
+                self.base.read(start, taken)
+                continue
+            block, at = self.blocks[start // _BLOCK], start % _BLOCK
+            for buffer in taken:
+                buffer[:] = block[at : at + len(buffer)]
+                at += len(buffer)
+
+    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See BlockImage."""
+        pieces, end = Buffers(buffers), offset + sum(map(len, buffers))
+        while offset < end:
+            block, at = divmod(offset, _BLOCK)
+            size = min(_BLOCK - at, end - offset)
+            data = b"".join(pieces.take(size))
+            if size < _BLOCK:
+                before = self._block(block)
+                data = before[:at] + data + before[at + size :]
+            self.blocks[block] = data
+            offset += size
+
+    def _block(self, block: int) -> bytes:
+        """A block as it is; the last one of a disk may be shorter, and zeros follow it."""
+        found = self.blocks.get(block)
+        if found is not None:
+            return found
+        data = bytearray(_BLOCK)
+        start = block * _BLOCK
+        self.base.read(start, [memoryview(data)[: min(_BLOCK, self.size - start)]])
+        return bytes(data)
+
+    def discard(self, offset: int, length: int) -> None:
+        """See BlockImage."""
+        first, last = -(-offset // _BLOCK), (offset + length) // _BLOCK
+        if first >= last:
+            self._zero(offset, length)
+            return
+        self._zero(offset, first * _BLOCK - offset)
+        self._zero(last * _BLOCK, offset + length - last * _BLOCK)
+        self.blocks.update(dict.fromkeys(range(first, last), _ZEROS))
+
+    def _zero(self, offset: int, length: int) -> None:
+        if length:
+            self.write(offset, [memoryview(bytes(length))])
+
+    def flush(self) -> None:
+        """See BlockImage: nothing of it is ever on a disk."""
+
+    def close(self) -> None:
+        """See BlockImage."""
+        self.base.close()
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+class Buffers:
+    """A list of buffers that is taken from its head, as many bytes at a time as are wanted."""
+
+    def __init__(self, buffers: Sequence[memoryview]) -> None:
+        self._left = list(buffers)[::-1]
+
+    def take(self, length: int) -> list[memoryview]:
+        """The next `length` bytes, in pieces."""
+        taken = []
+        while length:
+            buffer = self._left.pop()
+            if len(buffer) > length:
+                self._left.append(buffer[length:])
+                buffer = buffer[:length]
+            taken.append(buffer)
+            length -= len(buffer)
+        return taken
+
+
+class NoImage:
+    """A drive with nothing in it."""
+
+    size = 0
+
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See BlockImage: there is no sector that could be read."""
+        del offset, buffers
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    write = read
+
+    def discard(self, offset: int, length: int) -> None:
+        """See BlockImage."""
+        del offset, length
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    def flush(self) -> None:
+        """See BlockImage."""
+
+    def close(self) -> None:
+        """See BlockImage."""
+
+
+def open_image(disk: Disk) -> BlockImage:
+    """The image of a disk, or the layer over it. Raises OSError."""
+    if disk.format == "empty":
+        return NoImage()
+    image: BlockImage = RawImage(disk.target, writable=disk.is_written)
+    return Layer(image) if disk.snapshot else image
+
+
+def open_images(disks: Sequence[Disk]) -> list[tuple[Disk, BlockImage]]:
+    """Each disk with its image: all of them, or OSError and none."""
+    opened: list[tuple[Disk, BlockImage]] = []
+    try:
+        for disk in disks:
+            opened.append((disk, open_image(disk)))
+    except OSError:
+        for _, image in opened:
+            image.close()
+        raise
+    return opened
