@@ -124,26 +124,22 @@ def align_up(value: int, alignment: int) -> int:
 
 def evaluate(node: ast.Expr, scope: Scope) -> Value:
     """Return the value of an expression in `scope`."""
-    match node:
-        case ast.Number():
-            # Between output sections a number is an absolute address (ld/ldexp.c, etree_value).
-            return Known(node.value & MASK, number=bool(scope.inside))
-        case ast.Symbol():
-            return scope.symbol(node.name)
-        case ast.Text():
-            return Unknown("a text has no value")
-        case ast.Unary():
-            operand = evaluate(node.operand, scope)
-            return operand if isinstance(operand, Unknown) else _unary(node.op, operand, scope)
-        case ast.Conditional():
-            test = evaluate(node.test, scope)
-            if isinstance(test, Unknown):
-                return test
-            return evaluate(node.then if test.value else node.other, scope)
-        case ast.Binary():
-            return _binary(node, scope)
-        case ast.Call():
-            return _call(node, scope)
+    if isinstance(node, ast.Symbol):
+        return scope.symbol(node.name)
+    if isinstance(node, ast.Number):
+        # Between output sections a number is an absolute address (ld/ldexp.c, etree_value).
+        return Known(node.value & MASK, bool(scope.inside))
+    if isinstance(node, ast.Call):
+        return _call(node, scope)
+    if isinstance(node, ast.Binary):
+        return _binary(node, scope)
+    if isinstance(node, ast.Unary):
+        operand = evaluate(node.operand, scope)
+        return operand if isinstance(operand, Unknown) else _unary(node.op, operand, scope)
+    if isinstance(node, ast.Conditional):
+        test = evaluate(node.test, scope)
+        return test if isinstance(test, Unknown) else evaluate(node.then if test.value else node.other, scope)
+    return Unknown("a text has no value")
 
 
 def constant(node: ast.Expr | None) -> int | None:
@@ -287,9 +283,8 @@ def _call(node: ast.Call, scope: Scope) -> Value:
         dot = scope.counter()
         if isinstance(dot, Unknown):
             return dot
-        return dot._replace(
-            home="" if function == "NEXT" else dot.home, value=align_up(dot.value, values[0].value) & MASK
-        )
+        home = "" if function == "NEXT" else dot.home
+        return Known(align_up(dot.value, values[0].value) & MASK, dot.number, home)
     return _arithmetic_call(function, values, scope)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 from . import ast
@@ -85,8 +86,7 @@ class Program(NamedTuple):
 def program(outline: Outline, steps: Iterable[Step]) -> Program:
     """Return the statements of the script with what is known of its output sections before a pass."""
     memories = _memories(outline)
-    named = _named(outline)
-    referenced = {symbol.name for _, symbol in outline.nodes(ast.Symbol)}
+    names = _Names(outline)
     counts = Counter(placed.section.name for placed in outline.sections if not placed.section.constraint)
     outputs: dict[str, Output] = {}
     before: Output | None = None
@@ -97,7 +97,7 @@ def program(outline: Outline, steps: Iterable[Step]) -> Program:
             before = step
             if step.name == "/DISCARD/":
                 continue
-            _settle(step, named, referenced)
+            _settle(step, names)
             if counts[step.name] > 1:
                 # GNU ld keeps two statements for one section, whose contents meet in ways of their own.
                 step.doubt = f"the script gives section '{step.name}' twice"
@@ -201,13 +201,34 @@ def _of_overlay(overlay: ast.Overlay, contents: Mapping[str, Contents]) -> Itera
             first = ast.Call("ADDR", (name,))
 
 
-def _named(outline: Outline) -> frozenset[str]:
-    """Return the sections that exp_init_os makes, because ADDR or LOADADDR asks for them."""
-    names = {placed.section.name for placed in outline.sections if placed.overlay}
-    for _, call in outline.nodes(ast.Call):
-        if call.function in {"ADDR", "LOADADDR"} and isinstance(call.arguments[0], ast.Symbol):
-            names.add(call.arguments[0].name)
-    return frozenset(names)
+class _Names:
+    """The names that expressions refer to."""
+
+    def __init__(self, outline: Outline) -> None:
+        self._outline = outline
+
+    @cached_property
+    def referenced(self) -> frozenset[str]:
+        """The symbols: what a PROVIDE asks for counts when somebody refers to its own."""
+        names: set[str] = set()
+        pending: dict[str, set[str]] = {}
+        for statement, symbol in self._outline.nodes(ast.Symbol):
+            provided = isinstance(statement, ast.Assign) and statement.wrapper.startswith("PROVIDE")
+            target = statement.target if isinstance(statement, ast.Assign) and provided else ""
+            (pending.setdefault(target, set()) if provided else names).add(symbol.name)
+        while ready := names & pending.keys():
+            for target in ready:
+                names |= pending.pop(target)
+        return frozenset(names)
+
+    @cached_property
+    def asked_for(self) -> frozenset[str]:
+        """The sections that exp_init_os makes, because ADDR or LOADADDR asks for them."""
+        names = {placed.section.name for placed in self._outline.sections if placed.overlay}
+        for _, call in self._outline.nodes(ast.Call):
+            if call.function in {"ADDR", "LOADADDR"} and isinstance(call.arguments[0], ast.Symbol):
+                names.add(call.arguments[0].name)
+        return frozenset(names)
 
 
 def _regions_of(output: Output, memories: Memories, before: Output | None) -> None:
@@ -227,22 +248,20 @@ def _regions_of(output: Output, memories: Memories, before: Output | None) -> No
     output.region, output.load_region = region, load
 
 
-def _settle(output: Output, named: frozenset[str], referenced: set[str]) -> None:
+def _settle(output: Output, names: _Names) -> None:
     """Decide whether ld makes the section, and whether it drops it: strip_excluded_output_sections."""
-    contents = output.contents
-    assigns = [statement for statement in output.node.body if isinstance(statement, ast.Assign)]
-    holds = (
-        any(contents.by_spec)
-        or bool(contents.orphans)
-        or any(isinstance(statement, ast.Data | ast.StringData) for statement in output.node.body)
-    )
-    output.exists = not contents.dropped or bool(assigns) or holds or output.name in named
-    output.allocated, output.loaded = contents.allocated and holds, contents.loaded and holds
-    # What is PROVIDEd counts when somebody refers to it.
-    symbols = any(
-        node.target != "." and (not node.wrapper.startswith("PROVIDE") or node.target in referenced)
-        for node in assigns
-    )
-    output.ignored = contents.dropped and not symbols and not output.members
+    contents, body = output.contents, output.node.body
     pieces = [piece for group in (*contents.by_spec, contents.orphans) for piece in group]
-    output.alignment = max([contents.alignment, *(piece.alignment for piece in pieces)])
+    output.alignment = max([contents.alignment, *[piece.alignment for piece in pieces]])
+    holds = bool(pieces) or any(isinstance(statement, ast.Data | ast.StringData) for statement in body)
+    output.allocated, output.loaded = contents.allocated and holds, contents.loaded and holds
+    output.exists = not contents.dropped or holds
+    if contents.dropped:
+        assigns = [statement for statement in body if isinstance(statement, ast.Assign)]
+        output.exists = holds or bool(assigns) or output.name in names.asked_for
+        # What is PROVIDEd counts when somebody refers to it.
+        symbols = any(
+            node.target != "." and (not node.wrapper.startswith("PROVIDE") or node.target in names.referenced)
+            for node in assigns
+        )
+        output.ignored = not symbols and not output.members

@@ -66,7 +66,9 @@ class Sizing:
     def symbol(self, name: str) -> Value:
         if name == ".":
             dot = self.dot
-            return dot if isinstance(dot, Unknown) or self._start is None else dot._replace(home=self.inside)
+            if isinstance(dot, Unknown) or self._start is None:
+                return dot
+            return Known(dot.value, home=self.inside)
         if name in {"SIZEOF_HEADERS", "sizeof_headers"}:
             headers = self.target.headers
             return (
@@ -286,7 +288,7 @@ class Sizing:
         """Return the first region whose attributes fit: lang_memory_default."""
         contents = output.contents
         if contents.code is None:
-            return None
+            return self._default if output.ignored else None  # which takes no room
         holds = any(contents.by_spec) or bool(contents.orphans)
         # Beside code there may be constants, which count as data, or none.
         data = None if contents.code else (holds and output.loaded) or contents.writable
@@ -327,20 +329,19 @@ class Sizing:
         output.pieces = []
         spec = 0
         for statement in output.node.body:
-            match statement:
-                case ast.Assign():
-                    if not output.ignored or statement.target != ".":
-                        before = self.dot
-                        self._assign(statement)
-                        self._moved(output, before)
-                case ast.Data():
-                    self._advance(DATA_SIZES.get(statement.kind, 0))
-                case ast.StringData():
-                    self._advance(len(statement.value.encode()) + 1)
-                case ast.InputSpec():
-                    if spec < len(contents.by_spec) and not output.ignored:
-                        self._pieces(contents.by_spec[spec], output)
-                    spec += 1
+            if isinstance(statement, ast.InputSpec):
+                if spec < len(contents.by_spec) and not output.ignored:
+                    self._pieces(contents.by_spec[spec], output)
+                spec += 1
+            elif isinstance(statement, ast.Assign):
+                if not output.ignored or statement.target != ".":
+                    before = self.dot
+                    self._assign(statement)
+                    self._moved(output, before)
+            elif isinstance(statement, ast.Data):
+                self._advance(DATA_SIZES.get(statement.kind, 0))
+            elif isinstance(statement, ast.StringData):
+                self._advance(len(statement.value.encode()) + 1)
         if not output.ignored:
             self._pieces(contents.orphans, output)
         self._start, self.inside = None, ""
@@ -352,12 +353,14 @@ class Sizing:
             self.ahead = self.ahead or self._attributed
 
     def _pieces(self, pieces: Iterable[Piece], output: Output) -> None:
+        if isinstance(self.dot, Unknown):
+            return
+        end = self.dot.value
         for piece in pieces:
-            if isinstance(self.dot, Known):
-                alignment = output.forced if output.forced is not None else piece.alignment
-                at = align_up(self.dot.value, alignment)
-                output.pieces.append((piece, at))
-                self.dot = Known(at + piece.size)
+            at = align_up(end, output.forced if output.forced is not None else piece.alignment)
+            output.pieces.append((piece, at))
+            end = at + piece.size
+        self.dot = Known(end)
 
     def _advance(self, size: int) -> None:
         if isinstance(self.dot, Known):

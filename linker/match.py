@@ -9,6 +9,8 @@ MAX_STARS = 16
 
 
 _SPECIAL = re.compile(r"[*?\[]")
+_HEAD = re.compile(r"[*?\[\\]")
+_WILDCARDS = re.compile(r"\[.*?\]|[*?\\]")
 _BEYOND_A_STAR = re.compile(r"[?\[\\]")
 
 
@@ -80,6 +82,16 @@ def matches(pattern: str, name: str) -> bool:
         return compile_glob(pattern).match(name) is not None
     # Nearly every pattern has one star: no regular expression is compiled for it.
     return len(name) >= len(head) + len(tail) and name.startswith(head) and name.endswith(tail)
+
+
+def literal_head(pattern: str) -> str:
+    """Return what stands before the first character that is special."""
+    return _HEAD.split(pattern, maxsplit=1)[0]
+
+
+def may_match(patterns: tuple[str, ...], text: str) -> bool:
+    """Tell whether one of the patterns could match a part of the text: a quick no for many names at once."""
+    return any(max(_WILDCARDS.split(pattern), key=len) in text for pattern in patterns)
 
 
 def any_match(patterns: tuple[str, ...], name: str) -> bool:

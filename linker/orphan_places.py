@@ -72,6 +72,8 @@ def with_orphans(
     steps: Iterable[Step], orphans: Sequence[Orphan], contents: Mapping[str, Contents]
 ) -> list[Step]:
     """Return the statements, with an output section for each orphan where the linker put it."""
+    if not orphans:
+        return list(steps)
     places = _Places(orphans, contents)
     out: list[Step] = []
     sure = 0  # up to here no orphan can be missing

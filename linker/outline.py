@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from . import ast
 from .evaluate import MASK, Constants, Known, SectionFacts, Unknown, Value, evaluate
-from .match import is_glob, matches
+from .match import is_glob, literal_head, matches
 
 AnyStatement: TypeAlias = ast.TopLevel | ast.SectionCommand | ast.Statement
 _Node = TypeVar("_Node", ast.Binary, ast.Call, ast.Number, ast.Symbol)
@@ -80,6 +80,11 @@ class Outline:
         )
 
     @cached_property
+    def words(self) -> str:
+        """All section patterns in one text, a line each."""
+        return "\n".join(self.patterns)
+
+    @cached_property
     def _literal_patterns(self) -> frozenset[str]:
         return frozenset(self.patterns)
 
@@ -87,11 +92,21 @@ class Outline:
         """Tell whether some pattern of the script matches a section of this name."""
         if name in self._literal_patterns:
             return True
-        return any(matches(pattern, name) for pattern in self._globs)
+        heads = self._globs
+        return any(
+            matches(pattern, name)
+            for length in range(len(name) + 1)
+            for pattern in heads.get(name[:length], ())
+        )
 
     @cached_property
-    def _globs(self) -> tuple[str, ...]:
-        return tuple(pattern for pattern in self._literal_patterns if is_glob(pattern))
+    def _globs(self) -> dict[str, list[str]]:
+        """The patterns with wildcards, by what stands before the first one."""
+        out: dict[str, list[str]] = {}
+        for pattern in self._literal_patterns:
+            if is_glob(pattern):
+                out.setdefault(literal_head(pattern), []).append(pattern)
+        return out
 
     @cached_property
     def assignments(self) -> tuple[ast.Assign, ...]:

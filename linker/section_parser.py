@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from . import ast
 from .ast import Span
@@ -29,6 +30,12 @@ _PLAIN_ASSIGN = re.compile(
     r"\s*+((?=\w*[a-z])[A-Za-z_][\w.]*+|\.)\s++=\s*+(?:(\.)|(ALIGN)\(([1-9][0-9]*+|0x[0-9a-fA-F]++)(\)))\s*+;",
     re.ASCII,
 )
+# What is around the body of most output sections: `: {` or `: ALIGN(16) {`, `}`, and a region or nothing.
+_PLAIN_HEAD = re.compile(
+    r"\s*+:\s*+(?:ALIGN\s*+\(\s*+([1-9][0-9]*+|0x[0-9a-fA-F]++)\s*+\)\s*+|)(\{)", re.ASCII
+)
+_PLAIN_CLOSE = re.compile(r"\s*+(\})", re.ASCII)
+_PLAIN_TAIL = re.compile(r"(?:\s*+>\s*+([A-Za-z_]\w*+)(?=\s)|)(?=\s*+[._A-Za-z}])(?!\s*+AT\b)", re.ASCII)
 
 
 class SectionParser(InputParser):
@@ -275,6 +282,11 @@ class SectionParser(InputParser):
 
     def _output_section(self) -> ast.OutputSection:
         name = self.next()
+        head = self.step(_PLAIN_HEAD)
+        if head is not None:
+            text = head[1]
+            align = ast.Number(int(text, 0), text, Span(*head.span(1))) if text else None
+            return self._behind_head(name, (None, "", None), {"ALIGN": align})
         address, kind, value = self._address_and_type()
         options: dict[str, ast.Expr | None] = {"AT": None, "ALIGN": None, "SUBALIGN": None}
         with_input = False
@@ -290,14 +302,32 @@ class SectionParser(InputParser):
             else:
                 raise self.fail("AT, ALIGN, SUBALIGN, a constraint or '{'", token)
         self.next(EXPRESSION)
+        return self._behind_head(name, (address, kind, value), options, constraint, with_input=with_input)
+
+    def _behind_head(
+        self,
+        name: Token,
+        head: tuple[ast.Expr | None, str, ast.Expr | None],
+        options: Mapping[str, ast.Expr | None],
+        constraint: str = "",
+        *,
+        with_input: bool = False,
+    ) -> ast.OutputSection:
+        """Parse the body of an output section and what follows; `head` is address, type and its value."""
         body = self._body()
-        region, lma_region = self._regions()
-        phdrs, fill = self._phdrs_and_fill()
+        tail = self.step(_PLAIN_TAIL)
+        phdrs: tuple[str, ...] = ()
+        fill = None
+        region, lma_region = (tail[1] or "", "") if tail is not None else self._regions()
+        if tail is None:
+            phdrs, fill = self._phdrs_and_fill()
         span = self.span_from(name.start)
-        self.accept(",")
+        if tail is None:
+            self.accept(",")
+        address, kind, value = head
         return ast.OutputSection(
-            name.text, address, kind, value, options["AT"], options["ALIGN"], with_input,
-            options["SUBALIGN"], constraint, body, region, lma_region, phdrs, fill, span,
+            name.text, address, kind, value, options.get("AT"), options.get("ALIGN"), with_input,
+            options.get("SUBALIGN"), constraint, body, region, lma_region, phdrs, fill, span,
             Span(name.start, name.end),
         )  # fmt: skip
 
@@ -356,6 +386,8 @@ class SectionParser(InputParser):
             if plain is not None:
                 statements.append(plain)
                 continue
+            if not fragment and self.step(_PLAIN_CLOSE) is not None:
+                return tuple(statements)
             token = self.peek(WILD)
             if token.kind == END:
                 if fragment:
@@ -363,7 +395,7 @@ class SectionParser(InputParser):
                 raise self.fail("'}' after the contents of an output section", token)
             if token.kind == PUNCT:
                 if token.text == "}" and not fragment:
-                    self.next(WILD)
+                    self.next(WILD)  # behind a comment
                     return tuple(statements)
                 if token.text in {";", ","}:
                     self.next(WILD)
@@ -381,9 +413,12 @@ class SectionParser(InputParser):
         if match is None:
             return self._plain_assign()
         words = match.start(3)
+        # A list first: a generator costs a fifth of the parsing.
         sections = tuple(
-            ast.Pattern(word[0], (), (), Span(words + word.start(), words + word.end()))
-            for word in _WORD.finditer(match[3])
+            [
+                ast.Pattern(word[0], (), (), Span(words + word.start(), words + word.end()))
+                for word in _WORD.finditer(match[3])
+            ]
         )
         end = match.end()
         self.seek(end)

@@ -43,12 +43,12 @@ def has_data(section: ast.OutputSection) -> bool:
 
 
 def _contents(section: ast.OutputSection) -> Contents:
-    kinds = kinds_in(section)
+    everything = (ast.Pattern(".text"),)  # a file alone: all its sections, code before all
+    specs = [statement for statement in section.body if isinstance(statement, ast.InputSpec)]
     groups = tuple(
-        tuple(piece_for(pattern.name) for pattern in statement.sections or (ast.Pattern(".text"),))
-        for statement in section.body
-        if isinstance(statement, ast.InputSpec)
+        [tuple([piece_for(pattern.name) for pattern in spec.sections or everything]) for spec in specs]
     )
+    kinds = kinds_in(section)
     samples = [SAMPLES[kind] for kind in kinds]
     quiet = section.type in {"INFO", "COPY", "DSECT", "OVERLAY"}
     return Contents(

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from linker import ast
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.match import any_match
+from linker.match import any_match, may_match
 from linker.outline import Outline, dot_alignment, walk
 
 
@@ -32,6 +32,8 @@ def _outline(context: Context) -> Outline:
 def page_aligned_order(context: Context) -> Iterator[Hit]:
     """Other input stands between the last alignment and the page-aligned input."""
     outline = _outline(context)
+    if not may_match(context.settings.page_aligned, outline.words):
+        return
     for placed in outline.kept_sections:
         before: str | None = None
         for statement in placed.section.body:
@@ -60,6 +62,8 @@ def page_aligned_order(context: Context) -> Iterator[Hit]:
 def page_aligned_tail(context: Context) -> Iterator[Hit]:
     """Other input follows page-aligned input in a section that cares for pages, without a page's end."""
     outline = _outline(context)
+    if not may_match(context.settings.page_aligned, outline.words):
+        return
     page = context.settings.page_size
     # One such pattern comes along with a copied script; two are of a project that has page-aligned objects.
     wanted = {

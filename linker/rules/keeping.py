@@ -9,7 +9,7 @@ from functools import lru_cache
 from linker import ast
 from linker.bounds import bounds_of
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, map_place, script_place
-from linker.match import any_match
+from linker.match import any_match, may_match
 from linker.outline import Outline
 from linker.section_kinds import TABLE, UNKNOWN, kind_of
 from linker.trial import is_coff
@@ -36,8 +36,10 @@ def not_kept(context: Context) -> Iterator[Hit]:
     if _links_modules(outline) or is_coff(outline):
         return
     lost: dict[tuple[str, str], list[tuple[ast.InputSpec, ast.Pattern]]] = {}
-    for section, spec, pattern in _unkept(outline):
-        if _must_stay(context, outline, section, spec, pattern):
+    named = may_match((*_CONSTRUCTORS, *context.settings.keep), outline.words)
+    between = _between_symbols(outline)
+    for section, spec, pattern in _unkept(outline) if named or between else ():
+        if (named or id(spec) in between) and _must_stay(context, outline, section, spec, pattern):
             family = pattern.name.lstrip(".").partition(".")[0].rstrip("*")
             lost.setdefault((section.name, family), []).append((spec, pattern))
     for found in lost.values():

@@ -22,7 +22,8 @@ def suspicious_name(context: Context) -> Iterator[Hit]:
             odd = _odd(placed.section.name)
             if odd:
                 yield _hit(placed.section.name, odd, script_place(placed.section.name_span))
-        for _, spec in context.outline.inputs():
+        patterns = any(char in context.outline.words for char in (*_ODD, ":"))
+        for _, spec in context.outline.inputs() if patterns else ():
             for pattern in spec.sections or ():
                 odd = _odd(pattern.name)
                 if odd:

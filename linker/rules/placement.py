@@ -98,6 +98,11 @@ def _raises_dot(value: ast.Expr) -> bool:
 _DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
 
 
+def _constant(value: ast.Expr, outline: Outline) -> int | None:
+    """Return the value where it is one of numbers; ALIGN(n) asks for `.` and is none."""
+    return None if isinstance(value, ast.Call) and len(value.arguments) == 1 else outline.fold(value)
+
+
 def _fixed_size(section: ast.OutputSection, outline: Outline) -> int:
     """Return what the section is at least long, from data statements and `. = offset`."""
     size = 0
@@ -105,7 +110,7 @@ def _fixed_size(section: ast.OutputSection, outline: Outline) -> int:
         if isinstance(statement, ast.Data):
             size += _DATA_SIZES.get(statement.kind, 0)
         elif isinstance(statement, ast.Assign) and statement.target == ".":
-            value = outline.fold(statement.value)
+            value = _constant(statement.value, outline)
             if value is not None and statement.op in {"=", "+="} and value < 1 << 40:
                 size = max(size, value) if statement.op == "=" else size + value
     return size
@@ -118,7 +123,7 @@ def _backwards_inside(section: ast.OutputSection, outline: Outline) -> Iterator[
             floor += _DATA_SIZES.get(statement.kind, 0)
         if not isinstance(statement, ast.Assign) or statement.target != ".":
             continue
-        value = outline.fold(statement.value)
+        value = _constant(statement.value, outline)
         lowered = statement.op == "-=" and value != 0
         if statement.op == "=" and isinstance(statement.value, ast.Binary):
             lowered = statement.value.op == "-" and is_dot(statement.value.left)

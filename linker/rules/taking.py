@@ -238,6 +238,8 @@ _VITAL = {".text": "code", ".rodata": "constants", ".data": "initialised data", 
 def discard_needed(context: Context) -> Iterator[Hit]:
     """/DISCARD/ takes what the kernel cannot do without, or what a pattern behind it wants."""
     outline = outline_of(context)
+    if "/DISCARD/" not in outline.names:
+        return
     xen = context.settings.xen or (context.settings.xen is None and _speaks_of_xen(outline))
     before: list[str] = []
     thrown = _Catalogue()

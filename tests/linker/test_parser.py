@@ -134,6 +134,9 @@ def token_by_token(monkeypatch):
     for module, name in (
         (section_parser, "_PLAIN_INPUT"),
         (section_parser, "_PLAIN_ASSIGN"),
+        (section_parser, "_PLAIN_HEAD"),
+        (section_parser, "_PLAIN_CLOSE"),
+        (section_parser, "_PLAIN_TAIL"),
         (input_parser, "_PLAIN_PATTERN"),
         (input_parser, "_ALL_FILES"),
         (cursor, "_SIMPLE"),
@@ -159,12 +162,25 @@ z = ALIGN(8);
 """
 
 
+HEADS = [
+    " : {", ":{", " : ALIGN(16) {", " : ALIGN ( 0x10 ) {", " : ALIGN(4K) {", " : ALIGN(010) {", " : ALIGN(16) AT(8) {",
+    " : /* c */ {", " 8 : {", " (NOLOAD) : {", " : ALIGN(x) {", " : ALIGN(16h) {", ": # c\n {",
+]  # fmt: skip
+TAILS = [
+    "} > R", "} >R ", "}", "} >R AT> S", "} AT>S", "} > R AT : { }", "} AT : { }", "} >R :p",
+    "} > R, .b : {}", "} /* c */ > R", "} > /* c */ R", "} > R /* c */ AT> S", "} > R =0x90", "}, ",
+    "/* c */ } > R", "# c\n} >R", "} >R}", "} >\"R\" ", "} >R .b=1;", "} > R-1 ", "} ATTIC : { }",
+    "} >R.x .b : {}",    "} >R\n.b : { } > R",
+]  # fmt: skip
+
+
 def test_one_go_and_token_by_token_are_one(request):
     texts = [
         *real_scripts(),
         ODD,
         *ODD.split("\\n"),
         *(f"SECTIONS {{ .a : {{ {line} }} }}" for line in ODD.split(") ")),
+        *(f"SECTIONS {{ .a{head} *(.a) {tail} }}" for head in HEADS for tail in TAILS),
     ]
     fast = [parse(text) for text in texts]
     request.getfixturevalue("token_by_token")
