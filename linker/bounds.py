@@ -54,7 +54,7 @@ def steps_of(outline: Outline) -> tuple[Step, ...]:
     for command in outline.sequence:
         if isinstance(command, ast.OutputSection):
             out.append(Step(command, command))
-            out.extend(Step(statement, command) for statement in command.body)
+            out += [Step(statement, command) for statement in command.body]
         else:
             out.append(Step(command, None))
     return tuple(out)
@@ -106,9 +106,10 @@ def bounds_of(outline: Outline) -> tuple[Bounds, ...]:
     places: dict[str, list[int]] = {}
     marks: list[tuple[int, ast.Assign]] = []
     for position, step in enumerate(steps):
-        if isinstance(step.what, ast.Assign) and marks_dot(step.what):
-            places.setdefault(step.what.target, []).append(position)
-            marks.append((position, step.what))
+        what = step.what
+        if isinstance(what, ast.Assign) and marks_dot(what):
+            places.setdefault(what.target, []).append(position)
+            marks.append((position, what))
     out: list[Bounds] = []
     for position, start in marks:
         for partner in partners(start.target):

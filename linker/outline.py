@@ -76,7 +76,7 @@ class Outline:
     def patterns(self) -> tuple[str, ...]:
         """Every section pattern of the script."""
         return tuple(
-            pattern.name for _, spec in self.inputs() for pattern in spec.sections or () if pattern.name
+            [pattern.name for _, spec in self.inputs() for pattern in spec.sections or () if pattern.name]
         )
 
     @cached_property

@@ -163,8 +163,9 @@ z = ALIGN(8);
 
 
 HEADS = [
-    " : {", ":{", " : ALIGN(16) {", " : ALIGN ( 0x10 ) {", " : ALIGN(4K) {", " : ALIGN(010) {", " : ALIGN(16) AT(8) {",
+    " : {", ":{", " : ALIGN(16) {", " : ALIGN ( 0x10 ) {", " : ALIGN(4K) {", " : ALIGN(010) {",
     " : /* c */ {", " 8 : {", " (NOLOAD) : {", " : ALIGN(x) {", " : ALIGN(16h) {", ": # c\n {",
+    " : ALIGN(16) AT(8) {",
 ]  # fmt: skip
 TAILS = [
     "} > R", "} >R ", "}", "} >R AT> S", "} AT>S", "} > R AT : { }", "} AT : { }", "} >R :p",
