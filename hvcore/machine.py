@@ -53,7 +53,7 @@ from hvcore.wiring import connect_domains, connect_processor, create_domain
 if TYPE_CHECKING:
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
-    from hvcore.cpu.inner_stops import InnerStop
+    from hvcore.cpu.inner_stops import Access, InnerStop
     from hvcore.host import Host
     from hvcore.pv.frames import Frames
 
@@ -407,10 +407,25 @@ class Machine:
         clock.set_horizon(end)
         self.engine.run()
         stop = self.engine.take_stop()
-        if self.watcher is not None:
+        if stop is not None and stop.access is not None and self.engine.meets_data_breakpoint(stop.access):
+            self._data_breakpoint(stop.access)
+        elif self.watcher is not None:
             self.watcher.left(stop)
         elif stop is not None:  # it is about another domain
             self.engine.pass_instruction()
+
+    def _data_breakpoint(self, access: Access) -> None:
+        """The guest's own DR0 to DR3: #DB comes behind the instruction that makes the access."""
+        engine, clock = self.engine, self.clock
+
+        def one_block() -> None:
+            clock.set_horizon(clock.now() + (not engine.words.paid))
+            engine.run()
+
+        met = engine.execute_past(access, one_block)
+        if met:
+            engine.words.paid = 0  # the handler comes first, and the rest is a block of its own
+            self.traps.data_breakpoint(met)
 
     def _execute_round(self, size: int) -> None:
         """Execute `size` bytes of code, whoever wants the engine out."""

@@ -13,6 +13,7 @@ hooks work the same, and there are no watches.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ _AT_INSTRUCTION = 1  # words.stop_kind
 _LONG_BLOCK = 128  # bytes: no shorter block has been cut, for its instructions or operations are too few
 _PG = 1 << 31
 _MOST_WATCHES = 64
+_DR6 = 6
+_DR_SIZES = (1, 2, 8, 4)  # by the length bits in DR7
+_MAX_INST_LEN = 15
 _M64 = (1 << 64) - 1
 
 
@@ -75,8 +79,10 @@ class InnerStops(Exits):
     ) -> None:
         super().__init__(library, window, internals, core)
         self._hooks: dict[ctypes.c_size_t | int, object] = {}
-        self._watch_words = (ctypes.c_uint64 * (3 * _MOST_WATCHES))()
+        self._watch_words = (ctypes.c_uint64 * (3 * (_MOST_WATCHES + 4)))()
         self.words.watches = ctypes.addressof(self._watch_words)
+        self._watches: list[Watch] = []  # of whoever asked for them
+        self._own_hit = 0  # which of the guest's own data breakpoints the instruction under way has met
         self._stop_found: InnerStop | None = None
         self._block = (0, 0)  # the last that was entered, where Python sees them
         self._block_hook: ctypes.c_size_t | None = None
@@ -170,10 +176,78 @@ class InnerStops(Exits):
             raise EngineError("accesses to memory cannot be watched with this engine")
         if len(watches) > _MOST_WATCHES:
             raise EngineError(f"no more than {_MOST_WATCHES} ranges of memory can be watched")
+        self._watches = watches
+        self._arm()
+
+    def _arm(self, *, own_only: bool = False) -> None:
+        """Have the core watch what debug registers name, but for those met already, and what was asked for."""
+        if not self.can_watch:
+            return
+        own = [watch for bit, watch in self._data_breakpoints() if not self._own_hit & bit]
+        watches = own if own_only else [*own, *self._watches]
         for i, watch in enumerate(watches):
             self._watch_words[3 * i : 3 * i + 3] = list(watch)
-        self.words.nr_watches = len(watches)
-        self._ctl(self._uc, CTL_TLB_FLUSH)
+        if watches or self.words.nr_watches:
+            self.words.nr_watches = len(watches)
+            self._ctl(self._uc, CTL_TLB_FLUSH)
+
+    # -- the guest's own data breakpoints
+
+    def set_debug(self, number: int, value: int) -> None:
+        """Set DR0..DR7; breakpoints that DR7 enables are armed, on instructions and on data."""
+        super().set_debug(number, value)
+        if number != _DR6:
+            self._arm()
+
+    def _data_breakpoints(self) -> Iterator[tuple[int, Watch]]:
+        """Those that DR7 enables: their bit in DR6, and what they watch."""
+        dr = sw.DR // 8
+        dr7 = self.q[dr + 7]
+        if not dr7 & 0xFF:
+            return
+        for i in range(4):
+            kind, size = dr7 >> (16 + 4 * i) & 3, _DR_SIZES[dr7 >> (18 + 4 * i) & 3]
+            if dr7 >> 2 * i & 3 and kind & 1:  # 1: stores, 3: loads, too
+                start = self.q[dr + i] & -size
+                yield 1 << i, Watch(start, start + size, STORE if kind == 1 else LOAD | STORE)
+
+    def meets_data_breakpoint(self, access: Access) -> int:
+        """The bits in DR6 of the guest's own data breakpoints that watch an access."""
+        kind = STORE if access.is_store else LOAD
+        return sum(
+            bit
+            for bit, watch in self._data_breakpoints()
+            if watch.accesses & kind
+            and watch.start < access.address + access.size
+            and access.address < watch.end
+        )
+
+    def execute_past(self, access: Access, run: Callable[[], object]) -> int:
+        """Execute the instruction that is about to make an access which data breakpoints watch.
+
+        `run` runs the engine to the next block at most. Returns the bits in DR6 of all that it met; 0 where it
+        raised an exception instead, which has been handled.
+        """
+        at, spent = self.linear_rip, self.cell[CELL_SPENT]
+        self._own_hit = self.meets_data_breakpoint(access)
+        self._arm(own_only=True)
+        hook = self.hook_instructions(at + 1, at + _MAX_INST_LEN)
+        try:
+            self.pass_instruction()
+            while True:
+                before = self.cell[CELL_LEFT] - self.words.horizon, self.words.paid
+                run()
+                stop = self.take_stop()
+                if stop is not None and stop.access is not None:
+                    self._own_hit |= self.meets_data_breakpoint(stop.access)
+                    self._arm(own_only=True)
+                    self.pass_instruction()
+                elif stop or before != (self.cell[CELL_LEFT] - self.words.horizon, self.words.paid):
+                    return self._own_hit if self.cell[CELL_SPENT] == spent else 0
+        finally:
+            self._own_hit = 0
+            self.unhook(hook)
+            self._arm()
 
     # -- stops
 

@@ -174,6 +174,16 @@ class Traps:
         v.debugreg[6] |= self.engine.take_debug_status()
         self.inject(TRAP_debug)
 
+    def data_breakpoint(self, met: int) -> None:
+        """#DB behind an instruction whose accesses DR0 to DR3 watch; `met` are their bits in DR6."""
+        self.d.clock.spend(NS_PER_EXIT)
+        self.trace.exceptions[TRAP_debug] += 1
+        self.d.current.debugreg[6] |= met
+        try:
+            self.inject(TRAP_debug)
+        except GuestFault as fault:
+            self.inject_fault(fault)
+
     def do_invalid_op(self) -> None:
         """#UD: Xen's forced-emulation prefix, or the guest's own."""
         v = self.d.current

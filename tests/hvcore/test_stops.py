@@ -20,7 +20,7 @@ from tests.hvcore.stops import Result, Schedule, Subject, examples, run
 SECOND = 10**9
 CONFORMANCE = (
     "event_channel", "fifo_vcpus", "grant_map", "iret", "multicall_stops", "ptwr_forms", "runstate",
-    "sched_op", "timers", "traps", "vcpus", "wallclock",
+    "sched_op", "timers", "traps", "vcpus", "wallclock", "watchpoints",
 )  # fmt: skip
 TYPED = ((3_000_000, b"about\n"), (50_000_000, b"trap\n"), (50_000_001, b"time\n"), (400_000_000, b"halt\n"))
 

@@ -63,7 +63,8 @@ def test_every_bundled_guest_ends_as_it_should(guests: list[ConformanceGuest]) -
 
 
 def test_what_is_known_to_fail_still_does(guests: list[ConformanceGuest]) -> None:
-    for r in conform.run_all(conform.select(guests, list(conform.KNOWN_GAPS))):
+    names = list(conform.KNOWN_GAPS)
+    for r in conform.run_all(conform.select(guests, names)) if names else []:
         assert r.verdict is Verdict.FAILURE, f"{r.name} is mended: take it out of KNOWN_GAPS"
 
 
