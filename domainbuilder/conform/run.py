@@ -28,7 +28,7 @@ DEFAULT_TIMEOUT = 60.0  # seconds of wall time for one guest
 MEMORY_MIB = 64
 VCPUS = 2
 
-# What is known not to be as on Xen: a FAILURE of these is shown, with the reason, and fails nothing. Now nothing.
+# What is known not to be as on Xen: a FAILURE of these is shown, with the reason, and fails nothing.
 KNOWN_GAPS: Mapping[str, str] = {}
 
 _RESULT = re.compile(r"^Test result: (SUCCESS|FAILURE|SKIP|ERROR)\s*$", re.MULTILINE)

@@ -53,6 +53,10 @@ class Access:
     size: int
     is_store: bool
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether it has to do with [start, end)."""
+        return self.address < end and start < self.address + self.size
+
 
 class Watch(NamedTuple):
     """Linear addresses from `start` up to `end`, and the kinds of access (LOAD, STORE)."""
@@ -180,7 +184,7 @@ class InnerStops(Exits):
         self._arm()
 
     def _arm(self, *, own_only: bool = False) -> None:
-        """Have the core watch what debug registers name, but for those met already, and what was asked for."""
+        """Have the core watch what debug registers name, save those met already, and what was asked for."""
         if not self.can_watch:
             return
         own = [watch for bit, watch in self._data_breakpoints() if not self._own_hit & bit]
@@ -217,16 +221,14 @@ class InnerStops(Exits):
         return sum(
             bit
             for bit, watch in self._data_breakpoints()
-            if watch.accesses & kind
-            and watch.start < access.address + access.size
-            and access.address < watch.end
+            if watch.accesses & kind and access.overlaps(watch.start, watch.end)
         )
 
     def execute_past(self, access: Access, run: Callable[[], object]) -> int:
         """Execute the instruction that is about to make an access which data breakpoints watch.
 
-        `run` runs the engine to the next block at most. Returns the bits in DR6 of all that it met; 0 where it
-        raised an exception instead, which has been handled.
+        `run` runs the engine to the next block at most. Returns the bits in DR6 of all that it met; 0 where
+        it raised an exception instead, which has been handled.
         """
         at, spent = self.linear_rip, self.cell[CELL_SPENT]
         self._own_hit = self.meets_data_breakpoint(access)

@@ -434,8 +434,7 @@ class Debugger:
         for point in self.points.values():
             if (
                 isinstance(point, Watchpoint)
-                and point.address < access.address + access.size
-                and access.address < point.address + point.size
+                and access.overlaps(point.address, point.address + point.size)
                 and point.accesses & (STORE if access.is_store else LOAD)
             ):
                 self._watched = point, access
