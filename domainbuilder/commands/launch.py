@@ -140,6 +140,12 @@ Coverage = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write which of its code ran: .drcov, or .info for lcov."),
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.html", help="Write a page about the run: console, timeline, hypercalls, crash."
+    ),
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Use only what Unicorn documents: slow, with the same results.")
 ]
@@ -198,6 +204,7 @@ def launch(
     profile: Profile = None,
     profile_every: ProfileEvery = 1000,
     coverage: Coverage = None,
+    report: Report = None,
     plain: Plain = False,
     gdb: Gdb = None,
     gdb_later: GdbLater = False,
@@ -275,6 +282,7 @@ def launch(
             profile=profile,
             profile_us=profile_every,
             coverage=coverage,
+            report=report,
         ),
     )
     raise typer.Exit(run_launch(options))

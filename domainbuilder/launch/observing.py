@@ -24,11 +24,13 @@ class Observing:
     profile: Path | None = None
     profile_us: int = 1000
     coverage: Path | None = None
+    report: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The files that are to be written."""
-        return [path for path in (self.trace, self.profile, self.coverage) if path is not None]
+        files = self.trace, self.profile, self.coverage, self.report
+        return [path for path in files if path is not None]
 
     def check(self) -> None:
         """Raise BuildError for what cannot be, before anything runs."""
@@ -79,4 +81,8 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
             from domainbuilder.launch.covering import covered
 
             stack.enter_context(covered(dom, wanted.coverage))
+        if wanted.report is not None:
+            from domainbuilder.launch.html_report import reported
+
+            stack.enter_context(reported(dom, wanted.report, reason))
         yield

@@ -54,18 +54,38 @@ class Summary:
 
 def summarise(head: Head, records: Iterable[Record]) -> Summary:
     """All that is counted, in one pass and bounded memory."""
-    s = Summary(head)
-    waiting = _Waiting()
-    for r in records:
+    counting = Counting(head)
+    for record in records:
+        counting.add(record)
+    return counting.done()
+
+
+class Counting:
+    """A summary that is being made, record by record."""
+
+    def __init__(self, head: Head) -> None:
+        self._summary = Summary(head)
+        self._waiting = _Waiting()
+
+    def add(self, r: Record) -> None:
+        """Count one more."""
+        s = self._summary
         s.records[r.kind] += 1
         s.first_ns = r.ns if s.first_ns is None else min(s.first_ns, r.ns)
         s.last_ns = max(s.last_ns, r.ns, r.end_ns)
         count = _COUNTS.get(r.kind)
         if count is not None:
-            count(s, waiting, r)
-    for vcpu, (now, since) in waiting.states.items():
-        s.states[vcpu][RUNSTATES[now]] += s.last_ns - since
-    return s
+            count(s, self._waiting, r)
+
+    def done(self, tail: Tail | None = None) -> Summary:
+        """The summary, with how the run ended."""
+        s = self._summary
+        if tail is not None:
+            s.tail = tail
+            s.last_ns = max(s.last_ns, tail.end_ns)
+        for vcpu, (now, since) in self._waiting.states.items():
+            s.states[vcpu][RUNSTATES[now]] += s.last_ns - since
+        return s
 
 
 class _Waiting:
@@ -148,7 +168,7 @@ def _lines(s: Summary) -> Iterator[str]:
         by_class[CLASS_OF[kind]] += count
     yield from _table("records", by_class)
     yield from _table("hypercalls", s.calls, s.call_ns)
-    errors = Counter({f"{name} = {_errno(result)}": count for (name, result), count in s.errors.items()})
+    errors = Counter({f"{name} = {error_name(result)}": count for (name, result), count in s.errors.items()})
     yield from _table("that failed", errors)
     yield from _table("traps and faults", s.traps)
     yield from _table("emulated instructions", s.emulated)
@@ -165,7 +185,8 @@ def _lines(s: Summary) -> Iterator[str]:
         yield from _histogram(name, histogram)
 
 
-def _errno(result: int) -> str:
+def error_name(result: int) -> str:
+    """A result below 0 as people read it."""
     from domainbuilder.launch.hypercall_names import result_name
 
     return result_name(result)
@@ -191,10 +212,11 @@ def _histogram(name: str, h: Histogram) -> Iterator[str]:
         if not count:
             continue
         bar = "#" * -(-count * _BARS // highest)
-        yield f"  {f'< {_ns(1 << bucket)}':>12} {count:>10,} {bar}".rstrip()
+        yield f"  {f'< {duration(1 << bucket)}':>12} {count:>10,} {bar}".rstrip()
 
 
-def _ns(ns: int) -> str:
+def duration(ns: int) -> str:
+    """A time in the unit that fits."""
     for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
         if ns >= size:
             return f"{ns / size:.4g} {unit}"
