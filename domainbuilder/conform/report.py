@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from domainbuilder.conform.run import ConformanceGuest, Result, Verdict, exit_code
 from domainbuilder.reports import Model
+from linker.output.xunit import Case, document
 
 _COLORS = {
     Verdict.SUCCESS: "\x1b[32m",
@@ -126,41 +126,19 @@ def listing(tests: Sequence[ConformanceGuest]) -> str:
 # --- JUnit ------------------------------------------------------------------------------------------------
 
 
-def _clean(text: str) -> str:
-    """Without the characters that XML 1.0 cannot say; a guest may print any."""
-    return "".join(
-        c if c in "\t\n" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" else "\ufffd" for c in text
-    )
-
-
-def _case(suite: ET.Element, result: Result) -> None:
-    case = ET.SubElement(
-        suite,
-        "testcase",
-        classname="domainbuilder.conform",
-        name=result.name,
-        time=f"{result.wall_seconds:.6f}",
-    )
-    tag = "skipped" if result.known_gap else _JUNIT_TAGS.get(result.verdict)
-    if tag is not None:
-        first = result.known_gap or next(iter(result.messages), result.verdict.value)
-        what = ET.SubElement(case, tag, message=_clean(first))
-        if tag != "skipped":
-            what.set("type", result.verdict.value)
-        what.text = _clean("\n".join(result.messages))
-    ET.SubElement(case, "system-out").text = _clean(f"{result.covers}\n{result.hypercalls} hypercalls")
+def _case(result: Result) -> Case:
+    case = Case(
+        "domainbuilder.conform", result.name, output=f"{result.covers}\n{result.hypercalls} hypercalls",
+        body="\n".join(result.messages), seconds=result.wall_seconds,
+    )  # fmt: skip
+    if result.known_gap:
+        return case._replace(outcome="skipped", message=result.known_gap)
+    if result.verdict not in _JUNIT_TAGS:
+        return case
+    message, kind = next(iter(result.messages), result.verdict.value), result.verdict.value
+    return case._replace(outcome=_JUNIT_TAGS[result.verdict], message=message, kind=kind)
 
 
 def as_junit(results: Sequence[Result]) -> str:
     """JUnit XML: a test case a guest. A known gap is a skipped one."""
-    root = ET.Element("testsuites")
-    suite = ET.SubElement(root, "testsuite", name="domainbuilder conform")
-    for result in results:
-        _case(suite, result)
-    for element in (root, suite):
-        element.set("tests", str(len(results)))
-        for tag, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-            element.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
-        element.set("time", f"{sum(result.wall_seconds for result in results):.6f}")
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True).replace("utf-8", "UTF-8", 1) + "\n"
+    return document("domainbuilder conform", [_case(result) for result in results])
