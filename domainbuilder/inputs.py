@@ -31,6 +31,7 @@ LIMITS = {
     "disk": Limit(512 << 20, "what is read of a disk in search of a kernel"),
     "file on a disk": Limit(128 << 20, "a kernel or ramdisk on a disk: LIMIT_FSIZE of pygrub"),
     "boot configuration": Limit(1 << 20, "a configuration of a boot loader"),
+    "core notes": Limit(64 << 20, "the notes of a dump of a domain"),
     "saved configuration": Limit(1 << 20, "the configuration in a file of xl's"),
     "saved memory": Limit(4 << 30, "the contents of a saved domain's memory"),
     "transcript": Limit(16 << 20, "a guest's output that is kept for --expect and reports"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbuilder import guests
+from domainbuilder import guests, launch
 from domainbuilder.inputs import LIMITS
 from domainbuilder.launch.transcript import Transcript
 from domainbuilder.saved.stream_format import (
@@ -179,6 +179,20 @@ def a_file_of_xls(folder: Path) -> list[str]:
     return ours("restore", folder / "saved")
 
 
+def a_core(folder: Path) -> list[str]:
+    """A dump whose notes claim to be larger than any are."""
+    core = folder / "core"
+    with launch(guests.path("hello")) as dom:
+        dom.dump_core(core)
+    data = bytearray(core.read_bytes())
+    table = int.from_bytes(data[40:48], "little")
+    at = table + 64 * 3
+    size = LIMITS["core notes"].size + 1
+    data[at + 32 : at + 40] = size.to_bytes(8, "little")
+    core.write_bytes(data.ljust(size + len(data), b"\0"))
+    return ours("inspect", core)
+
+
 # Reader -> what makes an input beyond its limit, what is said of it, and the memory it may take.
 CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "kernel": (a_kernel, "kernel image too large", 200 * MiB),
@@ -189,6 +203,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "disk": (a_disk, "the file system leads in circles", 800 * MiB),
     "file on a disk": (a_file_on_a_disk, "/k is too large", 200 * MiB),
     "boot configuration": (a_boot_configuration, "/boot/grub/grub.cfg is too large", 200 * MiB),
+    "core notes": (a_core, ".note.domainbuilder is too large", 300 * MiB),
     "saved configuration": (a_file_of_xls, "xl's optional data is too large", 200 * MiB),
     "saved memory": (a_saved_domain, "section pages is too large", 200 * MiB),
     "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),

@@ -31,7 +31,7 @@ XEN_ELFNOTE_DUMPCORE_XEN_VERSION = 0x2000002
 XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION = 0x2000003
 
 OWNER = "domainbuilder"
-NOTE_BUILD = 1  # the type of our own note; its descriptor is JSON
+NOTE_BUILD, NOTE_RUN = 1, 2  # the types of our own notes: a domain to be started, one that ran; JSON
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -62,19 +62,38 @@ def save_image(image: DomainImage, path: str | os.PathLike[str]) -> int:
 
 
 def _write(image: DomainImage, fd: int) -> int:
-    nr_pages = image.plan.nr_pages
-    names = b"\0".join(name.encode() for name, *_ in _SECTIONS) + b"\0"
+    nr_pages, width = image.plan.nr_pages, image.plan.guest.width
     p2m = array("Q", bytes(16 * nr_pages))
     p2m[::2] = array("Q", range(nr_pages))
     p2m[1::2] = image.p2m
-    width = image.plan.guest.width
     note = build_note(image.plan, image.first_mfn, image.shared_info_mfn)
+    written, pages = write_core(
+        fd,
+        width,
+        p2m,
+        [image.context.pack(width)],
+        image.shared_info,
+        (NOTE_BUILD, json.dumps(note).encode()),
+    )
+    return written + _write_pages(image.memory, nr_pages, fd, pages)
+
+
+def write_core(
+    fd: int, width: int, p2m: array[int], contexts: list[bytes], shared_info: bytes, note: tuple[int, bytes]
+) -> tuple[int, int]:
+    """A dump-core file but for its pages: how much was written, and where in the file the pages belong.
+
+    `p2m` are pairs of pseudo-physical and machine frame, in the order of the pages; `contexts` are packed,
+    one a vCPU; `note` is the type and the contents of our own.
+    """
+    nr_pages = len(p2m) // 2
+    names = b"\0".join(name.encode() for name, *_ in _SECTIONS) + b"\0"
     contents: dict[str, bytes | memoryview] = {
         ".shstrtab": names,
-        ".note.Xen": _xen_notes(nr_pages, width),
-        ".note.domainbuilder": _note(OWNER, NOTE_BUILD, json.dumps(note).encode()),
-        ".xen_prstatus": image.context.pack(width).ljust(VCPU_GUEST_CONTEXT_SIZE[8], b"\0"),
-        ".xen_shared_info": image.shared_info,
+        ".note.Xen": _xen_notes(nr_pages, width, len(contexts)),
+        ".note.domainbuilder": _note(OWNER, *note),
+        ".xen_prstatus": b"".join(context.ljust(VCPU_GUEST_CONTEXT_SIZE[8], b"\0") for context in contexts),
+        ".xen_shared_info": shared_info,
         ".xen_p2m": memoryview(p2m).cast("B"),
     }
     offset = EHDR.size + len(_SECTIONS) * _SHDR.size
@@ -96,7 +115,7 @@ def _write(image: DomainImage, fd: int) -> int:
     written = write_at(fd, head, 0)
     for name, data in contents.items():
         written += write_at(fd, data, places[name])
-    return written + _write_pages(image.memory, nr_pages, fd, places[".xen_pages"])
+    return written, places[".xen_pages"]
 
 
 def _write_pages(memory: GuestMemory, nr_pages: int, fd: int, base: int) -> int:
@@ -132,7 +151,7 @@ def _note(owner: str, kind: int, desc: bytes) -> bytes:
     )
 
 
-def _xen_notes(nr_pages: int, width: int) -> bytes:
+def _xen_notes(nr_pages: int, width: int, nr_vcpus: int) -> bytes:
     """The four notes of `.note.Xen`; the version is that of the Xen whose builder this is."""
     virt_start = 0xFFFF800000000000 if width == 8 else 0xF5800000
     caps = b"xen-3.0-x86_64 xen-3.0-x86_32p "
@@ -143,7 +162,9 @@ def _xen_notes(nr_pages: int, width: int) -> bytes:
         (
             _note("Xen", XEN_ELFNOTE_DUMPCORE_NONE, b""),
             _note(
-                "Xen", XEN_ELFNOTE_DUMPCORE_HEADER, struct.pack("<4Q", XC_CORE_MAGIC, 1, nr_pages, PAGE_SIZE)
+                "Xen",
+                XEN_ELFNOTE_DUMPCORE_HEADER,
+                struct.pack("<4Q", XC_CORE_MAGIC, nr_vcpus, nr_pages, PAGE_SIZE),
             ),
             _note("Xen", XEN_ELFNOTE_DUMPCORE_XEN_VERSION, version),
             _note("Xen", XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION, struct.pack("<Q", FORMAT_VERSION)),

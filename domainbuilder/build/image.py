@@ -22,6 +22,7 @@ from domainbuilder.build.dump_core import (
     ET_CORE,
     FORMAT_VERSION,
     NOTE_BUILD,
+    NOTE_RUN,
     OWNER,
     XC_CORE_MAGIC,
     XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION,
@@ -200,7 +201,10 @@ def _built(file: _File) -> Built:
         raise file.fail(
             "no .note.domainbuilder section: only freshly built domains can be run, and this is another dump"
         )
-    desc = _notes(file, ".note.domainbuilder").get((OWNER.encode(), NOTE_BUILD), b"")
+    notes = _notes(file, ".note.domainbuilder")
+    if (OWNER.encode(), NOTE_RUN) in notes:
+        raise file.fail("a dump of a domain that ran, which `domainbuilder inspect` shows")
+    desc = notes.get((OWNER.encode(), NOTE_BUILD), b"")
     try:
         raw = json.loads(desc)
     except (ValueError, RecursionError) as error:

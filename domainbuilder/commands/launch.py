@@ -160,6 +160,10 @@ GdbLater = Annotated[
     bool, typer.Option("--gdb-later", help="With --gdb: do not wait; gdb may come while the domain runs.")
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
+Core = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Dump the domain there where it crashes, hangs or its time is up."),
+]
 SaveAt = Annotated[
     str | None,
     typer.Option(
@@ -209,6 +213,7 @@ def launch(
     gdb: Gdb = None,
     gdb_later: GdbLater = False,
     stats: Stats = False,
+    core: Core = None,
     save_at: SaveAt = None,
     save_as: SaveAs = SaveForm.frozen,
     output: Output = None,
@@ -270,6 +275,7 @@ def launch(
         gdb_waits=not gdb_later,
         stats=stats,
         cache=not no_cache,
+        core=core,
         save_at=save_at,
         save_as=save_as.value,
         output=output,

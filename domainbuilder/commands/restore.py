@@ -9,6 +9,7 @@ import typer
 
 from domainbuilder.commands.launch import (
     ConsoleLog,
+    Core,
     Expect,
     Format,
     MaxGuestSeconds,
@@ -45,6 +46,7 @@ def restore(
     symbols: SymbolsFile = None,
     plain: Plain = False,
     stats: Stats = False,
+    core: Core = None,
     save_at: SaveAt = None,
     save_as: SaveAs = SaveForm.frozen,
     output: Output = None,
@@ -83,6 +85,7 @@ def restore(
         replay=None,
         plain=plain,
         stats=stats,
+        core=core,
         save_at=save_at,
         save_as=save_as.value,
         output=output,

@@ -61,6 +61,7 @@ class LaunchOptions:
     cache: bool = True
     save_at: str | None = None
     output: Path | None = None
+    core: Path | None = None
     save_as: Literal["frozen", "xen"] = "frozen"
     gdb: str | None = None
     gdb_waits: bool = True
@@ -263,9 +264,10 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
         _ = expects[-1].pattern
     inputs += [disk.target for disk in options.disks if disk.target]
     refuse_to_overwrite(
-        [options.console_log, options.record, options.output, *options.observing.outputs], inputs
+        [options.console_log, options.record, options.output, options.core, *options.observing.outputs],
+        inputs,
     )
-    for path in (options.record, options.output, *options.observing.outputs):
+    for path in (options.record, options.output, options.core, *options.observing.outputs):
         if path is not None and not path.parent.is_dir():
             raise BuildError("there is no such directory", where=Where(str(path.parent)))
     options.observing.check()
@@ -423,6 +425,9 @@ def _report(
     message = _message(result, len(expects))
     stopped = result.outcome.reason in {"timeout", "idle"} and code is not ExitCode.FINE
     stop = dom.look() if stopped else None
+    if options.core is not None and (stopped or result.outcome.report is not None):
+        size = dom.dump_core(options.core)
+        message += f"; its memory is in {options.core}, {size:,} bytes"
     if options.json:
         from domainbuilder.reports.launch_report import launch_report
 

@@ -304,6 +304,17 @@ class RunningDomain:
 
         return save(self, path) if form == "frozen" else save_stream(self, path)
 
+    def dump_core(self, path: str | os.PathLike[str]) -> int:
+        """Write the domain, alive or dead, in Xen's dump-core format, for `domainbuilder inspect` and others.
+
+        Nothing of it changes; the bytes that are no holes. Raises RuntimeError for one that runs, or is
+        destroyed; OSError.
+        """
+        from domainbuilder.saved.core_dump import dump_core
+
+        self.check_at_rest()
+        return dump_core(self, path)
+
     def resume(self) -> None:
         """Have a guest that has suspended go on here, which it is told: as `xl save -c` does.
 

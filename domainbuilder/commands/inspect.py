@@ -1,0 +1,32 @@
+"""`domainbuilder inspect`: what is in a dump of a domain that ran."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from domainbuilder.commands.launch import SymbolsFile
+
+File = Annotated[
+    str, typer.Argument(metavar="CORE", help="A dump of `launch --core`, or of xl.", show_default=False)
+]
+
+
+def inspect(core: File, symbols: SymbolsFile = None) -> None:
+    """Show a dump of a PV domain: registers, backtraces, mappings.
+
+    Each vCPU with its code and stack, what is mapped for it, xenstore, and the console.
+
+    Reads what `launch --core FILE` and `xl dump-core` of Xen write. Names come from --symbols: vmlinux (with
+    debug information lines and call-frame information, too) or System.map.
+
+    Exit codes: 0 shown; 2 unusable input.
+    """
+    from domainbuilder.saved.core_file import CoreFile
+    from domainbuilder.saved.core_text import render_core
+    from domainbuilder.symbols.read import read_symbols
+
+    names = read_symbols(symbols) if symbols is not None else None
+    sys.stdout.write(render_core(CoreFile(core), names))
