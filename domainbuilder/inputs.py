@@ -34,6 +34,7 @@ LIMITS = {
     "core notes": Limit(64 << 20, "the notes of a dump of a domain"),
     "saved configuration": Limit(1 << 20, "the configuration in a file of xl's"),
     "saved memory": Limit(4 << 30, "the contents of a saved domain's memory"),
+    "configuration": Limit(1 << 20, "a configuration of xl.cfg(5)"),
     "transcript": Limit(16 << 20, "a guest's output that is kept for --expect and reports"),
 }
 

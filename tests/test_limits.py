@@ -115,6 +115,11 @@ def a_ramdisk(folder: Path) -> list[str]:
     return ours("plan", folder / "kernel", "--ramdisk", ramdisk)
 
 
+def a_configuration(folder: Path) -> list[str]:
+    (folder / "x.cfg").write_text("#" * (LIMITS["configuration"].size + 1))
+    return ours("create", "-n", folder / "x.cfg")
+
+
 def image_notes(folder: Path) -> list[str]:
     """A built domain whose section of notes claims to be larger than any is."""
     (folder / "kernel").write_bytes(xen_kernel().build())
@@ -206,6 +211,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "core notes": (a_core, ".note.domainbuilder is too large", 300 * MiB),
     "saved configuration": (a_file_of_xls, "xl's optional data is too large", 200 * MiB),
     "saved memory": (a_saved_domain, "section pages is too large", 200 * MiB),
+    "configuration": (a_configuration, "the configuration is too large", 200 * MiB),
     "image notes": (image_notes, ".note.Xen is too large", 200 * MiB),
 }
 LINTED: dict[str, tuple[list[str], str]] = {

@@ -291,4 +291,4 @@ def launch(
             report=report,
         ),
     )
-    raise typer.Exit(run_launch(options))
+    raise typer.Exit(run_launch(options).code)

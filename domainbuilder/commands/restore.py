@@ -91,4 +91,4 @@ def restore(
         output=output,
         json=output_format is Format.json,
     )
-    raise typer.Exit(run_restore(options))
+    raise typer.Exit(run_restore(options).code)

@@ -59,6 +59,8 @@ class LaunchOptions:
     symbols: str | None = None
     disks: tuple[Disk, ...] = ()
     cache: bool = True
+    cap: int = 0
+    name: str = "guest"
     save_at: str | None = None
     output: Path | None = None
     core: Path | None = None
@@ -120,14 +122,21 @@ class _Output:
 _Starter = Callable[[LaunchOptions, Progress, _Output, InputRecord | None], RunningDomain]
 
 
-def run_launch(options: LaunchOptions) -> ExitCode:
-    """Launch, play or connect, report; the exit code. Raises BuildError for input that cannot be used."""
+class Ended(NamedTuple):
+    """The exit code of a run, and what ended it: Outcome's reason, "" where nobody read on."""
+
+    code: ExitCode
+    reason: str
+
+
+def run_launch(options: LaunchOptions) -> Ended:
+    """Launch, play or connect, report. Raises BuildError for input that cannot be used."""
     if options.resume_at is None:
         return _run(options, _launched)
     return _run(options, _resumption_of(options))
 
 
-def run_restore(options: LaunchOptions) -> ExitCode:
+def run_restore(options: LaunchOptions) -> Ended:
     """The same with a domain that was saved, which is `options.file`."""
     return _run(options, _restored)
 
@@ -162,6 +171,8 @@ def _launched(
     dom = launch(
         _planned(options, progress),
         vcpus=options.vcpus,
+        cap=options.cap,
+        name=options.name,
         upper_ptwr=options.upper_ptwr,
         timeout=options.timeout,
         max_guest_seconds=options.max_guest_seconds,
@@ -196,7 +207,7 @@ def _restored(
     )
 
 
-def _run(options: LaunchOptions, start: _Starter | Resumption) -> ExitCode:
+def _run(options: LaunchOptions, start: _Starter | Resumption) -> Ended:
     expects, replay = _check(options)
     streams.require_stdout()
     with ExitStack() as stack, suppress(_ReaderGone):
@@ -232,8 +243,8 @@ def _run(options: LaunchOptions, start: _Starter | Resumption) -> ExitCode:
         if replay is not None and result.outcome.ended and not _ended_alike(dom, replay, result.outcome):
             code = ExitCode.CHECK_FAILED
         _report(dom, options, result, expects, code)
-        return code
-    return ExitCode.FINE
+        return Ended(code, reason)
+    return Ended(ExitCode.FINE, "")
 
 
 def _reach(resumption: Resumption, dom: RunningDomain) -> _Result | None:

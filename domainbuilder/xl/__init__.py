@@ -1,1 +1,1 @@
-"""What xl reads: the syntax of disks."""
+"""What xl reads: the syntax of disks, and configuration files."""

@@ -56,7 +56,7 @@ def run(hello: Path, tmp_path: Path) -> Callable[..., int]:
             stats=False,
             json=False,
         )
-        return int(run_launch(replace(options, **changes)))  # type: ignore[arg-type]
+        return int(run_launch(replace(options, **changes)).code)  # type: ignore[arg-type]
 
     return go
 

@@ -1,0 +1,116 @@
+"""`domainbuilder create`: a domain as xl's configuration describes it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from domainbuilder.commands.launch import (
+    ConsoleLog,
+    Expect,
+    Format,
+    MaxGuestSeconds,
+    NoCache,
+    OutputFormat,
+    Plain,
+    Send,
+    SnapshotDisks,
+    Stats,
+    SymbolsFile,
+    Timeout,
+    UntilMatch,
+)
+
+Config = Annotated[
+    str, typer.Argument(metavar="CFG", help="An xl.cfg(5), or its JSON; - for stdin.", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that go before the file's.", show_default=False),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dryrun", "-n", help="Show the configuration as JSON, and run nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell what has no effect here.")]
+Foreground = Annotated[
+    bool, typer.Option("--console", "-c", "-F", help="In the foreground with its console, as always here.")
+]
+
+
+def create(
+    ctx: typer.Context,
+    config: Config,
+    settings: Settings = None,
+    dryrun: DryRun = False,
+    quiet: Quiet = False,
+    _foreground: Foreground = False,
+    snapshot: SnapshotDisks = False,
+    expect: Expect = None,
+    send: Send = None,
+    until_match: UntilMatch = False,
+    timeout: Timeout = None,
+    max_guest_seconds: MaxGuestSeconds = None,
+    console_log: ConsoleLog = None,
+    symbols: SymbolsFile = None,
+    plain: Plain = False,
+    stats: Stats = False,
+    no_cache: NoCache = False,
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Run a domain as an xl.cfg(5) describes it, with its console.
+
+    Every key of xl.cfg(5) is known: it is honoured, or has no effect here and that is said, or asks for what
+    cannot be had and is refused. What ends the domain is followed by what on_poweroff, on_reboot and
+    on_crash say; with --expect or --send it runs once.
+
+    \b
+    Examples:
+      domainbuilder create guest.cfg
+      domainbuilder create guest.cfg 'memory=512' 'extra="single"'
+      domainbuilder create -n guest.cfg
+    """
+    from dataclasses import replace
+
+    from domainbuilder.launch.create import create as run
+    from domainbuilder.launch.create import load_config
+    from domainbuilder.launch.run import LaunchOptions
+    from domainbuilder.launch.script import script
+    from domainbuilder.xl.config_json import to_json
+
+    read = load_config(config, settings or [])
+    if not quiet:
+        for remark in read.remarks:
+            print(f"domainbuilder: {remark}", file=sys.stderr)
+    if dryrun:
+        print(to_json(read.config), end="")
+        return
+    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
+    valued = [
+        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
+    ]
+    options = LaunchOptions(
+        file="",
+        memory_mib=None,
+        ramdisk=None,
+        cmdline="",
+        vcpus=1,
+        upper_ptwr=False,
+        steps=script(arguments, expect or [], send or [], valued),
+        until_match=until_match,
+        timeout=timeout,
+        max_guest_seconds=max_guest_seconds,
+        console_log=console_log,
+        symbols=symbols,
+        record=None,
+        replay=None,
+        plain=plain,
+        stats=stats,
+        cache=not no_cache,
+        json=output_format is Format.json,
+    )
+    domain = read.config
+    if snapshot:
+        domain = replace(domain, disks=tuple(replace(disk, snapshot=True) for disk in domain.disks))
+    raise typer.Exit(run(domain, options, quiet=quiet))

@@ -1,0 +1,130 @@
+"""`domainbuilder create`: the domain of a configuration, run in the foreground, and again where it says so.
+
+Source: handle_domain_death() and create_domain() of tools/xl/xl_vmcontrol.c of Xen 4.17.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from domainbuilder.bootloader.disk import PartOfDisk, open_disk
+from domainbuilder.bootloader.pygrub import read_boot, survey, wanted
+from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.inputs import open_input
+from domainbuilder.launch.run import LaunchOptions, run_launch
+from domainbuilder.xl.config_json import is_json, parse_json
+from domainbuilder.xl.config_syntax import ConfigError, Source, parse
+from domainbuilder.xl.domain_config import DomainConfig, Read, read_config
+
+# How a domain ended -> which of the configuration's actions that calls for.
+_ACTIONS = {
+    "poweroff": "on_poweroff",
+    "reboot": "on_reboot",
+    "watchdog": "on_watchdog",
+    "soft_reset": "on_soft_reset",
+    "crash": "on_crash",
+    "crashed": "on_crash",
+}
+_LEAST_TIME = 0.001  # s: a limit has to be above 0
+_PYGRUB = ("pygrub", "/usr/bin/pygrub", "/usr/lib/xen-4.17/bin/pygrub")
+_PYGRUB_OPTIONS = ("kernel", "ramdisk", "args", "entry", "offset")
+
+
+def load_config(name: str, more: list[str]) -> Read:
+    """The configuration in the file `name`, with the settings of the command line behind it.
+
+    Raises OSError, and ConfigError for what xl would not take or what cannot be had here.
+    """
+    data = bytes(open_input(name))
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}+{error.start:#x}: not UTF-8", found=data[error.start]) from error
+    given = [Source(f"argument {number}", f"{word}\n") for number, word in enumerate(more, 1)]
+    if is_json(text):
+        return read_config(name, parse(given, parse_json(Source(name, text))))
+    if given:
+        text += "\n"  # as xl does: a comment at the end of the file has its newline then
+    return read_config(name, parse([Source(name, text), *given], {}))
+
+
+def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> ExitCode:
+    """Run the domain, and again, until it is to end. `options` are those of the command line.
+
+    Their `timeout` is for all the runs together. Raises BuildError for what cannot be built.
+    """
+    deadline = None if options.timeout is None else time.monotonic() + options.timeout
+    while True:
+        with _booted(config) as (kernel, ramdisk, cmdline):
+            ended = run_launch(
+                replace(
+                    options,
+                    file=kernel,
+                    ramdisk=ramdisk,
+                    cmdline=cmdline,
+                    memory_mib=config.memory,
+                    vcpus=config.vcpus,
+                    cap=config.cap if config.cap <= 100 else 0,  # more than one processor is as good as none
+                    disks=config.disks,
+                    name=config.name,
+                )
+            )
+        action = str(getattr(config, _ACTIONS[ended.reason])) if ended.reason in _ACTIONS else "destroy"
+        if not action.endswith("restart") or options.steps or options.save_at is not None:
+            return ended.code
+        if deadline is not None:
+            options = replace(options, timeout=max(deadline - time.monotonic(), _LEAST_TIME))
+        if not quiet:
+            print(f"domainbuilder: {config.name} is started again: {ended.reason}", file=sys.stderr)
+
+
+@contextmanager
+def _booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
+    """The kernel, the ramdisk and the command line, as files: the configuration's, or what pygrub finds."""
+    if config.bootloader is None:
+        yield str(config.kernel), config.ramdisk, config.cmdline
+        return
+    if config.bootloader not in _PYGRUB:
+        raise BuildError("no other boot loader than pygrub is here", found=repr(config.bootloader))
+    options = _pygrub_options(config)
+    offset = options.pop("offset", None)
+    with open_disk(_boot_disk(config)) as raw:
+        found = survey(raw if offset is None else PartOfDisk(raw, int(offset, 0), raw.size))
+        title, boot = wanted(found, **options)
+        chosen = read_boot(found, title, boot)
+    with tempfile.TemporaryDirectory(prefix="pygrub-") as folder:
+        kernel, ramdisk = Path(folder, "vmlinuz"), Path(folder, "initrd")
+        kernel.write_bytes(chosen.kernel)
+        ramdisk.write_bytes(chosen.ramdisk or b"")
+        yield str(kernel), str(ramdisk) if chosen.ramdisk is not None else None, boot.args
+
+
+def _boot_disk(config: DomainConfig) -> str:
+    """The first disk, as libxl has it (bootloader_gotptys and libxl__bootloader_run)."""
+    if not config.disks:
+        raise BuildError(f"{config.name}: pygrub needs a disk, and there is none")
+    return config.disks[0].target
+
+
+def _pygrub_options(config: DomainConfig) -> dict[str, str]:
+    """make_bootloader_args(), and what bootloader_args= says. Raises BuildError for others."""
+    options = {"kernel": config.kernel, "ramdisk": config.ramdisk, "args": config.cmdline or None}
+    words = iter(config.bootloader_args)
+    for word in words:
+        name, sign, value = word.removeprefix("--").partition("=")
+        if word in ("-q", "--quiet"):
+            continue
+        if not word.startswith("--") or name not in _PYGRUB_OPTIONS:
+            raise BuildError(
+                "bootloader_args: no such option of pygrub",
+                found=repr(word),
+                expected=", ".join(f"--{one}=" for one in _PYGRUB_OPTIONS),
+            )
+        options[name] = value if sign else next(words, "")
+    return {name: value for name, value in options.items() if value is not None}

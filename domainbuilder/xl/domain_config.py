@@ -1,0 +1,307 @@
+"""What a configuration asks for, as one frozen value: settings are checked, and told what becomes of them.
+
+Source: parse_config_data() of tools/xl/xl_parse.c of Xen 4.17. Where xl only warns of a wrong value and goes
+on without it, this is an error: a domain that is not the one that was asked for helps nobody.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from domainbuilder.errors import BuildError
+from domainbuilder.xl.config_keys import ACTIONS, KEYS, Fate, Key, Kind
+from domainbuilder.xl.config_syntax import ConfigError, Setting, Value
+from domainbuilder.xl.disk import parse_disk
+from hvcore.backends.disk import Disk
+
+_LONG = range(-(1 << 63), 1 << 63)
+_NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")  # strtol with base 0
+_MOST_MEMORY = 1 << 20  # MB: far beyond what a domain gets here
+_MOST_VCPUS = 4096
+
+
+class Vif(NamedTuple):
+    """A network interface: its options by name, as xl-network-configuration(5) has them."""
+
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainConfig:
+    """A PV domain as xl.cfg(5) describes it. None is what nobody asked for."""
+
+    name: str
+    kernel: str | None = None
+    ramdisk: str | None = None
+    cmdline: str = ""
+    bootloader: str | None = None
+    bootloader_args: tuple[str, ...] = ()
+    uuid: str | None = None
+    memory: int | None = None  # MB
+    maxmem: int | None = None
+    vcpus: int = 1
+    maxvcpus: int = 1
+    cap: int = 0
+    on_poweroff: str = "destroy"
+    on_reboot: str = "restart"
+    on_watchdog: str = "destroy"
+    on_crash: str = "destroy"
+    on_soft_reset: str = "soft-reset"
+    disks: tuple[Disk, ...] = ()
+    vifs: tuple[Vif, ...] = ()
+
+
+class Remark(NamedTuple):
+    """Something to be told that is no error: where (NAME:LINE), and what."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+class Read(NamedTuple):
+    """A configuration, and what is to be told of it."""
+
+    config: DomainConfig
+    remarks: tuple[Remark, ...]
+
+
+def read_config(name: str, settings: Mapping[str, Setting]) -> Read:
+    """What the settings of the configuration called `name` ask for.
+
+    Raises ConfigError: a wrong value, or what cannot be had here.
+    """
+    remarks = [remark for setting in settings.values() for remark in _fate(setting)]
+    return Read(_Settings(settings, name, remarks).config(), tuple(remarks))
+
+
+def _fate(setting: Setting) -> Iterable[Remark]:
+    """Check a value's kind, and say what becomes of it."""
+    key = KEYS.get(setting.name)
+    if key is None:
+        yield Remark(setting.place, f"{setting.name}: unknown, and ignored")
+        return
+    words = _words(setting, key)
+    if key.fate is Fate.REFUSED and any(word not in key.idle for word in words):
+        raise setting.fail(f"cannot be had: {key.why}", found=", ".join(map(repr, words)))
+    if key.fate is Fate.IDLE and words:
+        yield Remark(setting.place, f"{setting.name} has no effect: {key.why}")
+    elif key.fate is Fate.HVM:
+        yield Remark(setting.place, f"{setting.name} is ignored, as xl does: {key.fate.value}")
+
+
+def _words(setting: Setting, key: Key) -> list[str]:
+    """The value as strings. Raises ConfigError where it is of another kind."""
+    value = setting.value
+    if key.kind is Kind.LIST or (key.kind is Kind.WORDS and value.word is None):
+        if value.word is not None:
+            raise setting.fail("a single value", found=repr(value.word), expected=key.kind.value)
+        return [_word(item, key.kind) for item in value.items] if setting.name != "vnuma" else ["a node"]
+    word = _word(value, key.kind)
+    if key.kind in (Kind.NUMBER, Kind.BOOLEAN):
+        return [str(_number(setting, word))]
+    return [word]
+
+
+def _word(value: Value, kind: Kind) -> str:
+    if value.word is None:
+        raise value.fail("a list", expected=kind.value)
+    return value.word
+
+
+def _number(setting: Setting, word: str) -> int:
+    """xlu_cfg_get_long."""
+    if setting.added:
+        raise setting.fail("can't use += with numbers")
+    if not _NUMBER.fullmatch(word.lstrip()):
+        raise setting.value.fail(f"{setting.name} is not a valid number", found=repr(word))
+    digits = word.lstrip().lower()
+    octal = re.fullmatch(r"[+-]?0[0-7]+", digits)
+    number = int(digits, 8 if octal else 0)
+    if number not in _LONG:
+        raise setting.value.fail(f"{setting.name} is out of range", found=repr(word))
+    return number
+
+
+class _Settings:
+    """Typed access to the settings. Each method raises ConfigError for what is not allowed."""
+
+    def __init__(self, settings: Mapping[str, Setting], name: str, remarks: list[Remark]) -> None:
+        self._settings = settings
+        self._name = name
+        self._remarks = remarks
+
+    def string(self, name: str) -> str | None:
+        setting = self._settings.get(name)
+        return None if setting is None else setting.value.word
+
+    def choice(self, name: str, default: str, allowed: Iterable[str]) -> str:
+        setting = self._settings.get(name)
+        word = default if setting is None else setting.value.word or ""
+        if setting is not None and word not in allowed:
+            raise setting.value.fail(f"{name}: unknown", found=repr(word), expected=", ".join(allowed))
+        return word
+
+    def number(self, name: str, allowed: range) -> int | None:
+        setting = self._settings.get(name)
+        if setting is None:
+            return None
+        number = _number(setting, setting.value.word or "")
+        if number not in allowed:
+            expected = f"{allowed.start} to {allowed.stop - 1}"
+            raise setting.value.fail(f"{name} is out of range", found=str(number), expected=expected)
+        return number
+
+    def items(self, name: str) -> tuple[Value, ...]:
+        setting = self._settings.get(name)
+        return () if setting is None else setting.value.items
+
+    def fail(self, name: str, reason: str) -> ConfigError:
+        setting = self._settings.get(name)
+        return setting.fail(reason) if setting is not None else ConfigError(f"{self._name}: {reason}")
+
+    def remark(self, name: str, text: str) -> None:
+        self._remarks.append(Remark(self._settings[name].place, text))
+
+    def config(self) -> DomainConfig:
+        """Everything together."""
+        self._type()
+        if not (name := self.string("name")):
+            raise self.fail("name", "Domain name must be specified")
+        if "/" in name:
+            raise self.fail("name", "a domain's name has no slash")
+        vcpus = self.number("vcpus", range(1, _MOST_VCPUS))
+        maxvcpus = self.number("maxvcpus", range(1, _MOST_VCPUS)) or vcpus or 1
+        if vcpus is not None and maxvcpus < vcpus:
+            raise self.fail("maxvcpus", "maxvcpus < vcpus")
+        memory = self.number("memory", range(1, _MOST_MEMORY))
+        maxmem = self.number("maxmem", range(1, _MOST_MEMORY))
+        if memory is not None and maxmem is not None and maxmem < memory:
+            raise self.fail("maxmem", "maxmem is below memory")
+        if memory is not None and maxmem is not None and maxmem > memory:
+            self.remark("maxmem", "maxmem has no effect: the domain keeps the memory that it begins with")
+        if maxvcpus > (vcpus or 1):
+            self.remark("maxvcpus", "maxvcpus has no effect: the domain keeps the vCPUs that it begins with")
+        return DomainConfig(
+            name=name,
+            kernel=self._kernel(),
+            ramdisk=self.string("ramdisk"),
+            cmdline=self._cmdline(),
+            bootloader=self.string("bootloader"),
+            bootloader_args=self._bootloader_args(),
+            uuid=self._uuid(),
+            memory=memory,
+            maxmem=maxmem,
+            vcpus=vcpus or 1,
+            maxvcpus=maxvcpus,
+            cap=self.number("cap", range(100 * _MOST_VCPUS)) or 0,
+            on_poweroff=self.choice("on_poweroff", "destroy", ACTIONS),
+            on_reboot=self.choice("on_reboot", "restart", ACTIONS),
+            on_watchdog=self.choice("on_watchdog", "destroy", ACTIONS),
+            on_crash=self.choice("on_crash", "destroy", ACTIONS),
+            on_soft_reset=self.choice("on_soft_reset", "soft-reset", ACTIONS),
+            disks=self._disks(),
+            vifs=tuple(map(_vif, self.items("vif"))),
+        )
+
+    def _type(self) -> None:
+        """Xl takes beginnings of the words as well (strncmp with the word's own length)."""
+        for name, kinds in (("type", ("hvm", "pv", "pvh")), ("builder", ("hvm", "generic"))):
+            word = self.string(name)
+            if word is None:
+                continue
+            kind = next((kind for kind in kinds if kind.startswith(word)), None)
+            if kind is None:
+                raise self.fail(name, f"Invalid domain type {word}")
+            if kind not in ("pv", "generic"):
+                raise self.fail(name, f"{kind} guests do not run here: PV guests do")
+
+    def _kernel(self) -> str | None:
+        kernel, firmware = self.string("kernel"), self.string("firmware")
+        if firmware is not None:
+            if kernel is not None:
+                raise self.fail("firmware", "both kernel and firmware specified")
+            if firmware not in ("pvgrub32", "pvgrub64"):
+                raise self.fail("firmware", "only pvgrub{32|64} supported as firmware options")
+            raise self.fail("firmware", "Xen's own files are not here; kernel= names a PV-GRUB")
+        if kernel is None and self.string("bootloader") is None:
+            raise ConfigError(f"{self._name}: Neither kernel nor bootloader specified")
+        return kernel
+
+    def _cmdline(self) -> str:
+        """parse_cmdline()."""
+        cmdline, root, extra = map(self.string, ("cmdline", "root", "extra"))
+        if cmdline is not None:
+            for name in ("root", "extra"):
+                if self.string(name) is not None:
+                    self.remark(name, f"ignoring {name}= in favour of cmdline=")
+            return cmdline
+        return " ".join(filter(None, (f"root={root}" if root is not None else None, extra)))
+
+    def _bootloader_args(self) -> tuple[str, ...]:
+        word = self.string("bootloader_args")
+        items = tuple(item.word or "" for item in self.items("bootloader_args"))
+        return items if word is None else tuple(word.split())
+
+    def _disks(self) -> tuple[Disk, ...]:
+        disks: dict[int, Disk] = {}
+        for item in self.items("disk"):
+            try:
+                disk = parse_disk(item.word or "")
+            except BuildError as error:
+                raise item.fail(
+                    f"disk: {error.reason}", found=error.found, expected=error.expected
+                ) from error
+            if disk.devid in disks:
+                raise self.fail("disk", f"two disks have the same vdev, {disk.vdev}")
+            disks[disk.devid] = disk
+        return tuple(disks.values())
+
+    def _uuid(self) -> str | None:
+        """libxl_uuid_from_string(): 32 digits, hyphens between them or not."""
+        word = self.string("uuid")
+        if word is None:
+            return None
+        if not re.fullmatch(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){4}[0-9a-fA-F]{8}", word):
+            raise self._settings["uuid"].value.fail("Failed to parse UUID", found=repr(word))
+        return str(uuid.UUID(word))
+
+
+_VIF_OPTIONS = frozenset(
+    (
+        *("type", "mac", "bridge", "netdev", "gatewaydev", "ip", "script", "backend", "vifname", "model"),
+        *("rate", "accel", "devid", "mtu"),
+    )
+)
+_MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
+_RATE = re.compile(r"[0-9]+([GMK]?[Bb]/s)(@[0-9]+(ms|us|s))?")
+
+
+def _vif(value: Value) -> Vif:
+    """parse_nic_config(): `key=value` after `key=value`."""
+    options: dict[str, str] = {}
+    for part in (value.word or "").split(","):
+        name, sign, text = part.strip(" ").partition("=")
+        if not part.strip():
+            continue
+        if name in ("trusted", "untrusted") and not sign:
+            options["trusted"] = str(int(name == "trusted"))
+            continue
+        if not sign or name not in _VIF_OPTIONS:
+            raise value.fail("vif: unrecognized argument", found=repr(part.strip()))
+        options[name] = text
+    checks: tuple[tuple[str, Callable[[str], bool], str], ...] = (
+        ("type", lambda text: text in ("vif", "ioemu"), "vif or ioemu"),
+        ("mac", lambda text: bool(_MAC.fullmatch(text)), "six bytes, as in 00:16:3e:01:02:03"),
+        ("rate", lambda text: bool(_RATE.fullmatch(text)), "as in 10Mb/s or 1MB/s@20ms"),
+    )
+    for name, right, expected in checks:
+        if name in options and not right(options[name]):
+            raise value.fail(f"vif: invalid {name}", found=repr(options[name]), expected=expected)
+    return Vif(options)

@@ -1,0 +1,122 @@
+"""`domainbuilder create`: domains of configurations run, end and begin again as these say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.domainbuilder.bootloader.images import disk, ext, tree
+
+
+def _create(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "domainbuilder", "create", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, input=stdin, env=os.environ)
+
+
+@pytest.fixture
+def config(tmp_path: Path, sample_guest: Callable[[str], Path]) -> Path:
+    path = tmp_path / "hello.cfg"
+    path.write_text(f"""\
+# The smallest guest
+name = "hello"
+kernel = "{sample_guest("hello")}"
+extra = "ticks=1"
+memory = 16
+vif = ['bridge=xenbr0']
+""")
+    return path
+
+
+def test_a_domain_runs(config: Path) -> None:
+    ran = _create(config, "--timeout", "60", "--expect", "tick 1", "--expect", "hello> ", "--send", r"halt\n")
+    assert (ran.returncode, ran.stdout.count("tick 1,")) == (0, 1), ran.stderr
+    assert f"{config}:6: vif has no effect: there is no network here" in ran.stderr
+
+
+def test_settings_of_the_command_line_go_before_the_files(config: Path) -> None:
+    ran = _create(
+        "-q", config, "extra='ticks=2'", "memory=32", "--timeout", "60", "--expect", "tick 2", "--until-match"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "no effect" not in ran.stderr
+    shown = json.loads(_create("-n", config, "vcpus=2").stdout)
+    assert (shown["vcpus"], shown["memory"], shown["vif"]) == (2, 16, ["bridge=xenbr0"])
+
+
+def test_a_dry_run_shows_json_that_is_read_again(config: Path, tmp_path: Path) -> None:
+    shown = _create("-n", config).stdout
+    again = tmp_path / "hello.json"
+    again.write_text(shown)
+    assert _create("-n", again).stdout == shown
+    assert _create("-n", "-", stdin=shown).stdout == shown
+    assert _create(again, "--timeout", "60", "--expect", "hello> ", "--until-match").returncode == 0
+
+
+@pytest.mark.parametrize("action", ["restart", "destroy"])
+def test_a_domain_that_reboots_begins_again_where_its_configuration_says_so(
+    config: Path, action: str
+) -> None:
+    arguments = ["-m", "domainbuilder", "create", str(config), f"on_reboot='{action}'", "--timeout", "60"]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60)
+    child.expect_exact("hello> ")
+    child.send("reboot\r")
+    if action == "restart":
+        child.expect_exact("hello is started again: reboot")
+        child.expect_exact("hello> ")
+        child.send("halt\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_pygrub_boots_what_is_on_the_first_disk(tmp_path: Path, sample_guest: Callable[[str], Path]) -> None:
+    entry = (
+        b"menuentry 'Hello' --id hello {\n linux /boot/hello ticks=3\n}\nmenuentry 'Other' {\n linux /no\n}\n"
+    )
+    files = {
+        "boot/grub/grub.cfg": b"set default=1\n" + entry,
+        "boot/hello": sample_guest("hello").read_bytes(),
+    }
+    root = ext(tmp_path / "root.img", tree(tmp_path / "root", files))
+    image = disk(tmp_path / "disk.img", "gpt", [("type=linux", root)])
+    config = tmp_path / "disk.cfg"
+    config.write_text(
+        f"name='d'\nbootloader='pygrub'\nbootloader_args=['--entry=hello']\nmemory=32\ndisk=['{image},raw,xvda,r']\n"
+    )
+    ran = _create(config, "--timeout", "60", "--expect", "tick 3", "--until-match")
+    assert ran.returncode == 0, ran.stderr
+    ran = _create(config, "bootloader_args=[]", "--timeout", "60")
+    assert (ran.returncode, ran.stderr) == (2, f"domainbuilder: error: {image}: there is no '/no'\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("memory=True", "argument 1:1:8: a character that no configuration has; found 'True'"),
+        ("bootloader='/usr/sbin/my-loader'", "no other boot loader than pygrub is here"),
+        ("bootloader='pygrub'", "pygrub needs a disk"),
+        ("pci=['01:00.0']", "argument 1:1:1: pci: cannot be had: there is no hardware to hand over"),
+    ],
+)
+def test_what_is_refused_is_one_line(config: Path, more: str, told: str) -> None:
+    ran = _create("-q", config, more)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "large").write_text("#\n" * (1 << 20))
+    for name, told in (("binary", "not UTF-8"), ("large", "too large"), ("nowhere", "No such file")):
+        ran = _create(tmp_path / name)
+        assert ran.returncode == 2
+        assert told in ran.stderr
+        assert ran.stderr.count("\n") == 1
