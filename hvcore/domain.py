@@ -70,8 +70,6 @@ class Domain:
     vcpus: list[Vcpu] = field(default_factory=list)
     words: DomainWords = field(default_factory=DomainWords)  # what the compiled core knows of it, too
     wallclock_ns: int = 0  # Unix time at system time 0
-    pci_cf8: int = 0  # the last 32-bit value written to port 0xcf8
-    cmos_idx: int = 0  # the last byte written to port 0x70
     e820: bytes | None = None  # set by XENMEM_set_memory_map; None: RAM from 0 to nr_pages
     shutdown_code: int | None = None  # SHUTDOWN_*, once the guest asked for it
     is_shutting_down: bool = False
@@ -107,6 +105,24 @@ class Domain:
     @vm_assist.setter
     def vm_assist(self, value: int) -> None:
         self.words.vm_assist = value
+
+    @property
+    def cmos_idx(self) -> int:
+        """The last byte written to port 0x70."""
+        return self.words.cmos_idx
+
+    @cmos_idx.setter
+    def cmos_idx(self, value: int) -> None:
+        self.words.cmos_idx = value
+
+    @property
+    def pci_cf8(self) -> int:
+        """The last 32-bit value written to port 0xcf8."""
+        return self.words.pci_cf8
+
+    @pci_cf8.setter
+    def pci_cf8(self, value: int) -> None:
+        self.words.pci_cf8 = value
 
     @property
     def current(self) -> Vcpu:

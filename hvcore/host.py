@@ -207,7 +207,7 @@ class Host:
             m = self.create(image, console_output=output, is_new=False, **_options(saved.options))
             check_saved_domain(m, saved)
             words = self.engine.save_context()
-            here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts")}
+            here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts", "port_keeps")}
             self.engine.load_context(EngineContext(**saved.context, **here))
             running = saved.owners["machine"]["running"]
             m.lanes.run(m.domain.vcpus[running] if running is not None else None)

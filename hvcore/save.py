@@ -23,6 +23,7 @@ from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry
 from hvcore.common.grant_entries import Mapping as GrantMapping
 from hvcore.cpu.engine import EngineContext
+from hvcore.cpu.words import SAVED_DOMAIN_WORDS
 from hvcore.errors import DomainCrash, EngineError, StateError
 from hvcore.host_state import RUN_PAGES, DomainState, Fields
 from hvcore.kinds import Plain
@@ -43,7 +44,12 @@ _RECORD_TYPES: tuple[type, ...] = (
     Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
-_NOT_OF_THE_DOMAIN = ("vcpu", "journal", "lane_counts")  # of an EngineContext: addresses in this process
+_NOT_OF_THE_DOMAIN = (
+    "vcpu",
+    "journal",
+    "lane_counts",
+    "port_keeps",
+)  # of an EngineContext: addresses in this process
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -195,7 +201,6 @@ def store_owners(store: Xenstored) -> Iterator[tuple[str, object]]:
     yield "tree", store.tree
 
 
-_DOMAIN_WORDS = ("vm_assist", "events_delivered", "page_table_stores")  # all others are worked out
 _CRASH = ("reason", "vector", "error_code", "address")
 
 
@@ -213,7 +218,7 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
         "running": None if m._running is None else m._running.vcpu_id,
         "crash": None if m.crash is None else {name: getattr(m.crash, name) for name in _CRASH},
     }
-    saved["domain"]["words"] = {name: getattr(d.words, name) for name in _DOMAIN_WORDS}
+    saved["domain"]["words"] = {name: getattr(d.words, name) for name in SAVED_DOMAIN_WORDS}
     for v in d.vcpus:
         saved[f"vcpu{v.vcpu_id}"]["info"] = _info(v)
     kept = {name: value for name, value in context._asdict().items() if name not in _NOT_OF_THE_DOMAIN}
@@ -282,7 +287,7 @@ def restore_domain(m: Machine, state: DomainState) -> None:
     restore_domain_owners(d, saved)
     for name, owner in owners(m):
         restore_owner(owner, saved[name])
-    for name in _DOMAIN_WORDS:
+    for name in SAVED_DOMAIN_WORDS:
         setattr(d.words, name, words[name])
     for name, device in m.devices.items():
         device.restored()

@@ -16,7 +16,7 @@ from hvcore.backends.block import VBD
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
-from hvcore.cpu.words import NO_RING
+from hvcore.cpu.words import NO_RING, SAVED_DOMAIN_WORDS
 from hvcore.errors import StateError
 from hvcore.kinds import (
     A_DICT,
@@ -220,7 +220,7 @@ class OwnerKinds:
                 "e820": one_of(NOTHING, data(0, 128 * 20)),
                 "shutdown_code": one_of(NOTHING, U32),
                 "xenheap": heap,
-                "words": fields(vm_assist=U64, events_delivered=U64, page_table_stores=U64),
+                "words": fields(**dict.fromkeys(SAVED_DOMAIN_WORDS, U64)),
             },
             "evtchn": {
                 "notify_vcpu_id": numbers("H", high=max(vcpus - 1, 0)),

@@ -45,7 +45,8 @@ def count(
     """
     exceptions, emulated = trace.exceptions.tolist(), trace.emulated.copy()
     exceptions[TRAP_gp_fault] += port_reads + port_writes
-    for name, number in (("in", port_reads), ("out", port_writes)):
+    cli, sti = trace.cli_sti
+    for name, number in (("in", port_reads), ("out", port_writes), ("cli", cli), ("sti", sti)):
         if number:
             emulated[name] = emulated.get(name, 0) + number
     return Stats(

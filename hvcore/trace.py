@@ -72,6 +72,7 @@ class Trace:
     unknown_hypercalls: dict[int, int] = field(default_factory=dict)
     exceptions: memoryview = field(default_factory=lambda: _words(_NR_VECTORS))
     emulated: dict[str, int] = field(default_factory=dict)
+    cli_sti: memoryview = field(default_factory=lambda: _words(2))  # of those, by the compiled core
     recent: memoryview = field(default_factory=lambda: _words(1 + _RECENT * _CALL.size // 8))
     pending: list[Refusal | FailedEntry] = field(default_factory=list)
     refused_calls: deque[RefusedCall] = field(default_factory=lambda: deque(maxlen=16))

@@ -38,11 +38,11 @@ def bench_guest(folder: Path, width: int) -> Path:
     return folder / f"bench-{width}.elf"
 
 
-def xen_command(xen: Path, guest: Path, arguments: str) -> list[str]:
+def xen_command(qemu: str, xen: Path, guest: Path, arguments: str) -> list[str]:
     """Real Xen in QEMU, its console on stdout."""
     options = "console=com1 com1=115200,8n1 dom0_mem=64M,max:64M dom0_max_vcpus=1"
     return [
-        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", "384", "-display", "none",
+        qemu, "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", "384", "-display", "none",
         "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nodefaults", "-kernel", str(xen),
         "-append", options, "-initrd", f"{guest} {arguments}",
     ]  # fmt: skip
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=100, help="percent of the full number of calls")
     parser.add_argument("--width", type=int, default=64, choices=(32, 64))
     parser.add_argument("--xen", type=Path, help="another hypervisor than that of /boot")
+    parser.add_argument("--qemu", default="qemu-system-x86_64", help="another QEMU for that")
     parser.add_argument("--no-xen", action="store_true", help="this hypervisor alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     arguments = parser.parse_args()
@@ -124,7 +125,7 @@ def main() -> None:
             unzipped = Path(folder) / "xen"  # QEMU's multiboot loader takes no gzip
             raw = (arguments.xen or xen_hypervisor()).read_bytes()
             unzipped.write_bytes(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-            commands["xen"] = xen_command(unzipped, guest, scale)
+            commands["xen"] = xen_command(arguments.qemu, unzipped, guest, scale)
         runs: dict[str, list[Costs]] = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():

@@ -65,11 +65,11 @@ def xen_hypervisor() -> Path:
     return found[-1]
 
 
-def xen_command(xen: Path, kernel: Path, initramfs: Path) -> list[str]:
+def xen_command(qemu: str, xen: Path, kernel: Path, initramfs: Path) -> list[str]:
     """Real Xen in QEMU, its console and dom0's on stdout."""
     options = f"console=com1 com1=115200,8n1 dom0_mem={MEMORY_MIB}M,max:{MEMORY_MIB}M dom0_max_vcpus=1"
     return [
-        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1",
+        qemu, "-accel", "tcg", "-cpu", "qemu64", "-smp", "1",
         "-m", str(MEMORY_MIB + XEN_MIB), "-display", "none", "-monitor", "none", "-serial", "stdio",
         "-no-reboot", "-nodefaults", "-kernel", str(xen), "-append", options,
         "-initrd", f"{kernel} console=hvc0,{initramfs}",
@@ -136,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--release", default="bookworm", choices=("bookworm", "trixie"))
     parser.add_argument("--runs", type=int, default=1, help="how often each; the median is told")
+    parser.add_argument("--qemu", default="qemu-system-x86_64", help="another QEMU than Debian's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     arguments = parser.parse_args()
     kernel, xen = CACHE / f"vmlinuz-{arguments.release}-amd64", xen_hypervisor()
@@ -147,7 +148,8 @@ def main() -> None:
         archive.write_bytes(initramfs_module().initramfs("poweroff.sh", busybox.read_bytes()))
         unzipped = Path(folder) / "xen"  # QEMU's multiboot loader takes no gzip
         unzipped.write_bytes(gzip.decompress(xen.read_bytes()))
-        commands = {"xen": xen_command(unzipped, kernel, archive), "here": our_command(kernel, archive)}
+        theirs = xen_command(arguments.qemu, unzipped, kernel, archive)
+        commands = {"xen": theirs, "here": our_command(kernel, archive)}
         runs: dict[str, list[Run]] = {name: [] for name in commands}
         for number in range(arguments.runs):
             for name, command in commands.items():

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Unpack
 from domainbuilder.build.domain_image import DEFAULT_FIRST_MFN, DomainImage, build
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, LayoutError, Where
-from domainbuilder.kernel.kernel_file import KernelFile
+from domainbuilder.kernel.kernel_file import KernelFile, load_kernel
+from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.options import Chosen, Options, options_by_name
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
@@ -57,6 +58,8 @@ def launch(
       them (none); name: what the store calls the domain ("guest").
     - symbols: a file with the kernel's symbols (vmlinux, also with debug information, or System.map), for
       reports; without it they are the kernel's own.
+    - cache: find a packed kernel as an earlier launch has unpacked it under the user's cache folder, and keep
+      it there (True).
     - record: note what is typed, with the guest's time, for `input_record()` (False); replay: type what such
       a record has, when it has it: the same run again (None).
     - plain: use nothing of Unicorn but its documented API, slower and with the same results; None (the
@@ -80,8 +83,8 @@ def launch_on(
     """
     started = time.monotonic()
     chosen = Chosen(**options)
-    if not isinstance(kernel, DomainPlan | DomainImage | KernelFile) and is_image(kernel):
-        kernel = load_image(kernel)
+    if not isinstance(kernel, DomainPlan | DomainImage | KernelFile):
+        kernel = _opened(kernel, cache=chosen.cache)
     asked = (memory_mib, chosen.ramdisk, chosen.cmdline, chosen.guest_type)
     if not isinstance(kernel, DomainPlan | DomainImage):
         kernel = plan(
@@ -107,6 +110,13 @@ def launch_on(
         )
     except EngineError as error:
         raise _not_started(error, image.plan) from error
+
+
+def _opened(path: str | os.PathLike[str], *, cache: bool) -> DomainImage | KernelFile:
+    """A file: a domain that was built, or a kernel, unpacked if need be or found unpacked."""
+    if is_image(path):
+        return load_image(path)
+    return load_kernel(path, kept=UnpackedKernels(cache_folder()) if cache else None)
 
 
 def _build(planned: DomainPlan, host: Host | None, *, plain: bool | None) -> tuple[DomainImage, Host]:

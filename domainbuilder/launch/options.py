@@ -39,6 +39,7 @@ class HostOptions(TypedDict, total=False):
     symbols: str | os.PathLike[str] | None
     name: str
     disks: Sequence[Disk | str]
+    cache: bool
 
 
 class Options(HostOptions, total=False):
@@ -75,6 +76,7 @@ class Chosen:
     symbols: str | os.PathLike[str] | None = None
     name: str = "guest"
     disks: Sequence[Disk | str] = ()
+    cache: bool = True
     record: bool = False
     replay: InputRecord | None = None
     plain: bool | None = None

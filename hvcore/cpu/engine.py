@@ -66,6 +66,7 @@ class EngineContext(NamedTuple):
     step_deferred: bool
     port_ring: int
     port_cost: int
+    port_keeps: int
     port_reads: int
     port_writes: int
     tlb_flushes: int

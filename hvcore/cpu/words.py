@@ -13,7 +13,7 @@ CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
 
 # Of lanes: hypercalls by number, and these.
 LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE = range(64, 69)
-LANE_SOFTWARE_INTERRUPT, NR_LANES = 69, 70
+LANE_SOFTWARE_INTERRUPT, LANE_CLI_STI, NR_LANES = 69, 70, 71
 JOURNAL_BYTES = 8 * (2 + 3 * 4096)  # struct hv_journal
 
 
@@ -62,6 +62,7 @@ class EngineWords(ctypes.Structure):
     tlb_vaddr_to_host: int
     port_ring: int
     port_cost: int
+    port_keeps: int
     port_reads: int
     port_writes: int
     region: int
@@ -145,8 +146,11 @@ class DomainWords(ctypes.Structure):
     linear_pt_count: int
     xen_l4_slots: int
     vm_assist: int
+    cmos_idx: int
+    pci_cf8: int
     hypercalls: int
     exceptions: int
+    cli_sti: int
     events_delivered: int
     page_table_stores: int
     recent: int
@@ -160,3 +164,6 @@ LAYOUT = "".join(
     f"{name}: " + "".join(f"{word} " for word in block.__annotations__)
     for name, block in (("engine", EngineWords), ("vcpu", VcpuWords), ("domain", DomainWords))
 )
+
+# Of a domain, what is its state; the rest is worked out.
+SAVED_DOMAIN_WORDS = ("vm_assist", "cmos_idx", "pci_cf8", "events_delivered", "page_table_stores")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.words import address_of, shared_words
 from hvcore.debug.events import (
+    EmulatedEvent,
     Event,
     ExceptionEvent,
     HypercallEvent,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 CAPACITY = 4096  # events: 512 KB
 _EVENT = struct.Struct("<14Q16x")
 _NO_ERROR_CODE = (1 << 64) - 1
+_NAMES = {0xFA: "cli", 0xFB: "sti"}  # by opcode
 _HEAD = 4  # words: count, kept, capacity, kinds
 # By number of enum hv_event_kind.
-_HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL, _PAGE_TABLE_STORE = range(7)
+_HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL, _PAGE_TABLE_STORE, _EMULATED = range(8)
 _KINDS: dict[type[Event], int] = {
     HypercallEvent: _HYPERCALL,
     SubcallEvent: _SUBCALL,
@@ -42,6 +44,7 @@ _KINDS: dict[type[Event], int] = {
     ExceptionEvent: _EXCEPTION,
     UpcallEvent: _UPCALL,
     PageTableStoreEvent: _PAGE_TABLE_STORE,
+    EmulatedEvent: _EMULATED,
 }
 
 
@@ -89,6 +92,8 @@ def _event(domain_id: int, row: tuple[int, ...]) -> Event:
         return IretEvent(*where)
     if kind == _UPCALL:
         return UpcallEvent(*where)
+    if kind == _EMULATED:
+        return EmulatedEvent(*where, _NAMES[number])
     if kind == _PAGE_TABLE_STORE:
         return PageTableStoreEvent(*where, row[8])
     cr2 = row[8] if number == TRAP_page_fault else 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.cpu.words import (
     JOURNAL_BYTES,
+    LANE_CLI_STI,
     LANE_MULTICALL_ENTRY,
     LANE_PAGE_FAULT,
     LANE_PAGE_TABLE_STORE,
@@ -19,6 +20,7 @@ from hvcore.cpu.words import (
     LANE_SOFTWARE_INTERRUPT,
     LANE_SYSCALL,
     NR_LANES,
+    DomainWords,
 )
 from hvcore.public.xen import Hypercall
 
@@ -35,6 +37,7 @@ _NAMES = {
     LANE_PAGE_FAULT: "page fault",
     LANE_PAGE_TABLE_STORE: "page table store",
     LANE_SOFTWARE_INTERRUPT: "software interrupt",
+    LANE_CLI_STI: "cli, sti",
 }
 
 
@@ -48,6 +51,8 @@ class Lanes:
         self._counts = (ctypes.c_uint64 * (2 * NR_LANES))()
         self._journal = ctypes.create_string_buffer(JOURNAL_BYTES) if self.possible else None
         self._words = domain.words
+        kept = DomainWords.cmos_idx.offset  # type: ignore[attr-defined]
+        domain.engine.words.port_keeps = ctypes.addressof(self._words) + kept
         if self._journal is not None:
             self._describe(domain)
             words = domain.engine.words
@@ -73,6 +78,7 @@ class Lanes:
         words.hypercalls = self._hold(d.trace.hypercalls)
         words.exceptions = self._hold(d.trace.exceptions)
         words.recent = self._hold(d.trace.recent)
+        words.cli_sti = self._hold(d.trace.cli_sti)
         if d.abi.pt_levels == 4:
             slots = d.mm.xen.xen_l4_slots()
             words.xen_l4_slots = self._hold((ctypes.c_uint64 * len(slots))(*slots))

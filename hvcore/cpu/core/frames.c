@@ -1,8 +1,6 @@
 /* What guests of both widths have in common when they are entered and left: hvcore/pv/frames.py. */
 #include "lane.h"
 
-enum { VMASST_architectural_iopl = 1 << 4 };
-
 /* IF is the negated event mask, IOPL the virtual one where it is wanted. */
 uint64_t hv_saved_eflags(const struct hv_call *c, uint64_t eflags, uint8_t mask) {
     eflags &= ~(uint64_t)(X86_EFLAGS_IF | X86_EFLAGS_IOPL);

@@ -19,7 +19,7 @@ enum {
     HC_xen_version = 17, HC_iret = 23, HC_vcpu_op = 24, HC_set_segment_base = 25, HC_mmuext_op = 26, HC_sched_op = 29,
     NR_HYPERCALLS = 64,
     LANE_rdtsc = NR_HYPERCALLS, LANE_multicall_entry, LANE_syscall, LANE_page_fault,
-    LANE_page_table_store, LANE_software_interrupt, NR_LANES,
+    LANE_page_table_store, LANE_software_interrupt, LANE_cli_sti, NR_LANES,
 };
 
 /* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
@@ -40,7 +40,8 @@ enum {
     X86_EFLAGS_AC = 0x40000, EFLAGS_SETTABLE = 0x3f7fd7,
 };
 enum { FLAT_RING3_CS32 = 0xe023, FLAT_RING3_CS64 = 0xe033, FLAT_RING3_SS = 0xe02b };
-enum { TRAP_page_fault = 14 };
+enum { VMASST_architectural_iopl = 1 << 4 };
+enum { TRAP_gp_fault = 13, TRAP_page_fault };
 enum { PFEC_page_present = 1, PFEC_write_access = 2, PFEC_user_mode = 4, PFEC_reserved_bit = 8, PFEC_insn_fetch = 16 };
 #define NO_RING UINT64_C(0xffffffff)
 
@@ -77,6 +78,7 @@ struct hv_journal {
 /* What lanes did, for who listens: hvcore/debug/event_log.py. `kept` of them stay whatever is undone. */
 enum hv_event_kind {
     EVENT_hypercall, EVENT_subcall, EVENT_iret, EVENT_trap, EVENT_exception, EVENT_upcall, EVENT_page_table_store,
+    EVENT_emulated,
 };
 
 struct hv_event {

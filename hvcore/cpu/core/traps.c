@@ -2,6 +2,7 @@
 #include "lane.h"
 
 enum { TRAP_int3 = 3, TRAP_overflow = 4, LEGACY_SYSCALL_VECTOR = 0x80, CALLBACKTYPE_event = 0, TI_IF = 4 };
+enum { CLI = 0xfa, STI, IOPL_SHIFT = 12 };
 
 /* Whether a trap table entry names a handler: a selector of a 32-bit guest, an address of a 64-bit one. */
 static bool handler_set(const struct hv_call *c, const struct hv_entry *entry) {
@@ -71,13 +72,37 @@ static bool software_interrupt(struct hv_call *c, unsigned vector) {
     return hv_count_lane(c, LANE_software_interrupt, bounce(c, vector, NULL));
 }
 
+/* iopl_ok() */
+static bool iopl_ok(const struct hv_call *c) {
+    unsigned kernel = c->d->vm_assist & VMASST_architectural_iopl ? 0 : 1;
+    return (hv_guest_kernel_mode(c) ? kernel : 3) << IOPL_SHIFT <= c->v->iopl;
+}
+
+/* pv_emulate_privileged_op() of a bare `cli` or `sti`, which change nothing and need the right to. */
+static bool cli_or_sti(struct hv_call *c) {
+    bool is_known_code = *hv_hflags(c) & (HF_CS32 | HF_CS64) && !hv_segment_base(c, CS);
+    if (!is_known_code || c->regs[EFLAGS] & X86_EFLAGS_RF)
+        return NOT_MINE;
+    const uint8_t *code = hv_copy_from(c, c->regs[RIP], 1);
+    if (!code || (*code != CLI && *code != STI) || !iopl_ok(c))
+        return NOT_MINE;
+    uint64_t *count = (uint64_t *)c->d->cli_sti + (*code - CLI);
+    hv_event(c, EVENT_emulated, c->regs[RIP], *code, 0);
+    hv_set64(c->j, count, *count + 1);
+    hv_set64(c->j, &c->regs[RIP], c->is_32bit ? (uint32_t)(c->regs[RIP] + 1) : c->regs[RIP] + 1);
+    return MINE;
+}
+
 bool hv_trap(struct hv_call *c, unsigned vector) {
     const uint32_t *error_code = hv_error_code(c);
     uint64_t *exceptions = (uint64_t *)c->d->exceptions;
     bool is_software = error_code[1];
-    if (!is_software && vector != TRAP_page_fault)
+    bool is_privileged = vector == TRAP_gp_fault && !error_code[0];
+    if (!is_software && vector != TRAP_page_fault && !is_privileged)
         return NOT_MINE;
     hv_set64(c->j, &exceptions[vector], exceptions[vector] + 1);
     hv_event(c, EVENT_trap, c->regs[RIP], vector, is_software ? HV_NO_ERROR_CODE : error_code[0]);
-    return is_software ? software_interrupt(c, vector) : page_fault(c);
+    if (is_software)
+        return software_interrupt(c, vector);
+    return is_privileged ? hv_count_lane(c, LANE_cli_sti, cli_or_sti(c)) : page_fault(c);
 }

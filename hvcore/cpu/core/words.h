@@ -28,6 +28,7 @@
     WORD(tlb_vaddr_to_host) \
     WORD(port_ring)           /* the ring that may do port I/O, or NO_RING */ \
     WORD(port_cost)           /* what an access takes of the budget */ \
+    WORD(port_keeps)          /* two words for what is written to Xen's ports; 0: not here */ \
     WORD(port_reads) \
     WORD(port_writes) \
     WORD(region)              /* the MemoryRegion that RAM is */ \
@@ -103,8 +104,11 @@
     WORD(linear_pt_count)     /* int16_t */ \
     WORD(xen_l4_slots)        /* what stands in slots 256 to 271 of every L4, the linear one left out */ \
     WORD(vm_assist) \
+    WORD(cmos_idx)            /* the last byte written to port 0x70 */ \
+    WORD(pci_cf8)             /* and the last four to 0xcf8 */ \
     WORD(hypercalls)          /* counts by number */ \
     WORD(exceptions)          /* counts by vector */ \
+    WORD(cli_sti)             /* counts of both, emulated */ \
     WORD(events_delivered) \
     WORD(page_table_stores) \
     WORD(recent)              /* the last calls: hvcore/trace.py */ \

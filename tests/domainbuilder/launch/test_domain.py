@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import lzma
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -16,8 +18,10 @@ import pytest
 
 import domainbuilder
 from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.kernel.unpacked import LEAST_BYTES
 from domainbuilder.launch.domain import ExpectEOF, ExpectError, ExpectTimeout, launch
 from hvcore.clock import NS_PER_EXIT
+from tests.domainbuilder.bzimage import bzimage
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, hypercall, kernel
 
 PROMPT = r"^hello> "
@@ -235,6 +239,21 @@ def test_a_built_domain_runs_like_its_kernel(hello: Path, tmp_path: Path) -> Non
     from_kernel = run(hello, memory_mib=16, cmdline="ticks=2")
     assert from_kernel == run(image)
     assert from_kernel == run(tmp_path / "hello.core")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_packed_kernel_is_kept_unpacked_unless_it_is_not_to_be(
+    hello: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = hello.read_bytes() + bytes(LEAST_BYTES)
+    packed = tmp_path / "vmlinuz"
+    packed.write_bytes(bzimage(lzma.compress(image) + struct.pack("<I", len(image))))
+    for _ in range(2):
+        with domainbuilder.launch(packed, cache=cache) as dom:
+            dom.console.expect(PROMPT)
+    kept = [path.read_bytes() for path in tmp_path.glob("cache/domainbuilder/kernels/*")]
+    assert kept == ([image] if cache else [])
 
 
 def test_a_built_domain_has_its_memory_already(hello: Path) -> None:
