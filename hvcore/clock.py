@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
+TURN_NS = 10_000_000  # turns end where system time is a multiple of it, if nothing ends them before
 TSC_PER_NS = 2  # a 2 GHz time stamp counter: tsc_to_system_mul 0x80000000, tsc_shift 0
 NS_PER_EXIT = 100  # an exception or hypercall: no guest may have them for nothing
 NS_PER_RDTSC = 1000

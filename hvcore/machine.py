@@ -22,22 +22,18 @@ from hvcore.backends.disk import Disk
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.xenbus import XenbusDevice
 from hvcore.backends.xenstore import XenstoreBackend
-from hvcore.clock import CELL_SPENT, Clock
+from hvcore.clock import TURN_NS, Clock
 from hvcore.common.grant_map import map_for_backend
 from hvcore.common.schedule import schedule_in, schedule_out, timer_action
 from hvcore.common.time import (
-    next_update_of_system_time,
     update_domain_wallclock_time,
     update_vcpu_system_time,
 )
-from hvcore.cpu.loops import counting_loop
-from hvcore.cpu.processor import RAX, RIP
+from hvcore.cpu.processor import RAX
 from hvcore.domain import SHUTDOWN_NAMES, Domain
-from hvcore.errors import DomainCrash, EngineError, GuestError, GuestFault
+from hvcore.errors import DomainCrash, EngineError, GuestFault
 from hvcore.machine_memory import MachineMemory
-from hvcore.public.errno import EFAULT
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
-from hvcore.public.xen import PAGE_SIZE
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
 from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
@@ -46,6 +42,7 @@ from hvcore.pv.mmuext_op import pin_table
 from hvcore.pv.ro_page_fault import RoPageFault
 from hvcore.pv.traps import Traps
 from hvcore.pv.vcpu_context import arch_set_info_guest
+from hvcore.rounds import leave_out_rounds
 from hvcore.stats import Stats, count
 from hvcore.vcpu import Vcpu
 from hvcore.wiring import connect_domains, connect_processor, create_domain
@@ -59,10 +56,8 @@ if TYPE_CHECKING:
 
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
 WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
-_TURN_NS = 10_000_000  # turns end where system time is a multiple of it, if nothing ends them before
 _SLICE_NS = 10_000_000  # how long the engine runs until a loop is looked for
 _PROBE_NS = 20_000  # where a loop has been left out, its next run is near
-_WORTH_BYTES = 500_000  # a shorter loop is faster executed
 _CAP_PERIOD_NS = 30_000_000  # over which a cap is kept, as by Xen's credit scheduler
 
 
@@ -93,31 +88,11 @@ class Machine:
 
     WIRING = frozenset(
         (
-            "host",
-            "mem",
-            "engine",
-            "clock",
-            "domain",
-            "xenstore",
-            "console",
-            "devices",
-            "disks",
-            "frames",
-            "traps",
-            "hypercalls",
-            "ro_page_fault",
-            "lanes",
-            "typed",
-            "context",
-            "crash",
-            "skip_loops",
-            "watcher",
-            "_has_lanes",
-            "_running",
-            "boot",
-            "heap_top",
+            "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices", "disks",
+            "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context", "crash",
+            "skip_loops", "watcher", "_has_lanes", "_running", "boot", "heap_top",
         )
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -388,11 +363,12 @@ class Machine:
         self.switch_to(v)
         update_vcpu_system_time(v)
         self.traps.test_all_events()
-        self._begin_turn()
+        self.set_turn_end()
 
-    def _begin_turn(self) -> None:
+    def set_turn_end(self) -> None:
+        """Say until when the turn that begins lasts: to the next timer, or a multiple of TURN_NS."""
         clock = self.clock
-        clock.begin_turn(min(clock.next_deadline(), (clock.now() // _TURN_NS + 1) * _TURN_NS))
+        clock.begin_turn(min(clock.next_deadline(), (clock.now() // TURN_NS + 1) * TURN_NS))
 
     def _enter(self) -> None:
         """Let the guest run to the end of its turn, or until somebody outside wants to be heard."""
@@ -427,72 +403,11 @@ class Machine:
             engine.words.paid = 0  # the handler comes first, and the rest is a block of its own
             self.traps.data_breakpoint(met)
 
-    def _execute_round(self, size: int) -> None:
-        """Execute `size` bytes of code, whoever wants the engine out."""
-        clock = self.clock
-        end = clock.now() + size
-        while clock.now() < end and not clock.turn_is_over():
-            clock.set_horizon(end)
-            self.engine.run()
-
     def _look_for_loop(self) -> None:
         """Where a loop was left out the next one is near; where none was, for longer and longer, far."""
-        skipped = self.skip_loops and self._leave_out_rounds()
+        skipped = self.skip_loops and leave_out_rounds(self)
         self._slice = _PROBE_NS if skipped else min(8 * self._slice, _SLICE_NS)
         self._next_look = self.clock.now() + self._slice
-
-    def _leave_out_rounds(self) -> bool:
-        """Where the guest is in a loop that only counts or waits, go ahead to its end or to the next event.
-
-        The engine executes the first of those rounds, which has to come out as was worked out, and one after
-        the last, which leaves the flags as they are then.
-        """
-        engine, clock, q = self.engine, self.clock, self.engine.q
-        v = self.domain.current
-        if self.ro_page_fault.pending or not engine.is_flat:
-            return False
-        loop = counting_loop(q[:16].tolist(), q[RIP], engine.code_is_64bit, self._look)
-        if loop is None or loop.rounds * loop.size < _WORTH_BYTES:
-            return False
-        others = max(self.host.others_due(self), clock.turn_end)  # nobody is left behind by more than a turn
-        end = min(self._next_event(v), self.host.timers.next_deadline(), others)
-        if (end - clock.now()) // loop.size < 4:
-            return False
-        rip, spent = q[RIP], clock.cell[CELL_SPENT]
-        self._execute_round(loop.size)
-        if q[RIP] != rip or tuple(q[:16]) != loop.after or clock.cell[CELL_SPENT] != spent:
-            return False
-        rounds = min(loop.rounds - 2, (end - clock.now()) // loop.size - 1)
-        if rounds > 0:
-            for i, step in enumerate(loop.step):
-                q[i] += rounds * step
-            clock.leave_out(rounds * loop.size)
-            self._begin_turn()  # those that would have ended by now would have changed nothing
-            self._execute_round(loop.size)
-        return True
-
-    def _look(self, va: int, size: int) -> bytes:
-        """Memory of the running vCPU, with no trace of having been read. Raises GuestError."""
-        d = self.domain
-        data = bytearray()
-        while size:
-            va &= d.abi.word_mask
-            page, fitting = d.mm.look(d.current_root(), va), min(size, PAGE_SIZE - va % PAGE_SIZE)
-            if page < 0:
-                raise GuestError(EFAULT)
-            start = page + va % PAGE_SIZE
-            data += self.mem.view[start : start + fitting]
-            va, size = va + fitting, size - fitting
-        return bytes(data)
-
-    def _next_event(self, v: Vcpu) -> int:
-        """When something may happen to `v` where it only executes code: the end of a turn that matters."""
-        clock = self.clock
-        others = any(w.is_initialised and not w.pause_flags for w in self.domain.vcpus if w is not v)
-        due = next_update_of_system_time(v)
-        if others or self.cap or v.nmi_pending or v.event_needs_delivery() or due <= clock.turn_end:
-            return clock.turn_end
-        return min(clock.next_deadline(), -(-due // _TURN_NS) * _TURN_NS)
 
     def _pick(self) -> Vcpu | None:
         """The next runnable vCPU, in turn."""

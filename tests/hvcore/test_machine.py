@@ -136,7 +136,7 @@ def test_a_loop_that_counts_is_left_out_and_nothing_else_changes(
             found.append(loop)
         return loop
 
-    monkeypatch.setattr("hvcore.machine.counting_loop", look)
+    monkeypatch.setattr("hvcore.rounds.counting_loop", look)
     stats = []
     for skip in (False, True):
         with machine(tmp_path, COUNT + SHUTDOWN) as m:
