@@ -35,6 +35,11 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "compare", "compare", "Show where two traced runs part first, in hypercalls and console."
     ),
+    "matrix": Command(
+        "matrix",
+        "matrix",
+        "Run kernels, each in several configurations, by several scripts, with several seeds.",
+    ),
     "cache": Command("cache", "cache", "List what is kept to be found again: unpacked kernels, domains."),
     "cache clear": Command("cache", "clear", "Remove what is kept, or what is named of it."),
     "inspect": Command("inspect", "inspect", "Show a dump of a PV domain: registers, backtraces, mappings."),
