@@ -81,9 +81,10 @@ def _is_avr(outline: Outline) -> bool:
 
 
 def _is_16_bit(outline: Outline) -> bool:
-    """Tell a machine whose memories lie in 64 KiB."""
-    ends = [(origin or 0) + (length or 0) for origin, length in outline.regions.values()]
-    return len(ends) > 1 and all(0 < end <= 1 << 16 for end in ends)
+    """Tell a machine whose memories start in 64 KiB, and are no longer."""
+    limit = 1 << 16
+    parts = [(origin or 0, length or limit) for origin, length in outline.regions.values()]
+    return len(parts) > 1 and all(origin < limit and length <= limit for origin, length in parts)
 
 
 @lru_cache(maxsize=2)

@@ -9,6 +9,8 @@ from linker import ast
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import any_match, may_match
 from linker.outline import Outline, dot_alignment, walk
+from linker.section_kinds import CODE
+from linker.trial import kinds_in
 
 
 def _page_aligned(spec: ast.InputSpec, context: Context) -> ast.Pattern | None:
@@ -35,6 +37,8 @@ def page_aligned_order(context: Context) -> Iterator[Hit]:
     if not may_match(context.settings.page_aligned, outline.words):
         return
     for placed in outline.kept_sections:
+        if CODE in kinds_in(placed.section):
+            continue  # such code is written by hand, with the alignment beside it
         before: str | None = None
         for statement in placed.section.body:
             alignment = dot_alignment(statement, outline)
@@ -84,6 +88,8 @@ def page_aligned_tail(context: Context) -> Iterator[Hit]:
                 open_pattern = None if enough else open_pattern
             elif isinstance(statement, ast.InputSpec):
                 pattern = _page_aligned(statement, context)
+                if pattern is not None and "stack_aligned" in pattern.name:
+                    continue  # stacks are whole pages
                 follower = pattern is None and bool(statement.sections)
                 if pattern is not None and statement.sections and statement.sections[-1] is not pattern:
                     follower, open_pattern = True, pattern

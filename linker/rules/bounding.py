@@ -8,6 +8,7 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
+from linker.outline import Outline
 from linker.section_kinds import CODE, CONSTANT, DATA, THREAD_DATA, THREAD_ZERO, ZERO, kind_of
 from linker.trial import kinds_in, section_of, value_of, word_of
 
@@ -30,7 +31,7 @@ def range_end_unaligned(context: Context) -> Iterator[Hit]:
         if _kinds(bounds) != {ZERO} or not any(_plain_bss(spec) for _, spec in bounds.inputs):
             continue
         end = value_of(outline, bounds.stop.target)
-        if end is None or end % _WORD == 0:
+        if end is None or end % _WORD == 0 or _counted(outline, bounds):
             continue
         yield Hit(
             f"{bounds.stop.target} is wherever the last object ends: a loop that clears words from "
@@ -48,6 +49,17 @@ def range_end_unaligned(context: Context) -> Iterator[Hit]:
 
 def _plain_bss(spec: ast.InputSpec) -> bool:
     return any(pattern.name in {".bss", ".bss*", ".sbss", ".sbss*"} for pattern in spec.sections or ())
+
+
+def _counted(outline: Outline, bounds: Bounds) -> bool:
+    """Tell whether the script stores the size of the section in bytes, for code that goes by it."""
+    names = {section.name for section, _ in bounds.inputs}
+    for statement, call in outline.nodes(ast.Call):
+        if isinstance(statement, ast.Data) and statement.value is call and call.function == "SIZEOF":
+            section = call.arguments[0]
+            if isinstance(section, ast.Symbol) and section.name in names:
+                return True
+    return False
 
 
 def start_symbol_outside(context: Context) -> Iterator[Hit]:

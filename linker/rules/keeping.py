@@ -42,6 +42,8 @@ def not_kept(context: Context) -> Iterator[Hit]:
         if (named or id(spec) in between) and _must_stay(context, outline, section, spec, pattern):
             family = pattern.name.lstrip(".").partition(".")[0].rstrip("*")
             lost.setdefault((section.name, family), []).append((spec, pattern))
+    if len(lost) > 2 and not any(spec.keep for _, spec in outline.inputs()):
+        return  # with so many tables and no KEEP at all, nobody links this with --gc-sections
     for found in lost.values():
         specs = dict.fromkeys(spec for spec, _ in found)
         more = f" (and {len(specs) - 1} more of its kind)" if len(specs) > 1 else ""
@@ -107,6 +109,8 @@ def _between_symbols(outline: Outline) -> frozenset[int]:
             continue
         if any(pattern.name.startswith((".fini_array", ".dtors")) for pattern in patterns):
             continue
+        if any("SORT_BY_ALIGNMENT" in pattern.sorts for pattern in patterns):
+            continue  # the entries of a table are aligned alike
         words = (bounds.start.target, *(pattern.name for pattern in patterns))
         if any(pattern.sorts for pattern in patterns) or any(_TABLE_WORDS.search(word) for word in words):
             out.update(id(spec) for _, spec in specs)

@@ -10,7 +10,7 @@ from linker import ast
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, script_place
 from linker.outline import Outline, is_dot, walk
-from linker.section_kinds import CODE, CONSTANT, DATA, TABLE, UNLOADED, ZERO
+from linker.section_kinds import CODE, CONSTANT, DATA, RESERVED, TABLE, UNKNOWN, UNLOADED, ZERO
 from linker.trial import kinds_in, section_of, trial
 
 from .given import outline_of
@@ -89,7 +89,10 @@ def region_overlap(context: Context) -> Iterator[Hit]:
     furthest: tuple[int, int, ast.Region] | None = None
     for start, end, region in sorted(ranges, key=lambda entry: entry[:2]):
         # Two of one origin are two address spaces, or two names for one: sections that meet, ld sees.
-        if furthest is not None and furthest[0] < start < furthest[1] and region.name != furthest[2].name:
+        inside = furthest is not None and furthest[0] < start < furthest[1]
+        if furthest is not None and inside and end == furthest[1] and _by_name_alone(outline, region.name):
+            continue  # a name for the last part of a memory, for those who ask for it
+        if furthest is not None and inside and region.name != furthest[2].name:
             yield Hit(
                 f"{region.name} from {start:#x} lies inside of {furthest[2].name} ({furthest[0]:#x} to "
                 f"{furthest[1]:#x}): ld fills both and does not see that they meet",
@@ -97,6 +100,15 @@ def region_overlap(context: Context) -> Iterator[Hit]:
             )
         if furthest is None or end > furthest[1]:
             furthest = (start, end, region)
+
+
+def _by_name_alone(outline: Outline, region: str) -> bool:
+    """Tell whether nothing goes to the region but sections of names that no compiler makes."""
+    return all(
+        kinds_in(placed.section) <= {UNKNOWN, RESERVED}
+        for placed in outline.kept_sections
+        if region in {placed.section.region, placed.section.lma_region}
+    )
 
 
 def section_without_region(context: Context) -> Iterator[Hit]:
