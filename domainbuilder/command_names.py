@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "cache clear": Command("cache", "clear", "Remove what is kept, or what is named of it."),
     "inspect": Command("inspect", "inspect", "Show a dump of a PV domain: registers, backtraces, mappings."),
     "create": Command("create", "create", "Run a domain as an xl.cfg(5) describes it, with its console."),
+    "tour": Command("tour", "tour", "Tell a kernel's boot step by step: what it asks, what Xen checks."),
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."
     ),

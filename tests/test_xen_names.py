@@ -17,6 +17,8 @@ from pathlib import Path, PurePath
 
 import pytest
 
+from domainbuilder.tour.lessons import BEFORE, COMMANDS, HYPERCALLS, KINDS, Lesson
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ROOT / "tests" / "data" / "xen-4.17-names.txt"
 PAGE = ROOT / "docs" / "how-a-guest-runs.md"
@@ -58,9 +60,16 @@ def docstrings(module: Path) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
+def lessons() -> Iterator[Lesson]:
+    """What `domainbuilder tour` teaches."""
+    for table in (BEFORE, HYPERCALLS, COMMANDS, KINDS):
+        yield from table.values()
+
+
 def told() -> dict[str, str]:
     """Module or page -> all its text that can name something of Xen's."""
     texts = {str(module.relative_to(ROOT)): "\n".join(docstrings(module)) for module in modules()}
+    texts["domainbuilder/tour/lessons.py"] = "\n".join(lesson.xen for lesson in lessons())
     texts[str(PAGE.relative_to(ROOT))] = re.sub(r"```.*?```", "", PAGE.read_text(), flags=re.DOTALL)
     return texts
 

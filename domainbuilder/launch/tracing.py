@@ -183,12 +183,18 @@ def tail_of(dom: RunningDomain, reason: str) -> Tail:
 
 @contextmanager
 def recording(
-    dom: RunningDomain, sink: RecordSink, wanted: Filter, names: Names | None = None
+    dom: RunningDomain,
+    sink: RecordSink,
+    wanted: Filter,
+    names: Names | None = None,
+    *,
+    is_live: bool = False,
 ) -> Iterator[None]:
     """Give `sink` the records of what the domain does while the block runs, those that are wanted.
 
-    `names` gives symbols. Where functions are filtered by, who makes a hypercall is looked up at each, which
-    only works one exit at a time: slower, with the same records.
+    `names` gives symbols. `is_live`: each record comes when it happens, so that `sink` can look around.
+    Where functions are filtered by, who makes a hypercall is looked up at each, which only works in that way,
+    too: slower, with the same records.
     """
     machine = dom.machine
     kinds = wanted.kinds
@@ -215,7 +221,11 @@ def recording(
             stack.enter_context(dom.watching(counter))
         stack.enter_context(
             listen(
-                machine, tell_all if takes_all else tell, told, vcpus=wanted.vcpus, batched=not wanted.symbols
+                machine,
+                tell_all if takes_all else tell,
+                told,
+                vcpus=wanted.vcpus,
+                batched=not (wanted.symbols or is_live),
             )
         )
         yield
