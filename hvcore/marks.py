@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Undo = Callable[[], object]
 _ATOMS = (int, str, bytes, float, type(None), type, Enum, mmap.mmap)
-_OURS = "hvcore."
+_OURS, _ONLOOKERS = "hvcore.", "hvcore.debug."
 
 
 class Mark:
@@ -52,6 +53,11 @@ class Mark:
         self._objects = _undo_all([root, engine.words], [engine, pages], elsewhere)
         self._mark: PageMark = pages.set_mark()
 
+    @property
+    def size(self) -> int:
+        """What the copy of memory takes, in bytes."""
+        return os.fstat(self._mark.fd).st_blocks * 512
+
     def go_back(self) -> None:
         """Put everything back to what it was."""
         engine = self._engine
@@ -62,8 +68,11 @@ class Mark:
             self._drop_code(runs)
         self._pages.go_back(self._mark, runs)
         engine.load_context(self._context)
+        translator = engine.words.translator  # of this process, whatever the guest's time is
         for undo in self._objects:
             undo()
+        engine.words.translator = translator
+        engine.arm_watches()
         if self._handlers is not None:
             engine.set_handlers(self._handlers)
 
@@ -119,8 +128,9 @@ def _referred(thing: object) -> Iterator[object]:
 
 
 def _is_ours(thing: object) -> bool:
-    """Whether its fields are looked at. The engine's are not: it is saved and loaded."""
-    return type(thing).__module__.startswith(_OURS) and not isinstance(thing, Engine)
+    """Whether its fields are looked at: not the engine's, which is saved, nor those of onlookers."""
+    module = type(thing).__module__
+    return module.startswith(_OURS) and not module.startswith(_ONLOOKERS) and not isinstance(thing, Engine)
 
 
 def _slots(thing: object) -> tuple[str, ...]:

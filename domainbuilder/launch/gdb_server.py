@@ -25,6 +25,7 @@ from hvcore.debug.debugger import Debugger, Stopped
 from hvcore.debug.gdb.packets import Acknowledged, Damaged, Interrupted, Packet, PacketReader, packet
 from hvcore.debug.gdb.stub import Leave, Resume, Stub
 from hvcore.debug.periodic import Periodic
+from hvcore.debug.timeline import Timeline
 from hvcore.machine import Stop
 
 if TYPE_CHECKING:
@@ -120,12 +121,18 @@ def _remove_stale(path: str) -> None:
 class GdbServer:
     """GDB for one domain: a context manager that stands between it and its machine while the block lasts.
 
-    `waits`: the domain does not begin before GDB has come and said so. `say` is told what the user is to
-    know.
+    `waits`: the domain does not begin before GDB has come and said so. `goes_back`: GDB can go back in time,
+    of a domain that nobody else listens to. `say` is told what the user is to know.
     """
 
     def __init__(
-        self, dom: RunningDomain, address: Address, *, waits: bool = True, say: Callable[[str], None]
+        self,
+        dom: RunningDomain,
+        address: Address,
+        *,
+        waits: bool = True,
+        goes_back: bool = False,
+        say: Callable[[str], None],
     ) -> None:
         self._dom = dom
         self._say = say
@@ -139,6 +146,9 @@ class GdbServer:
         self._last = b""
         self._debugger: Debugger | None = None
         self._stub: Stub | None = None
+        self._timeline: Timeline | None = None
+        self._over: Stopped | None = None  # how the domain ended, while GDB looks at what is left
+        self._goes_back = goes_back
         self._monitor = Monitor(dom)
         self._resume: Resume | None = None if waits else Resume()  # how the domain goes on; None: it stands
         self._owes_reply = False  # GDB has said how to go on, and waits for the next stop
@@ -180,6 +190,14 @@ class GdbServer:
     def _go(self, debugger: Debugger) -> Stop | None:
         """As GDB said; where the domain ended or somebody else is wanted, that."""
         assert self._resume is not None
+        if self._resume.is_back and self._timeline is not None:
+            back, vcpu = self._timeline, self._resume.vcpu
+            self._over = None
+            self._monitor.close()  # what is executed again would be heard again
+            self._tell_stop(back.continue_back() if vcpu is None else back.step_back(vcpu))
+            return None
+        if self._over is not None:
+            return self._leave(self._over)
         stopped = self._step(debugger, self._resume)
         if self._interrupted:
             self._interrupted = False
@@ -223,18 +241,19 @@ class GdbServer:
         self._tell_stop(stopped)
         return None
 
-    def _ended(self, stopped: Stopped) -> Stop:
-        """The domain is over. After a crash GDB may look at what is left, until it has seen enough."""
+    def _ended(self, stopped: Stopped) -> Stop | None:
+        """The domain is over. After a crash GDB may look at what is left, and go back, until it goes on."""
         if stopped.reason == "crashed" or self._dom.machine.shutdown_reason == "crash":
+            self._over = stopped
             self._tell_stop(stopped)
-            while self._resume is None:
-                if not self._talk():
-                    break
-            self._send(b"X0b" if stopped.reason == "crashed" else b"X06")
-        else:
-            self._send(b"W00")
+            return None
+        return self._leave(stopped)
+
+    def _leave(self, stopped: Stopped) -> Stop:
+        """GDB is told that there is nothing any more."""
+        crashed = stopped.reason == "crashed" or self._dom.machine.shutdown_reason == "crash"
+        self._send((b"X0b" if stopped.reason == "crashed" else b"X06") if crashed else b"W00")
         self._drop_client()
-        self._resume = Resume()
         return _REASONS[stopped.reason]
 
     def _tell_stop(self, stopped: Stopped) -> None:
@@ -279,7 +298,11 @@ class GdbServer:
         self._debugger = Debugger(self._dom.machine)
         plan = self._dom.plan
         kernel = str(Path(plan.kernel).resolve()) if plan is not None and is_elf(plan.kernel) else None
-        self._stub = Stub(self._debugger, exec_file=kernel, monitor=self._monitor)
+        if self._goes_back:
+            self._timeline = Timeline(self._debugger, went_back=self._dom.rearm)
+        self._stub = Stub(
+            self._debugger, exec_file=kernel, monitor=self._monitor, goes_back=self._timeline is not None
+        )
         self._monitor.stub = self._stub
         self._stub.stopped = Stopped("paused", self._dom.machine.domain.current_id, 0)
         self._resume, self._owes_reply, self._interrupted = None, False, False
@@ -361,8 +384,10 @@ class GdbServer:
         self._monitor.close()
         if self._stub is not None:
             self._stub.close()
+        if self._timeline is not None:
+            self._timeline.close()
         if self._debugger is not None:
             self._debugger.close()
-        self._debugger = self._stub = self._monitor.stub = None
+        self._debugger = self._stub = self._monitor.stub = self._timeline = self._over = None
         self._interrupted = False
         self._resume = self._resume or Resume()

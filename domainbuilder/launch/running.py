@@ -160,6 +160,12 @@ class RunningDomain:
         """End the run that is under way, and any other, as who closes the console does."""
         self._is_to_end = True
 
+    def rearm(self) -> None:
+        """Have limits, input and watchers looked at from now on, wherever in the guest's time that is."""
+        self._arm_tick()
+        for watcher in self._watchers:
+            watcher.arm()
+
     @property
     def takes_input(self) -> bool:
         """Whether somebody may still type."""

@@ -181,9 +181,9 @@ class InnerStops(Exits):
         if len(watches) > _MOST_WATCHES:
             raise EngineError(f"no more than {_MOST_WATCHES} ranges of memory can be watched")
         self._watches = watches
-        self._arm()
+        self.arm_watches()
 
-    def _arm(self, *, own_only: bool = False) -> None:
+    def arm_watches(self, *, own_only: bool = False) -> None:
         """Have the core watch what debug registers name, save those met already, and what was asked for."""
         if not self.can_watch:
             return
@@ -201,7 +201,7 @@ class InnerStops(Exits):
         """Set DR0..DR7; breakpoints that DR7 enables are armed, on instructions and on data."""
         super().set_debug(number, value)
         if number != _DR6:
-            self._arm()
+            self.arm_watches()
 
     def _data_breakpoints(self) -> Iterator[tuple[int, Watch]]:
         """Those that DR7 enables: their bit in DR6, and what they watch."""
@@ -232,7 +232,7 @@ class InnerStops(Exits):
         """
         at, spent = self.linear_rip, self.cell[CELL_SPENT]
         self._own_hit = self.meets_data_breakpoint(access)
-        self._arm(own_only=True)
+        self.arm_watches(own_only=True)
         hook = self.hook_instructions(at + 1, at + _MAX_INST_LEN)
         try:
             self.pass_instruction()
@@ -242,14 +242,14 @@ class InnerStops(Exits):
                 stop = self.take_stop()
                 if stop is not None and stop.access is not None:
                     self._own_hit |= self.meets_data_breakpoint(stop.access)
-                    self._arm(own_only=True)
+                    self.arm_watches(own_only=True)
                     self.pass_instruction()
                 elif stop or before != (self.cell[CELL_LEFT] - self.words.horizon, self.words.paid):
                     return self._own_hit if self.cell[CELL_SPENT] == spent else 0
         finally:
             self._own_hit = 0
             self.unhook(hook)
-            self._arm()
+            self.arm_watches()
 
     # -- stops
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -102,7 +102,8 @@ Point = Breakpoint | Watchpoint | EventBreak
 @dataclass(frozen=True, slots=True)
 class Stopped:
     """Why the domain stands: "breakpoint", "watchpoint", "event", "step", "time", "count", "paused", "idle",
-    "shutdown" or "crashed"; with its vCPU and that one's RIP.
+    "shutdown" or "crashed"; "begin" of what is known. With its vCPU, that one's RIP, and the position
+    (Debugger.position): that of the instruction that made the access, for a watchpoint.
     """
 
     reason: str
@@ -111,6 +112,7 @@ class Stopped:
     point: Point | None = None
     access: Access | None = None
     event: Event | None = None
+    position: int = field(default=0, compare=False)
 
 
 class _Environment:
@@ -151,13 +153,15 @@ class Debugger:
         self._hooks: dict[int, ctypes.c_size_t] = {}  # by address; some may be of breakpoints that are gone
         self._all_hook: ctypes.c_size_t | None = None
         self._countdown = 0
+        self.resumed: Callable[[], None] = lambda: None  # told before the domain goes on
         self._stopped: Stopped | None = None
         self._wants_step = False
         self._to_head = False  # time has come inside a block, which is executed to its end
         self._step_vcpu: int | None = None  # who executes one instruction now
         self._step_hook: ctypes.c_size_t | None = None
         self._step_from = (0, 0)
-        self._watched: tuple[Watchpoint, Access] | None = None  # met by that instruction
+        # Met by that instruction, which is at this position.
+        self._watched: tuple[Watchpoint, Access, int] | None = None
         self._listening = ExitStack()
         self._had = (machine.watcher, machine.skip_loops)
         machine.watcher = self
@@ -179,7 +183,7 @@ class Debugger:
         for address in list(self._hooks):
             self.machine.engine.unhook(self._hooks.pop(address))
         if self.machine.engine.words.nr_watches:
-            self._arm_watches()
+            self.arm_watches()
         self.machine.watcher, self.machine.skip_loops = self._had
 
     # -- what is set
@@ -201,7 +205,7 @@ class Debugger:
         point = Watchpoint(self._number(), address, size, accesses, read)
         self.points[point.number] = point
         try:
-            self._arm_watches()
+            self.arm_watches()
         except BaseException:
             del self.points[point.number]
             raise
@@ -217,13 +221,14 @@ class Debugger:
     def delete(self, point: Point) -> None:
         """Take one back; one that is gone is ignored."""
         if self.points.pop(point.number, None) is not None and isinstance(point, Watchpoint):
-            self._arm_watches()
+            self.arm_watches()
 
     def _number(self) -> int:
         number, self._next_number = self._next_number, self._next_number + 1
         return number
 
-    def _arm_watches(self) -> None:
+    def arm_watches(self) -> None:
+        """Have the engine watch what watchpoints there are, and nothing else."""
         engine = self.machine.engine
         engine.set_watches(
             [
@@ -235,14 +240,17 @@ class Debugger:
 
     # -- running
 
-    def go(self) -> Stopped:
-        """Go on until a point is met, the host is paused, or the domain ends or is idle for good."""
+    def go(self, *, first_counts: bool = False) -> Stopped:
+        """Go on until a point is met, the host is paused, or the domain ends or is idle for good.
+
+        A breakpoint at the instruction where the domain stands is met only if `first_counts`.
+        """
         self._set_hooks()
         kinds = {point.kind for point in self.points.values() if isinstance(point, EventBreak)}
         with ExitStack() as stack:
             if kinds:
                 stack.enter_context(listen(self.machine, self._event, tuple(kinds)))
-            return self._resume()
+            return self._resume(passes=not first_counts)
 
     def step(self, vcpu: int | None = None) -> Stopped:
         """Let a vCPU (None: the one that runs, or ran last) execute one instruction, breakpoint or not.
@@ -266,6 +274,7 @@ class Debugger:
         instructions: int | None = None,
         event: type[Event] | None = None,
         condition: str | Test | None = None,
+        first_counts: bool = False,
     ) -> Stopped:
         """Go on until the first of these, or what else stops the domain.
 
@@ -283,7 +292,7 @@ class Debugger:
             self._countdown = instructions
             self._all_hook = self.machine.engine.hook_instructions(1, 0)
         try:
-            return self.go()
+            return self.go(first_counts=first_counts)
         finally:
             self._end_count()
             self.machine.host.timers.stop(_TIMER)
@@ -295,11 +304,13 @@ class Debugger:
             self.machine.engine.unhook(self._all_hook)
             self._all_hook = None
 
-    def _resume(self) -> Stopped:
+    def _resume(self, *, passes: bool = True) -> Stopped:
         machine = self.machine
         machine.skip_loops = False  # they could be where something is to be met
+        self.resumed()
         self._stopped, self._to_head = None, False
-        machine.engine.pass_instruction(RegisterFile(machine, machine.domain.current).linear_rip)
+        if passes:
+            machine.engine.pass_instruction(RegisterFile(machine, machine.domain.current).linear_rip)
         try:
             stop = self._run()
         finally:
@@ -307,16 +318,24 @@ class Debugger:
             machine.skip_loops = self._had[1]
         if self._stopped is not None and stop is Stop.PAUSED:
             return self._stopped
-        return self._stop_here(_ENDS[stop])
+        return self.stopped_here(_ENDS[stop])
 
-    def _stop_here(self, reason: str, **more: object) -> Stopped:
+    def stopped_here(self, reason: str, **more: object) -> Stopped:
+        """A stop where the domain stands, for that reason."""
         machine = self.machine
         v = machine.domain.current
         rip = RegisterFile(machine, v).read("rip") or 0
+        more.setdefault("position", self.position)
         return Stopped(reason, v.vcpu_id, rip, **more)  # type: ignore[arg-type]
 
+    @property
+    def position(self) -> int:
+        """Where the domain is: the time at the head of the block, and the bytes of it that are executed."""
+        machine = self.machine
+        return machine.clock.now() - (machine.engine.words.paid if machine.context is None else 0)
+
     def _report(self, reason: str, **more: object) -> None:
-        self._stopped = self._stop_here(reason, **more)
+        self._stopped = self.stopped_here(reason, **more)
         self.machine.host.pause()
 
     def _time_has_come(self) -> None:
@@ -437,14 +456,15 @@ class Debugger:
                 and access.overlaps(point.address, point.address + point.size)
                 and point.accesses & (STORE if access.is_store else LOAD)
             ):
-                self._watched = point, access
+                self._watched = point, access, self.position
                 return
 
     def _stepped(self) -> None:
         watched = self._watched
         self._end_step()
         if watched is not None and self._holds(watched[0]):
-            self._report("watchpoint", point=watched[0], access=watched[1])
+            point, access, position = watched
+            self._report("watchpoint", point=point, access=access, position=position)
         elif self._wants_step:
             self._report("step")
 
@@ -455,4 +475,4 @@ class Debugger:
         self._step_hook = self._step_vcpu = None
         if self._watched is not None:
             self._watched = None
-            self._arm_watches()
+            self.arm_watches()

@@ -44,11 +44,12 @@ _RANGE = re.compile(rb"r([0-9a-fA-F]{1,16}),([0-9a-fA-F]{1,16})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """How the domain goes on: all of it, or one vCPU by an instruction, or until it leaves [start, end)."""
+    """How the domain goes on: all of it, or a vCPU by an instruction or out of [start, end); or back."""
 
     vcpu: int | None = None
     start: int = 0
     end: int = 0
+    is_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,14 @@ def _piece(data: bytes, where: bytes) -> bytes:
 class Stub:
     """`monitor` answers a command of the user's; `exec_file` is the kernel's file, as far as there is one."""
 
-    def __init__(self, debugger: Debugger, *, exec_file: str | None, monitor: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        debugger: Debugger,
+        *,
+        exec_file: str | None,
+        monitor: Callable[[str], str],
+        goes_back: bool = False,
+    ) -> None:
         self.debugger = debugger
         self.machine = debugger.machine
         self._monitor = monitor
@@ -100,8 +108,11 @@ class Stub:
         self.root_mfn: int | None = None  # whose address space memory is read in; None: the vCPU's
         self.no_ack = False
         self.stopped = Stopped("paused", self.machine.domain.current_id, 0)
+        supported = _SUPPORTED + ";qXfer:exec-file:read+" * bool(exec_file)
+        supported += ";ReverseStep+;ReverseContinue+" * goes_back
+        back = goes_back
         self._commands: tuple[tuple[bytes, Callable[[bytes], Answer]], ...] = (
-            (b"qSupported", lambda _rest: (_SUPPORTED + ";qXfer:exec-file:read+" * bool(exec_file)).encode()),
+            (b"qSupported", lambda _rest: supported.encode()),
             (b"QStartNoAckMode", self._start_no_ack),
             (b"qXfer:features:read:target.xml:", lambda rest: _piece(self._target.xml.encode(), rest)),
             (b"qXfer:exec-file:read:", self._exec_file_name),
@@ -130,6 +141,8 @@ class Stub:
             (b"z", self._remove),
             (b"H", self._select),
             (b"T", lambda rest: b"OK" if self._vcpu(_number(rest)) else b"E01"),
+            (b"bc", lambda _rest: Resume(is_back=True) if back else b""),
+            (b"bs", lambda _rest: Resume(self._thread - 1, is_back=True) if back else b""),
             (b"c", lambda _rest: Resume()),
             (b"C", lambda _rest: Resume()),
             (b"s", lambda _rest: Resume(self._thread - 1)),
@@ -160,6 +173,8 @@ class Stub:
         if isinstance(point, Breakpoint):
             is_hardware = any(key[0] == 1 and known is point for key, known in self._points.items())
             return f"T{_SIGTRAP:02x}{thread}{'hwbreak' if is_hardware else 'swbreak'}:;".encode()
+        if stopped.reason == "begin":
+            return f"T{_SIGTRAP:02x}{thread}replaylog:begin;".encode()
         signals = {"paused": _SIGINT, "idle": _SIGINT, "crashed": _SIGSEGV, "shutdown": _SIGABRT}
         return f"T{signals.get(stopped.reason, _SIGTRAP):02x}{thread}".encode()
 

@@ -106,6 +106,43 @@ def test_a_session_with_a_kernel_that_has_symbols(tmp_path: Path, debug_pvkernel
     assert process.returncode == 0
 
 
+def test_back_in_time(tmp_path: Path, debug_pvkernel: Path) -> None:
+    """Back to who wrote a variable, over a hypercall, to the start; then on, to the same end."""
+    with launched(tmp_path, debug_pvkernel, "--stats") as (process, path):
+        text = gdb(
+            path,
+            "break shutdown", "continue", "watch need_resched", "reverse-continue", "reverse-continue",
+            "delete", "reverse-stepi", "reverse-stepi", "print $eip", "stepi", "stepi", "reverse-finish",
+            "reverse-continue", "print $eip", "continue",
+            program=debug_pvkernel,
+        )  # fmt: skip
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    changes = re.findall(r"Old value = (\d)\s+New value = (\d)\s+(\w+)", text)
+    assert changes == [("0", "1", "schedule"), ("1", "0", "on_timer")]
+    assert "No more reverse-execution history" in text
+    assert "startup_xen" in text.rsplit("No more", 1)[1]
+    assert (stdout, counts(stderr)) == without_gdb(debug_pvkernel)
+
+
+def test_back_from_a_crash(tmp_path: Path) -> None:
+    guest = tmp_path / "crash.elf"
+    guest.write_bytes(kernel(mov("eax", 0x1234) + mov("eax", 0x5678) + b"\x0f\x0b"))
+    with launched(tmp_path, guest, "-m", "16") as (process, path):
+        text = gdb(
+            path,
+            "continue",
+            "reverse-stepi",
+            "reverse-stepi",
+            "print/x $eax",
+            "continue",
+            "print/x $eax",
+            "continue",
+        )
+        assert process.wait(TIMEOUT) == 3
+    assert "$1 = 0x1234" in text
+    assert "$2 = 0x5678" in text
+
+
 def test_two_vcpus_are_threads(tmp_path: Path, conformance_guest: Callable[[str], Path]) -> None:
     guest = conformance_guest("vcpus-64")
     options = ("--vcpus", "2", "-m", "32")
