@@ -12,6 +12,7 @@ import stat
 from typing import NamedTuple
 
 STDIN_NAME = "-"
+SOCKET_PREFIX = "unix:"
 _CHUNK = 1 << 20
 
 
@@ -37,6 +38,11 @@ LIMITS = {
     "configuration": Limit(1 << 20, "a configuration of xl.cfg(5)"),
     "transcript": Limit(16 << 20, "a guest's output that is kept for --expect and reports"),
 }
+
+
+def names_socket(name: str | os.PathLike[str]) -> bool:
+    """Whether this is a socket of this machine's, as "unix:PATH"."""
+    return os.fspath(name).startswith(SOCKET_PREFIX)
 
 
 def open_input(name: str | os.PathLike[str]) -> bytes | mmap.mmap:

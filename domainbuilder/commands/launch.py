@@ -176,7 +176,13 @@ SaveAs = Annotated[
     typer.Option(help="How: to the instruction (frozen), or as xl saves a guest that suspends (xen)."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where --save-at saves to.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Where --save-at saves to; unix:PATH moves it, live, to a `restore unix:PATH`.",
+    ),
 ]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How our own messages look: text, or one JSON document.")

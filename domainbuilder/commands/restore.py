@@ -29,7 +29,9 @@ from domainbuilder.commands.launch import (
 File = Annotated[
     str,
     typer.Argument(
-        metavar="FILE|NAME", help="A saved domain, ours or xl's, or a kept one's name.", show_default=False
+        metavar="FILE|NAME|unix:PATH",
+        help="A saved domain, ours or xl's; a kept one's name; or a socket, to await one that is moved here.",
+        show_default=False,
     ),
 ]
 

@@ -14,6 +14,7 @@ from domainbuilder import streams
 from domainbuilder.build.domain_image import DomainImage
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, SavedError, Where
+from domainbuilder.inputs import names_socket
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
@@ -279,7 +280,7 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
         inputs,
     )
     for path in (options.record, options.output, options.core, *options.observing.outputs):
-        if path is not None and not path.parent.is_dir():
+        if path is not None and not names_socket(path) and not path.parent.is_dir():
             raise BuildError("there is no such directory", where=Where(str(path.parent)))
     options.observing.check()
     if options.gdb is not None:
@@ -383,6 +384,8 @@ def _save(dom: RunningDomain, options: LaunchOptions, met: int, progress: Progre
             return _Result(error.outcome, met, error)
     progress.phase = "saving"
     try:
+        if names_socket(options.output):
+            return _Result(Outcome("moved", str(dom.migrate(str(options.output)))), met + 1, None)
         size = dom.save(options.output, options.save_as)
     except SavedError as error:
         raise SavedError(error.reason, where=Where(options.file), found=error.found) from error

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.names import Names
     from domainbuilder.launch.stop_report import StopReport
+    from domainbuilder.saved.migrate import Migration
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.periodic import Periodic
 
@@ -309,6 +310,16 @@ class RunningDomain:
         from domainbuilder.saved.domain import save, save_stream
 
         return save(self, path) if form == "frozen" else save_stream(self, path)
+
+    def migrate(self, address: str) -> Migration:
+        """Move the domain, live, to the process that runs `restore(address)`: "unix:PATH", a socket's name.
+
+        Afterwards it is closed here. Raises SavedError where that comes to nothing, and the guest goes on
+        here; RuntimeError as `save` does.
+        """
+        from domainbuilder.saved.migrate import migrate
+
+        return migrate(self, address)
 
     def dump_core(self, path: str | os.PathLike[str]) -> int:
         """Write the domain, alive or dead, in Xen's dump-core format, for `domainbuilder inspect` and others.

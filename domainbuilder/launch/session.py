@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EXIT_CODES: dict[str, ExitCode] = {
     **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset"), ExitCode.FINE),
-    **dict.fromkeys(("detached", "matched", "replayed", "saved"), ExitCode.FINE),
+    **dict.fromkeys(("detached", "matched", "replayed", "saved", "moved"), ExitCode.FINE),
     "idle": ExitCode.TIMED_OUT,
     "timeout": ExitCode.TIMED_OUT,
 }
@@ -38,6 +38,7 @@ _SENTENCES: dict[str, str] = {
     "matched": "every expectation was met",
     "replayed": "the record ends here",
     "saved": "the domain was saved",
+    "moved": "the domain was moved",
 }
 
 
@@ -46,7 +47,7 @@ class Outcome:
     """How a run ended. `reason` is the guest's own shutdown reason ("poweroff", "reboot", "suspend", "crash",
     "watchdog", "soft_reset", or "reason N" for another number), "crashed" where Xen would have destroyed it,
     "idle" where nothing can ever wake it, "timeout", "detached" (Ctrl-]), "matched" (--until-match),
-    "replayed" where a record ends before the guest does, or "saved" (--save-at).
+    "replayed" where a record ends before the guest does, "saved" or "moved" (--save-at).
     `detail` says more where there is more. `report` is there whenever `exit_code` is 3.
     """
 
@@ -62,7 +63,7 @@ class Outcome:
     @property
     def ended(self) -> bool:
         """Whether the domain is gone; after "idle" and "timeout" it can go on."""
-        return self.reason not in ("idle", "timeout", "detached", "matched", "replayed", "saved")
+        return self.reason not in ("idle", "timeout", "detached", "matched", "replayed", "saved", "moved")
 
     def __str__(self) -> str:
         sentence = _SENTENCES.get(self.reason, f"the guest shut down: {self.reason}")

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from domainbuilder.build.build_note import build_note, read_build_note
 from domainbuilder.errors import BuildError, SavedError, Where
-from domainbuilder.inputs import open_input
+from domainbuilder.inputs import names_socket, open_input
 from domainbuilder.launch.options import Chosen, RestoreOptions
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.start import Output, Start
 from domainbuilder.launch.transcript import Transcript
 from domainbuilder.output import atomic_output, write_at
 from domainbuilder.saved.frozen import Frozen, read_frozen, write_frozen
+from domainbuilder.saved.started import no_record, received, running
 from domainbuilder.saved.stream_read import is_stream
-from hvcore.errors import EngineError, StateError
+from hvcore.errors import EngineError
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS
 
 if TYPE_CHECKING:
     from domainbuilder.plan.domain_plan import DomainPlan
-    from domainbuilder.saved.stream_restore import Restorer
     from hvcore.machine import Machine
 
 
@@ -86,10 +86,15 @@ def save_stream(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
 def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> RunningDomain:
     """The domain that `RunningDomain.save` wrote to `path`, or `xl save` under Xen, ready to go on.
 
+    "unix:PATH" is a socket instead, at which a domain is awaited that `RunningDomain.migrate` moves here.
     The options are those of `launch`; limits count from here. The file may come from anybody: its domain can
     do no more than a guest can. Raises SavedError where it is no saved domain, or a damaged one; OSError.
     """
     started, chosen, name = time.monotonic(), Chosen(**options), os.fspath(path)
+    if names_socket(name):
+        from domainbuilder.saved.migrate import receive
+
+        return receive(name, started, chosen)
     if is_stream(name):
         return resume(name, started, chosen)
     return thaw(read_frozen(path), name, started, chosen)
@@ -117,9 +122,9 @@ def thaw(
     if frozen.state.domains[0].options.get("disks"):
         raise SavedError("a saved domain with disks of the host that saved it", where=Where(name))
     start = Start(
-        plan, machine, _no_record, console.transcript, console.printed, console.used, is_trusted=False
+        plan, machine, no_record, console.transcript, console.printed, console.used, is_trusted=False
     )
-    return _running(start, name, started, options)
+    return running(start, name, started, options)
 
 
 def resume(name: str, started: float, options: Chosen) -> RunningDomain:
@@ -137,34 +142,6 @@ def resume(name: str, started: float, options: Chosen) -> RunningDomain:
     if source.at != len(view):
         raise source.fail("something follows the stream", found=len(view) - source.at, expected=0)
     return received(restorer, started, options)
-
-
-def received(restorer: Restorer, started: float, options: Chosen) -> RunningDomain:
-    """The domain that a stream was of."""
-    plain = {} if options.plain is None else {"plain": options.plain}
-    start = Start(None, lambda output: restorer.finish(plain, output), _no_record, is_trusted=False)
-    return _running(start, restorer.name, started, options)
-
-
-def _no_record() -> dict[str, Any]:
-    raise BuildError("a run that begins with a saved domain cannot be recorded")
-
-
-def _running(start: Start, name: str, started: float, options: Chosen) -> RunningDomain:
-    symbols = None
-    if options.symbols is not None:
-        from domainbuilder.symbols.read import read_symbols
-
-        symbols = read_symbols(options.symbols, None)
-    try:
-        return RunningDomain(start, options, shares_host=False, started=started, symbols=symbols)
-    except StateError as error:
-        reason = f"{error.name} is nothing that a domain can have"
-        raise SavedError(reason, where=Where(name), found=error.found, expected=error.expected) from None
-    except EngineError as error:
-        raise SavedError(f"no such domain can be made: {error}", where=Where(name)) from None
-    except (OSError, ValueError, OverflowError, LookupError) as error:
-        raise SavedError(f"no such domain can be made here: {error}", where=Where(name)) from None
 
 
 def _plan(note: Any, name: str) -> DomainPlan | None:

@@ -55,6 +55,7 @@ class StreamSaver:
         self.mem, self.abi = machine.mem, d.abi
         self.m2p = self.mem.m2p[d.abi.m2p_entry].words
         self.p2m = p2m
+        self.deferred: set[int] = set()  # what could not be sent while the guest ran
 
     # -- pieces, in the order in which they come
 
@@ -111,22 +112,33 @@ class StreamSaver:
         return record(fmt.REC_TYPE_PAGE_DATA, fmt.PAGE_DATA.pack(len(pfns), 0), words.tobytes(), *contents)
 
     def _page(self, pfn: int, *, live: bool) -> tuple[int, bytes | memoryview | None]:
-        """The type of a frame and what is in it: getpageframeinfo3 and normalise_page()."""
-        frames, mfn = self.d.frames, self.p2m.mfns[pfn]
-        pg = mfn - frames.base_mfn
-        if not 0 <= pg < frames.nr or frames.owner[pg] != self.d.domain_id or frames.flags[pg] & PGC_xen_heap:
-            return fmt.XTAB, None
-        flags, ptype, page = frames.flags[pg], frames.ptype[pg], self.mem.frame(mfn)
-        is_table = PGT_l1_page_table <= ptype <= PGT_l4_page_table
-        if not is_table or not flags & (PGT_pinned | PGT_validated):
-            return fmt.NOTAB, page
-        kind = ptype | (fmt.LPINTAB if flags & PGT_pinned else 0)
+        """The type of a frame and what is in it: normalise_page()."""
+        kind, mfn = self.type_of(pfn), self.p2m.mfns[pfn]
+        if kind == fmt.XTAB:
+            return kind, None
+        page = self.mem.frame(mfn)
+        if kind == fmt.NOTAB:
+            return kind, page
+        has_m2p = bool(self.d.frames.flags[mfn - self.d.frames.base_mfn] & PGT_pae_xen_l2)
         try:
-            return kind, self._normalise(page, ptype, has_m2p=bool(flags & PGT_pae_xen_l2))
+            return kind, self._normalise(page, kind & ~fmt.LPINTAB, has_m2p=has_m2p)
         except SavedError:
             if not live:
                 raise
+            self.deferred.add(pfn)
             return fmt.XTAB, None
+
+    def type_of(self, pfn: int) -> int:
+        """XEN_DOMCTL_getpageframeinfo3."""
+        frames = self.d.frames
+        pg = self.p2m.mfns[pfn] - frames.base_mfn
+        if not 0 <= pg < frames.nr or frames.owner[pg] != self.d.domain_id or frames.flags[pg] & PGC_xen_heap:
+            return fmt.XTAB
+        flags, ptype = frames.flags[pg], frames.ptype[pg]
+        is_table = PGT_l1_page_table <= ptype <= PGT_l4_page_table
+        if not is_table or not flags & (PGT_pinned | PGT_validated):
+            return fmt.NOTAB
+        return ptype | (fmt.LPINTAB if flags & PGT_pinned else 0)
 
     def _normalise(self, page: memoryview, ptype: int, *, has_m2p: bool) -> bytes:
         """A page table with pseudo-physical frames, without what is Xen's in it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.options import Chosen
-from domainbuilder.saved.domain import received
+from domainbuilder.saved.started import received
 from domainbuilder.saved.stream_read import Source, read_stream
 from domainbuilder.saved.stream_restore import Restorer
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from domainbuilder import Outcome, RunningDomain, SavedError, initramfs, launch, restore
+from domainbuilder import Outcome, RunningDomain, SavedError, launch, restore
 from domainbuilder.saved.suspend import suspend
 from hvcore.pv.audit import audit
 from hvcore.pv.vcpu_context import arch_get_info_guest, arch_set_info_guest
@@ -124,33 +124,6 @@ def words(rows: list[tuple[int, bytes]]) -> list[int]:
         if kind == 1:
             found += struct.unpack_from(f"<{struct.unpack_from('<I', data)[0]}Q", data, 8)
     return found
-
-
-@pytest.mark.guest
-def test_debian_suspends_and_goes_on(guest_kernel: Callable[[str], Path], tmp_path: Path) -> None:
-    """Linux 6.1 on two vCPUs: xenbus, console, timers, and a program that was in the middle of something."""
-    busybox = guest_kernel("busybox-amd64")
-    path, ramdisk = tmp_path / "stream", initramfs(busybox.read_bytes())
-    kernel = guest_kernel("vmlinuz-bookworm-amd64")
-    with launch(
-        kernel, 96, ramdisk=ramdisk, cmdline="console=hvc0 quiet", vcpus=2, max_guest_seconds=200
-    ) as dom:
-        dom.console.expect("/ # ")
-        dom.console.send("x=42; while :; do sleep 1; echo al''ive; done &\n")
-        dom.console.expect("alive")
-        dom.save(path, "xen")
-    said = verified(path)
-    assert "vcpu1 basic context" in said
-    with restore(path, max_guest_seconds=200) as dom:
-        dom.console.expect("alive")
-        dom.console.send('date +%Y; echo "x is $x, $(uname -r), $(grep -c ^processor /proc/cpuinfo) cpus"\n')
-        dom.console.expect("2007")
-        dom.console.expect(r"x is 42, 6\.1\.\S+, 2 cpus")
-        dom.console.expect("alive")
-        dom.console.send("dmesg | tail -3; poweroff -f\n")
-        dom.console.expect("Restarting tasks ... done")
-        assert dom.wait().reason == "poweroff"
-        assert audit(dom.machine.domain) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
