@@ -13,7 +13,8 @@ import hvcore.public
 
 HEADERS = (
     "xen", "arch-x86/xen", "callback", "domctl", "elfnote", "errno", "event_channel", "features",
-    "grant_table", "hvm/dm_op", "hvm/hvm_op", "hvm/params", "io/console", "io/xs_wire", "memory", "nmi",
+    "grant_table", "hvm/dm_op", "hvm/hvm_op", "hvm/params", "io/blkif", "io/console", "io/xenbus",
+    "io/xs_wire", "memory", "nmi",
     "physdev", "platform", "sched", "sysctl", "vcpu", "version", "vm_event", "xenoprof",
 )  # fmt: skip
 
@@ -40,6 +41,11 @@ EXPRESSIONS = {
     "GNTTAB_SWAP_STATUS": "offsetof(struct gnttab_swap_grant_ref, status)",
     "GNTTAB_UNMAP_STATUS": "offsetof(struct gnttab_unmap_grant_ref, status)",
     "XEN_HVM_XENTRACE_EXTRA": "sizeof(((struct xen_hvm_xentrace *)0)->extra)",
+    "RING_ENTRIES": "offsetof(struct blkif_sring, ring)",
+    **{
+        f"RING_{f.upper()}": f"offsetof(struct blkif_sring, {f})"
+        for f in ("req_prod", "req_event", "rsp_prod", "rsp_event")
+    },
     "XENCONS_IN_SIZE": f"sizeof((({_CONS} *)0)->in)",
     "XENCONS_OUT_SIZE": f"sizeof((({_CONS} *)0)->out)",
     **{
@@ -75,6 +81,7 @@ ELSEWHERE = {
     "PAGE_MASK": "xen/arch/x86/include/asm/page.h",
     "PAGE_SHIFT": "xen/arch/x86/include/asm/page.h",
     "PAGE_SIZE": "xen/arch/x86/include/asm/page.h",
+    "SECTOR_SIZE": "in comments of io/blkif.h",
     "XENFEAT_grant_map_identity": "in a comment of features.h, as deprecated",
     "XEN_DM_OP_MAX_BUFS": "MAX_NR_BUFS in xen/arch/x86/hvm/dm.c",
     "XEN_EINTR": "under #ifdef __XEN__",
@@ -85,6 +92,8 @@ ELSEWHERE = {
 # Enumerations of the headers that we have whole, but for the names that match, which we have no use for.
 FAMILIES = {
     "BIND_PIRQ__": "",
+    "BLKIF_OP_": "RESERVED_1",
+    "BLKIF_RSP_": "",
     "CALLBACKF_": "",
     "CALLBACKOP_": "",
     "CALLBACKTYPE_": "sysenter_deprecated",
@@ -111,6 +120,7 @@ FAMILIES = {
     "UVMF_": "",
     "VCPUOP_": "",
     "VGCF_": "I387_VALID|IN_KERNEL|IN_SYSCALL",  # the same bits in their old spelling
+    "VDISK_": "",
     "VIRQ_": "ARCH_[1-7]",
     "VMASST_": "",
     "XENFEAT_": "",
@@ -123,6 +133,7 @@ FAMILIES = {
     "XENVER_": "",
     "XEN_E[A-Z0-9]+$": "EDEADLOCK|EWOULDBLOCK",  # second names
     "XEN_ELFNOTE_": "",
+    "XenbusState": "",
     "XS_": "DEBUG|INVALID|TYPE_COUNT|WATCH_(PATH|TOKEN)|WRITE_.*",
     "__HYPERVISOR_": "VIRT_.*|arch_[2-7]",
 }

@@ -15,11 +15,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from hvcore.public.memory import xen_memory_exchange, xen_memory_reservation
 from hvcore.public.xen import Hypercall
 from tests.hvcore.hostile.fifo_acts import event_channel_problems, fifo
+from tests.hvcore.hostile.grant_acts import COUNTS, GRANT_ACTS
 from tests.hvcore.hostile.world import GUESTS, PRESENT, World, words
 
 ROUND = 2500  # acts on one domain
@@ -33,7 +35,6 @@ _ODD = (
     0, 1, 2, 3, 4, 7, 8, 0xF, 16, 31, 32, 0x7F, 0x80, 0xFF, 512, 513, 4095, 4096, 0x7FF0, 0xFFFF, 0x10000,
     0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFF000, 0xF5800000, 0xF57FFFFC, 0xFFBFFFFF,
 )  # fmt: skip
-_COUNTS = (0, 1, 1, 1, 2, 3, 4, 8, 16, 0x80000000, 0x80000001, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000000)
 _DOMS = (0x7FF0, 0x7FF0, 0x7FF0, 0x7FF0, 1, 0, 2, 0x7FF1, 0x7FF2, 0x7FF4, 0x10000 | 0x7FF0, 0xFFFFFFFF)
 
 _PROCESSOR = (
@@ -64,7 +65,14 @@ class Fuzzer:
         self.args = self.hot[0].va + 64
         self.kinds: list[Callable[[], None]] = []
         for kind, weight in _WEIGHTS.items():
-            self.kinds += [getattr(self, kind)] * weight
+            self.kinds += [self._act_of(kind)] * weight
+
+    def _act_of(self, kind: str) -> Callable[[], None]:
+        grant = GRANT_ACTS.get(kind)
+        if grant is not None:
+            return partial(grant, self)
+        act: Callable[[], None] = getattr(self, kind)
+        return act
 
     def act(self) -> None:
         self.kinds[int(self.random() * len(self.kinds))]()
@@ -159,7 +167,7 @@ class Fuzzer:
         for _ in range(n):
             pointer = self.entry_address() | (self.pick((0, 0, 0, 0, 1, 2, 3)))
             data += pointer.to_bytes(8, "little") + self.entry().to_bytes(8, "little")
-        count = n if self.random() < 0.97 else self.pick(_COUNTS)
+        count = n if self.random() < 0.97 else self.pick(COUNTS)
         at = self.pass_args(data)
         self.call(H.mmu_update, at, count, self.va() if self.random() < 0.2 else 0, self.domain())
 
@@ -196,7 +204,7 @@ class Fuzzer:
             if command == 5 and self.random() < 0.7:
                 first = self.w.v.cr3_mfn
             ops.append((command, first, self.frame() if command in (16, 17) else self.pick(_ODD)))
-        count = n if self.random() < 0.97 else self.pick(_COUNTS)
+        count = n if self.random() < 0.97 else self.pick(COUNTS)
         self.call(H.mmuext_op, self.extended(*ops), count, 0, self.domain())
 
     def new_tables(self) -> None:
@@ -286,7 +294,7 @@ class Fuzzer:
     def reservation(self) -> None:
         n = 1 + int(self.random() * 4)
         at = self.pass_args(self.longs(*[self.frame() for _ in range(n)]))
-        count = n if self.random() < 0.9 else self.pick(_COUNTS)
+        count = n if self.random() < 0.9 else self.pick(COUNTS)
         order = 0 if self.random() < 0.9 else self.pick((1, 9, 10, 31, 63))
         command = self.pick((0, 1, 1, 6, 6, 6))
         flags = 0 if self.random() < 0.9 else self.word() & 0xFFFFFFFF
@@ -311,41 +319,6 @@ class Fuzzer:
         self.call(
             H.memory_op, int(self.random() * 30) | self.pick((0, 0, 0, 64, 0x7FFFFFC0)), self.some_words(12)
         )
-
-    def grant_frames(self) -> None:
-        """Let pages of the guest show the grant table, and write entries there."""
-        at = self.args + 1024
-        self.w.store(at, words(0x7FF0, 1, 0) + bytes(self.word_size - 4) + self.longs(at + 64))
-        self.call(H.grant_table_op, 2, at, 1)
-        frame = int.from_bytes(self.w.d.guest.copy_from(at + 64, 4), "little") if self._readable(at) else 0
-        m = self.hot[1]
-        self.map(m.va, frame << 12 | 0x67)
-        for ref in range(8, 12):
-            flags = self.pick((1, 5, 1, 5, 0, 2, 3, 9, 25))
-            self.w.store(m.va + 8 * ref, words(flags | 1 << 16, self.frame()))
-
-    def _readable(self, va: int) -> bool:
-        return self.w.mm.walk(self.w.v.cr3_mfn, va, False) >= 0
-
-    def grant_map(self) -> None:
-        address = self.va() & ~0xFFF if self.random() < 0.7 else self.entry_address()
-        flags = self.pick((2, 6, 1, 3, 2, 6, 18, 7, 0, 0xFFFF, 10))
-        block = words(address, 0, flags, 8 + int(self.random() * 4), 1 | 0 << 16, 0, 0, 0)
-        self.call(H.grant_table_op, 0, self.pass_args(block), 1)
-
-    def grant_unmap(self) -> None:
-        address = self.va() & ~0xFFF
-        bus = self.frame() << 12 if self.random() < 0.4 else 0
-        handle = int(self.random() * 6)
-        known = self.w.d.grant_table.maptrack.get(handle)
-        if known is not None and self.random() < 0.6:
-            bus = known.mfn << 12
-        block = words(address, 0, bus, bus >> 32, handle, 0)
-        self.call(H.grant_table_op, self.pick((1, 1, 1, 7)), self.pass_args(block), 1)
-
-    def grant_table_op(self) -> None:
-        count = self.pick((0, 1, 1, 2)) if self.random() < 0.97 else self.pick(_COUNTS)
-        self.call(H.grant_table_op, int(self.random() * 14), self.some_words(16), count)
 
     def event_channel_op(self) -> None:
         number = H.event_channel_op if self.random() < 0.9 else H.event_channel_op_compat
