@@ -68,7 +68,8 @@ def _contents(output: MapOutput, specs: Sequence[ast.InputSpec] | None, elf: Elf
             number = next((at for at, spec in enumerate(specs) if wants(spec, piece)), -1)
         (rest if number < 0 else groups[number]).append(piece)
     made = as_linked(output.name, tuple(map(tuple, groups)), tuple(rest), elf, aligned=True)
-    return made._replace(dropped=False, alignment=1)
+    # Inputs that lld drops as empty leave their alignment behind.
+    return made._replace(dropped=False, alignment=1 if pieces else max(output.alignment, 1))
 
 
 def simulate_lld(
