@@ -11,6 +11,7 @@ from . import ast
 from .evaluate import Unknown, Value
 from .layout_values import NOTHING, Contents, Piece, applies
 from .outline import Outline
+from .section_kinds import ZERO, kind_of
 
 _NOT_YET = Unknown("it has no address yet")
 # The kinds of an output section statement that sizing asks for (enum section_type, ld/ldlang.h).
@@ -257,6 +258,9 @@ def _settle(output: Output, names: _Names) -> None:
     output.allocated, output.loaded = contents.allocated and holds, contents.loaded and holds
     output.exists = not contents.dropped or holds
     if contents.dropped:
+        # The file does not tell: only what compilers call zeroed, or NOLOAD, has no bytes.
+        zeroed = all(kind_of(piece.name) == ZERO for piece in pieces)
+        output.loaded = output.loaded and output.node.type != "NOLOAD" and not (pieces and zeroed)
         assigns = [statement for statement in body if isinstance(statement, ast.Assign)]
         output.exists = holds or bool(assigns) or output.name in names.asked_for
         # What is PROVIDEd counts when somebody refers to it.

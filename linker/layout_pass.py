@@ -205,6 +205,11 @@ class Sizing:
     def _place(self, output: Output) -> None:
         node = output.node
         region = self._home(output)
+        if region is None and output.ignored:
+            # It takes no room, but load addresses may go on from it.
+            for other in (self._default, *self.regions.values()):
+                other.last = output if other.last is not None else None
+            return
         if region is None:
             output.doubt = "which memory region has the attributes for it is not known"
         if output.doubt or region is None:
@@ -287,15 +292,17 @@ class Sizing:
     def _by_attributes(self, output: Output) -> Region | None:
         """Return the first region whose attributes fit: lang_memory_default."""
         contents = output.contents
-        if contents.code is None:
-            return self._default if output.ignored else None  # which takes no room
         holds = any(contents.by_spec) or bool(contents.orphans)
         # Beside code there may be constants, which count as data, or none.
         data = None if contents.code else (holds and output.loaded) or contents.writable
-        flags = {
-            "a": output.allocated, "l": output.loaded, "i": output.loaded, "r": not contents.writable,
-            "x": contents.code, "w": data,
-        }  # fmt: skip
+        known = contents.code is not None
+        flags: dict[str, bool | None] = dict.fromkeys("lirxw")
+        if known:
+            flags = {
+                "l": output.loaded, "i": output.loaded, "r": not contents.writable, "x": contents.code,
+                "w": data,
+            }  # fmt: skip
+        flags["a"] = output.allocated
         for region in self.program.memories.regions:
             wanted, _, unwanted = region.attributes.lower().partition("!")
             takes = [flags.get(letter, False) for letter in wanted]
