@@ -313,7 +313,7 @@ def test_wall_time_holds_for_guests_that_make_ticks_last(
     tiny: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ticks of 50 ms of guest time, and a guest that spends this host's time in hypercalls."""
-    module = import_module("domainbuilder.launch.running")
+    module = import_module("domainbuilder.launch.runner")
     monkeypatch.setattr(module, "_TICK_NS", 50_000_000)
     monkeypatch.setattr(import_module("domainbuilder.launch.watchdog"), "GRACE", 0.05)
     many = hypercall(35, 0, 0)

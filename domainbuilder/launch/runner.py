@@ -1,0 +1,296 @@
+"""How a domain is driven: until something is wanted, within limits, with input as it comes.
+
+Nothing that this host does reaches the guest, save what is typed: that arrives where the guest stands,
+between two of its instructions. Limits on wall time are looked at now and then, and only ever end the run.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.launch.bounded import TimeIsUp, until
+from domainbuilder.launch.interruptions import Interruptions
+from domainbuilder.launch.options import Chosen
+from domainbuilder.launch.session import Console, Input, Outcome
+from domainbuilder.launch.start import Start
+from domainbuilder.launch.tape import Tape
+from domainbuilder.launch.transcript import Search
+from domainbuilder.launch.watchdog import WATCHDOG
+from hvcore.clock import NEVER
+from hvcore.errors import EngineError
+from hvcore.machine import BOOT_TIME_NS, Stop
+
+if TYPE_CHECKING:
+    from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.symbols.table import Symbols
+    from hvcore.debug.periodic import Periodic
+
+_TICK = "launch"  # the name of our timer among the host's
+_END = "end"  # that of run_for()'s
+_TICK_NS = 10_000_000
+_RECENT_TICKS = 100
+_INPUT_ROOM = 4096
+# What goes wrong in a host that was restored from a file whose values do not fit together.
+_CONTRADICTIONS = (
+    LookupError,
+    ArithmeticError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+
+
+class Runner:
+    """A domain and its runs, each within `run_until`. RunningDomain is what its holder sees of it."""
+
+    def __init__(
+        self,
+        start: Start,
+        options: Chosen,
+        *,
+        shares_host: bool,
+        started: float,
+        symbols: Symbols | None = None,
+    ) -> None:
+        self._started = started
+        self._symbols = symbols
+        self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # of hypercalls, now and then
+        self._timeout = options.timeout
+        self._limit = None if options.timeout is None else started + options.timeout
+        self._deadline = self._limit
+        self._guest_limit = NEVER
+        self._sink = options.console_output
+        self._wanted: Callable[[], bool] | None = None
+        self._expired = ""
+        self._outcome: Outcome | None = None
+        self._input: Input | None = None
+        self._transcript = start.transcript
+        self._console_bytes = start.console_bytes
+        self._closed = False
+        self._interruptions = Interruptions(self._pause)
+        self._searching = False  # for what is wanted
+        self._shares_host = shares_host
+        self._watchers: list[Periodic] = []
+        self._runner: Callable[[], Stop] | None = None  # a debugger, where there is one
+        self._is_to_end = False
+        self._is_trusted = start.is_trusted
+        self.plan = start.plan
+        self.machine = start.machine(self._output)
+        if options.max_guest_seconds is not None:
+            self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
+        self.console = Console(self.run_until, self.send, self._transcript, start.used)
+        self._tape: Tape | None = None
+        if options.record or options.replay is not None:
+            self._tape = Tape(self.machine, start.subject(), options.replay, self._interruptions.keep)
+
+    def _pause(self) -> None:
+        self.machine.host.pause()
+
+    def run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
+        """Run until `search` has its match (None), or for another reason (that)."""
+        return self._run(None if search is None else search.more, timeout)
+
+    def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
+        """Run until `wanted` is true (None), or for another reason (that)."""
+        now = time.monotonic()
+        limits = [self._limit] if self._limit is not None else []
+        self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
+        self._wanted, self._expired = wanted, ""
+        try:
+            with until(self._deadline, self._is_searching):
+                return self._resume_until_met()
+        finally:
+            self._wanted = None
+
+    def _resume_until_met(self) -> Outcome | None:
+        if self._met():
+            return None
+        if self._outcome is not None:
+            return self._outcome
+        self._check_open()
+        outcome = None
+        with WATCHDOG.over(self._deadline, self.machine.host.nudge), self._interruptions.of_signals():
+            while outcome is None:
+                if self._expired:
+                    return Outcome("timeout", self._expired)
+                outcome = self._resume()
+                if self._met():
+                    return None
+        return outcome
+
+    def _is_searching(self) -> bool:
+        return self._searching
+
+    def _met(self) -> bool:
+        """Whether what is wanted has come. A pattern that takes for ever ends with the time, or a signal."""
+        if self._wanted is None:
+            return False
+        try:
+            with self._interruptions.allowed():
+                self._searching = True
+                return self._wanted()
+        except TimeIsUp:
+            self._expire("wall time ran out while a pattern was looked for")
+            return False
+        finally:
+            self._searching = False
+
+    def _resume(self) -> Outcome | None:
+        """One `Machine.run()`; None where there is nothing to say about its end."""
+        host = self.machine.host
+        host.idle, host.attend = self._idle, self._check_limits
+        self._arm_tick()
+        try:
+            with self._interruptions.run():
+                stop = self.machine.run() if self._runner is None else self._runner()
+                if stop is not Stop.PAUSED:
+                    self.machine.console.drain()
+        except EngineError as error:  # of the plain profile, first of all, which cannot trap everything
+            raise BuildError(f"the emulator cannot run this guest: {error}") from error
+        except _CONTRADICTIONS as error:
+            if self._is_trusted:
+                raise
+            kind = type(error).__name__
+            raise BuildError(f"the saved domain contradicts itself: {kind}: {error}") from error
+        self._interruptions.raise_kept()
+        if stop is Stop.PAUSED:
+            if self._expired:
+                return Outcome("timeout", self._expired)
+            if self._tape is not None and self._tape.is_over:
+                return Outcome("replayed")
+            is_detached = self._is_to_end or (self._input is not None and self._input.detached)
+            return Outcome("detached") if is_detached else None
+        if stop is Stop.IDLE:
+            if self._expired:
+                return Outcome("timeout", self._expired)
+            return None if self._input is not None and self._input.open else Outcome("idle")
+        self._outcome = self._shut_down() if stop is Stop.SHUTDOWN else self._crashed()
+        return self._outcome
+
+    def _shut_down(self) -> Outcome:
+        outcome = Outcome(self.machine.shutdown_reason)
+        if outcome.exit_code is not ExitCode.DOMAIN_CRASHED:
+            return outcome
+        text = f"SCHEDOP_shutdown: {outcome}"
+        cr2 = self.machine.domain.current.ctrlreg[2]
+        return replace(outcome, report=self._report(text, cr2 or None, "address of the last page fault"))
+
+    def _crashed(self) -> Outcome:
+        crash = self.machine.crash
+        assert crash is not None
+        return Outcome("crashed", crash.reason, self._report(crash.reason, crash.address, "faulting address"))
+
+    def _report(self, reason: str, address: int | None, role: str) -> CrashReport:
+        from domainbuilder.launch.crash_report import capture
+
+        guest_ns = self.machine.clock.now() - BOOT_TIME_NS
+        return capture(
+            self.machine,
+            self.plan,
+            reason,
+            address=address,
+            role=role,
+            guest_ns=guest_ns,
+            symbols=self._symbols,
+        )
+
+    # -- what the machine calls
+
+    def _output(self, data: bytes) -> None:
+        self._console_bytes += len(data)
+        self._transcript.append(data)
+        if self._sink is not None:
+            try:
+                with self._interruptions.allowed():
+                    self._sink(data)
+            except BaseException as error:  # which must not end the guest's hypercall half done
+                self._interruptions.keep(error)
+        try:
+            if self._met():
+                self._pause()
+        except BaseException as error:
+            self._interruptions.keep(error)
+
+    def _arm_tick(self) -> None:
+        now = self.machine.clock.now()
+        self.machine.host.set_timer(_TICK, min(now + _TICK_NS, self._guest_limit), self._tick)
+
+    def _tick(self) -> None:
+        """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
+        self._counts.append((self.machine.clock.now(), bytes(self.machine.domain.trace.hypercalls)))
+        self._check_limits()
+        if not self._expired:
+            self._take_input(0.0)
+            self._arm_tick()
+
+    def _check_limits(self) -> None:
+        if self.machine.clock.now() >= self._guest_limit:
+            self._expire("the guest has used up its own time")
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            self._expire("wall time ran out")
+
+    def _expire(self, why: str) -> None:
+        self._expired = why
+        self.machine.host.pause()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the domain was closed")
+
+    def send(self, data: bytes) -> None:
+        """Type `data`, as `console.send` does."""
+        self._check_open()
+        self.machine.input(data)
+
+    def _take_input(self, seconds: float | None) -> bool:
+        """Pass on what was typed within so many seconds; whether something was."""
+        source = self._input
+        if source is None or not source.open or self.machine.pending_input >= _INPUT_ROOM:
+            return False
+        if seconds != 0 and self._deadline is not None:
+            left = max(self._deadline - time.monotonic(), 0.0)
+            seconds = left if seconds is None else min(seconds, left)
+        with self._interruptions.allowed():
+            data = source.read(seconds)
+        if source.detached:
+            self._pause()
+        elif data:
+            self.machine.input(data)
+        return bool(data)
+
+    def _idle(self, deadline: int) -> None:
+        """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
+        host = self.machine.host
+        host.timers.stop(_TICK)
+        for watcher in self._watchers:
+            watcher.idle()
+        due = host.next_deadline()
+        if due == NEVER and deadline != NEVER:
+            return  # the tick was all there was: the machine looks again, and finds that out
+        due = due if due == NEVER else min(due, self._guest_limit)
+        if self._input is not None and self._input.real_time:
+            self._wait(due)
+        else:
+            # A pipe is waited for only where nothing else can ever happen.
+            host.advance_to(due)
+            self._take_input(None if due == NEVER else 0.0)
+        self._check_limits()
+        if not self._expired:
+            self._arm_tick()
+        for watcher in self._watchers:
+            watcher.arm()
+
+    def _wait(self, due: int) -> None:
+        """Wait for input as long as the guest would."""
+        now, started = self.machine.clock.now(), time.monotonic_ns()
+        typed = self._take_input(None if due == NEVER else max(due - now, 0) / 1e9)
+        passed = now + time.monotonic_ns() - started
+        self.machine.host.advance_to(min(passed, due) if typed or due == NEVER else due)
