@@ -39,15 +39,18 @@ class Watchdog:
         try:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                    self._stop = threading.Event()
+                    self._thread = threading.Thread(
+                        target=self._watch, args=(self._stop,), name="watchdog", daemon=True
+                    )
                     self._thread.start()
             yield
         finally:
             del self._runs[run]
 
-    def _watch(self) -> None:
+    def _watch(self, stop: threading.Event) -> None:
         idle = 0
-        while not self._stop.wait(_LOOK):
+        while not stop.wait(_LOOK):
             runs, now = list(self._runs.values()), time.monotonic()
             for deadline, nudge in runs:
                 if now >= deadline:
@@ -55,7 +58,7 @@ class Watchdog:
             idle = 0 if runs else idle + 1
             if idle > _IDLE_LOOKS:
                 with self._lock:
-                    if not self._runs:
+                    if not self._runs and not stop.is_set():
                         self._thread = None
                         return
 
@@ -63,10 +66,9 @@ class Watchdog:
         """Have no thread, until the next run: a process that forks better has none."""
         with self._lock:
             thread, self._thread = self._thread, None
-            if thread is not None:
-                self._stop.set()
-                thread.join()
-                self._stop.clear()
+            self._stop.set()
+        if thread is not None:
+            thread.join()
 
     def forget(self) -> None:
         """In the child of a fork, which has none of its parent's threads."""

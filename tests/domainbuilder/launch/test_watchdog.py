@@ -1,0 +1,71 @@
+"""The thread that looks at the clock for runs whose guests keep everybody from it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from domainbuilder.launch import watchdog
+from domainbuilder.launch.watchdog import Watchdog
+
+
+@pytest.fixture
+def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
+    monkeypatch.setattr(watchdog, "GRACE", 0.0)
+    monkeypatch.setattr(watchdog, "_LOOK", 0.001)
+    return Watchdog()
+
+
+def threads() -> int:
+    return sum(thread.name == "watchdog" for thread in threading.enumerate())
+
+
+def gone() -> bool:
+    """Whether no such thread is there any more, before long."""
+    for _ in range(2000):
+        if not threads():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def test_it_nudges_from_the_deadline_on_and_no_longer_than_the_run(dog: Watchdog) -> None:
+    nudged = threading.Event()
+    with dog.over(time.monotonic(), nudged.set):
+        assert nudged.wait(30)
+    with dog.over(time.monotonic() + 1000, pytest.fail):
+        time.sleep(0.02)
+    with dog.over(None, pytest.fail):
+        pass
+
+
+def test_one_thread_for_many_runs_and_none_when_there_are_none(dog: Watchdog) -> None:
+    assert gone()
+    for _ in range(50):
+        with dog.over(time.monotonic() + 1000, pytest.fail), dog.over(time.monotonic() + 1000, pytest.fail):
+            assert threads() == 1
+    assert gone()
+    with dog.over(time.monotonic() + 1000, pytest.fail):
+        assert threads() == 1
+    assert gone()
+
+
+def test_it_ends_for_a_fork_and_begins_again(dog: Watchdog) -> None:
+    for _ in range(20):
+        with dog.over(time.monotonic() + 1000, pytest.fail):
+            pass
+        dog.end()
+        assert not threads()
+    dog.end()
+    with dog.over(time.monotonic() + 1000, pytest.fail):
+        pid = os.fork()
+        if not pid:
+            dog.forget()
+            nudged = threading.Event()
+            with dog.over(time.monotonic(), nudged.set):
+                os._exit(not nudged.wait(30))
+        assert os.waitpid(pid, 0)[1] == 0
+    dog.end()
