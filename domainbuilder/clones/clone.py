@@ -63,6 +63,7 @@ def fork(
         dom.check_at_rest()
         dom.check_can_be_copied()
     _CHILDREN.reap()
+    domains[0].machine.host.before_fork()
     here, there = socket.socketpair()
     try:
         pid = os.fork()

@@ -185,6 +185,7 @@ class Server:
         """A clone of this clone, which serves the socket that comes next: its process."""
         _, (descriptor, *_), _, _ = socket.recv_fds(self._sock, 1, 1)
         sock = socket.socket(fileno=descriptor)
+        self._domains[domids[0]].machine.host.before_fork()
         pid = os.fork()
         if pid:
             sock.close()

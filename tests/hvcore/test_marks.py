@@ -177,6 +177,21 @@ def test_a_process_that_owns_many_pages_begins_anew(
     assert pages.written(mark) == []
 
 
+def test_memory_that_settles_is_what_it_was(memory: MachineMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, was = MarkedPages(memory), bytes(memory.view)
+    monkeypatch.setattr(page_marks, "_MANY_PAGES_TO_FORK", 1 << 20)
+    pages.settle()  # for so few it is not worth it
+    assert not memory.is_from_file
+    monkeypatch.undo()
+    mark = pages.set_mark()
+    memory.view[:] = was[::-1]
+    pages.settle()
+    assert memory.view == was[::-1]
+    assert pages.written(mark) is None
+    pages.go_back(mark, None)
+    assert memory.view == was
+
+
 def test_a_forked_process_has_pages_of_its_own(memory: MachineMemory) -> None:
     pages = MarkedPages(memory)
     mark, was = pages.set_mark(), bytes(memory.view)
