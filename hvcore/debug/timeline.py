@@ -9,12 +9,13 @@ A run is a function of its input, which is noted here as it comes; so what is be
 again whenever somebody wants to be there. A position is the time at the head of a block and how many bytes of
 it are executed: one number that only grows, by an instruction's length at each instruction. What was printed
 is not printed again. Marks are copies of memory: they are thinned out, the older the wider, to stay within
-`budget` bytes, and take a tenth of the time at most.
+`budget` bytes, and take a fifth of the time at most.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ _PERIOD_NS = 20_000_000
 _NEAR_NS = 4096  # from where on every instruction is looked at; then from farther and farther
 _FARTHER = 16
 _MARK_TIMER, _INPUT_TIMER = ("timeline", "mark"), ("timeline", "input")
-_SHARE = 10
+_SHARE = 5
+_SLOW = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +147,20 @@ class Timeline:
 
     def _due(self) -> None:
         when, took = self._last_mark
-        if time.monotonic() - when > _SHARE * took and not self.machine.ro_page_fault.pending:
+        is_listened = "bounce" in vars(self.machine.traps)  # a mark would keep who listens
+        is_past = self._debugger.position <= self._places[-1].position
+        if time.monotonic() - when > _SHARE * took and not is_listened and not is_past:
             self._mark()
         self._arm()
 
     def _mark(self) -> None:
         position = self._debugger.position
-        if self._places and position <= self._places[-1].position:
+        at = bisect_left(self._places, position, key=lambda place: place.position)
+        if self._places[at : at + 1] and self._places[at].position == position:
             return
         started = time.monotonic()
         mark = self._host.mark()
-        self._places.append(_Place(position, mark, mark.size, self._printed, self._typed))
+        self._places.insert(at, _Place(position, mark, mark.size, self._printed, self._typed))
         self._last_mark = time.monotonic(), time.monotonic() - started
         while self.memory > self._budget and len(self._places) > 2:
             del self._places[self._superfluous()]
@@ -195,6 +200,14 @@ class Timeline:
             return debugger.stopped_here("begin")
         return debugger.stopped_here(last.reason, point=last.point, access=last.access)
 
+    def last_write(self, address: int, size: int = 8) -> Stopped:
+        """Be where one of `size` bytes at `address` was about to be stored to last; "begin" if nowhere."""
+        point = self._debugger.watch(address, size)
+        try:
+            return self.continue_back()
+        finally:
+            self._debugger.delete(point)
+
     def go_to(self, position: int) -> Stopped:
         """Be at a position of the past, or at the first instruction behind it."""
         with self._replaying():
@@ -207,7 +220,10 @@ class Timeline:
             while True:
                 start = max(target - near, place.position)
                 self._rewind(place)
+                began = time.monotonic()
                 if self._run_to(start) and self._debugger.position < target:
+                    if time.monotonic() - began > _SLOW:  # the next step back will begin here
+                        self._mark()
                     before = self._walk(target, vcpu)
                     if before is not None:
                         return before

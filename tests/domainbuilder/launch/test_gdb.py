@@ -130,7 +130,9 @@ def test_back_from_a_crash(tmp_path: Path) -> None:
     with launched(tmp_path, guest, "-m", "16") as (process, path):
         text = gdb(
             path,
+            "monitor trace on",
             "continue",
+            "monitor trace",
             "reverse-stepi",
             "reverse-stepi",
             "print/x $eax",
@@ -139,6 +141,7 @@ def test_back_from_a_crash(tmp_path: Path) -> None:
             "continue",
         )
         assert process.wait(TIMEOUT) == 3
+    assert re.search(r"vcpu 0 0xc[0-9a-f]+ (Trap|Exception|Schedule)", text)
     assert "$1 = 0x1234" in text
     assert "$2 = 0x5678" in text
 
