@@ -17,7 +17,8 @@ from tests.hvcore.lane_cpu import LaneCpu, both
 from tests.hvcore.pv_cpu import CODE, DATA, HOLE, PV32, PV64, STACK
 
 TRIALS = int(os.environ.get("LANE_FRAME_TRIALS", "120"))  # of each way in or out
-IRET = 23
+IRET, SET_SEGMENT_BASE = 23, 25
+SEGBASE_GS_USER_SEL = 3
 HANDLER = CODE + 0x800  # an `int3`
 # The guest's GDT: code and data for its rings, and what may not be loaded.
 CODE1, DATA1, BASED1, CODE3, DATA3, CONFORMING, CONFORMING3, ABSENT, ABSENT_CODE, READ_ONLY, LONG3 = range(
@@ -190,3 +191,15 @@ def test_what_is_written_to_ports_that_xen_keeps_is_there(abi: Abi) -> None:
     assert (cpu.d.cmos_idx, cpu.d.pci_cf8) == (0x34, 0x1234)
     assert cpu.engine.words.port_writes == 2
     assert cpu.d.trace.exceptions[13] == 3  # what opened them, the byte to 0xcf8, and the last
+
+
+def test_any_selector_as_the_gs_of_processes() -> None:
+    known = selectors(PV64)
+
+    def trial(cpu: LaneCpu, dice: random.Random, number: int) -> object:
+        cpu.v.gs_base_user, selector = dice.getrandbits(40), known[number]
+        return cpu.act(
+            "0f05", ax=SET_SEGMENT_BASE, di=SEGBASE_GS_USER_SEL, si=selector | dice.choice((0, 1 << 20))
+        )
+
+    assert compare(PV64, trial, len(known)).taken("set_segment_base") > len(known) // 3

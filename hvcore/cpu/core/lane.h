@@ -161,6 +161,7 @@ struct hv_descriptor {
     uint32_t base, limit, high;
 };
 bool hv_descriptor(const struct hv_call *c, uint32_t selector, struct hv_descriptor *found);
+bool hv_load_data(struct hv_call *c, int index, uint32_t selector);
 bool hv_load_cs_ss(struct hv_call *c, uint32_t cs, uint32_t ss);
 void hv_drop_privileged_data(struct hv_call *c);
 

@@ -1,4 +1,4 @@
-/* Loading CS and SS as `iretq` does, when it is Xen that returns to the guest: hvcore/pv/segments.py.
+/* Loading segment registers as `iretq` and `mov` do, when it is Xen that returns to the guest: hvcore/pv/segments.py.
  *
  * Descriptors of the GDT alone; those of an LDT, and whatever would fault, are not mine.
  */
@@ -49,6 +49,24 @@ bool hv_load_cs_ss(struct hv_call *c, uint32_t cs, uint32_t ss) {
         return NOT_MINE;
     hv_set_segment(c, CS, cs, code.base, code.limit, code.high & ACCESS_ROW);
     hv_set_segment(c, SS, ss, stack.base, stack.limit, stack.high & ACCESS_ROW);
+    return MINE;
+}
+
+/* load_data() of what loads: null, or a segment that may be read */
+bool hv_load_data(struct hv_call *c, int index, uint32_t selector) {
+    struct hv_descriptor data;
+    if (!(selector & ~3u)) {
+        hv_set_segment(c, index, selector, 0, 0, 0);
+        return MINE;
+    }
+    if (!hv_descriptor(c, selector, &data) || (data.high & (S | PRESENT)) != (S | PRESENT))
+        return NOT_MINE;
+    bool is_code = data.high & CODE, is_conforming = is_code && data.high & CONFORMING;
+    if (is_code && !(data.high & WRITABLE)) /* which says of code that it may be read */
+        return NOT_MINE;
+    if (!is_conforming && (dpl_of(data.high) < (selector & 3) || dpl_of(data.high) < (*hv_hflags(c) & HF_CPL)))
+        return NOT_MINE;
+    hv_set_segment(c, index, selector, data.base, data.limit, data.high & ACCESS_ROW);
     return MINE;
 }
 

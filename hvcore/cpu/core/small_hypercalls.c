@@ -33,13 +33,12 @@ bool hv_stack_switch(struct hv_call *c) {
 
 static bool is_canonical(uint64_t address) { return address >> 47 == 0 || address >> 47 == 0x1ffff; }
 
-/* _load_user_gs() of a null selector: the process has no base any more, the kernel keeps its own. */
-static bool load_null_user_gs(struct hv_call *c, uint16_t selector) {
+/* _load_user_gs(): the process has the segment's base, the kernel keeps its own. */
+static bool load_user_gs(struct hv_call *c, uint32_t selector) {
     uint64_t kernel_base = hv_segment_base(c, GS);
-    if (selector > 3)
+    if (!hv_load_data(c, GS, selector > 3 ? selector | 3 : selector))
         return NOT_MINE;
-    hv_set_segment(c, GS, selector, 0, 0, 0);
-    hv_set64(c->j, &c->v->gs_base_user, 0);
+    hv_set64(c->j, &c->v->gs_base_user, hv_segment_base(c, GS));
     hv_set_base(c, GS, kernel_base);
     c->result = 0;
     return MINE;
@@ -48,7 +47,7 @@ static bool load_null_user_gs(struct hv_call *c, uint16_t selector) {
 bool hv_set_segment_base(struct hv_call *c) {
     uint64_t base = c->args[1];
     if (!c->is_32bit && (uint32_t)c->args[0] == SEGBASE_GS_USER_SEL)
-        return load_null_user_gs(c, (uint16_t)base);
+        return load_user_gs(c, (uint16_t)base);
     if (c->is_32bit || !is_canonical(base))
         return NOT_MINE;
     switch ((uint32_t)c->args[0]) {
