@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvcore.backends.block_image import open_images
 from hvcore.backends.disk import Disk
+from hvcore.backends.images import open_images
 from hvcore.backends.libxl_nodes import remove_domain
 from hvcore.backends.xenstored import Xenstored
 from hvcore.boot_image import BootImage

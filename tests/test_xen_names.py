@@ -38,6 +38,7 @@ DEFINITION = re.compile(
 )
 FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
+    "hvcore/backends/qcow2.py": "the format is QEMU's",
     "hvcore/backends/block_image.py": "the Linux of domain 0 has the files of disks",
     "hvcore/debug/event_log.py": "what lanes write down is ours",
     "hvcore/debug/events.py": "what a listener is told is ours",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from domainbuilder.errors import BuildError
@@ -47,10 +47,18 @@ def disk_digest(disk: Disk) -> str:
     """The SHA-256 of what is on a disk now: a run is a function of that, too."""
     import hashlib
 
-    if disk.format == "empty":
-        return ""
-    with Path(disk.target).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    from hvcore.backends.images import open_image
+
+    image = open_image(replace(disk, readwrite=False, snapshot=False))
+    digest, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    try:
+        for offset in range(0, image.size, len(piece)):
+            part = piece[: image.size - offset]
+            image.read(offset, [part])
+            digest.update(part)
+    finally:
+        image.close()
+    return digest.hexdigest()
 
 
 class Tape:

@@ -14,7 +14,7 @@ from domainbuilder.errors import BuildError, Where
 from hvcore.backends.disk import Disk
 
 _FORMATS = ("", "raw", "qcow", "qcow2", "vhd", "empty", "qed")
-_READABLE = ("raw", "empty")
+_READABLE = ("raw", "qcow2", "empty")
 _FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 _IGNORED_PREFIXES = ("tapdisk", "tap", "tap2", "aio", "ioemu", "file", "phy")
 _SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
@@ -176,7 +176,7 @@ def _check(p: _Parsed) -> None:
     if "target" not in values and not flags.get("cdrom"):
         raise p.fail("no target specified (and device not removable)", "none")
     if values["format"] not in _READABLE:
-        raise p.fail("images of this format are not read here", values["format"], "raw")
+        raise p.fail("images of this format are not read here", values["format"], "raw, qcow2")
     for name, mine in (("backend", ("", "0", "Domain-0")), ("specification", ("xen",)),
         ("backendtype", ("phy", "qdisk")), ("script", ("block",))):  # fmt: skip
         if values.get(name, mine[0]) not in mine:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Protocol
 
-from hvcore.backends.disk import Disk
 from hvcore.public.blkif import SECTOR_SIZE
 
 _BLOCK = 4096  # what a layer keeps at a time
@@ -50,7 +49,8 @@ class RawImage:
         self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             _check_kind(self._fd, path)
-            self.size = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR_SIZE * SECTOR_SIZE
+            self.length = os.lseek(self._fd, 0, os.SEEK_END)
+            self.size = self.length // SECTOR_SIZE * SECTOR_SIZE
         except OSError:
             os.close(self._fd)
             raise
@@ -67,6 +67,23 @@ class RawImage:
         while done < wanted:  # a signal came, or the disk is full, which the next one says
             rest = b"".join(buffers)[done:]
             done += os.pwrite(self._fd, rest, offset + done)
+
+    def read_or_zeros(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """The same, with zeros for what is behind the end of the file."""
+        wanted, done = sum(map(len, buffers)), os.preadv(self._fd, buffers, offset)
+        if done < wanted:
+            pieces = Buffers(buffers)
+            pieces.take(done)
+            for rest in pieces.take(wanted - done):
+                rest[:] = bytes(len(rest))
+
+    def read_bytes(self, offset: int, size: int) -> bytes:
+        """As many bytes of the file as are there, for formats that are read in pieces."""
+        return os.pread(self._fd, size, offset) if offset < 1 << 62 else b""
+
+    def write_bytes(self, offset: int, data: bytes) -> None:
+        """Write bytes of the file, which grows where they are behind its end."""
+        self.write(offset, [memoryview(data)])
 
     def discard(self, offset: int, length: int) -> None:
         """See BlockImage: a hole in the file."""
@@ -219,24 +236,3 @@ class NoImage:
 
     def close(self) -> None:
         """See BlockImage."""
-
-
-def open_image(disk: Disk) -> BlockImage:
-    """The image of a disk, or the layer over it. Raises OSError."""
-    if disk.format == "empty":
-        return NoImage()
-    image: BlockImage = RawImage(disk.target, writable=disk.is_written)
-    return Layer(image) if disk.snapshot else image
-
-
-def open_images(disks: Sequence[Disk]) -> list[tuple[Disk, BlockImage]]:
-    """Each disk with its image: all of them, or OSError and none."""
-    opened: list[tuple[Disk, BlockImage]] = []
-    try:
-        for disk in disks:
-            opened.append((disk, open_image(disk)))
-    except OSError:
-        for _, image in opened:
-            image.close()
-        raise
-    return opened

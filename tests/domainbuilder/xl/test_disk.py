@@ -57,7 +57,7 @@ def test_what_a_disk_is(text: str, disk: Disk) -> None:
         ("/a,raw,xvda,w,more", "too many positional parameters; found more"),
         ("/a,raw,xvda,x", "unknown value for access; found x; expected r, ro, w, rw"),
         ("/a,zip,xvda", "unknown value for format; found zip; expected raw, qcow, qcow2, vhd, empty, qed"),
-        ("/a,vhd,xvda", "images of this format are not read here; found vhd; expected raw"),
+        ("/a,vhd,xvda", "images of this format are not read here; found vhd; expected raw, qcow2"),
         ("vdev=xvda,vdev=xvdb,target=/a", "vdev respecified; found xvdb"),
         ("vdev=xvda", "no target specified (and device not removable)"),
         ("/a,raw,ada0", "Invalid or unsupported virtual disk identifier; found ada0"),

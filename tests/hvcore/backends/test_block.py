@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 
 from hvcore import abi as abi_module
-from hvcore.backends.block_image import Layer, RawImage, open_image
+from hvcore.backends.block_image import Layer, RawImage
 from hvcore.backends.disk import Disk, disk_dev_number
+from hvcore.backends.images import open_image
 from hvcore.pv.audit import audit
 from tests.hvcore.backends.frontend import DATA, REF, RING, SECTOR, Frontend
 from tests.hvcore.conftest import Guest
