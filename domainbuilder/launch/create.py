@@ -59,6 +59,8 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
 
     Their `timeout` is for all the runs together. Raises BuildError for what cannot be built.
     """
+    if config.on_crash.startswith("coredump"):
+        options = replace(options, core=Path(f"{config.name}.core"))
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
         with _booted(config) as (kernel, ramdisk, cmdline):

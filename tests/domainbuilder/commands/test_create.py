@@ -76,6 +76,16 @@ def test_a_domain_that_reboots_begins_again_where_its_configuration_says_so(
     assert child.exitstatus == 0
 
 
+def test_a_crash_leaves_a_core_where_the_configuration_says_so(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + "on_crash = 'coredump-destroy'\n")
+    typed = ("--expect", "hello> ", "--send", r"crash\n")
+    command = [sys.executable, "-m", "domainbuilder", "create", str(config), *typed]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 3, ran.stderr
+    inspected = [sys.executable, "-m", "domainbuilder", "inspect", str(tmp_path / "hello.core")]
+    assert subprocess.run(inspected, capture_output=True, check=False).returncode == 0
+
+
 def test_pygrub_boots_what_is_on_the_first_disk(tmp_path: Path, sample_guest: Callable[[str], Path]) -> None:
     entry = (
         b"menuentry 'Hello' --id hello {\n linux /boot/hello ticks=3\n}\nmenuentry 'Other' {\n linux /no\n}\n"
