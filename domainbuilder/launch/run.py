@@ -158,7 +158,7 @@ def _resumption_of(options: LaunchOptions) -> Resumption:
     chosen = Chosen(
         ramdisk=options.ramdisk, cmdline=options.cmdline, vcpus=options.vcpus, upper_ptwr=options.upper_ptwr,
         timeout=options.timeout, max_guest_seconds=options.max_guest_seconds, symbols=options.symbols,
-        plain=options.plain or None,
+        plain=options.plain or None, name=options.name, cap=options.cap, disks=options.disks,
     )  # fmt: skip
     return Resumption(options.file, options.resume_at, options.memory_mib, chosen, tell=tell)
 

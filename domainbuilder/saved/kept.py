@@ -167,7 +167,7 @@ class Inputs:
                     _FORMAT, program_digest(), self._content(kernel),
                     None if ramdisk is None else self._content(ramdisk),
                     cmdline, type(options.cmdline).__name__, memory_mib, options.guest_type, options.vcpus,
-                    options.upper_ptwr, options.cap, plain, until,
+                    options.upper_ptwr, options.cap, options.name, plain, until,
                 ]
             ).encode("utf-8", "surrogateescape")
         )  # fmt: skip
@@ -251,6 +251,8 @@ class Resumption:
             raise BuildError(
                 "what is resumed cannot be recorded or replayed: that begins at the guest's start"
             )
+        if chosen.disks:
+            raise BuildError("a domain with disks is not kept: what is on them may have changed since")
         self._started = time.monotonic()
         self._until = until
         self._chosen = chosen
@@ -309,7 +311,7 @@ def resume_at(
     once, with the same console, counts and guest time, and goes on as the first did: it is kept in the user's
     cache folder (or `kept`). What is damaged there is not used, and `tell` is given a line about it.
     `max_guest_seconds` counts from the guest's start. Raises what `launch` and `expect` do, BuildError for
-    `record` and `replay`, which want a run from its start, and for inputs that are no files.
+    `record` and `replay`, which want a run from its start, for disks, and for inputs that are no files.
     """
     resumption = Resumption(kernel, until, memory_mib, Chosen(**options), kept=kept, tell=tell)
     dom = resumption.start(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def test_whatever_differs_is_another(hello: Path, tmp_path: Path, monkeypatch: p
         key(), key(other), key(memory=None), key(memory=17), key(until="^hello>"), key(cmdline="a"),
         key(cmdline="b"), key(cmdline=b"b"), key(ramdisk=ramdisks[0]), key(ramdisk=ramdisks[1]), key(vcpus=2),
         key(upper_ptwr=True), key(plain=True), key(guest_type="xen-3.0-x86_32p"),
+        key(cap=50), key(name="other"),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key(copy) == keys[0] == key(timeout=5, symbols="x", console_output=print)
@@ -99,6 +101,15 @@ def test_whatever_differs_is_another(hello: Path, tmp_path: Path, monkeypatch: p
     assert key() != keys[0]
 
 
+def test_every_option_is_part_of_the_key_or_known_not_to_matter() -> None:
+    """One that is added has to be put into the key, or in here, with its reason."""
+    in_key = {"ramdisk", "cmdline", "guest_type", "vcpus", "upper_ptwr", "cap", "name", "plain"}
+    guards = {"timeout", "max_guest_seconds"}  # they end a run, and change none
+    shown = {"console_output", "symbols"}  # what is done with it outside of the guest
+    refused = {"record", "replay", "disks"}
+    assert {field.name for field in fields(Chosen)} == in_key | guards | shown | refused
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path, kept: KeptDomains, hello: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -106,6 +117,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kept: KeptDomains, hello: Pa
         resume_at(pipe, PROMPT, kept=kept)
     with pytest.raises(BuildError, match="No such file"):
         resume_at(tmp_path / "none", PROMPT, kept=kept)
+    with pytest.raises(BuildError, match="disks is not kept"):
+        resume_at(hello, PROMPT, kept=kept, disks=["disk.img,raw,xvda,w"])
     with pytest.raises(BuildError, match="recorded or replayed"):
         resume_at(hello, PROMPT, kept=kept, record=True)
 
