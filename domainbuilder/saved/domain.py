@@ -119,7 +119,8 @@ def thaw(
         raise SavedError(
             "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
         )
-    if frozen.state.domains[0].options.get("disks"):
+    made_with = frozen.state.domains[0].options
+    if isinstance(made_with, dict) and made_with.get("disks"):
         raise SavedError("a saved domain with disks of the host that saved it", where=Where(name))
     start = Start(
         plan, machine, no_record, console.transcript, console.printed, console.used, is_trusted=False

@@ -143,6 +143,10 @@ def test_usage(hello: Path, saved: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (("launch", hello, "--save-at", "x"), "both or neither"),
         (("launch", hello, "-o", tmp_path / "x"), "both or neither"),
+        (
+            ("launch", hello, "--disk", f"{saved},raw,xvda,r", "--save-at", "x", "-o", tmp_path / "x"),
+            "--disk",
+        ),
         (("launch", hello, "--save-at", "x", "-o", hello), "would be overwritten"),
         (("launch", hello, "--save-at", "x", "-o", tmp_path / "no" / "x"), "no such directory"),
         (("launch", hello, "--save-at", "(", "-o", tmp_path / "x"), "no regular expression"),
