@@ -40,6 +40,11 @@ FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
     "hvcore/backends/qcow2.py": "the format is QEMU's",
     "hvcore/backends/block_image.py": "the Linux of domain 0 has the files of disks",
+    "hvcore/debug/condition.py": "conditions of breakpoints are ours",
+    "hvcore/debug/debugger.py": "Xen has no debugger of its guests' code",
+    "hvcore/debug/poke.py": "what a debugger writes is ours",
+    "hvcore/debug/registers.py": "names of registers are the debugger's",
+    "hvcore/debug/timeline.py": "Xen does not go back in time",
     "hvcore/debug/event_log.py": "what lanes write down is ours",
     "hvcore/debug/events.py": "what a listener is told is ours",
     "hvcore/debug/periodic.py": "a timer of the holder's is ours",

@@ -69,6 +69,8 @@ class PerfettoEncoder:
         self._tracks: set[int] = set()
         self._arguments: dict[tuple[int, int], bytes] = {}
         self._heads: dict[tuple[object, ...], bytes] = {}
+        self._bodies: dict[tuple[object, ...], bytes] = {}
+        self._ends: dict[int, bytes] = {}  # by track, of which there are as many as vCPUs
         self._flow = 0
         self._raised: dict[tuple[int, int], int] = {}  # (vCPU, port) -> the flow of its last event
 
@@ -100,12 +102,23 @@ class PerfettoEncoder:
         """A slice; the entries of a multicall lie within it."""
         begins = r.ns if r.kind == "subcall" else max(r.ns - EXIT_NS, 0)
         track = VCPU_TRACKS + r.vcpu
-        argument = self._argument
-        notes = [argument(i, value) for i, value in enumerate(r.args)]
-        notes += self._result(r.result), argument(_RIP, r.rip), _strings(r, "text", "symbol")
-        body = self._call_head(r, track) + b"".join(notes)
+        out = b"" if track in self._tracks else self._vcpu(r.vcpu)
         ends = _TIMESTAMP + varint(max(r.end_ns, r.ns)) + self._slice_end(track)
-        return self._vcpu(r.vcpu) + self._packet(begins, body) + message(PACKET, ends)
+        return out + self._packet(begins, self._call_body(r, track)) + _PACKET + varint(len(ends)) + ends
+
+    def _call_body(self, r: Record, track: int) -> bytes:
+        """A slice's beginning without its time. Guests make the same calls again and again."""
+        key = r.kind, r.vcpu, *r[3:8], r.detail
+        found = self._bodies.get(key)
+        if found is None:
+            argument = self._argument
+            notes = [argument(i, value) for i, value in enumerate(r.args)]
+            notes += self._result(r.result), argument(_RIP, r.rip)
+            found = self._call_head(r, track) + b"".join(notes)
+            if len(self._bodies) >= _MOST_KEPT:
+                self._bodies.clear()
+            self._bodies[key] = found
+        return found + _strings(r, "text", "symbol") if r.text or r.symbol else found
 
     def _call_head(self, r: Record, track: int) -> bytes:
         """What the slices of a hypercall on a track have in common."""
@@ -202,7 +215,11 @@ class PerfettoEncoder:
 
     def _slice_end(self, track: int) -> bytes:
         """A packet that ends a slice, behind its time."""
-        return _SEQUENCED + message(TRACK_EVENT, self._head(SLICE_END, track, "", ""))
+        found = self._ends.get(track)
+        if found is None:
+            made = _SEQUENCED + message(TRACK_EVENT, self._head(SLICE_END, track, "", ""))
+            found = self._ends[track] = made
+        return found
 
     def _track(self, uuid: int, name: str, more: bytes = b"") -> bytes:
         if uuid in self._tracks:

@@ -21,6 +21,9 @@ def varint(value: int) -> bytes:
     if 0 <= value < 0x4000:
         return _SHORT[value]
     value &= _M64
+    if 1 << 28 <= value < 1 << 35:  # a time of a fraction of a second to half a minute
+        low = value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128
+        return bytes((*low, value >> 28))
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

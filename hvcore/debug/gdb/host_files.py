@@ -1,6 +1,6 @@
 """File transfer to GDB: the kernel's file and no other, to be read.
 
-Source: "Host I/O Packets" in GDB's manual, gdb/gdbsupport/fileio.h.
+Source: "Host I/O Packets" in GDB's manual; its errno values are in "Errno Values" there.
 """
 
 from __future__ import annotations
