@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.outline import Outline
+from linker.outline import Outline, walk
 from linker.section_kinds import CODE, CONSTANT, DATA, THREAD_DATA, THREAD_ZERO, ZERO, kind_of
 from linker.trial import kinds_in, section_of, value_of, word_of
 
@@ -93,6 +94,28 @@ def start_symbol_outside(context: Context) -> Iterator[Hit]:
         )
 
 
+_STACK_TOP = re.compile(r"estack|stack_?top|initial_?sp", re.IGNORECASE)
+
+
+def stack_top_unaligned(context: Context) -> Iterator[Hit]:
+    """The symbol where a stack starts is no multiple of a word."""
+    outline = outline_of(context)
+    if word_of(outline) < _WORD:
+        return
+    for assign in outline.assignments:
+        if assign.op != "=" or not _STACK_TOP.search(assign.target):
+            continue
+        top = value_of(outline, assign.target)
+        if top is None or top % _WORD == 0:
+            continue
+        placed = any(isinstance(part, ast.Symbol) and part.name == "." for part in walk(assign.value))
+        where = "wherever the section before it ends" if placed else f"{top:#x}"
+        yield Hit(
+            f"{assign.target} is {where}: the first push goes to an odd address",
+            script_place(assign.span, assign.target),
+        )
+
+
 def _position(bounds: Bounds, section: ast.OutputSection) -> int:
     return next(at for at in range(bounds.first, len(bounds.steps)) if bounds.steps[at].what is section)
 
@@ -163,6 +186,25 @@ _OUTSIDE = "SECTIONS\n{{\n  . = 0x100000;\n  .text : {{ *(.text*) }}\n  {}\n  ta
 _TLS = "SECTIONS\n{{\n  .tdata : {{ *(.tdata*) }}\n  .tbss : {{ *(.tbss*) }}\n  tls_size = {};\n}}\n"
 
 RULES = (
+    Rule(
+        "stack-top-unaligned",
+        WARNING,
+        "a stack must start on a word",
+        "A processor takes the symbol for its stack pointer as it is. The last byte of a memory, 0x20001fff, "
+        "or the end of a section that may end anywhere, is no multiple of a word: the first push faults or "
+        "is slow, and every procedure call standard asks for 8 or 16 bytes.",
+        "put . = ALIGN(16) before the reservation, or use ORIGIN + LENGTH of the memory.",
+        ("S",),
+        stack_top_unaligned,
+        Example(
+            script="SECTIONS\n{\n  .text : { *(.text*) }\n  .bss : { *(.bss*) }\n"
+            "  .stack : { . += 0x1000; stack_top = .; }\n}\n"
+        ),
+        Example(
+            script="SECTIONS\n{\n  .text : { *(.text*) }\n  .bss : { *(.bss*) }\n"
+            "  .stack : ALIGN(16) { . += 0x1000; stack_top = .; }\n}\n"
+        ),
+    ),
     Rule(
         "range-end-unaligned",
         WARNING,
