@@ -21,9 +21,20 @@ IRET, SET_SEGMENT_BASE = 23, 25
 SEGBASE_GS_USER_SEL = 3
 HANDLER = CODE + 0x800  # an `int3`
 # The guest's GDT: code and data for its rings, and what may not be loaded.
-CODE1, DATA1, BASED1, CODE3, DATA3, CONFORMING, CONFORMING3, ABSENT, ABSENT_CODE, READ_ONLY, LONG3 = range(
-    0x60, 0xB8, 8
-)
+(
+    CODE1,
+    DATA1,
+    BASED1,
+    CODE3,
+    DATA3,
+    CONFORMING,
+    CONFORMING3,
+    ABSENT,
+    ABSENT_CODE,
+    READ_ONLY,
+    EXECUTE_ONLY,
+    LONG3,
+) = range(0x60, 0xC0, 8)
 DESCRIPTORS = {
     CODE1: 0x00CFBA000000FFFF,
     DATA1: 0x00CFB2000000FFFF,
@@ -35,6 +46,7 @@ DESCRIPTORS = {
     ABSENT: 0x00CF72000000FFFF,
     ABSENT_CODE: 0x00CF7A000000FFFF,
     READ_ONLY: 0x00CFF0000000FFFF,
+    EXECUTE_ONLY: 0x00CFF8000000FFFF,
     LONG3: 0x00AFFA000000FFFF,
 }
 FLAGS = (0x202, 0x246, 0xAD7, 0x4202, 0x3202, 0x40602, 0x10202, 0x1202)
@@ -179,6 +191,13 @@ def test_an_upcall_comes_on_the_way_back_from_a_hypercall(abi: Abi) -> None:
     assert with_lanes.taken("iret") == 1
     assert with_lanes.d.words.events_delivered == without.d.words.events_delivered == 1
     assert outcomes[0].registers[16] & M32 == HANDLER + 1
+
+
+@ABIS
+def test_closed_ports_keep_nothing(abi: Abi) -> None:
+    cpu = LaneCpu(abi, lanes=True)
+    assert "#GP" in cpu.act("b007 e670").crash
+    assert cpu.d.cmos_idx == 0
 
 
 @ABIS
