@@ -32,8 +32,15 @@ def machine(booted, clone_domain):
 
 
 @pytest.fixture(autouse=True)
-def _ini(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+def _alone(
+    request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No plugin but this one, which is found by its entry point in the first test."""
+    ini = "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
+    if "boot_once" not in request.node.name:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        ini += "addopts = -p domainbuilder.pytest_plugin\n"
+    pytester.makeini(ini)
 
 
 def test_boot_once_and_every_test_has_a_machine_of_its_own(pytester: pytest.Pytester) -> None:
@@ -70,7 +77,7 @@ def test_xdist(pytester: pytest.Pytester) -> None:
             machine.console.expect("command line")
             assert n != 5
     """)
-    result = pytester.runpytest_subprocess("-n", "2")
+    result = pytester.runpytest_subprocess("-p", "xdist", "-n", "2")
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines(["*console of the domain*", "hello> about", "command line*"])
     assert len((pytester.path / "boots").read_text()) <= 2
