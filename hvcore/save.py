@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvcore.backends.block import Answer, BlockBackend
 from hvcore.backends.block_image import Layer
-from hvcore.backends.xenstore_tree import Accessed, Account, Node, Perm, Transaction
+from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Transaction
 from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry

@@ -70,3 +70,15 @@ def test_questions_lead_to_functions_that_are_there() -> None:
             found += (ROOT / folder / path.rpartition("/")[2]).read_text()
         assert [name for name in names if f"def {name}(" not in found] == [], row
     assert "do_update_va_mapping" in section
+
+
+MOST_LINES = 550  # 500 is the aim
+
+
+def test_a_module_is_one_subject_and_no_longer_than_that() -> None:
+    folders = (*PACKAGES, "samples", "scripts", "tests", "benchmarks")
+    lengths = {
+        path: path.read_text().count("\n") for folder in folders for path in (ROOT / folder).rglob("*.py")
+    }
+    long = {str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines > MOST_LINES}
+    assert long == {}

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from hvcore.debug.periodic import Periodic
 
 _TICK = "launch"  # the name of our timer among the host's
-_END = "end"  # that of run_for()'s
 _TICK_NS = 10_000_000
 _RECENT_TICKS = 100
 _INPUT_ROOM = 4096

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,21 +31,7 @@ if TYPE_CHECKING:
     from domainbuilder.saved.migrate import Migration
     from hvcore.debug.periodic import Periodic
 
-_TICK = "launch"  # the name of our timer among the host's
-_END = "end"  # that of run_for()'s
-_TICK_NS = 10_000_000
-_RECENT_TICKS = 100
-_INPUT_ROOM = 4096
-# What goes wrong in a host that was restored from a file whose values do not fit together.
-_CONTRADICTIONS = (
-    LookupError,
-    ArithmeticError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
+_END = "end"  # the name of run_for()'s timer among the host's
 
 
 class RunningDomain(Runner):

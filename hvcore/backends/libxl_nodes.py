@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hvcore.backends.xenstore_tree import PERM_READ, Perm, Perms
+from hvcore.backends.xenstore_nodes import PERM_READ, Perm, Perms
 from hvcore.public.xenbus import XenbusStateInitialising
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.backends.device import Device
-from hvcore.backends.xenstore_tree import QUOTA_MEMORY, Account, Transaction
+from hvcore.backends.xenstore_nodes import Account, Transaction
+from hvcore.backends.xenstore_tree import QUOTA_MEMORY
 from hvcore.backends.xenstored import QUOTA_OUTSTANDING, Message, Watch, Xenstored
 from hvcore.public.xs_wire import (
     XENSTORE_ERROR,

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hvcore.backends.xenstore_tree import (
+from hvcore.backends.xenstore_nodes import (
     PERM_IGNORE,
     PERM_READ,
-    QUOTA_PERMS,
     Node,
     Perms,
     Transaction,
-    Tree,
     XenstoreError,
     format_perm,
     is_valid_path,
     parent_of,
     parse_perm,
 )
+from hvcore.backends.xenstore_tree import QUOTA_PERMS, Tree
 from hvcore.public.errno import E2BIG, EACCES, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, NAMES
 from hvcore.public.xs_wire import (
     XENSTORE_PAYLOAD_MAX,

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
 
 U = 16  # offset of the union in struct xen_domctl
-_U_SIZE = xen_domctl.size - U
 _VM_EVENT_VERSION = U + 8
 _MAX_IOPORTS = 0x10000
 _PADDR_BITS = 40

@@ -34,7 +34,6 @@ _MOST_WATCHES = 64
 _DR6 = 6
 _DR_SIZES = (1, 2, 8, 4)  # by the length bits in DR7
 _MAX_INST_LEN = 15
-_M64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)

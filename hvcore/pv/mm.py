@@ -70,7 +70,6 @@ PAGE_GUEST_KERNEL = 1 << 52  # a kernel mapping of a 64-bit guest, whose kernel 
 L1_DISALLOW_MASK = PAGE_PWT | PAGE_PCD | PAGE_PSE
 L2_DISALLOW_MASK = L1_DISALLOW_MASK | PAGE_GLOBAL
 L3_DISALLOW_MASK_PV32 = 0xFFF << 52 | 0x198
-_NOT_MFN = 0xFFF | 0xFFF << 52
 
 # What may change in a present entry without validating it anew.
 _FASTPATH = PAGE_NX | PAGE_AVAIL_HIGH | PAGE_AVAIL | PAGE_GLOBAL | PAGE_DIRTY | PAGE_ACCESSED | PAGE_USER

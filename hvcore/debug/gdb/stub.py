@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 1024
 _MOST_MEMORY = PACKET_SIZE // 2 - 8
-_M64 = (1 << 64) - 1
 _SIGINT, _SIGTRAP, _SIGSEGV, _SIGABRT = 2, 5, 11, 6
 _WATCH_KINDS = {2: (STORE, "watch"), 3: (LOAD, "rwatch"), 4: (LOAD | STORE, "awatch")}
 _SUPPORTED = (
