@@ -56,7 +56,7 @@ def run_gdb(options: GdbOptions) -> int:
         try:
             if not _is_there(path, launch):
                 return launch.wait()
-            return _gdb(program, path, options)
+            return _gdb(program, path, options, _symbols(options, Path(folder)))
         finally:
             _end(launch)
 
@@ -73,16 +73,33 @@ def _is_there(path: Path, launch: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _gdb(program: str, path: Path, options: GdbOptions) -> int:
+def _symbols(options: GdbOptions, folder: Path) -> str | None:
+    """A file from which gdb can read symbols; that of a stock kernel is made of its own kallsyms tables."""
+    for name in (options.symbols, options.file):
+        if name is not None and is_elf(name):
+            return name
+    from domainbuilder.kernel.kernel_file import load_kernel
+    from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
+    from domainbuilder.symbols.read import kernel_symbols, read_symbols
+    from domainbuilder.symbols.symbol_file import symbol_file
+
+    elf = load_kernel(options.file, kept=UnpackedKernels(cache_folder())).elf
+    symbols = kernel_symbols(elf) if options.symbols is None else read_symbols(options.symbols, elf)
+    if not len(symbols):
+        return None
+    made = folder / "symbols.elf"
+    made.write_bytes(symbol_file(symbols, is_64bit=elf.elf_class == 64))
+    return str(made)
+
+
+def _gdb(program: str, path: Path, options: GdbOptions, symbols: str | None) -> int:
     line = [program, "-q", "-iex", "set sysroot /", "-ex", f"target remote {path}"]
     for command in options.commands:
         line += ["-ex", command]
     if options.batch:
         line.append("-batch")
-    for name in (options.symbols, options.file):
-        if name is not None and is_elf(name):
-            line += ["--", name]
-            break
+    if symbols is not None:
+        line += ["--", symbols]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return subprocess.call(line, preexec_fn=_default_interrupt)

@@ -245,6 +245,25 @@ def test_debian_by_address(tmp_path: Path, guest_kernel: Callable[[str], Path]) 
     assert (stdout, counts(stderr)) == without_gdb(linux, *options)
 
 
+@pytest.mark.guest
+def test_a_stock_kernel_by_name(guest_kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    """Names out of the kernel's own kallsyms tables."""
+    find_tool("gdb")
+    line = [sys.executable, "-m", "domainbuilder", "gdb", guest_kernel("vmlinuz-bookworm-amd64"), "-m", "256"]
+    for command in (
+        "break start_kernel", "continue", "break setup_arch", "continue", "reverse-continue", "print $rip",
+    ):  # fmt: skip
+        line += ["--ex", command]
+    done = subprocess.run(
+        [*line, "--batch"],
+        capture_output=True, text=True, timeout=TIMEOUT, check=False, env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert re.search(r"Breakpoint 1, 0x[0-9a-f]+ in start_kernel \(\)", done.stdout), done.stdout
+    assert re.search(r"Breakpoint 2, 0x[0-9a-f]+ in setup_arch \(\)", done.stdout)
+    assert done.stdout.count("in start_kernel ()") == 2
+    assert "<start_kernel" in done.stdout.rsplit("$1", 1)[1]
+
+
 def test_the_command_starts_both(tmp_path: Path) -> None:
     find_tool("gdb")
     guest = tmp_path / "count.elf"
