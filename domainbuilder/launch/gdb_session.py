@@ -78,12 +78,14 @@ def _symbols(options: GdbOptions, folder: Path) -> str | None:
     for name in (options.symbols, options.file):
         if name is not None and is_elf(name):
             return name
+    from domainbuilder.kernel.elf import parse_elf
     from domainbuilder.kernel.kernel_file import load_kernel
     from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
     from domainbuilder.symbols.read import kernel_symbols, read_symbols
     from domainbuilder.symbols.symbol_file import symbol_file
 
-    elf = load_kernel(options.file, kept=UnpackedKernels(cache_folder())).elf
+    kernel = load_kernel(options.file, kept=UnpackedKernels(cache_folder()))
+    elf = parse_elf(kernel.image, kernel.path)
     symbols = kernel_symbols(elf) if options.symbols is None else read_symbols(options.symbols, elf)
     if not len(symbols):
         return None

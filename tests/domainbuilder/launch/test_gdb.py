@@ -254,10 +254,10 @@ def test_a_stock_kernel_by_name(guest_kernel: Callable[[str], Path], tmp_path: P
         "break start_kernel", "continue", "break setup_arch", "continue", "reverse-continue", "print $rip",
     ):  # fmt: skip
         line += ["--ex", command]
+    home = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
-        [*line, "--batch"],
-        capture_output=True, text=True, timeout=TIMEOUT, check=False, env={**os.environ, "HOME": str(tmp_path)},
-    )  # fmt: skip
+        [*line, "--batch"], capture_output=True, text=True, timeout=TIMEOUT, check=False, env=home
+    )
     assert re.search(r"Breakpoint 1, 0x[0-9a-f]+ in start_kernel \(\)", done.stdout), done.stdout
     assert re.search(r"Breakpoint 2, 0x[0-9a-f]+ in setup_arch \(\)", done.stdout)
     assert done.stdout.count("in start_kernel ()") == 2
