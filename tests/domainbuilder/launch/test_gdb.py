@@ -249,7 +249,15 @@ def test_debian_by_address(tmp_path: Path, guest_kernel: Callable[[str], Path]) 
 def test_a_stock_kernel_by_name(guest_kernel: Callable[[str], Path], tmp_path: Path) -> None:
     """Names out of the kernel's own kallsyms tables."""
     find_tool("gdb")
-    line = [sys.executable, "-m", "domainbuilder", "gdb", guest_kernel("vmlinuz-bookworm-amd64"), "-m", "256"]
+    line = [
+        sys.executable,
+        "-m",
+        "domainbuilder",
+        "gdb",
+        str(guest_kernel("vmlinuz-bookworm-amd64")),
+        "-m",
+        "256",
+    ]
     for command in (
         "break start_kernel", "continue", "break setup_arch", "continue", "reverse-continue", "print $rip",
     ):  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from domainbuilder.symbols.symbol_file import symbol_file
 from domainbuilder.symbols.table import FUNCTION, OBJECT, NameList, Symbols
@@ -21,14 +22,21 @@ ROWS = (
 
 
 def symbols() -> Symbols:
-    names, values, kinds, sizes = zip(*ROWS, strict=True)
-    return Symbols(values, kinds, NameList(names), origin="here", sizes=sizes)
+    return Symbols(
+        [row[1] for row in ROWS],
+        [row[2] for row in ROWS],
+        NameList([row[0] for row in ROWS]),
+        origin="here",
+        sizes=[row[3] for row in ROWS],
+    )
 
 
 @pytest.mark.parametrize("is_64bit", [False, True])
 def test_an_independent_reader_finds_them(is_64bit: bool) -> None:
     elf = ELFFile(io.BytesIO(symbol_file(symbols(), is_64bit=is_64bit)))
-    found = elf.get_section_by_name(".symtab").iter_symbols()
+    table = elf.get_section_by_name(".symtab")
+    assert isinstance(table, SymbolTableSection)
+    found = table.iter_symbols()
     assert [(s.name, s["st_value"], s["st_size"]) for s in found][1:] == [
         (n, v, size) for n, v, _k, size in ROWS
     ]
