@@ -25,7 +25,7 @@ def compare(
     \b
     Example:
       domainbuilder launch vmlinuz --trace a.jsonl
-      domainbuilder launch vmlinuz --cmdline nosmp --trace b.jsonl
+      domainbuilder launch vmlinuz --cmdline quiet --trace b.jsonl
       domainbuilder compare a.jsonl b.jsonl
     """
     from domainbuilder.errors import ExitCode
