@@ -9,6 +9,7 @@ import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from hvcore.cpu.words import address_of, shared_words
 from hvcore.debug.events import (
@@ -49,27 +50,37 @@ _KINDS: dict[type[Event], int] = {
 
 
 class EventLog:
-    """The log of one domain. `drain()` tells what lanes have written since the last time, in order."""
+    """The log of one domain, for all who listen to it. `drain()` tells what lanes have written, in order."""
 
-    def __init__(
-        self, machine: Machine, tell: Callable[[Event], None], kinds: Collection[type[Event]]
-    ) -> None:
+    def __init__(self, machine: Machine) -> None:
         self._domain_id = machine.domain.domain_id
         self._domain_words = machine.domain.words
-        self._tell = tell
         self._words = shared_words(_HEAD + CAPACITY * _EVENT.size // 8)
         self._words[2] = CAPACITY
-        self._words[3] = sum(1 << number for kind, number in _KINDS.items() if kind in kinds)
+        self._listeners: list[
+            tuple[Callable[[Event], None], int]
+        ] = []  # each with the kinds it wants, as bits
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Have lanes write to this log while the block runs."""
-        self._domain_words.events = address_of(self._words)
+    def open(self, tell: Callable[[Event], None], kinds: Collection[type[Event]]) -> Iterator[None]:
+        """Have lanes write to this log, and `tell` told of it, while the block runs."""
+        listener = tell, sum(1 << number for kind, number in _KINDS.items() if kind in kinds)
+        self.drain()
+        self._set([*self._listeners, listener])
         try:
             yield
         finally:
-            self._domain_words.events = 0
-            self.drain()
+            try:
+                self.drain()
+            finally:
+                self._set([other for other in self._listeners if other is not listener])
+
+    def _set(self, listeners: list[tuple[Callable[[Event], None], int]]) -> None:
+        self._listeners = listeners
+        self._words[3] = 0
+        for _, kinds in listeners:
+            self._words[3] |= kinds
+        self._domain_words.events = address_of(self._words) if listeners else 0
 
     def drain(self) -> None:
         """Tell what has happened since the last time."""
@@ -78,7 +89,20 @@ class EventLog:
             rows = bytes(words[_HEAD : _HEAD + count * _EVENT.size // 8])
             words[0] = words[1] = 0
             for row in _EVENT.iter_unpack(rows):
-                self._tell(_event(self._domain_id, row))
+                event = _event(self._domain_id, row)
+                for tell, _ in self._listeners:
+                    tell(event)
+
+
+_LOGS: WeakKeyDictionary[Machine, EventLog] = WeakKeyDictionary()
+
+
+def log_of(machine: Machine) -> EventLog:
+    """The domain's log, made when the first asks for it."""
+    log = _LOGS.get(machine)
+    if log is None:
+        log = _LOGS[machine] = EventLog(machine)
+    return log
 
 
 def _event(domain_id: int, row: tuple[int, ...]) -> Event:

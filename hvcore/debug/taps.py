@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hvcore.common import schedule
 from hvcore.common.event import EvtchnTable
 from hvcore.cpu.processor import RAX, RIP
-from hvcore.debug.event_log import EventLog
+from hvcore.debug.event_log import log_of
 from hvcore.debug.events import (
     KINDS,
     ConsoleEvent,
@@ -71,9 +71,9 @@ def listen(
 
     with ExitStack() as stack:
         tapped = tell
-        if batched and machine.lanes.possible and not machine.domain.words.events:
-            log = EventLog(machine, tell, kinds)
-            stack.enter_context(log.open())
+        if batched and machine.lanes.possible:
+            log = log_of(machine)
+            stack.enter_context(log.open(tell, kinds))
             drain = log.drain
 
             def tapped(event: Event) -> None:

@@ -109,6 +109,27 @@ def test_a_log_without_room_is_emptied(
     assert run(guest, KINDS, batched=True)[2] == run(guest, KINDS)[2]
 
 
+def test_two_share_a_log(conformance_guest: Callable[[str], Path]) -> None:
+    """Each is told of what it wants from when it begins, and lanes go on for both."""
+    guest = conformance_guest("mmu_update-64")
+    everything = run(guest, KINDS)[2]
+    first: list[Event] = []
+    second: list[Event] = []
+    with domainbuilder.launch(guest, 32, vcpus=2) as dom:
+        machine = dom.machine
+        machine.host.set_timer("look", machine.clock.now() + 50_000, machine.host.pause)
+        with listen(machine, first.append, batched=True):
+            machine.run()
+            early = len(first)
+            with listen(machine, second.append, (HypercallEvent,), batched=True):
+                dom.wait()
+        taken = sum(count for count, _ in machine.lanes.counts().values())
+    assert first == everything
+    assert second == [event for event in everything[early:] if type(event) is HypercallEvent]
+    assert 0 < early < len(everything)
+    assert taken > 10 or not machine.lanes.possible
+
+
 def test_lanes_answer_while_their_log_is_read(conformance_guest: Callable[[str], Path]) -> None:
     with domainbuilder.launch(conformance_guest("mmu_update-64"), 32) as dom:
         if not dom.machine.lanes.possible:
