@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import sys
@@ -354,6 +353,8 @@ class RunningDomain(Runner):
     def memory_sha256(self) -> str:
         """The digest of the guest's memory, which two runs that are the same have in common."""
         self._check_open()
+        import hashlib  # 2.6 ms, which few runs need to pay
+
         digest, mem, boot = hashlib.sha256(), self.machine.mem, self.machine.boot
         start = (boot["first_mfn"] - mem.base_mfn) * PAGE_SIZE
         digest.update(mem.view[start : start + boot["nr_pages"] * PAGE_SIZE])
