@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvcore.backends.disk import Disk
-from hvcore.backends.images import open_images
 from hvcore.backends.libxl_nodes import remove_domain
 from hvcore.backends.xenstored import Xenstored
 from hvcore.boot_image import BootImage
@@ -27,30 +25,17 @@ from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
 from hvcore.common.grant_map import unmap_all_for_backends
 from hvcore.cpu.engine import Engine, EngineContext
 from hvcore.errors import DomainCrash, EngineError
-from hvcore.host_state import HostState
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
-from hvcore.marks import Mark
 from hvcore.page_info import NO_OWNER, FrameTable
 from hvcore.page_marks import MarkedPages
-from hvcore.save import (
-    check_saved_dom0,
-    check_saved_domain,
-    check_saved_store,
-    restore_domain,
-    restore_domain_owners,
-    restore_owner,
-    restore_pages,
-    save_dom0,
-    save_domain,
-    save_owner,
-    save_pages,
-    store_owners,
-)
-from hvcore.save_check import OwnerKinds, check_memory, check_owner, check_shape
 
 if TYPE_CHECKING:
+    from hvcore.backends.block_image import BlockImage
+    from hvcore.backends.disk import Disk
     from hvcore.domain import Domain
+    from hvcore.host_state import HostState
+    from hvcore.marks import Mark
 
 _EXTENT = 512  # frames: a domain's memory begins on a 2 MB boundary
 
@@ -118,7 +103,7 @@ class Host:
         Raises EngineError when it was not, or when Xen would refuse what was built; OSError for a disk that
         cannot be opened, and nothing has changed then.
         """
-        images = open_images(disks)
+        images = _opened(disks) if disks else []
         frames = self.frames
         first, last = (mfn - frames.base_mfn for mfn in (image.first_mfn, image.first_mfn + image.nr_pages))
         frames.free_frames = [pg for pg in frames.free_frames if not first <= pg < last]
@@ -138,6 +123,8 @@ class Host:
 
     def mark(self) -> Mark:
         """Where the host stands, between two runs. Raises EngineError where memory is short."""
+        from hvcore.marks import Mark
+
         handlers = self._on_cpu.traps if self._on_cpu is not None else None
         return Mark(self, self.engine, self.mem, self.pages, handlers)
 
@@ -162,6 +149,9 @@ class Host:
 
         Raises EngineError for a host that a domain has left: what it left behind cannot be made again.
         """
+        from hvcore.host_state import HostState
+        from hvcore.save import save_dom0, save_domain, save_owner, save_pages, store_owners
+
         if sorted(self.machines) != list(range(1, self._next_domid)):
             raise EngineError("a host that a domain has left cannot be saved")
         domains = []
@@ -195,6 +185,8 @@ class Host:
         from anybody: it makes a host whose domains misbehave, at worst. Raises StateError for one that no
         host has, and EngineError, MemoryError or OSError where there is no such host here.
         """
+        from hvcore.save_check import check_memory, check_shape
+
         check_shape(state)
         shape = state.memory
         mem = MachineMemory(shape["nr_pages"], first_mfn=shape["first_mfn"], domains=shape["domains"])
@@ -210,34 +202,37 @@ class Host:
     def _restore(
         self, state: HostState, console_output: Callable[[int, bytes], None], memory_file: int | None
     ) -> None:
+        from hvcore import save
+        from hvcore.save_check import OwnerKinds, check_owner
+
         mem, shape = self.mem, state.memory
         for saved in state.domains:
             mem.restore_heap(saved.heap_top, [])
             image = BootImage.from_places(saved.boot)
             output = partial(console_output, saved.domid)
             m = self.create(image, console_output=output, is_new=False, **_options(saved.options))
-            check_saved_domain(m, saved)
+            save.check_saved_domain(m, saved)
             words = self.engine.save_context()
             here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts", "port_keeps")}
             self.engine.load_context(EngineContext(**saved.context, **here))
             running = saved.owners["machine"]["running"]
             m.lanes.run(m.domain.vcpus[running] if running is not None else None)
             self.engine.words.tlb_flushes = saved.context["tlb_flushes"]
-        check_saved_dom0(self.domain_list.get(DOM0), state.dom0)
-        check_saved_store(self.xenstored, state.xenstored, mem)
-        check_owner("frames", save_owner(self.frames), state.frames, OwnerKinds(mem, 0))
+        save.check_saved_dom0(self.domain_list.get(DOM0), state.dom0)
+        save.check_saved_store(self.xenstored, state.xenstored, mem)
+        check_owner("frames", save.save_owner(self.frames), state.frames, OwnerKinds(mem, 0))
         mem.restore_heap(shape["heap_top"], shape["freed"])
         if memory_file is None:
-            restore_pages(mem, state.pages)
+            save.restore_pages(mem, state.pages)
         else:
             mem.map_from(memory_file)
-        restore_owner(self.frames, state.frames)
-        for name, owner in store_owners(self.xenstored):
-            restore_owner(owner, state.xenstored[name])
+        save.restore_owner(self.frames, state.frames)
+        for name, owner in save.store_owners(self.xenstored):
+            save.restore_owner(owner, state.xenstored[name])
         for m, saved in zip(self.machines.values(), state.domains, strict=True):
-            restore_domain(m, saved)
+            save.restore_domain(m, saved)
         if state.dom0:
-            restore_domain_owners(self.domain_list[DOM0], state.dom0)
+            save.restore_domain_owners(self.domain_list[DOM0], state.dom0)
         if state.on_cpu is not None:
             self._enter(self.machines[state.on_cpu])
 
@@ -264,7 +259,8 @@ class Host:
     def close(self) -> None:
         """Give the engine's memory back, and close the images of disks."""
         for m in self.machines.values():
-            m.close_images()
+            for device in m.devices.values():
+                device.close()
         self.engine.close()
         self.pages.close()
 
@@ -389,6 +385,15 @@ class Host:
         return all(m.waits() and not m.turn_is_over() for m in self.machines.values() if not m.is_over)
 
 
+def _opened(disks: Sequence[Disk]) -> list[tuple[Disk, BlockImage]]:
+    """The disks with their images. Most domains have none, and no start pays for what reads them."""
+    from hvcore.backends.images import open_images
+
+    return open_images(disks)
+
+
 def _options(saved: dict[str, Any]) -> dict[str, Any]:
     """The options of create() as they were before they were plain values."""
+    from hvcore.backends.disk import Disk
+
     return saved | {"disks": [Disk(**disk) for disk in saved["disks"]]}

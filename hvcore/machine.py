@@ -15,10 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from hvcore.abi import ABIS
-from hvcore.backends.block import VBD, BlockBackend
-from hvcore.backends.block_image import BlockImage
 from hvcore.backends.console import ConsoleBackend
-from hvcore.backends.disk import Disk
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.xenbus import XenbusDevice
 from hvcore.backends.xenstore import XenstoreBackend
@@ -48,6 +45,8 @@ from hvcore.vcpu import Vcpu
 from hvcore.wiring import connect_domains, connect_processor, create_domain
 
 if TYPE_CHECKING:
+    from hvcore.backends.block_image import BlockImage
+    from hvcore.backends.disk import Disk
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
     from hvcore.cpu.inner_stops import Access, InnerStop
@@ -179,8 +178,11 @@ class Machine:
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
-        for disk, disk_image in disks:
-            self.devices[f"{VBD}{disk.devid}"] = BlockBackend(d, dom0, store, disk, disk_image)
+        if disks:
+            from hvcore.backends.block import VBD, BlockBackend  # most domains have none
+
+            for disk, disk_image in disks:
+                self.devices[f"{VBD}{disk.devid}"] = BlockBackend(d, dom0, store, disk, disk_image)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)
@@ -192,12 +194,6 @@ class Machine:
             device.remove()
         for ring in (self.console, self.xenstore):
             ring.disconnect()
-
-    def close_images(self) -> None:
-        """Nothing of the domain runs any more: its disks' files are closed."""
-        for device in self.devices.values():
-            if isinstance(device, BlockBackend):
-                device.image.close()
 
     def timer_action(self, kind: str, number: int) -> Callable[[], None]:
         """What the timer (kind, number) of this domain does."""

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from inspect import Parameter, signature
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.record import InputRecord
-from domainbuilder.xl.disk import parse_disk
 from hvcore.abi import XEN_LEGACY_MAX_VCPUS
-from hvcore.backends.disk import Disk
+
+if TYPE_CHECKING:
+    from hvcore.backends.disk import Disk
 
 MAX_CAP = 100
 FOREVER = 1e9  # seconds
@@ -22,6 +23,15 @@ def check_limit(seconds: float | None) -> None:
     """Raise BuildError for a limit that is none."""
     if seconds is not None and not 0 < seconds < FOREVER:
         raise BuildError("a limit in seconds has to be above 0 and finite", found=seconds)
+
+
+def disks_of(disks: Sequence[Disk | str], *, snapshot: bool = False) -> tuple[Disk, ...]:
+    """The disks as data, those that are text with `snapshot`. Raises BuildError for text that is no disk."""
+    if not disks:
+        return ()  # most domains have none, and do not pay for the reader of their syntax
+    from domainbuilder.xl.disk import parse_disk
+
+    return tuple(parse_disk(disk, snapshot=snapshot) if isinstance(disk, str) else disk for disk in disks)
 
 
 class HostOptions(TypedDict, total=False):
@@ -103,7 +113,7 @@ class Chosen:
     @property
     def parsed_disks(self) -> tuple[Disk, ...]:
         """The disks as data. Raises BuildError for one that is text and no disk."""
-        return tuple(parse_disk(disk) if isinstance(disk, str) else disk for disk in self.disks)
+        return disks_of(self.disks)
 
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])

@@ -181,9 +181,8 @@ class BlockBackend(XenbusDevice):
         self.guest.clock.stop_timer((VBD, self.devid))
         super().close_ring()
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """See XenbusDevice."""
-        super().remove()
         self.image.close()
 
     # -- requests

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from hvcore.backends.block_image import BlockImage, Layer, NoImage, RawImage
 from hvcore.backends.disk import Disk
-from hvcore.backends.qcow2 import Qcow2Image
 
 
 def open_image(disk: Disk) -> BlockImage:
@@ -15,6 +14,8 @@ def open_image(disk: Disk) -> BlockImage:
         return NoImage()
     image: BlockImage
     if disk.format == "qcow2":
+        from hvcore.backends.qcow2 import Qcow2Image
+
         image = Qcow2Image(disk.target, writable=disk.is_written)
     else:
         image = RawImage(disk.target, writable=disk.is_written)

@@ -177,3 +177,7 @@ class XenbusDevice(Device):
         """The device is gone."""
         self.close_ring()
         self.store.unwatch(self.back)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing of the domain runs any more: close what this host has open for the device."""
