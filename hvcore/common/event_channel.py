@@ -171,17 +171,24 @@ def bind_backend(d: Domain, backend: Domain, consumer: Callable[[], None]) -> tu
 
 def bind_backend_to(d: Domain, port: int, backend: Domain, consumer: Callable[[], None]) -> int:
     """evtchn_bind_interdomain() of a backend to a port that `d` has waiting for it: its port, or -errno."""
-    t, rt = backend.evtchn, d.evtchn
+    lport = _bind_to_waiting(backend, d.evtchn, port)
+    if lport >= 0:
+        backend.evtchn.consumers[lport] = consumer
+    return lport
+
+
+def _bind_to_waiting(ld: Domain, rt: EvtchnTable, rport: int) -> int:
+    """A port of `ld` bound to the port `rport` of `rt`, which waits for that domain; or -errno."""
+    t = ld.evtchn
     lport = t.get_free_port()
     if lport < 0:
         return lport
-    waits = port < rt.valid_evtchns and rt.state[port] == ECS_UNBOUND
-    if not waits or rt.remote_dom[port] != backend.domain_id:
+    waits = rport < rt.valid_evtchns and rt.state[rport] == ECS_UNBOUND
+    if not waits or rt.remote_dom[rport] != ld.domain_id:
         t.active_evtchns -= 1
         return -EINVAL
-    _bind_ends(t, lport, rt, port)
+    _bind_ends(t, lport, rt, rport)
     t.port_ops.init(lport)
-    t.consumers[lport] = consumer
     return lport
 
 
@@ -211,16 +218,10 @@ def _bind_interdomain(v: Vcpu, arg: int) -> int:
     rd = rcu_lock_domain_by_any_id(d, remote_dom)
     if rd is None:
         return -ESRCH
-    t, rt = d.evtchn, rd.evtchn
-    lport = t.get_free_port()
+    t = d.evtchn
+    lport = _bind_to_waiting(d, rd.evtchn, rport)
     if lport < 0:
         return lport
-    waits = rport < rt.valid_evtchns and rt.state[rport] == ECS_UNBOUND
-    if not waits or rt.remote_dom[rport] != d.domain_id:
-        t.active_evtchns -= 1
-        return -EINVAL
-    _bind_ends(t, lport, rt, rport)
-    t.port_ops.init(lport)
     t.set_pending(t.notify_vcpu_id[lport], lport)  # notifications may have been lost while it was unbound
     d.guest.pack(evtchn_bind_interdomain, arg, remote_dom, rport, lport)
     return 0
