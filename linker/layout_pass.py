@@ -12,7 +12,7 @@ from . import ast
 from .data_segment import DataSegment
 from .evaluate import MASK, Known, SectionFacts, Unknown, Value, align_up, evaluate
 from .layout_outputs import FIRST_OVERLAY, NO_REGION, OVERLAY, Output, Program
-from .layout_values import Piece, Target
+from .layout_values import Piece, Target, extent
 
 DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
 NO_DOT = Unknown("the location counter is not known here")
@@ -110,16 +110,10 @@ class Sizing:
         return None
 
     def region(self, name: str) -> tuple[Value, Value]:
-        region = self.regions.get(self.program.memories.names.get(name, ""))
-        if region is None:
-            unknown = Unknown(f"there is no memory region '{name}'")
-            return unknown, unknown
-        return region.origin, region.length
+        return extent(self.regions.get(self.program.memories.names.get(name, "")), name)
 
     def constant(self, name: str) -> Value:
-        values = {"MAXPAGESIZE": self.target.max_page, "COMMONPAGESIZE": self.target.common_page}
-        value = values.get(name)
-        return Unknown(f"{name} depends on the target") if value is None else Known(value, True)
+        return self.target.constant(name)
 
     def base(self, name: str) -> Value:
         if name == self.inside and self._start is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from . import ast
-from .evaluate import Value
+from .evaluate import Known, Unknown, Value
 
 
 class Piece(NamedTuple):
@@ -47,6 +47,26 @@ class Target(NamedTuple):
     max_page: int | None = None
     common_page: int | None = None
     relro: bool | None = None
+
+    def constant(self, name: str) -> Value:
+        """Return MAXPAGESIZE or COMMONPAGESIZE."""
+        value = {"MAXPAGESIZE": self.max_page, "COMMONPAGESIZE": self.common_page}.get(name)
+        return Unknown(f"{name} depends on the target") if value is None else Known(value, number=True)
+
+
+class Extent(Protocol):
+    """A memory region, whatever a linker's passes note beside."""
+
+    origin: Value
+    length: Value
+
+
+def extent(region: Extent | None, name: str) -> tuple[Value, Value]:
+    """Return origin and length of the region called `name`, unknown where there is none."""
+    if region is None:
+        unknown = Unknown(f"there is no memory region '{name}'")
+        return unknown, unknown
+    return region.origin, region.length
 
 
 class Section(NamedTuple):

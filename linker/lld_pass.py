@@ -13,7 +13,7 @@ from . import ast
 from .evaluate import MASK, Known, SectionFacts, Unknown, Value, align_up, evaluate
 from .layout_outputs import Output, Program
 from .layout_pass import DATA_SIZES, NO_DOT
-from .layout_values import Piece, Target
+from .layout_values import Piece, Target, extent
 
 _PASSES = 7  # assignAddresses runs once, and until symbols converge, at most five times more
 _AETHER = "*aether*"  # the section of what stands before the first one
@@ -96,16 +96,10 @@ class LldSizing:
         return SectionFacts(output.address, self._load_of(output), self._size_of(output), output.alignment)
 
     def region(self, name: str) -> tuple[Value, Value]:
-        region = self.regions.get(self.program.memories.names.get(name, ""))
-        if region is None:
-            unknown = Unknown(f"there is no memory region '{name}'")
-            return unknown, unknown
-        return region.origin, region.length
+        return extent(self.regions.get(self.program.memories.names.get(name, "")), name)
 
     def constant(self, name: str) -> Value:
-        values = {"MAXPAGESIZE": self.target.max_page, "COMMONPAGESIZE": self.target.common_page}
-        value = values.get(name)
-        return Unknown(f"{name} depends on the target") if value is None else Known(value, number=True)
+        return self.target.constant(name)
 
     def base(self, name: str) -> Value:
         del name
