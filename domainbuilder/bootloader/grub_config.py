@@ -7,9 +7,9 @@ PV-GRUB would have. Sources: the GRUB manual 2.06; Fedora's blscfg (entries by v
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from domainbuilder.bootloader.disk import DiskError
 from domainbuilder.bootloader.filesystems import FileSystem, read_text
@@ -295,23 +295,6 @@ def _title_and_id(arguments: list[str]) -> tuple[str, str]:
     return title, ident
 
 
-class _Ints(NamedTuple):
-    """The comparisons of numbers, by GRUB's names."""
-
-    left: int
-    right: int
-
-    def value(self, operator: str) -> bool:
-        return {
-            "-eq": self.left == self.right,
-            "-ne": self.left != self.right,
-            "-lt": self.left < self.right,
-            "-le": self.left <= self.right,
-            "-gt": self.left > self.right,
-            "-ge": self.left >= self.right,
-        }[operator]
-
-
 class _Test:
     """`test` and `[`: -o binds weaker than -a, which binds weaker than !."""
 
@@ -362,22 +345,29 @@ class _Test:
         if word in ("-n", "-z") and self.ahead not in ("=", "==", "!="):
             operand = "" if self.ahead in (None, "-a", "-o") else self.take()
             return bool(operand) is (word == "-n")
-        if self.ahead in ("=", "==", "!=", "<", "<=", ">", ">="):
+        if self.ahead in _STRINGS:
             return _STRINGS[self.take()](word, self.take())
-        if self.ahead in ("-eq", "-ne", "-lt", "-le", "-gt", "-ge"):
-            operator = self.take()
-            return _Ints(_number(word), _number(self.take())).value(operator)
+        if self.ahead in _NUMBERS:
+            return _NUMBERS[self.take()](_number(word), _number(self.take()))
         return bool(word)
 
 
 _STRINGS: dict[str, Callable[[str, str], bool]] = {
-    "=": str.__eq__,
-    "==": str.__eq__,
-    "!=": str.__ne__,
-    "<": str.__lt__,
-    "<=": str.__le__,
-    ">": str.__gt__,
-    ">=": str.__ge__,
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_NUMBERS: dict[str, Callable[[int, int], bool]] = {
+    "-eq": operator.eq,
+    "-ne": operator.ne,
+    "-lt": operator.lt,
+    "-le": operator.le,
+    "-gt": operator.gt,
+    "-ge": operator.ge,
 }
 
 

@@ -23,7 +23,6 @@ _DEBIAN = (("/vmlinuz", "/initrd.img"), ("/boot/vmlinuz", "/boot/initrd.img"))
 
 def grub2(fs: FileSystem, path: str) -> Menu:
     """A grub.cfg. Raises OSError where there is none, DiskError for what GRUB would not take."""
-    fs.read(path, LIMITS["boot configuration"].size)
     return Grub2(fs, path).menu()
 
 
