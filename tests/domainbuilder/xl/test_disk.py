@@ -10,7 +10,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.xl.disk import parse_disk
 from hvcore.backends.disk import Disk
 
-CD = Disk("hdc", "/root/image.iso", readwrite=False, is_cdrom=True, removable=True)
+CD = Disk("hdc", "/srv/image.iso", readwrite=False, is_cdrom=True, removable=True)
 READ_ONLY = Disk("xvda1", "/a", readwrite=False, discard=False, trusted=False)
 
 
@@ -35,9 +35,9 @@ def test_ways_to_say_the_same(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "disk"),
     [
-        ("/root/image.iso,,hdc,cdrom", CD),
-        ("/root/image.iso,,hdc:cdrom,r", CD),
-        ("format=raw, vdev=hdc, access=ro, devtype=cdrom, target=/root/image.iso", CD),
+        ("/srv/image.iso,,hdc,cdrom", CD),
+        ("/srv/image.iso,,hdc:cdrom,r", CD),
+        ("format=raw, vdev=hdc, access=ro, devtype=cdrom, target=/srv/image.iso", CD),
         (",,hdc:cdrom,r",
             Disk("hdc", "", format="empty", readwrite=False, is_cdrom=True, removable=True)),
         ("vdev=xvda,target=/a,b=c,d", Disk("xvda", "/a,b=c,d")),
