@@ -21,6 +21,7 @@ from domainbuilder.commands.launch import (
     SymbolsFile,
     Timeout,
     UntilMatch,
+    steps_of,
 )
 
 Config = Annotated[
@@ -76,7 +77,6 @@ def create(
     from domainbuilder.launch.create import create as run
     from domainbuilder.launch.create import load_config
     from domainbuilder.launch.run import LaunchOptions
-    from domainbuilder.launch.script import script
     from domainbuilder.xl.config_json import to_json
 
     read = load_config(config, settings or [])
@@ -86,25 +86,14 @@ def create(
     if dryrun:
         print(to_json(read.config), end="")
         return
-    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
-    valued = [
-        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
-    ]
     options = LaunchOptions(
         file="",
-        memory_mib=None,
-        ramdisk=None,
-        cmdline="",
-        vcpus=1,
-        upper_ptwr=False,
-        steps=script(arguments, expect or [], send or [], valued),
+        steps=steps_of(ctx, expect, send),
         until_match=until_match,
         timeout=timeout,
         max_guest_seconds=max_guest_seconds,
         console_log=console_log,
         symbols=symbols,
-        record=None,
-        replay=None,
         plain=plain,
         stats=stats,
         cache=not no_cache,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from domainbuilder.launch.script import Step
 
 
 class Format(StrEnum):
@@ -189,6 +192,27 @@ OutputFormat = Annotated[
 ]
 
 
+def steps_of(ctx: typer.Context, expect: list[str] | None, send: list[str] | None) -> tuple[Step, ...]:
+    """--expect and --send in the order of the command line. Raises BuildError."""
+    from domainbuilder.launch.script import script
+
+    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
+    valued = [
+        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
+    ]
+    return script(arguments, expect or [], send or [], valued)
+
+
+def _kept_as(name: str) -> Path:
+    """The file of a domain that is kept by that name, in a folder of the user's own."""
+    from domainbuilder.kept_files import private_folder
+    from domainbuilder.saved.kept import named
+
+    path = named(name)
+    private_folder(path.parent)
+    return path
+
+
 def launch(
     ctx: typer.Context,
     file: File,
@@ -240,24 +264,15 @@ def launch(
     """
     from domainbuilder.errors import BuildError
     from domainbuilder.launch.observing import Observing
+    from domainbuilder.launch.options import disks_of
     from domainbuilder.launch.run import LaunchOptions, run_launch
-    from domainbuilder.launch.script import script
-    from domainbuilder.xl.disk import parse_disk
 
-    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
-    valued = [
-        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
-    ]
     if (until is None) != (keep is None):
         raise BuildError("--until says when, and --keep by which name: both or neither")
     if keep is not None:
-        from domainbuilder.kept_files import private_folder
-        from domainbuilder.saved.kept import named
-
         if save_at is not None or output is not None:
             raise BuildError("--save-at and --keep are two places for the same")
-        save_at, output = until, named(keep)
-        private_folder(output.parent)
+        save_at, output = until, _kept_as(keep)
     if resume_at is not None and no_cache:
         raise BuildError("--resume-at is a cache, and --no-cache wants none")
     options = LaunchOptions(
@@ -266,9 +281,9 @@ def launch(
         ramdisk=ramdisk,
         cmdline=cmdline,
         vcpus=vcpus,
-        disks=tuple(parse_disk(text, snapshot=snapshot) for text in disk or []),
+        disks=disks_of(disk or [], snapshot=snapshot),
         upper_ptwr=upper_ptwr,
-        steps=script(arguments, expect or [], send or [], valued),
+        steps=steps_of(ctx, expect, send),
         until_match=until_match,
         timeout=timeout,
         max_guest_seconds=max_guest_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -24,6 +23,7 @@ from domainbuilder.commands.launch import (
     SymbolsFile,
     Timeout,
     UntilMatch,
+    steps_of,
 )
 
 File = Annotated[
@@ -64,27 +64,15 @@ def restore(
     """
     from domainbuilder.kept_files import find_named
     from domainbuilder.launch.run import LaunchOptions, run_restore
-    from domainbuilder.launch.script import script
 
-    arguments = ctx.obj if isinstance(ctx.obj, list) else sys.argv[1:]
-    valued = [
-        name for option in ctx.command.params if not getattr(option, "is_flag", False) for name in option.opts
-    ]
     options = LaunchOptions(
         file=find_named(file),
-        memory_mib=None,
-        ramdisk=None,
-        cmdline="",
-        vcpus=1,
-        upper_ptwr=False,
-        steps=script(arguments, expect or [], send or [], valued),
+        steps=steps_of(ctx, expect, send),
         until_match=until_match,
         timeout=timeout,
         max_guest_seconds=max_guest_seconds,
         console_log=console_log,
         symbols=symbols,
-        record=None,
-        replay=None,
         plain=plain,
         stats=stats,
         core=core,

@@ -96,8 +96,10 @@ def _booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
         raise BuildError("no other boot loader than pygrub is here", found=repr(config.bootloader))
     options = _pygrub_options(config)
     offset = options.pop("offset", None)
+    if offset is not None and not (offset.isascii() and offset.isdigit()):
+        raise BuildError("bootloader_args: --offset is a number of bytes", found=repr(offset))
     with open_disk(_boot_disk(config)) as raw:
-        found = survey(raw if offset is None else PartOfDisk(raw, int(offset, 0), raw.size))
+        found = survey(raw if offset is None else PartOfDisk(raw, int(offset), raw.size))
         title, boot = wanted(found, **options)
         chosen = read_boot(found, title, boot)
     with tempfile.TemporaryDirectory(prefix="pygrub-") as folder:

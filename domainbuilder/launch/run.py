@@ -19,7 +19,7 @@ from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.observing import NOTHING, Observing, observed
-from domainbuilder.launch.options import FOREVER
+from domainbuilder.launch.options import FOREVER, Chosen, Options
 from domainbuilder.launch.record import InputRecord, load_record, save_record
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
@@ -29,11 +29,11 @@ from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, DomainPlan, plan
 from domainbuilder.plan.findings import warn
 from domainbuilder.progress import Progress
 from domainbuilder.streams import STDIN, STDOUT
-from hvcore.backends.disk import Disk
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from domainbuilder.saved.kept import Resumption
+    from hvcore.backends.disk import Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +41,27 @@ class LaunchOptions:
     """The command line of `domainbuilder launch`, parsed."""
 
     file: str
-    memory_mib: int | None
-    ramdisk: str | None
-    cmdline: str
-    vcpus: int
-    upper_ptwr: bool
-    steps: tuple[Step, ...]
-    until_match: bool
-    timeout: float | None
-    max_guest_seconds: float | None
-    console_log: Path | None
-    record: Path | None
-    replay: Path | None
-    plain: bool
-    stats: bool
-    json: bool
-    observing: Observing = NOTHING
-    symbols: str | None = None
+    memory_mib: int | None = None
+    ramdisk: str | None = None
+    cmdline: str = ""
+    vcpus: int = 1
+    upper_ptwr: bool = False
     disks: tuple[Disk, ...] = ()
-    cache: bool = True
     cap: int = 0
     name: str = "guest"
+    steps: tuple[Step, ...] = ()
+    until_match: bool = False
+    timeout: float | None = None
+    max_guest_seconds: float | None = None
+    console_log: Path | None = None
+    record: Path | None = None
+    replay: Path | None = None
+    plain: bool = False
+    stats: bool = False
+    json: bool = False
+    observing: Observing = NOTHING
+    symbols: str | None = None
+    cache: bool = True
     save_at: str | None = None
     output: Path | None = None
     core: Path | None = None
@@ -142,24 +142,35 @@ def run_restore(options: LaunchOptions) -> Ended:
     return _run(options, _restored)
 
 
+def _asked(options: LaunchOptions) -> Options:
+    """What launch() is asked for, whatever the domain comes from."""
+    return Options(
+        vcpus=options.vcpus,
+        cap=options.cap,
+        name=options.name,
+        disks=options.disks,
+        upper_ptwr=options.upper_ptwr,
+        timeout=options.timeout,
+        max_guest_seconds=options.max_guest_seconds,
+        symbols=options.symbols,
+        plain=options.plain or None,
+    )
+
+
 def _resumption_of(options: LaunchOptions) -> Resumption:
     """What finds the domain where it stood before. Raises BuildError for what cannot be resumed."""
     assert options.resume_at is not None
     _ = Step("expect", options.resume_at, "--resume-at").pattern
     if options.record or options.replay or options.observing.outputs or options.gdb is not None:
         raise BuildError("--resume-at goes with nothing that tells of a run from its start")
-    from domainbuilder.launch.options import Chosen
     from domainbuilder.saved.kept import Resumption
 
     def tell(message: str) -> None:
         if not options.json:
             sys.stderr.write(f"domainbuilder: {message}\n")
 
-    chosen = Chosen(
-        ramdisk=options.ramdisk, cmdline=options.cmdline, vcpus=options.vcpus, upper_ptwr=options.upper_ptwr,
-        timeout=options.timeout, max_guest_seconds=options.max_guest_seconds, symbols=options.symbols,
-        plain=options.plain or None, name=options.name, cap=options.cap, disks=options.disks,
-    )  # fmt: skip
+    built = Options(ramdisk=options.ramdisk, cmdline=options.cmdline)
+    chosen = Chosen(**_asked(options) | built)
     return Resumption(options.file, options.resume_at, options.memory_mib, chosen, tell=tell)
 
 
@@ -169,21 +180,8 @@ def _launched(
     output: Callable[[bytes], None],
     replay: InputRecord | None,
 ) -> RunningDomain:
-    dom = launch(
-        _planned(options, progress),
-        vcpus=options.vcpus,
-        cap=options.cap,
-        name=options.name,
-        upper_ptwr=options.upper_ptwr,
-        timeout=options.timeout,
-        max_guest_seconds=options.max_guest_seconds,
-        console_output=output,
-        symbols=options.symbols,
-        record=options.record is not None,
-        replay=replay,
-        plain=options.plain or None,
-        disks=options.disks,
-    )
+    more = Options(console_output=output, record=options.record is not None, replay=replay)
+    dom = launch(_planned(options, progress), **_asked(options) | more)
     if dom.machine.domain.abi.pt_levels == 2 and not options.json:
         progress.close()
         sys.stderr.write(

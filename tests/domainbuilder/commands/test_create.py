@@ -112,6 +112,10 @@ def test_pygrub_boots_what_is_on_the_first_disk(tmp_path: Path, sample_guest: Ca
         ("memory=True", "argument 1:1:8: a character that no configuration has; found 'True'"),
         ("bootloader='/usr/sbin/my-loader'", "no other boot loader than pygrub is here"),
         ("bootloader='pygrub'", "pygrub needs a disk"),
+        (
+            "bootloader='pygrub'; bootloader_args=['--offset=x']",
+            "bootloader_args: --offset is a number of bytes; found 'x'",
+        ),
         ("pci=['01:00.0']", "argument 1:1:1: pci: cannot be had: there is no hardware to hand over"),
     ],
 )
