@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -19,6 +20,7 @@ from .given import outline_of
 
 _WORD = 4
 _CONTENTS = {CODE, CONSTANT, DATA, TABLE}
+_EMPTY = {ZERO, RESERVED, THREAD_ZERO, UNLOADED}
 
 
 def _loads_elsewhere(section: ast.OutputSection) -> bool:
@@ -66,17 +68,29 @@ def _marks_before(outline: Outline, section: ast.OutputSection) -> tuple[ast.Ass
     return _marks(outline).get(id(section), ())
 
 
+def _has_bytes(section: ast.OutputSection) -> bool:
+    """Tell whether the image has bytes for the section: it takes up room where it is loaded."""
+    return section.type != "NOLOAD" and (has_data(section) or bool(kinds_in(section) - _EMPTY))
+
+
 @lru_cache(maxsize=2)
-def _loaded_before(outline: Outline) -> dict[int, ast.OutputSection]:
-    """Return, for each section with AT>REGION, the one that comes before it in that region."""
-    out: dict[int, ast.OutputSection] = {}
-    last: dict[str, ast.OutputSection] = {}
+def _load_ends(outline: Outline) -> tuple[tuple[int, ast.OutputSection], ...]:
+    """Return where the images of the sections end in the trial, in the order of these addresses."""
+    out: list[tuple[int, ast.OutputSection]] = []
     for placed in outline.kept_sections:
-        section = placed.section
-        if section.lma_region in last:
-            out[id(section)] = last[section.lma_region]
-        last.update((name, section) for name in (section.region, section.lma_region) if name)
-    return out
+        there = section_of(outline, placed.section.name)
+        if placed.overlay or there is None or not there.size or not _has_bytes(placed.section):
+            continue
+        if isinstance(there.load_address, Known):
+            out.append((there.load_address.value + there.size, placed.section))
+    return tuple(sorted(out, key=lambda item: item[0]))
+
+
+def _loaded_before(outline: Outline, load: int) -> ast.OutputSection | None:
+    """Return the section whose image is the last one before the load address."""
+    ends = _load_ends(outline)
+    at = bisect_right(ends, load, key=lambda item: item[0])
+    return ends[at - 1][1] if at else None
 
 
 def copy_source(context: Context) -> Iterator[Hit]:
@@ -116,9 +130,7 @@ def load_address_odd(context: Context) -> Iterator[Hit]:
     asked: set[str] | None = None
     for placed in outline.kept_sections:
         section = placed.section
-        if placed.overlay or not _loads_elsewhere(section) or section.type == "NOLOAD":
-            continue
-        if not kinds_in(section) - {ZERO, RESERVED, THREAD_ZERO, UNLOADED}:
+        if placed.overlay or not _loads_elsewhere(section) or not _has_bytes(section):
             continue
         asked = _calls(outline, "LOADADDR") if asked is None else asked
         load, run = _load_of(outline, section.name), _run_of(outline, section.name)
@@ -130,7 +142,7 @@ def load_address_odd(context: Context) -> Iterator[Hit]:
                 f"{section.name} loads wherever the section before ends in the ROM: a copy by words starts "
                 "at an odd address",
                 script_place(section.at.span if section.at is not None else section.name_span, section.name),
-                _align_before(outline, section),
+                _align_before(outline, section, load),
             )
 
 
@@ -139,8 +151,8 @@ def _run_of(outline: Outline, name: str) -> int | None:
     return placed.address.value if placed and isinstance(placed.address, Known) else None
 
 
-def _align_before(outline: Outline, section: ast.OutputSection) -> tuple[Edit, ...]:
-    """Return the edit that aligns the end of what comes before in the load region."""
+def _align_before(outline: Outline, section: ast.OutputSection, load: int) -> tuple[Edit, ...]:
+    """Return the edit that aligns the load address, or the end of what comes before it in the image."""
     if section.at is not None:
         if not section.at.span.end:
             return ()
@@ -148,15 +160,20 @@ def _align_before(outline: Outline, section: ast.OutputSection) -> tuple[Edit, .
             Edit(ast.Span(section.at.span.start, section.at.span.start), "ALIGN(", "align the load address"),
             Edit(ast.Span(section.at.span.end, section.at.span.end), ", 4)", "to a word"),
         )
-    before = _loaded_before(outline).get(id(section))
-    last = (
-        next((item for item in reversed(before.body) if isinstance(item, ast.InputSpec)), None)
-        if before
-        else None
-    )
+    before = _loaded_before(outline, load)
+    last = next((item for item in reversed(before.body) if _moves(item)), None) if before else None
     if last is None or not last.span.end:
         return ()
-    return (Edit(ast.Span(last.span.end, last.span.end), " . = ALIGN(4);", "end on a word"),)
+    # Behind an assignment stands the semicolon that ends it.
+    text = "; . = ALIGN(4)" if isinstance(last, ast.Assign) else " . = ALIGN(4);"
+    return (Edit(ast.Span(last.span.end, last.span.end), text, "end on a word"),)
+
+
+def _moves(statement: ast.Statement) -> bool:
+    """Tell whether the statement takes the location counter further."""
+    if isinstance(statement, ast.Assign):
+        return statement.target == "."
+    return isinstance(statement, ast.InputSpec | ast.Data | ast.StringData)
 
 
 _ROM = re.compile(r"rom|flash|nor|xip|prog|code", re.IGNORECASE)

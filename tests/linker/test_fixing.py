@@ -50,16 +50,56 @@ def test_a_mended_pair_links_is_clean_and_harmless(name, tool, tmp_path):
         assert not HARM[name](read_elf(str(tmp_path / "x.elf")))
 
 
+@pytest.fixture
+def objects(tool, tmp_path):
+    return [assemble(tmp_path, name, text, 64, tool("as")) for name, text in (("a", MAIN), ("b", OTHER))]
+
+
+# What lies in the ROM before a section that is copied by words, and where its end is aligned.
+COPIED = """MEMORY {{ ROM (rx) : ORIGIN = 0, LENGTH = 64K RAM (rw) : ORIGIN = 0x200000, LENGTH = 8K }}
+SECTIONS
+{{
+  .text : {{ *(.text*) . = ALIGN(4); }} >ROM
+  .first : {{ {0} }} >RAM AT>ROM
+  {1}
+  .copy : {{ _sdata = .; *(.data .data.*) _edata = .; }} >RAM AT>ROM
+  _from = LOADADDR(.copy);
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    "between", ["", ".hole (NOLOAD) : { *(.noinit) } >RAM AT>ROM", ".zeros : { *(.bss) } >RAM AT>ROM"]
+)
+@pytest.mark.parametrize(
+    ("body", "aligned"),
+    [
+        ("s = .; *(.rodata.str) e = .;", "s = .; *(.rodata.str) . = ALIGN(4); e = .;"),
+        ("*(.rodata.str) BYTE(1)", "*(.rodata.str) BYTE(1) . = ALIGN(4);"),
+        ("*(.rodata.str) . += 1;", "*(.rodata.str) . += 1; . = ALIGN(4);"),
+    ],
+)
+def test_the_end_is_aligned_of_what_has_bytes_in_the_rom(body, aligned, between, tool, tmp_path, objects):
+    script = tmp_path / "k.lds"
+    script.write_text(COPIED.format(body, between))
+    found = lint_files(Request((str(script),))).diagnostics
+    assert [(one.rule, one.name) for one in found if one.rule == "load-address-odd"] == [
+        ("load-address-odd", ".copy")
+    ]
+    mended(script)
+    assert script.read_text() == COPIED.format(aligned, between)
+    _, _, elf, _ = link(
+        tool("ld.bfd", "ld"), tmp_path, "k", script.read_text(), objects, 64, "--no-warn-rwx-segments",
+        "--orphan-handling=place",
+    )  # fmt: skip
+    assert read_elf(str(elf)).find({"_from"})["_from"].address % 4 == 0
+
+
 FIXING = [
     rule
     for rule in rules.load("S")
     if rule.bad.script and not (rule.bad.map or rule.bad.elf or rule.bad.config)
 ]
-
-
-@pytest.fixture
-def objects(tool, tmp_path):
-    return [assemble(tmp_path, name, text, 64, tool("as")) for name, text in (("a", MAIN), ("b", OTHER))]
 
 
 @pytest.mark.parametrize("rule", FIXING, ids=lambda rule: rule.id)
