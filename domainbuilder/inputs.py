@@ -45,6 +45,25 @@ def names_socket(name: str | os.PathLike[str]) -> bool:
     return os.fspath(name).startswith(SOCKET_PREFIX)
 
 
+def beginning(name: str | os.PathLike[str], size: int) -> bytes:
+    """The first `size` bytes of a file, or what there is; none of what cannot be read twice, as a pipe."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return b""
+    try:
+        return os.pread(fd, size, 0)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def is_elf(name: str | os.PathLike[str]) -> bool:
+    """Whether a file begins like an ELF file."""
+    return beginning(name, 4) == b"\x7fELF"
+
+
 def open_input(name: str | os.PathLike[str]) -> bytes | mmap.mmap:
     """The contents of the file called `name`: a regular file mapped, a pipe read to its end; empty if it is.
 

@@ -32,7 +32,7 @@ from domainbuilder.build.dump_core import (
 )
 from domainbuilder.build.guest_memory import GuestMemory, allocate_ram
 from domainbuilder.errors import BuildError, ImageError, Where
-from domainbuilder.inputs import LIMITS
+from domainbuilder.inputs import LIMITS, beginning
 from domainbuilder.kernel.elf import ElfImage, Section, parse_elf
 from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.start_info import START_INFO_SIZE, StartInfo
@@ -48,16 +48,7 @@ _MAX_NOTES = LIMITS["image notes"].size
 
 def is_image(path: str | os.PathLike[str]) -> bool:
     """Whether the file starts like a dump-core file: a 64-bit little-endian ELF core without segments."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return False
-    try:
-        head = os.pread(fd, EHDR.size, 0)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+    head = beginning(path, EHDR.size)
     if len(head) < EHDR.size:
         return False
     (kind,) = struct.unpack_from("<H", head, 16)

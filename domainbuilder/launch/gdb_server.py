@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import BuildError, Where
+from domainbuilder.inputs import is_elf
 from domainbuilder.launch.gdb_monitor import Monitor
-from domainbuilder.launch.gdb_session import is_elf
 from hvcore.debug.debugger import Debugger, Stopped
 from hvcore.debug.gdb.packets import Acknowledged, Damaged, Interrupted, Packet, PacketReader, packet
 from hvcore.debug.gdb.stub import Leave, Resume, Stub

@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from domainbuilder.inputs import is_elf
 from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
@@ -25,7 +25,6 @@ from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
-    from domainbuilder.launch.names import Names
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.saved.migrate import Migration
     from hvcore.debug.periodic import Periodic
@@ -316,17 +315,7 @@ class RunningDomain(Runner):
             return True
         if self.plan is None:
             return False
-        try:
-            with Path(self.plan.kernel).open("rb") as file:
-                return file.read(4) == b"\x7fELF"
-        except OSError:
-            return False
-
-    def names(self) -> Names:
-        """The names of the guest's addresses, as reports have them."""
-        from domainbuilder.launch.names import Names
-
-        return Names(self.plan, self._symbols)
+        return is_elf(self.plan.kernel)
 
     def look(self) -> StopReport:
         """Where every vCPU stands, what is pending, which timer is next, what was done and printed last.
@@ -344,8 +333,7 @@ class RunningDomain(Runner):
         )
         return look(
             machine,
-            self.plan,
-            symbols=self._symbols,
+            self.names(),
             console=self._transcript.tail(),
             before=(before[0], memoryview(before[1]).cast("Q")),
         )

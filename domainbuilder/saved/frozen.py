@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from domainbuilder.errors import SavedError, Where
-from domainbuilder.inputs import LIMITS, open_input
+from domainbuilder.inputs import LIMITS, beginning, open_input
 from domainbuilder.output import atomic_output, write_at
 from domainbuilder.saved.cbor import CborError, decode, encode
 from domainbuilder.saved.zstd import compress, decompress
@@ -54,16 +54,7 @@ class Frozen:
 
 def is_frozen(path: str | os.PathLike[str]) -> bool:
     """Whether the file starts like a frozen domain."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return False
-    try:
-        return os.pread(fd, len(MAGIC), 0) == MAGIC
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+    return beginning(path, len(MAGIC)) == MAGIC
 
 
 # --- writing ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from domainbuilder.errors import SavedError, Where
-from domainbuilder.inputs import LIMITS
+from domainbuilder.inputs import LIMITS, beginning
 from domainbuilder.saved import stream_format as fmt
 from hvcore.public.xen import PAGE_SIZE
 
@@ -84,11 +84,7 @@ class Receiver(Protocol):
 
 def is_stream(path: str) -> bool:
     """Whether the file starts like one that xl has saved, or like libxl's stream."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a name with any bytes
-            head = file.read(len(fmt.XL_MAGIC))
-    except (OSError, ValueError):
-        return False
+    head = beginning(path, len(fmt.XL_MAGIC))
     return head == fmt.XL_MAGIC or head[:8] == fmt.RESTORE_STREAM_IDENT.to_bytes(8, "big")
 
 
