@@ -99,6 +99,12 @@ def _give_name(fd: int, path: Path) -> None:
         os.close(folder)
 
 
+def write_whole(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Make `data` the contents of the file at `path`: see atomic_output(), as for what is raised."""
+    with atomic_output(path) as fd:
+        write_at(fd, data, 0)
+
+
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> int:
     """Write all of it at that offset; how much that was. Raises OSError."""
     view = memoryview(data)

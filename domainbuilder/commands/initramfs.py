@@ -38,7 +38,7 @@ def initramfs(
 
     from domainbuilder.initramfs import INIT, read_file
     from domainbuilder.initramfs import initramfs as make
-    from domainbuilder.output import atomic_output, refuse_to_overwrite
+    from domainbuilder.output import refuse_to_overwrite, write_whole
 
     added = [one.partition("=")[::2] for one in add or []]
     refuse_to_overwrite([output], [busybox, init, *(name for name, _ in added)])
@@ -48,6 +48,5 @@ def initramfs(
         import gzip
 
         archive = gzip.compress(archive, mtime=0)
-    with atomic_output(output) as fd, os.fdopen(os.dup(fd), "wb") as stream:
-        stream.write(archive)
+    write_whole(output, archive)
     print(f"{output}: {len(archive):,} bytes")

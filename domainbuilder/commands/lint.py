@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,15 +64,14 @@ def _write(text: str, output: Path | None) -> None:
         sys.stdout.write(text)
         return
     from domainbuilder.errors import BuildError, Where
-    from domainbuilder.output import atomic_output
+    from domainbuilder.output import write_whole
 
     data = text.encode("utf-8", errors="surrogateescape")
     try:
         if output.exists() and not output.is_file() and not output.is_dir():
             output.write_bytes(data)
             return
-        with atomic_output(output) as fd, os.fdopen(os.dup(fd), "wb") as stream:
-            stream.write(data)
+        write_whole(output, data)
     except OSError as error:
         raise BuildError(f"cannot be written: {error.strerror}", where=Where(str(output))) from error
 

@@ -134,7 +134,7 @@ def _write(found: Survey, title: str, boot: Boot, folder: str, disk: str) -> tup
     import os
 
     from domainbuilder.bootloader.pygrub import read_boot
-    from domainbuilder.output import atomic_output, refuse_to_overwrite
+    from domainbuilder.output import refuse_to_overwrite, write_whole
 
     files = [(os.path.join(folder, name), name) for name in ("vmlinuz", "initrd")]  # noqa: PTH118
     refuse_to_overwrite([path for path, _ in files], [disk])
@@ -144,8 +144,7 @@ def _write(found: Survey, title: str, boot: Boot, folder: str, disk: str) -> tup
     written: list[str | None] = []
     for path, name in files:
         if (data := contents[name]) is not None:
-            with atomic_output(path) as fd, os.fdopen(os.dup(fd), "wb") as stream:
-                stream.write(data)
+            write_whole(path, data)
         written.append(None if data is None else path)
     return str(written[0]), written[1]
 

@@ -22,7 +22,7 @@ from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.kernel.lief_edit import PT_GNU_STACK, Edits, edit
 from domainbuilder.kernel.lost_notes import disguised, names
 from domainbuilder.kernel.parms import ElfDomParms
-from domainbuilder.output import atomic_output
+from domainbuilder.output import write_whole
 from hvcore.public.elfnote import ElfNote
 
 
@@ -67,8 +67,7 @@ def fix(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> FixResu
     image = _patched(before, ranges, changes)
     after = _inspected(before, image)
     _check(before, after, ranges, left)
-    with atomic_output(output) as fd, os.fdopen(os.dup(fd), "wb") as stream:
-        stream.write(image)
+    write_whole(output, image)
     return FixResult(before.kernel.path, os.fspath(output), tuple(changes), tuple(left), after)
 
 

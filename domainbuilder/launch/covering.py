@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import BuildError
-from domainbuilder.output import atomic_output
+from domainbuilder.output import write_whole
 from domainbuilder.profile.coverage import Covered, coverage_encoder_of, lcov
 
 if TYPE_CHECKING:
@@ -40,5 +40,4 @@ def covered(dom: RunningDomain, path: str | os.PathLike[str]) -> Iterator[None]:
         finally:
             if coverage.dropped:
                 sys.stderr.write("domainbuilder: the coverage is not complete: there are too many blocks\n")
-            with atomic_output(path) as fd, os.fdopen(os.dup(fd), "wb") as file:
-                file.write(encode(found(coverage.blocks())))
+            write_whole(path, encode(found(coverage.blocks())))

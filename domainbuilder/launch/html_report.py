@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.tracing import head_of, recording, tail_of
-from domainbuilder.output import atomic_output
+from domainbuilder.output import write_whole
 from domainbuilder.trace.filter import Filter
 from domainbuilder.trace.html import Page, render
 from domainbuilder.trace.record import Record
@@ -40,8 +40,7 @@ def reported(
         timeline.console.close(tail.end_ns)
         outcome, is_bad, ending = _ending(dom, why)
         page = Page(counting.done(tail), timeline, outcome, is_bad, picture, ending)
-        with atomic_output(path) as fd, os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
-            file.write(render(page))
+        write_whole(path, render(page).encode())
 
 
 def _picture(dom: RunningDomain) -> str:

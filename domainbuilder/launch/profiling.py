@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.registers import GPRS
-from domainbuilder.output import atomic_output
+from domainbuilder.output import write_whole
 from domainbuilder.profile.stacks import Frame, Profile, Stack, encoder_of
 from domainbuilder.symbols.backtrace import callers
 from hvcore.clock import CELL_IDLE, CELL_SPENT
@@ -44,8 +44,7 @@ def profiled(
             yield profile
         finally:
             profile.close()
-            with atomic_output(path) as fd, os.fdopen(os.dup(fd), "wb") as file:
-                file.write(encode(profile))
+            write_whole(path, encode(profile))
 
 
 @contextmanager

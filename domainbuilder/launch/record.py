@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbuilder.errors import BuildError, Where
-from domainbuilder.output import atomic_output
+from domainbuilder.output import write_whole
 
 FORMAT = "domainbuilder input record 1"
 MOST_BYTES = 64 << 20  # of a file
@@ -40,8 +40,7 @@ def save_record(record: InputRecord, path: str | os.PathLike[str]) -> None:
     lines = [json.dumps({"format": FORMAT, "domain": record.domain})]
     lines += [json.dumps([at, base64.b64encode(data).decode()]) for at, data in record.typed]
     lines.append(json.dumps({"end_ns": record.end_ns, "reason": record.reason}))
-    with atomic_output(path) as fd, os.fdopen(os.dup(fd), "w", encoding="ascii") as file:
-        file.write("\n".join(lines) + "\n")
+    write_whole(path, ("\n".join(lines) + "\n").encode("ascii"))
 
 
 def load_record(path: str | os.PathLike[str]) -> InputRecord:
