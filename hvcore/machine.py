@@ -275,6 +275,12 @@ class Machine:
         """The vCPU whose registers are in the engine, though it may be blocked."""
         return self._running
 
+    def state_of(self, v: Vcpu) -> bytes:
+        """The processor's state of a vCPU, wherever it is kept; empty where it has none yet."""
+        if v is not self._running:
+            return v.saved_state or b""
+        return self.engine.save_state() if self.context is None else self.context.state
+
     def waits(self) -> bool:
         """Every vCPU is blocked, and there is nothing to wake one but time and others."""
         return self._is_idle and not self._input and self._pick() is None

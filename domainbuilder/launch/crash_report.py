@@ -18,8 +18,6 @@ from hvcore.debug.view import GuestView, Walk
 from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
-    from domainbuilder.plan.domain_plan import DomainPlan
-    from domainbuilder.symbols.table import Symbols
     from hvcore.machine import Machine
     from hvcore.refusal import Refusal
     from hvcore.trace import Call, FailedEntry, RefusedCall, Trace
@@ -103,19 +101,18 @@ class CrashReport:
 
 def capture(
     machine: Machine,
-    plan: DomainPlan | None,
+    names: Names,
     reason: str,
     *,
     address: int | None,
     role: str,
     guest_ns: int,
-    symbols: Symbols | None = None,
 ) -> CrashReport:
     """Look at the running vCPU as it stands. `address` is one whose mapping matters, `role` says why.
 
-    `plan` is the domain's; `symbols` are those of a file that the user names, without them the kernel's own.
+    `names` are those of the domain's addresses.
     """
-    d, names = machine.domain, Names(plan, symbols)
+    d = machine.domain
     v, word = d.current, d.abi.word
     view = GuestView(machine)
     registers = registers_of(machine, v)

@@ -45,8 +45,7 @@ class Registers:
 def registers_of(machine: Machine, v: Vcpu) -> Registers:
     """The registers of a vCPU, whether the engine has them or not."""
     abi, mask = v.domain.abi, v.domain.abi.word_mask
-    here = v is machine.in_engine
-    state = SavedState(machine.engine.save_state() if here else v.saved_state or b"")
+    state = SavedState(machine.state_of(v))
     general = {name: state.q[i] & mask for i, name in enumerate(GPRS)}
     selectors = {name: state.selector(i) for i, name in enumerate(SELECTORS)}
     rip = state.q[RIP] & mask

@@ -27,8 +27,6 @@ from hvcore.public import xen
 from hvcore.vcpu import VPF_down
 
 if TYPE_CHECKING:
-    from domainbuilder.plan.domain_plan import DomainPlan
-    from domainbuilder.symbols.table import Symbols
     from hvcore.machine import Machine
     from hvcore.vcpu import Vcpu
 
@@ -102,17 +100,16 @@ class StopReport:
 
 def look(
     machine: Machine,
-    plan: DomainPlan | None,
+    names: Names,
     *,
-    symbols: Symbols | None,
     console: str,
     before: tuple[int, Sequence[int]],
 ) -> StopReport:
-    """Look at every vCPU of the domain of `plan`.
+    """Look at every vCPU of the domain whose addresses have these names.
 
     `console` is what was printed last, `before` an earlier time and the counts of hypercalls then.
     """
-    d, names = machine.domain, Names(plan, symbols)
+    d = machine.domain
     now = machine.clock.now()
     vcpus = [v for v in d.vcpus if v.is_initialised and not v.pause_flags & VPF_down]
     counts = [

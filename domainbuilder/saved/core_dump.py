@@ -33,10 +33,7 @@ def dump_core(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
     machine = dom.machine
     pairs = frames_of(machine)
     vcpus = [v for v in machine.domain.vcpus if v.is_initialised]
-    contexts = []
-    for v in vcpus:
-        state = machine.engine.save_state() if v is machine.in_engine else v.saved_state
-        contexts.append(arch_get_info_guest(v, state or b""))
+    contexts = [arch_get_info_guest(v, machine.state_of(v)) for v in vcpus]
     note = json.dumps(_note(dom)).encode()
     shared_info = bytes(machine.domain.shared_info)
     with atomic_output(path) as fd:

@@ -29,6 +29,7 @@ from hvcore.page_info import (
     PGT_validated,
 )
 from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT, xen_cr3_to_pfn, xen_pfn_to_cr3
+from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_ENTRY
 from hvcore.pv.vcpu_context import arch_get_info_guest, get_ext_vcpucontext
 from hvcore.vcpu import VPF_down
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from hvcore.machine import Machine
     from hvcore.vcpu import Vcpu
 
-_FIRST_RESERVED_GDT_ENTRY = 7168
-_MFN_MASK = (1 << 40) - 1
-_FRAME_BITS = _MFN_MASK << 12
 _PRESENT, _PSE = 1, 0x80
 _XEN_L4_SLOTS = range(256, 273)  # HYPERVISOR_VIRT_START to _END, as libxc counts them
 _XEN_L2_SLOTS = range(0xF5800000 >> 21 & 511, 512)
@@ -156,8 +154,8 @@ class StreamSaver:
             if entry & _PRESENT:
                 if ptype > PGT_l1_page_table and entry & _PSE:
                     raise SavedError(f"Cannot migrate superpage (L{ptype}[{slot}]: {entry:#x})")
-                pfn = self._pfn(entry >> 12 & _MFN_MASK, f"L{ptype}[{slot}]")
-                entries[slot] = entry & ~_FRAME_BITS | pfn << 12
+                pfn = self._pfn(entry >> 12 & fmt.MFN_MASK, f"L{ptype}[{slot}]")
+                entries[slot] = entry & ~fmt.FRAME_BITS | pfn << 12
         return array("Q", entries).tobytes()
 
     def _pfn(self, mfn: int, what: str) -> int:
@@ -172,11 +170,9 @@ class StreamSaver:
 
     def _basic(self, v: Vcpu) -> bytes:
         """Struct vcpu_guest_context with pseudo-physical frames: write_one_vcpu_basic()."""
-        machine, width = self.machine, self.abi.word
-        state = machine.engine.save_state() if v is machine.in_engine else v.saved_state
-        raw = bytearray(arch_get_info_guest(v, state or b""))
-        fields = VCPU_GUEST_CONTEXT[width]
-        size = width
+        size = self.abi.word
+        raw = bytearray(arch_get_info_guest(v, self.machine.state_of(v)))
+        fields = VCPU_GUEST_CONTEXT[size]
 
         def get(at: int) -> int:
             return int.from_bytes(raw[at : at + size], "little")
@@ -186,13 +182,13 @@ class StreamSaver:
 
         if v.vcpu_id == 0:
             put(fields["dx"][0], self._pfn(get(fields["dx"][0]), "suspend record"))
-        if v.gdt_ents > _FIRST_RESERVED_GDT_ENTRY:
+        if v.gdt_ents > FIRST_RESERVED_GDT_ENTRY:
             raise SavedError("GDT entry count out of range", found=v.gdt_ents)
         for i in range(-(-v.gdt_ents // 512)):
             at = fields["gdt_frames"][0] + i * size
             put(at, self._pfn(get(at), f"frame {i} of vcpu{v.vcpu_id}'s GDT"))
-        cr3 = xen_cr3_to_pfn(get(fields["cr3"][0]), width)
-        put(fields["cr3"][0], xen_pfn_to_cr3(self._pfn(cr3, f"vcpu{v.vcpu_id}'s cr3"), width))
+        cr3 = xen_cr3_to_pfn(get(fields["cr3"][0]), size)
+        put(fields["cr3"][0], xen_pfn_to_cr3(self._pfn(cr3, f"vcpu{v.vcpu_id}'s cr3"), size))
         cr1 = fields["ctrlreg"][0] + size
         if self.abi.pt_levels == 4 and get(cr1):
             put(cr1, 1 | self._pfn(get(cr1) >> 12, f"vcpu{v.vcpu_id}'s cr1") << 12)

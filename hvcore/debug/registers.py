@@ -73,13 +73,7 @@ class RegisterFile:
     @property
     def _state(self) -> bytes:
         if self._bytes is None:
-            m, v = self._machine, self._vcpu
-            if self._in_engine:
-                self._bytes = m.engine.save_state()
-            elif v is m.in_engine and m.context is not None:
-                self._bytes = m.context.state
-            else:
-                self._bytes = v.saved_state or bytes(sw.DR + 64)
+            self._bytes = self._machine.state_of(self._vcpu) or bytes(sw.DR + 64)
         return self._bytes
 
     def read(self, name: str) -> int | None:

@@ -186,10 +186,10 @@ def test_a_report_survives_page_tables_of_garbage(crash: Crash) -> None:
     root = dom.machine.domain.current.cr3_mfn
     for garbage in (b"\xff" * 4096, b"\x81" * 4096, bytes(4096), b"\x01" + bytes(4095)):
         mem.frame(root)[:] = garbage
-        report = capture(dom.machine, dom.plan, "test", address=CODE, role="test", guest_ns=0)
+        report = capture(dom.machine, dom.names(), "test", address=CODE, role="test", guest_ns=0)
         assert len(render_crash(report).splitlines()) < 120
         dom.machine.domain.current.cr3_mfn = 0x7FFFFFFF
-        report = capture(dom.machine, dom.plan, "test", address=CODE, role="test", guest_ns=0)
+        report = capture(dom.machine, dom.names(), "test", address=CODE, role="test", guest_ns=0)
         assert report.addresses[0].walk.end == "the L3 table would be outside of memory"
         dom.machine.domain.current.cr3_mfn = root
 
