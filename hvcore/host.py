@@ -176,6 +176,8 @@ class Host:
         state: HostState,
         console_output: Callable[[int, bytes], None] = lambda _domid, _data: None,
         memory_file: int | None = None,
+        *,
+        plain: bool | None = None,
         **options: bool,
     ) -> Host:
         """A host that goes on where the saved one was. `options` are those of Host, of how it is run.
@@ -191,7 +193,7 @@ class Host:
         shape = state.memory
         mem = MachineMemory(shape["nr_pages"], first_mfn=shape["first_mfn"], domains=shape["domains"])
         check_memory(state, mem)
-        host = cls(mem, **options)
+        host = cls(mem, plain=plain, **options)
         try:
             host._restore(state, console_output, memory_file)
         except BaseException:
@@ -212,12 +214,9 @@ class Host:
             output = partial(console_output, saved.domid)
             m = self.create(image, console_output=output, is_new=False, **_options(saved.options))
             save.check_saved_domain(m, saved)
-            words = self.engine.save_context()
-            here = {name: getattr(words, name) for name in ("vcpu", "journal", "lane_counts", "port_keeps")}
-            self.engine.load_context(EngineContext(**saved.context, **here))
+            save.load_saved_context(self.engine, saved.context)
             running = saved.owners["machine"]["running"]
             m.lanes.run(m.domain.vcpus[running] if running is not None else None)
-            self.engine.words.tlb_flushes = saved.context["tlb_flushes"]
         save.check_saved_dom0(self.domain_list.get(DOM0), state.dom0)
         save.check_saved_store(self.xenstored, state.xenstored, mem)
         check_owner("frames", save.save_owner(self.frames), state.frames, OwnerKinds(mem, 0))

@@ -22,8 +22,8 @@ from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry
 from hvcore.common.grant_entries import Mapping as GrantMapping
-from hvcore.cpu.engine import EngineContext
-from hvcore.cpu.words import SAVED_DOMAIN_WORDS
+from hvcore.cpu.engine import Engine, EngineContext
+from hvcore.cpu.words import SAVED_DOMAIN_WORDS, address_of
 from hvcore.errors import DomainCrash, EngineError, StateError
 from hvcore.host_state import RUN_PAGES, DomainState, Fields
 from hvcore.kinds import Plain
@@ -44,12 +44,8 @@ _RECORD_TYPES: tuple[type, ...] = (
     Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
-_NOT_OF_THE_DOMAIN = (
-    "vcpu",
-    "journal",
-    "lane_counts",
-    "port_keeps",
-)  # of an EngineContext: addresses in this process
+# Of an EngineContext: addresses in this process.
+_NOT_OF_THE_DOMAIN = ("vcpu", "journal", "lane_counts", "port_keeps")
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -206,8 +202,7 @@ _CRASH = ("reason", "vector", "error_code", "address")
 
 def _info(v: Vcpu) -> list[int | None]:
     """Where struct vcpu_info is: its frame if the guest named one, and its place in the machine's memory."""
-    start = ctypes.addressof(ctypes.c_char.from_buffer(v.domain.mem.view))
-    return [v.info_mfn, v.info_address - start]
+    return [v.info_mfn, v.info_address - address_of(v.domain.mem.view)]
 
 
 def save_domain(m: Machine, context: EngineContext) -> DomainState:
@@ -238,6 +233,12 @@ def layers_of(m: Machine) -> dict[str, dict[int, bytes]]:
     return {name: dict(image.blocks) for name, image in images.items() if isinstance(image, Layer)}
 
 
+def load_saved_context(engine: Engine, saved: Fields) -> None:
+    """Have in the engine what a domain that was saved had left there, with the addresses of this process."""
+    here = {name: getattr(engine.words, name) for name in _NOT_OF_THE_DOMAIN}
+    engine.load_context(EngineContext(**saved, **here))
+
+
 def check_saved_domain(m: Machine, state: DomainState) -> None:
     """Whether a domain that was created anew can be given this state. Raises StateError."""
     d = m.domain
@@ -245,8 +246,7 @@ def check_saved_domain(m: Machine, state: DomainState) -> None:
     for name, device in m.devices.items():
         device.prepare({part.removesuffix(f"-{name}") for part in state.owners if part.endswith(f"-{name}")})
     fresh = save_domain(m, d.engine.save_context()).owners
-    if "fifo" in state.owners and "fifo" not in fresh:
-        fresh["fifo"] = save_owner(EvtchnFifo(d.evtchn))
+    _expect_fifo(d, state.owners, fresh)
     check_owners(fresh, state.owners, kinds)
     check_domain(m, state.owners, state.context)
 
@@ -261,14 +261,20 @@ def check_owners(fresh: dict[str, Fields], saved: dict[str, Fields], kinds: Owne
 
 def check_saved_dom0(d: Domain | None, saved: dict[str, Fields]) -> None:
     """The same for domain 0, which is not there where no domain is. Raises StateError."""
-    fresh = save_dom0(d) if d is not None else {}
-    if d is not None and "fifo" in saved and "fifo" not in fresh:
+    if d is None:
+        if saved:
+            raise StateError("dom0", ", ".join(sorted(saved)), "nothing")
+        return
+    fresh = save_dom0(d)
+    _expect_fifo(d, saved, fresh)
+    check_owners(fresh, saved, OwnerKinds(d.mem, len(d.vcpus)))
+    check_ports(saved["evtchn"])
+
+
+def _expect_fifo(d: Domain, saved: Mapping[str, Fields], fresh: dict[str, Fields]) -> None:
+    """The guest may have made the FIFO, which no new domain has."""
+    if "fifo" in saved and "fifo" not in fresh:
         fresh["fifo"] = save_owner(EvtchnFifo(d.evtchn))
-    if d is not None:
-        check_owners(fresh, saved, OwnerKinds(d.mem, len(d.vcpus)))
-        check_ports(saved["evtchn"])
-    elif saved:
-        raise StateError("dom0", ", ".join(sorted(saved)), "nothing")
 
 
 def check_saved_store(store: Xenstored, saved: dict[str, Fields], mem: MachineMemory) -> None:

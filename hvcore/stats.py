@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.x86 import TRAP_gp_fault
 
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from hvcore.trace import Trace
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """Counts of a run: the same for the same inputs."""
 
     hypercalls: dict[int, int]

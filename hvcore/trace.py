@@ -86,20 +86,19 @@ class Trace:
         _CALL.pack_into(self.recent, 8 + calls % _RECENT * _CALL.size, *row)
         self.recent[0] = calls + 1
 
+    def _call(self, call: int) -> tuple[int, Call]:
+        number, count, *rest = _CALL.unpack_from(self.recent, 8 + call % _RECENT * _CALL.size)
+        result = rest[6]
+        return call + 1, (number, tuple(rest[:count]), result - (1 << 64) if result >> 63 else result)
+
     def last_hypercall(self) -> tuple[int, Call]:
         """The last call, with its serial number; there has to be one."""
-        calls = self.recent[0]
-        number, count, *rest = _CALL.unpack_from(self.recent, 8 + (calls - 1) % _RECENT * _CALL.size)
-        result = rest[6]
-        return calls, (number, tuple(rest[:count]), result - (1 << 64) if result >> 63 else result)
+        return self._call(self.recent[0] - 1)
 
     def last_hypercalls(self) -> Iterator[tuple[int, Call]]:
         """The last calls, the oldest first, each with its serial number."""
         calls = self.recent[0]
-        for call in range(max(calls - _RECENT, 0), calls):
-            number, count, *rest = _CALL.unpack_from(self.recent, 8 + call % _RECENT * _CALL.size)
-            result = rest[6]
-            yield call + 1, (number, tuple(rest[:count]), result - (1 << 64) if result >> 63 else result)
+        return map(self._call, range(max(calls - _RECENT, 0), calls))
 
     def unknown_hypercall(self, number: int) -> None:
         """Count one call of a number that does not exist; of too many such numbers only the first are told

@@ -74,8 +74,7 @@ class RawImage:
         if done < wanted:
             pieces = Buffers(buffers)
             pieces.take(done)
-            for rest in pieces.take(wanted - done):
-                rest[:] = bytes(len(rest))
+            zero(pieces.take(wanted - done))
 
     def read_bytes(self, offset: int, size: int) -> bytes:
         """As many bytes of the file as are there, for formats that are read in pieces."""
@@ -140,10 +139,7 @@ class Layer:
             if not is_in:
                 self.base.read(start, taken)
                 continue
-            block, at = self.blocks[start // _BLOCK], start % _BLOCK
-            for buffer in taken:
-                buffer[:] = block[at : at + len(buffer)]
-                at += len(buffer)
+            fill(taken, self.blocks[start // _BLOCK], start % _BLOCK)
 
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """See BlockImage."""
@@ -212,6 +208,19 @@ class Buffers:
             taken.append(buffer)
             length -= len(buffer)
         return taken
+
+
+def fill(buffers: Sequence[memoryview], data: bytes | bytearray | memoryview, at: int) -> None:
+    """Fill the buffers, one after the other, with `data` from `at` on."""
+    for buffer in buffers:
+        buffer[:] = data[at : at + len(buffer)]
+        at += len(buffer)
+
+
+def zero(buffers: Sequence[memoryview]) -> None:
+    """Fill the buffers with zeros."""
+    for buffer in buffers:
+        buffer[:] = bytes(len(buffer))
 
 
 class NoImage:

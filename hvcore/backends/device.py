@@ -59,11 +59,6 @@ class Device(ABC):
             evtchn_close(self._backend.evtchn, self.backend_port)
             self._backend, self.backend_port = None, 0
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether the backend has its end of a channel."""
-        return self._backend is not None
-
     def serve(self) -> None:
         """What is done from here on is done at the guest's time."""
         if self._backend is not None:

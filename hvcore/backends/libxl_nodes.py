@@ -7,8 +7,7 @@ libxl_console.c, libxl__build_post() in libxl_dom.c, libxl__device_generic_add()
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.backends.xenstore_nodes import PERM_READ, Perm, Perms
 from hvcore.public.xenbus import XenbusStateInitialising
@@ -28,8 +27,7 @@ _EMPTY = ("device/suspend/event-channel", "control/shutdown", "control/feature-p
     "attr", "error")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Rings:
+class Rings(NamedTuple):
     """Where a domain's first two rings are: frames and event channels."""
 
     store_mfn: int

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from hvcore.backends.block_image import BlockImage, Buffers, RawImage
+from hvcore.backends.block_image import BlockImage, Buffers, RawImage, fill, zero
 from hvcore.public.blkif import SECTOR_SIZE
 
 MAGIC = b"QFI\xfb"
@@ -258,12 +258,9 @@ class Qcow2Image:
     def _read_piece(self, entry: int, offset: int, buffers: list[memoryview]) -> None:
         within = offset & self._cluster - 1
         if entry & _COMPRESSED:
-            data, at = self._unpacked(entry), within
-            for buffer in buffers:
-                buffer[:] = data[at : at + len(buffer)]
-                at += len(buffer)
+            fill(buffers, self._unpacked(entry), within)
         elif entry & _ZERO and self._header.version == 3:
-            _fill(buffers)
+            zero(buffers)
         elif entry & _OFFSET:
             self._check_offset(entry & _OFFSET)
             self._file.read_or_zeros((entry & _OFFSET) + within, buffers)
@@ -277,14 +274,19 @@ class Qcow2Image:
         there = min(max((base.size if base is not None else 0) - offset, 0), size)
         if base is not None and there:
             base.read(offset, pieces.take(there))
-        _fill(pieces.take(size - there))
+        zero(pieces.take(size - there))
 
-    def _unpacked(self, entry: int) -> bytes:
-        """The contents of a packed cluster."""
+    def _packed_at(self, entry: int) -> tuple[int, int]:
+        """Where a packed cluster begins in the file, and the end of its last sector."""
         shift = 62 - (self._bits - 8)
         start = entry & (1 << shift) - 1
         sectors = (entry >> shift & (1 << 62 - shift) - 1) + 1
-        packed = self._file.read_bytes(start, sectors * SECTOR_SIZE - start % SECTOR_SIZE)
+        return start, (start & ~(SECTOR_SIZE - 1)) + sectors * SECTOR_SIZE
+
+    def _unpacked(self, entry: int) -> bytes:
+        """The contents of a packed cluster."""
+        start, end = self._packed_at(entry)
+        packed = self._file.read_bytes(start, end - start)
         data = (_unzstd if self._header.compression else _inflate)(packed, self._cluster)
         if len(data) != self._cluster:
             raise Qcow2Error(self._path, f"the packed cluster at {start:#x} cannot be unpacked")
@@ -343,9 +345,7 @@ class Qcow2Image:
     def _clusters_of(self, entry: int) -> Iterator[int]:
         """The clusters of the file that an L2 entry uses."""
         if entry & _COMPRESSED:
-            shift = 62 - (self._bits - 8)
-            start = entry & (1 << shift) - 1
-            end = (start & ~(SECTOR_SIZE - 1)) + ((entry >> shift & (1 << 62 - shift) - 1) + 1) * SECTOR_SIZE
+            start, end = self._packed_at(entry)
             yield from range(start & -self._cluster, end, self._cluster)
         elif entry & _OFFSET:
             yield entry & _OFFSET
@@ -443,26 +443,11 @@ class Qcow2Image:
         self._refcounts.frombytes(bytes(8 * (clusters * self._per_table - entries)))
         self._refcounts_at = place
         for at in range(place, place + clusters * self._cluster, self._cluster):
-            self._set_refcount_of_table(at)
+            self._set_refcount(at, 1)
         self._put_words(place, self._refcounts)
         self._put(_AT_REFCOUNT_TABLE, struct.pack(">QI", place, clusters))
         for at in range(old, old + entries * 8, self._cluster):
             self._give_back(at)
-
-    def _set_refcount_of_table(self, place: int) -> None:
-        """Count a cluster of the table that is not in the file yet: its blocks come first."""
-        block, _ = self._block_of(place)
-        if not self._refcounts[block]:
-            new, self._end = self._end, self._end + self._cluster
-            self._put(new, bytes(self._cluster))
-            self._refcounts[block] = new
-            self._set_refcount_of_table(new)
-        self._set_refcount(place, 1)
-
-
-def _fill(buffers: list[memoryview]) -> None:
-    for buffer in buffers:
-        buffer[:] = bytes(len(buffer))
 
 
 def _inflate(packed: bytes, size: int) -> bytes:

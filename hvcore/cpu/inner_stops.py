@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from hvcore.clock import CELL_LEFT, CELL_SPENT
@@ -36,16 +35,7 @@ _DR_SIZES = (1, 2, 8, 4)  # by the length bits in DR7
 _MAX_INST_LEN = 15
 
 
-@dataclass(frozen=True, slots=True)
-class InnerStop:
-    """The engine stands before the instruction at linear `address`; `access` is what it is about to do."""
-
-    address: int
-    access: Access | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """A load or store of `size` bytes at a linear address."""
 
     address: int
@@ -55,6 +45,13 @@ class Access:
     def overlaps(self, start: int, end: int) -> bool:
         """Whether it has to do with [start, end)."""
         return self.address < end and start < self.address + self.size
+
+
+class InnerStop(NamedTuple):
+    """The engine stands before the instruction at linear `address`; `access` is what it is about to do."""
+
+    address: int
+    access: Access | None = None
 
 
 class Watch(NamedTuple):

@@ -42,7 +42,6 @@ SELECTOR_WORDS = tuple((sw.SEGS + 24 * index) // 4 for index in range(6))
 # What `set_table()` loads.
 LDTR, TR, GDTR, IDTR = sw.LDT, sw.TR, sw.GDT, sw.IDT
 
-_RIP, _EFLAGS = RIP, EFLAGS
 _ERROR_CODE = sw.ERROR_CODE // 4
 _HFLAGS = sw.HFLAGS // 4
 _TF = 0x100
@@ -172,11 +171,6 @@ class Processor:
         """Current privilege level."""
         return self.d[_HFLAGS] & HF_CPL
 
-    @property
-    def hflags(self) -> int:
-        """The engine's hidden flags (HF_*)."""
-        return self.d[_HFLAGS]
-
     def set_control(self, number: int, value: int) -> None:
         """Set CR0, CR3 or CR4 and drop translations."""
         self.q[sw.CR // 8 + number] = value
@@ -224,12 +218,6 @@ class Processor:
         """Write a model specific register of the engine itself."""
         self._write_register(REG_MSR, Msr(msr, value))
 
-    def read_msr(self, msr: int) -> int:
-        """Read a model specific register of the engine itself."""
-        cell = Msr(msr, 0)
-        self._call("uc_reg_read", REG_MSR, ctypes.byref(cell))
-        return int(cell.value)
-
     def _write_register(
         self, register: int, cell: ctypes.c_uint32 | Msr | ctypes.Array[ctypes.c_char]
     ) -> None:
@@ -275,7 +263,7 @@ class Processor:
     def advance(self, by: int) -> None:
         """Move RIP, wrapping around as the width of the code does."""
         q = self.q
-        q[_RIP] = q[_RIP] + by & (0xFFFFFFFFFFFFFFFF if self.d[_HFLAGS] & HF_CS64 else 0xFFFFFFFF)
+        q[RIP] = q[RIP] + by & (0xFFFFFFFFFFFFFFFF if self.d[_HFLAGS] & HF_CS64 else 0xFFFFFFFF)
 
     @property
     def code_is_64bit(self) -> bool:
@@ -286,7 +274,7 @@ class Processor:
     def is_flat(self) -> bool:
         """Whether code, data and stack start at 0 and nothing traps the next instructions (TF, DR7)."""
         q = self.q
-        if q[_EFLAGS] & _TF or q[sw.DR // 8 + 7] & 0xFF:
+        if q[EFLAGS] & _TF or q[sw.DR // 8 + 7] & 0xFF:
             return False
         if self.code_is_64bit:
             return True

@@ -30,14 +30,6 @@ TR = LDT + 24
 GDT = TR + 24
 IDT = GDT + 24
 CR = 424  # cr[0..8]
-FPSTT, FPUS, FPUC, FPTAGS, FPREGS = (
-    604,
-    608,
-    610,
-    612,
-    624,
-)  # top of stack, status, control, 8 tags, 8 of 16 bytes
-MXCSR = 816
 XMM = 824  # 32 of 64 bytes, of which the first 16 are a register of SSE; then scratch of the same size and 8
 XMM_STRIDE, XMM_SIZE, NR_XMM, XMM_SCRATCH = 64, 16, 32, 64 + 8
 FPSTT, FPUS, FPUC, FPTAGS, FPREGS = 604, 608, 610, 612, 624

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 
 NO_RING = 0xFFFFFFFF  # of `port_ring`: no port is open
-CLOCK_WORDS = 6  # left, spent, limit, horizon, turn_end, idle
 
 # Of lanes: hypercalls by number, and these.
 LANE_RDTSC, LANE_MULTICALL_ENTRY, LANE_SYSCALL, LANE_PAGE_FAULT, LANE_PAGE_TABLE_STORE = range(64, 69)
