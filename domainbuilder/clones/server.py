@@ -9,6 +9,7 @@ that every process is reaped by the one that made it.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -65,7 +66,7 @@ class Server:
             try:
                 kind, data = receive(self._sock)
                 if kind is Kind.REQUEST:
-                    self._answer(*_json(data))
+                    self._answer(*json.loads(data))
             except Closed:
                 self._leave()
 
@@ -197,12 +198,6 @@ class Server:
         self._domains = {domid: self._domains[domid] for domid in domids}
         self._settle(timeout)
         raise _Begun
-
-
-def _json(data: bytes) -> Any:
-    import json
-
-    return json.loads(data)
 
 
 def part_from_streams(kept: set[int]) -> None:

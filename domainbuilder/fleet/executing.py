@@ -94,20 +94,17 @@ def _run(
     tries: dict[str, int] = {}
     waiting = iter(cases)
     again: list[Case] = []
-    order: list[str] = []
     running: dict[Future[Any], Case] = {}
     while True:
         while len(running) < workers * (1 + _AHEAD):
             case = again.pop() if again else next(waiting, None)
             if case is None:
                 break
-            if case.name not in tries:
-                order.append(case.name)
             tries[case.name] = tries.get(case.name, 0) + 1
             inputs = [contents[digest] for digest in case.inputs]
             running[executor.submit(run_case, to_plain(case), *inputs)] = case
         if not running:
-            return [results[name] for name in order]
+            return [results[name] for name in tries]
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             case = running.pop(future)
@@ -123,7 +120,7 @@ def _result(future: Future[Any], case: Case, attempt: int) -> Result | None:
     """What came of it; None where its process was lost, here or with the worker of a cluster."""
     try:
         plain = future.result()
-    except (WorkerLost, EOFError, ConnectionError, BrokenPipeError):
+    except (WorkerLost, EOFError, ConnectionError):
         return None
     except Exception as error:
         if type(error).__name__ in _LOST:

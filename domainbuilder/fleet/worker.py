@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,7 @@ def run_case(case: Case, folder: Path) -> Result:
     except (BuildError, OSError, MemoryError) as error:
         result = _failed(case, "error", " ".join(str(error).split()) or type(error).__name__)
     wall = time.perf_counter() - started
-    return from_plain(Result, [*to_plain(result)[:-2], wall, 1])
+    return replace(result, wall_seconds=wall)
 
 
 def _launched(case: Case, folder: Path) -> RunningDomain:

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import BuildError
-from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
 from domainbuilder.launch.visible import visible
 from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_UNBOUND, ECS_VIRQ
 from hvcore.debug.events import Event
@@ -181,12 +180,12 @@ class Monitor:
         for name, count in self._dom.stats().hypercalls.items():
             yield f"{count:10,} {name}"
         yield "the last:"
-        for _serial, (number, arguments, result) in self._dom.machine.domain.trace.last_hypercalls():
-            shown = [f"{value:#x}" for value in arguments]
-            command = command_name(number, arguments)
-            if command:
-                shown[0] = command
-            yield f"  {hypercall_name(number)}({', '.join(shown)}) = {result_name(result)}"
+        from domainbuilder.launch.crash_report import last_hypercalls
+        from domainbuilder.launch.crash_text import call_text
+
+        d = self._dom.machine.domain
+        for call in last_hypercalls(d.trace, d.abi.word):
+            yield f"  {call_text(call)}"
 
     def _xenstore(self, _rest: str) -> Iterator[str]:
         nodes = self._dom.machine.xenstore.store.tree.nodes

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbuilder.errors import BuildError, Where
+from domainbuilder.inputs import is_elf
 
 _START = 300  # seconds that building the domain may take
 _END = 5
@@ -111,15 +112,6 @@ def _gdb(program: str, path: Path, options: GdbOptions, symbols: str | None) -> 
 
 def _default_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def is_elf(path: str) -> bool:
-    """Whether gdb can read symbols from a file."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(4) == b"\x7fELF"
-    except OSError:
-        return False
 
 
 def _end(launch: subprocess.Popen[bytes]) -> None:

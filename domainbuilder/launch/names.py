@@ -8,6 +8,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.kernel.elf import PF_X, ElfImage, parse_elf
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.parms import UNSET_ADDR
+from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
 from domainbuilder.symbols.read import kernel_symbols
 from domainbuilder.symbols.table import Symbols, no_symbols
 from hvcore.public.xen import PAGE_SIZE
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from domainbuilder.plan.domain_plan import DomainPlan
 
 
-def _kernel_elf(plan: DomainPlan) -> ElfImage | None:
+def _kernel_elf(plan: DomainPlan, *, cache: bool) -> ElfImage | None:
     """The kernel that was launched, opened again for its symbols; None if it has gone or is no file."""
     if plan.elf is not None:
         return plan.elf
+    kept = UnpackedKernels(cache_folder()) if cache else None
     try:
-        return parse_elf(load_kernel(plan.kernel).image, plan.kernel)
+        return parse_elf(load_kernel(plan.kernel, kept=kept).image, plan.kernel)
     except (BuildError, OSError):
         return None
 
@@ -29,11 +31,12 @@ def _kernel_elf(plan: DomainPlan) -> ElfImage | None:
 class Names:
     """Addresses to `symbol+offset`, for the guest's code, by `symbols` or by the kernel's own.
 
-    Without a plan nothing is known of the kernel: then what the symbols name is code.
+    Without a plan nothing is known of the kernel: then what the symbols name is code. `cache`: an unpacked
+    kernel is looked for under the user's cache folder, and kept there.
     """
 
-    def __init__(self, plan: DomainPlan | None, symbols: Symbols | None = None) -> None:
-        elf = _kernel_elf(plan) if plan is not None else None
+    def __init__(self, plan: DomainPlan | None, symbols: Symbols | None, *, cache: bool) -> None:
+        elf = _kernel_elf(plan, cache=cache) if plan is not None else None
         if symbols is None:
             symbols = kernel_symbols(elf) if elf is not None else no_symbols()
         self.symbols = symbols

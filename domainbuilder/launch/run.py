@@ -154,6 +154,7 @@ def _asked(options: LaunchOptions) -> Options:
         max_guest_seconds=options.max_guest_seconds,
         symbols=options.symbols,
         plain=options.plain or None,
+        cache=options.cache,
     )
 
 

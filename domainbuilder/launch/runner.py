@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.bounded import TimeIsUp, until
@@ -28,6 +29,7 @@ from hvcore.machine import BOOT_TIME_NS, Stop
 
 if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.launch.names import Names
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.periodic import Periodic
 
@@ -61,6 +63,8 @@ class Runner:
     ) -> None:
         self._started = started
         self._symbols = symbols
+        self._names: ref[Names] | None = None
+        self._cache = options.cache
         self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # of hypercalls, now and then
         self._timeout = options.timeout
         self._limit = None if options.timeout is None else started + options.timeout
@@ -191,15 +195,20 @@ class Runner:
         from domainbuilder.launch.crash_report import capture
 
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
-        return capture(
-            self.machine,
-            self.plan,
-            reason,
-            address=address,
-            role=role,
-            guest_ns=guest_ns,
-            symbols=self._symbols,
-        )
+        return capture(self.machine, self.names(), reason, address=address, role=role, guest_ns=guest_ns)
+
+    def names(self) -> Names:
+        """The names of the guest's addresses, as reports have them.
+
+        All who have them at a time have the same: a packed Linux takes a second to give its own, and 90 MB.
+        """
+        from domainbuilder.launch.names import Names
+
+        found = self._names() if self._names is not None else None
+        if found is None:
+            found = Names(self.plan, self._symbols, cache=self._cache)
+            self._names = ref(found)
+        return found
 
     # -- what the machine calls
 

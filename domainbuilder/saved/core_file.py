@@ -17,10 +17,10 @@ from domainbuilder.build.dump_core import ET_CORE, NOTE_RUN, OWNER, XC_CORE_MAGI
 from domainbuilder.errors import BuildError, ImageError, Where
 from domainbuilder.inputs import LIMITS, open_input
 from domainbuilder.kernel.elf import EM_386, EM_X86_64, Section, parse_elf
+from domainbuilder.saved.stream_format import MFN_MASK
 from hvcore.public.vcpu_guest_context import VCPU_GUEST_CONTEXT, VCPU_GUEST_CONTEXT_SIZE, xen_cr3_to_pfn
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
-_MFN_MASK = (1 << 40) - 1
 _PRESENT, _RW, _USER, _PSE, _NX = 1, 2, 4, 0x80, 1 << 63
 _LEVELS = {4: 3, 8: 4}
 _MOST_VCPUS = 8192
@@ -154,7 +154,7 @@ class CoreFile:
             if not entry & _PRESENT:
                 return None
             flags = flags & entry | (flags | entry) & _NX
-            mfn = entry >> PAGE_SHIFT & _MFN_MASK
+            mfn = entry >> PAGE_SHIFT & MFN_MASK
             if level > 1 and entry & _PSE:
                 return (mfn << PAGE_SHIFT) + (va & (1 << shift) - 1), flags
         return (mfn << PAGE_SHIFT) + (va & PAGE_SIZE - 1), flags
@@ -202,7 +202,7 @@ class CoreFile:
             va = base + (slot << shift)
             if top and self.width == 8 and slot >= 256:
                 va |= 0xFFFF << 48
-            here, target = flags & entry | (flags | entry) & _NX, entry >> PAGE_SHIFT & _MFN_MASK
+            here, target = flags & entry | (flags | entry) & _NX, entry >> PAGE_SHIFT & MFN_MASK
             if level == 1 or entry & _PSE:
                 yield va, 1 << shift, here
             else:

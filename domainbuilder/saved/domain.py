@@ -111,8 +111,7 @@ def thaw(
     console = _Console(frozen.session.get("console"), name)
 
     def machine(output: Output) -> Machine:
-        plain = {} if options.plain is None else {"plain": options.plain}
-        host = Host.restore(frozen.state, lambda _domid, data: output(data), memory_file, **plain)
+        host = Host.restore(frozen.state, lambda _domid, data: output(data), memory_file, plain=options.plain)
         return host.machines[1]
 
     if len(frozen.state.domains) != 1:

@@ -10,14 +10,13 @@ from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.errors import SavedError
-from domainbuilder.saved.stream_format import INVALID_MFN
+from domainbuilder.saved.stream_format import INVALID_MFN, MFN_MASK
 from hvcore.public.vcpu_guest_context import xen_cr3_to_pfn
 from hvcore.public.xen import PAGE_SIZE
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
 
-_MFN_MASK = (1 << 40) - 1
 _MOST_PFNS = 1 << 24
 _HYPERVISOR = {4: (0xF5800000, 1 << 32), 8: (0xFFFF800000000000, 0xFFFF880000000000)}
 
@@ -115,5 +114,5 @@ class _Finder:
                 raise SavedError(
                     f"Bad mfn during page table walk for vaddr {va:#x} at level {level} of p2m list"
                 )
-            mfn = entry >> 12 & _MFN_MASK
+            mfn = entry >> 12 & MFN_MASK
         return mfn

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 def received(restorer: Restorer, started: float, options: Chosen) -> RunningDomain:
     """The domain that a stream was of."""
-    plain = {} if options.plain is None else {"plain": options.plain}
-    start = Start(None, lambda output: restorer.finish(plain, output), no_record, is_trusted=False)
+    start = Start(
+        None, lambda output: restorer.finish(output, plain=options.plain), no_record, is_trusted=False
+    )
     return running(start, restorer.name, started, options)
 
 

@@ -75,6 +75,8 @@ WITHOUT_CONTENTS = frozenset((BROKEN, XALLOC, XTAB))
 TYPES = frozenset((*range(5), *(LPINTAB | level for level in range(1, 5)), *WITHOUT_CONTENTS))
 
 INVALID_MFN = (1 << 64) - 1
+MFN_MASK = (1 << 40) - 1
+FRAME_BITS = MFN_MASK << 12  # of an entry of a page table
 
 
 def record(kind: int, *parts: bytes | memoryview) -> bytes:

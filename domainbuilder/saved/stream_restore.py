@@ -7,13 +7,18 @@ the start_info that it handed back. Sources: tools/libs/guest/xg_sr_restore.c, x
 
 from __future__ import annotations
 
+import struct
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from domainbuilder.build.domain_image import DEFAULT_FIRST_MFN
 from domainbuilder.build.guest_memory import machine_frames
 from domainbuilder.errors import SavedError, Where
 from domainbuilder.inputs import LIMITS
+from domainbuilder.plan.domain_plan import DEFAULT_CONSOLE_EVTCHN, DEFAULT_STORE_EVTCHN
+from domainbuilder.plan.start_info import START_INFO_FIELDS
 from domainbuilder.saved import stream_format as fmt
 from domainbuilder.saved.stream_read import Record
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
@@ -33,24 +38,13 @@ from hvcore.public.vcpu_guest_context import (
     xen_pfn_to_cr3,
 )
 from hvcore.public.xen import PAGE_SIZE
+from hvcore.pv.descriptor_tables import FIRST_RESERVED_GDT_ENTRY
 from hvcore.pv.mmuext_op import pin_table
 from hvcore.pv.vcpu_context import arch_set_info_guest, set_ext_vcpucontext
 
-_FIRST_MFN = 0x10000
-_STORE_EVTCHN, _CONSOLE_EVTCHN = 1, 2
 _KINDS = {(4, 3): "xen-3.0-x86_32p", (8, 4): "xen-3.0-x86_64"}
 _MOST_PFNS = LIMITS["saved memory"].size >> 12
 _MOST_NS = 1 << 61
-_MFN_MASK = (1 << 40) - 1
-_FRAME_BITS = _MFN_MASK << 12
-# struct start_info: offsets of what a restored guest is told.
-_START_INFO = {
-    4: {"nr_pages": 32, "shared_info": 36, "flags": 40, "store_mfn": 44, "store_evtchn": 48,
-        "console_mfn": 52, "console_evtchn": 56},
-    8: {"nr_pages": 32, "shared_info": 40, "flags": 48, "store_mfn": 56, "store_evtchn": 64,
-        "console_mfn": 72, "console_evtchn": 80},
-}  # fmt: skip
-_OF_32_BITS = frozenset(("flags", "store_evtchn", "console_evtchn"))
 
 
 @dataclass(slots=True)
@@ -123,13 +117,13 @@ class Restorer:
         p2m, nr = self.p2m, len(self.p2m)
         for slot, entry in enumerate(entries):
             if entry & 1:
-                target = entry >> 12 & _MFN_MASK
+                target = entry >> 12 & fmt.MFN_MASK
                 if target >= nr:
                     what = f"Bad pfn for L{level}[{slot}] of pfn {pfn:#x}"
                     raise self._fail(what, found=target, expected=f"below {nr:#x}", at=record.at)
                 if self.types[target] == fmt.XTAB:  # one that is yet to come: populate_pfns()
                     self.types[target] = fmt.NOTAB
-                entries[slot] = entry & ~_FRAME_BITS | p2m[target] << 12
+                entries[slot] = entry & ~fmt.FRAME_BITS | p2m[target] << 12
         return array("Q", entries).tobytes()
 
     def _pv_info(self, record: Record) -> None:
@@ -163,10 +157,10 @@ class Restorer:
 
     def _allocate(self, nr_pages: int, record: Record) -> None:
         try:
-            self.mem = MachineMemory(nr_pages, first_mfn=_FIRST_MFN)
+            self.mem = MachineMemory(nr_pages, first_mfn=DEFAULT_FIRST_MFN)
         except (OSError, ValueError, OverflowError) as error:
             raise self._fail(f"no memory for {nr_pages:#x} pages: {error}", at=record.at) from None
-        self.p2m = machine_frames("xen", nr_pages, _FIRST_MFN)
+        self.p2m = machine_frames("xen", nr_pages, DEFAULT_FIRST_MFN)
         self.types = bytearray([fmt.XTAB]) * nr_pages
 
     def _tsc_info(self, record: Record) -> None:
@@ -209,7 +203,7 @@ class Restorer:
 
     # -- the domain
 
-    def finish(self, host_options: dict[str, bool], output: Any) -> Machine:
+    def finish(self, output: Callable[[bytes], None], *, plain: bool | None) -> Machine:
         """stream_complete(): the domain on a host of its own. Raises SavedError."""
         if self.abi is None or self.mem is None:
             raise self._fail("the stream ends without X86_PV_INFO and X86_PV_P2M_FRAMES records")
@@ -220,7 +214,7 @@ class Restorer:
         contexts = {i: self._context(i, blobs.basic) for i, blobs in self.blobs.items() if blobs.basic}
         image = self._image(contexts[0])
         self._update_p2m()
-        host = Host(self.mem, **host_options)
+        host = Host(self.mem, plain=plain)
         try:
             m = host.create(
                 image, vcpus=self.vcpus or max(self.blobs) + 1, console_output=output, name=self.domain_name
@@ -241,8 +235,9 @@ class Restorer:
             if blobs.extended:
                 _, _, *fields = fmt.EXT_VCPUCONTEXT.unpack(blobs.extended[:64].ljust(64, b"\0"))
                 self._refuse(set_ext_vcpucontext(d.vcpus[i], *fields[:6]), f"vcpu{i}'s extended info")
+        root = m.boot["root_mfn"]
         for pfn, kind in enumerate(self.types):
-            if kind & fmt.LPINTAB and kind not in fmt.WITHOUT_CONTENTS and self.p2m[pfn] != self._root(m):
+            if kind & fmt.LPINTAB and kind not in fmt.WITHOUT_CONTENTS and self.p2m[pfn] != root:
                 self._refuse(
                     pin_table(d.vcpus[0], self.p2m[pfn], kind & ~fmt.LPINTAB), f"the pin of pfn {pfn:#x}"
                 )
@@ -252,10 +247,6 @@ class Restorer:
         m.clock.restart()
         d.wallclock_ns += self.elapsed_ns  # its wall time goes on, though its system time begins anew
         update_domain_wallclock_time(d)
-
-    def _root(self, m: Machine) -> int:
-        root: int = m.boot["root_mfn"]
-        return root
 
     def _refuse(self, rc: int, what: str) -> None:
         if rc:
@@ -269,26 +260,31 @@ class Restorer:
         width, shared_info_mfn = abi.word, mem.next_xenheap_mfn
         fields = VCPU_GUEST_CONTEXT[width]
         mfn = int.from_bytes(context[fields["dx"][0] : fields["dx"][0] + width], "little")
-        page, at = mem.frame(mfn), _START_INFO[width]
+        page, start_info = mem.frame(mfn), START_INFO_FIELDS[width]
+
+        def place(name: str) -> slice:
+            at, code = start_info[name]
+            return slice(at, at + struct.calcsize(code))
 
         def get(name: str) -> int:
-            return int.from_bytes(page[at[name] : at[name] + width], "little")
+            return int.from_bytes(page[place(name)], "little")
 
         store, console = (self._mfn(get(name), name) for name in ("store_mfn", "console_mfn"))
         told = {
             "nr_pages": len(self.p2m), "shared_info": shared_info_mfn << 12, "flags": 0, "store_mfn": store,
-            "store_evtchn": _STORE_EVTCHN, "console_mfn": console, "console_evtchn": _CONSOLE_EVTCHN,
+            "store_evtchn": DEFAULT_STORE_EVTCHN,
+            "console_mfn": console, "console_evtchn": DEFAULT_CONSOLE_EVTCHN,
         }  # fmt: skip
         for name, value in told.items():
-            size = 4 if name in _OF_32_BITS else width
-            page[at[name] : at[name] + size] = value.to_bytes(size, "little")
+            here = place(name)
+            page[here] = value.to_bytes(here.stop - here.start, "little")
         cr3 = int.from_bytes(context[fields["cr3"][0] : fields["cr3"][0] + width], "little")
         return BootImage(
             guest_type=abi.name, nr_pages=len(self.p2m), first_mfn=mem.first_mfn, p2m=self.p2m, ram=mem.ram,
             root_mfn=xen_cr3_to_pfn(cr3, width), hypercall_page_mfn=None,
             shared_info_mfn=shared_info_mfn, shared_info=self._new_shared_info(abi), context=context,
-            store_mfn=store, store_evtchn=_STORE_EVTCHN,
-            console_mfn=console, console_evtchn=_CONSOLE_EVTCHN,
+            store_mfn=store, store_evtchn=DEFAULT_STORE_EVTCHN,
+            console_mfn=console, console_evtchn=DEFAULT_CONSOLE_EVTCHN,
         )  # fmt: skip
 
     def _new_shared_info(self, abi: Abi) -> bytes:
@@ -325,9 +321,11 @@ class Restorer:
         if blobs.fpu:
             out[:FXSAVE_SIZE] = blobs.fpu
         entries = get(fields["gdt_ents"][0])
-        if entries > 7168:
+        if entries > FIRST_RESERVED_GDT_ENTRY:
             raise self._fail(
-                f"GDT entry count of vcpu{vcpu_id} out of range", found=entries, expected="at most 7168"
+                f"GDT entry count of vcpu{vcpu_id} out of range",
+                found=entries,
+                expected=f"at most {FIRST_RESERVED_GDT_ENTRY}",
             )
         for i in range(-(-entries // 512)):
             at = fields["gdt_frames"][0] + i * width
