@@ -18,6 +18,7 @@ from .given import map_of, outline_of
 
 # Destructors are left alone: firmware never returns from main, so that losing them is wanted.
 _CONSTRUCTORS = (".init_array*", ".ctors*")
+_DESTRUCTORS = (".fini_array", ".dtors")
 # Words that name a list which a loop walks, and no function of the program refers to its entries.
 _TABLE_WORDS = re.compile(
     r"table|_tab\b|(?:^|[._])tab(?:$|[._])|initcalls?|init_?call|list|entries|registry|hooks|"
@@ -27,6 +28,7 @@ _TABLE_WORDS = re.compile(
 
 
 # Entries that lie in the vectors, and not in a function that the vectors point to.
+_VECTORS = re.compile(r"vec")
 _AT_VECTORS = re.compile(r"start|stext|vec|entry|boot")
 
 
@@ -42,7 +44,7 @@ def not_kept(context: Context) -> Iterator[Hit]:
         if (named or id(spec) in between) and _must_stay(context, outline, section, spec, pattern):
             family = pattern.name.lstrip(".").partition(".")[0].rstrip("*")
             lost.setdefault((section.name, family), []).append((spec, pattern))
-    if len(lost) > 2 and not any(spec.keep for _, spec in outline.inputs()):
+    if len(lost) + _destructors(outline) > 2 and not any(spec.keep for _, spec in outline.inputs()):
         return  # with so many tables and no KEEP at all, nobody links this with --gc-sections
     for found in lost.values():
         specs = dict.fromkeys(spec for spec, _ in found)
@@ -53,6 +55,11 @@ def not_kept(context: Context) -> Iterator[Hit]:
             script_place(first.span, first.name),
             tuple(edit for spec in specs for edit in keep_edits(spec)),
         )
+
+
+def _destructors(outline: Outline) -> int:
+    """Return how many kinds of tables of destructors the script places: no firmware needs them."""
+    return sum(any(name.startswith(kind) for name in outline.patterns) for kind in _DESTRUCTORS)
 
 
 def _links_modules(outline: Outline) -> bool:
@@ -80,12 +87,27 @@ def _must_stay(
         # Where .init_array has a pattern, .ctors stands there for compilers of long ago.
         return not pattern.name.startswith(".ctors") or not _has_init_array(outline)
     if any_match(context.settings.keep, pattern.name.rstrip("*")):
+        if _VECTORS.search(pattern.name) and id(spec) not in _leading(outline):
+            return False  # code loads their address into a register, and so refers to them
         return not _rooted(outline, section)
     return id(spec) in _between_symbols(outline)
 
 
 def _has_init_array(outline: Outline) -> bool:
     return any(pattern.startswith(".init_array") for pattern in outline.patterns)
+
+
+@lru_cache(maxsize=2)
+def _leading(outline: Outline) -> frozenset[int]:
+    """Return the descriptions before which nothing but vectors is in their memory, where processors look."""
+    out: set[int] = set()
+    behind: set[str] = set()
+    for section, spec in outline.inputs():
+        if section.name != "/DISCARD/" and section.region not in behind:
+            out.add(id(spec))
+            if not all(_VECTORS.search(pattern.name) for pattern in spec.sections or ()):
+                behind.add(section.region)
+    return frozenset(out)
 
 
 def _rooted(outline: Outline, section: ast.OutputSection) -> bool:
@@ -107,7 +129,7 @@ def _between_symbols(outline: Outline) -> frozenset[int]:
             continue
         if any(kind_of(pattern.name) not in {UNKNOWN, TABLE} for pattern in patterns):
             continue
-        if any(pattern.name.startswith((".fini_array", ".dtors")) for pattern in patterns):
+        if any(pattern.name.startswith(_DESTRUCTORS) for pattern in patterns):
             continue
         if any("SORT_BY_ALIGNMENT" in pattern.sorts for pattern in patterns):
             continue  # the entries of a table are aligned alike

@@ -33,7 +33,7 @@ KNOWN = {
     ("init-array-unsorted", "openocd"): 3,
     ("not-kept", "openocd"): 1,
     ("range-end-unaligned", "openocd"): 2,
-    ("not-kept", "brickos"): 2,
+    ("not-kept", "brickos"): 1,
     ("not-kept", "gcc-arm-none-eabi"): 1,
     ("not-kept", "qbs-examples"): 2,
     ("pattern-variants", "linux"): 1,
