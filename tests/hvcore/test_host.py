@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from domainbuilder.build.domain_image import DomainImage, build
+from domainbuilder.launch.registers import registers_of
 from domainbuilder.plan.domain_plan import plan
 from hvcore.host import Host
 from hvcore.machine import Machine, Stop
@@ -132,3 +133,14 @@ def test_no_clock_is_ahead_by_more_than_a_turn(host: Host, place: Place) -> None
         host.set_timer("look", a.clock.now() + ms * 100_000, host.pause)
         assert host.run() == (None, Stop.PAUSED)
         assert abs(a.clock.now() - b.clock.now()) <= 10_100_000
+
+
+def test_registers_are_those_of_the_domain_that_is_asked(host: Host, place: Place) -> None:
+    """Also those of a domain that another has driven out of the engine."""
+    marks = [0x11111111, 0x22222222, 0x33333333]
+    machines = [place(mov("edi", mark) + SPIN) for mark in marks]
+    start = machines[0].clock.now()
+    for ms in (50, 61, 72):
+        host.set_timer("look", start + ms * 1_000_000, host.pause)
+        assert host.run() == (None, Stop.PAUSED)
+        assert [registers_of(m, m.domain.vcpus[0]).general["rdi"] for m in machines] == marks

@@ -87,6 +87,20 @@ def test_it_goes_on_in_another_process_by_the_command_line(hello: Path, tmp_path
     assert third.stderr.partition(ours)[0] == whole.stderr.partition(ours)[0]
 
 
+def test_it_comes_through_a_pipe(saved: Path, tmp_path: Path) -> None:
+    """And a pipe that nobody writes is one line, not a wait."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    nobody = cli("restore", pipe, stdin=subprocess.DEVNULL, timeout=60)
+    assert (nobody.returncode, nobody.stderr.count("\n")) == (2, 1)
+    with subprocess.Popen(["cat", saved], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        piped = cli("restore", f"/dev/fd/{cat.stdout.fileno()}", "--expect", "tick 3,",
+                    pass_fds=[cat.stdout.fileno()], timeout=60)  # fmt: skip
+    assert piped.returncode == 0, piped.stderr
+    assert "tick 3," in piped.stdout
+
+
 def test_what_was_matched_stays_matched(saved: Path) -> None:
     with restore(saved) as dom:
         assert dom.console.read().startswith(" 20 ms later")
