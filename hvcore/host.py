@@ -67,7 +67,6 @@ class Host:
         self.idle: Callable[[int], None] = self.advance_to
         self.attend: Callable[[], None] = lambda: None
         self.pages = MarkedPages(memory)
-        self._forked_at: list[int] = []
         self._pristine: EngineContext = self.engine.save_context()
         self._on_cpu: Machine | None = None
         self._next_domid = 1
@@ -131,16 +130,6 @@ class Host:
     def rewind(self, mark: Mark) -> None:
         """Be where the host was at the mark, whatever its domains did since; the mark can be used again."""
         mark.go_back()
-
-    def before_fork(self) -> None:
-        """The process is about to be forked: where that was done before from here, have it cost less.
-
-        The first of several pays for the others; one alone would pay for nothing.
-        """
-        here = [m.clock.now() for m in self.machines.values()]
-        if here == self._forked_at:
-            self.pages.settle()
-        self._forked_at = here
 
     # -- as plain values
 

@@ -89,7 +89,7 @@ class Machine:
         (
             "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices", "disks",
             "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context", "crash",
-            "skip_loops", "watcher", "_has_lanes", "_running", "boot", "heap_top",
+            "skip_loops", "watcher", "listeners", "_has_lanes", "_running", "boot", "heap_top",
         )
     )  # fmt: skip
 
@@ -124,6 +124,7 @@ class Machine:
         self.context: EngineContext | None = None  # what it left in the engine, while it is not there
         self.skip_loops = True  # tests compare with what happens otherwise
         self.watcher: Watcher | None = None  # a debugger, where there is one
+        self.listeners = 0  # who are told of events (debug/taps.py)
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
         self._input: deque[bytes] = deque()

@@ -23,15 +23,17 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from domainbuilder.clones.server import Server
+from domainbuilder.clones.server import Server, handled_signals
 from domainbuilder.clones.values import from_plain
 from domainbuilder.clones.wire import Closed, Kind, receive, send
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.options import check_limit
 from domainbuilder.launch.record import InputRecord
+from domainbuilder.launch.rehearsal import Script, rehearsals
 from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.session import Outcome
 from domainbuilder.launch.transcript import Search, Transcript
@@ -59,33 +61,33 @@ def fork(
 ) -> list[Clone]:
     """One process with a copy of each of the domains, which share a host; see RunningDomain.fork()."""
     check_limit(timeout)
-    for dom in domains:
-        dom.check_at_rest()
-        dom.check_can_be_copied()
-    _CHILDREN.reap()
-    domains[0].machine.host.before_fork()
-    here, there = socket.socketpair()
-    try:
-        pid = os.fork()
-    except BaseException:
-        here.close()
-        there.close()
-        raise
-    if not pid:
-        _serve(here, there, domains, timeout)
+    with _FORKING:
+        for dom in domains:
+            dom.check_at_rest()
+            dom.check_can_be_copied()
+        _CHILDREN.reap()
+        script = rehearsals(domains[0].machine.host).begin(domains)
+        server = partial(Server, domains={dom.domain_id: dom for dom in domains}, handled=handled_signals())
+        here, there = socket.socketpair()
+        try:
+            pid = os.fork()
+        except BaseException:
+            here.close()
+            there.close()
+            raise
+        if not pid:
+            _serve(here, partial(server, there), timeout)
     there.close()
     _CHILDREN.pids.add(pid)
     process = Process(here, pid)
-    return [Clone(process, dom.domain_id, dom, console_output) for dom in domains]
+    return [Clone(process, dom.domain_id, dom, console_output, script) for dom in domains]
 
 
-def _serve(
-    here: socket.socket, there: socket.socket, domains: Sequence[RunningDomain], timeout: float | None
-) -> NoReturn:
+def _serve(here: socket.socket, server: Callable[[], Server], timeout: float | None) -> NoReturn:
     """In the process of the clone; whatever happens, it does not go on as a copy of its holder's."""
     try:
         here.close()
-        Server(there, {dom.domain_id: dom for dom in domains}).serve(timeout)
+        server().serve(timeout)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -119,6 +121,7 @@ def _how(status: int) -> str:
 
 
 _CHILDREN = _Children()
+_FORKING = threading.Lock()  # a second thread finds the domain at rest, and not rehearsing
 
 
 class Process:
@@ -209,6 +212,8 @@ _PROCESSES: weakref.WeakSet[Process] = weakref.WeakSet()
 
 
 def _forsake_all() -> None:
+    global _FORKING  # noqa: PLW0603
+    _FORKING = threading.Lock()
     for process in list(_PROCESSES):
         process.forsake()
     _CHILDREN.pids.clear()
@@ -230,8 +235,10 @@ class Clone:
         domain_id: int,
         of: RunningDomain | Clone,
         console_output: Callable[[bytes], None] | None,
+        script: Script | None = None,
     ) -> None:
         self._process = process
+        self._script = script or Script()
         self._transcript = of.transcript.copy()
         self._sink = console_output
         self._outcome = of.outcome
@@ -328,14 +335,16 @@ class Clone:
         return self._process.ask(name, self.domain_id, passed, **arguments)
 
     def _send(self, data: bytes) -> None:
-        self._ask("send", text=data.decode("latin-1"))
+        with self._script.noting(self.domain_id, "send", data):
+            self._ask("send", text=data.decode("latin-1"))
 
     def _run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
         """As RunningDomain.run_until(): what is searched for is searched for there."""
         if self._outcome is not None and (search is None or search.more()):
             return None if search is not None else self._outcome
         wanted = None if search is None else [search.pattern.pattern, search.pattern.flags, search.offset]
-        how, *rest = self._ask("run", search=wanted, timeout=timeout)
+        with self._script.noting(self.domain_id, "run", wanted):
+            how, *rest = self._ask("run", search=wanted, timeout=timeout)
         if how == "found":
             assert search is not None
             search.found(*rest)

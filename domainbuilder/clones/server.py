@@ -9,6 +9,7 @@ that every process is reaped by the one that made it.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from typing import Any, NoReturn
 from domainbuilder.clones.values import to_plain
 from domainbuilder.clones.wire import Closed, Kind, receive, send
 from domainbuilder.errors import BuildError
+from domainbuilder.launch.rehearsal import rehearsals
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.transcript import Search
 
@@ -40,10 +42,16 @@ class _Begun(Exception):
 
 
 class Server:
-    """`domains` by their numbers, in the process of the clone that `sock` leads to."""
+    """`domains` by their numbers, in the process of the clone that `sock` leads to.
 
-    def __init__(self, sock: socket.socket, domains: dict[int, RunningDomain]) -> None:
+    `handled` are the signals that the holder handles.
+    """
+
+    def __init__(
+        self, sock: socket.socket, domains: dict[int, RunningDomain], handled: list[signal.Signals | int]
+    ) -> None:
         self._sock = sock
+        self._handled = handled
         self._domains = domains
         self._busy: RunningDomain | None = None  # which runs
         self._printing = False  # a frame is under way
@@ -74,10 +82,10 @@ class Server:
 
     def _settle(self, timeout: float | None) -> None:
         """Begin as a process of one's own."""
+        gc.freeze()  # what is the holder's is no garbage here, and looking for some would copy its pages
         signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
+        for number in self._handled:
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, which is for the holder
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # clones are reaped by the kernel
@@ -186,7 +194,9 @@ class Server:
         """A clone of this clone, which serves the socket that comes next: its process."""
         _, (descriptor, *_), _, _ = socket.recv_fds(self._sock, 1, 1)
         sock = socket.socket(fileno=descriptor)
-        self._domains[domids[0]].machine.host.before_fork()
+        domains = [self._domains[domid] for domid in domids]
+        rehearsals(domains[0].machine.host).begin(domains)
+        self._handled = handled_signals()
         pid = os.fork()
         if pid:
             sock.close()
@@ -198,6 +208,11 @@ class Server:
         self._domains = {domid: self._domains[domid] for domid in domids}
         self._settle(timeout)
         raise _Begun
+
+
+def handled_signals() -> list[signal.Signals | int]:
+    """The signals that Python functions handle: told before a fork, for looking copies a clone's pages."""
+    return [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
 
 
 def part_from_streams(kept: set[int]) -> None:

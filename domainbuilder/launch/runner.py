@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.periodic import Periodic
 
-_TICK = "launch"  # the name of our timer among the host's
+TICK = "launch"  # the name of our timer among the host's
 _TICK_NS = 10_000_000
 _RECENT_TICKS = 100
 _INPUT_ROOM = 4096
@@ -229,7 +229,7 @@ class Runner:
 
     def _arm_tick(self) -> None:
         now = self.machine.clock.now()
-        self.machine.host.set_timer(_TICK, min(now + _TICK_NS, self._guest_limit), self._tick)
+        self.machine.host.set_timer(TICK, min(now + _TICK_NS, self._guest_limit), self._tick)
 
     def _tick(self) -> None:
         """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
@@ -277,7 +277,7 @@ class Runner:
     def _idle(self, deadline: int) -> None:
         """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
         host = self.machine.host
-        host.timers.stop(_TICK)
+        host.timers.stop(TICK)
         for watcher in self._watchers:
             watcher.idle()
         due = host.next_deadline()

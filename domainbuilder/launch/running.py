@@ -15,7 +15,7 @@ from domainbuilder.inputs import is_elf
 from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
-from domainbuilder.launch.runner import Runner
+from domainbuilder.launch.runner import TICK, Runner
 from domainbuilder.launch.session import Input, Outcome
 from domainbuilder.launch.snapshot import Snapshot
 from domainbuilder.launch.transcript import Transcript
@@ -175,6 +175,26 @@ class RunningDomain(Runner):
         written = [disk for m in self.machine.host.machines.values() for disk in m.disks if disk.is_written]
         if written:
             raise RuntimeError(f"{written[0].target} is written: a copy or rewind needs a snapshot of it")
+
+    @property
+    def is_unobserved(self) -> bool:
+        """Whether nobody would notice a run and its undoing: no debugger, no listener, no record."""
+        machine = self.machine
+        return (
+            not (self._watchers or self._runner or self._tape or machine.watcher or machine.listeners)
+            and machine.engine.coverage is None
+            and all(key == TICK for key, _ in machine.host.timers.live())
+        )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the block lasts nobody is told what is printed, and nobody types."""
+        sink, source = self._sink, self._input
+        self._sink = self._input = None
+        try:
+            yield
+        finally:
+            self._sink, self._input = sink, source
 
     def become_clone(self, console_output: Callable[[bytes], None], timeout: float | None) -> None:
         """In the process of a clone: no input but what is sent, and limits counted from now on."""

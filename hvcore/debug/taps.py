@@ -84,7 +84,11 @@ def listen(
         for taps, told in _TAPS.items():
             if wanted.intersection(told):
                 stack.enter_context(taps(machine, tapped))
-        yield
+        machine.listeners += 1
+        try:
+            yield
+        finally:
+            machine.listeners -= 1
 
 
 Tap = Callable[["Machine", Listener], AbstractContextManager[None]]
