@@ -18,6 +18,7 @@ takes what an earlier step has made. What they return and raise is here as well:
   ImageError and SavedError;
 - expectations that were not met: ExpectError with its kinds ExpectTimeout and ExpectEOF.
 
+A domain launched with `past=True` says where it was and who did what: Moment, Write, FrameChange, Happened.
 `dom.fork()` copies a running domain: a Clone, or CloneLost where its process has ended by itself. `save()`
 writes one to a file as it stands, and `restore` goes on with it, anywhere. `Host` holds several domains that
 run beside each other, `initramfs` makes a ramdisk for Linux guests. All is imported when first used: `import
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.domain import RunningDomain, launch
     from domainbuilder.launch.host import Host
+    from domainbuilder.launch.past import FrameChange, Happened, Moment, Write
     from domainbuilder.launch.run_stats import Statistics
     from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
     from domainbuilder.plan.domain_plan import DomainPlan, plan
@@ -74,18 +76,22 @@ __all__ = [
     "ExpectError",
     "ExpectTimeout",
     "Finding",
+    "FrameChange",
+    "Happened",
     "Host",
     "ImageError",
     "Inspection",
     "KernelFile",
     "KernelFormatError",
     "LayoutError",
+    "Moment",
     "NotesError",
     "Outcome",
     "RunningDomain",
     "SavedError",
     "Severity",
     "Statistics",
+    "Write",
     "__version__",
     "build",
     "initramfs",
@@ -114,6 +120,7 @@ _HOMES = {
         "launch.crash_report": "CrashReport",
         "launch.domain": "RunningDomain launch",
         "launch.host": "Host",
+        "launch.past": "FrameChange Happened Moment Write",
         "launch.run_stats": "Statistics",
         "launch.session": "Console ExpectEOF ExpectError ExpectTimeout Outcome",
         "plan.domain_plan": "DomainPlan plan",

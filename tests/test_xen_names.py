@@ -45,6 +45,7 @@ FOLLOW_NO_FILE = {
     "hvcore/debug/poke.py": "what a debugger writes is ours",
     "hvcore/debug/registers.py": "names of registers are the debugger's",
     "hvcore/debug/timeline.py": "Xen does not go back in time",
+    "hvcore/debug/searches.py": "what happened last in a run is ours to find",
     "hvcore/debug/event_log.py": "what lanes write down is ours",
     "hvcore/debug/events.py": "what a listener is told is ours",
     "hvcore/debug/periodic.py": "a timer of the holder's is ours",

@@ -9,12 +9,18 @@ import typer
 from domainbuilder.commands.launch import (
     ConsoleLog,
     Core,
+    Coverage,
     Expect,
     Format,
+    Gdb,
+    GdbLater,
     MaxGuestSeconds,
     Output,
     OutputFormat,
     Plain,
+    Profile,
+    ProfileEvery,
+    Report,
     SaveAs,
     SaveAt,
     SaveForm,
@@ -22,6 +28,9 @@ from domainbuilder.commands.launch import (
     Stats,
     SymbolsFile,
     Timeout,
+    Trace,
+    TraceFilter,
+    TraceFormatOption,
     UntilMatch,
     steps_of,
 )
@@ -46,7 +55,16 @@ def restore(
     max_guest_seconds: MaxGuestSeconds = None,
     console_log: ConsoleLog = None,
     symbols: SymbolsFile = None,
+    trace: Trace = None,
+    trace_format: TraceFormatOption = None,
+    trace_filter: TraceFilter = "",
+    profile: Profile = None,
+    profile_every: ProfileEvery = 1000,
+    coverage: Coverage = None,
+    report: Report = None,
     plain: Plain = False,
+    gdb: Gdb = None,
+    gdb_later: GdbLater = False,
     stats: Stats = False,
     core: Core = None,
     save_at: SaveAt = None,
@@ -63,6 +81,7 @@ def restore(
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
     from domainbuilder.kept_files import find_named
+    from domainbuilder.launch.observing import Observing
     from domainbuilder.launch.run import LaunchOptions, run_restore
 
     options = LaunchOptions(
@@ -80,5 +99,16 @@ def restore(
         save_as=save_as.value,
         output=output,
         json=output_format is Format.json,
+        gdb=gdb,
+        gdb_waits=not gdb_later,
+        observing=Observing(
+            trace=trace,
+            trace_format=trace_format.value if trace_format is not None else None,
+            trace_filter=trace_filter,
+            profile=profile,
+            profile_us=profile_every,
+            coverage=coverage,
+            report=report,
+        ),
     )
     raise typer.Exit(run_restore(options).code)

@@ -65,6 +65,9 @@ def launch(
     - plain: use nothing of Unicorn but its documented API, slower and with the same results; None (the
       default): as the environment's DOMAINBUILDER_PLAIN=1 says.
 
+    - past: keep copies of the domain as it runs, up to 400 MB of them, so that it can go back: `at()`,
+      `last_write()`, `last_change()`, `last_event()`, `back()` (False).
+
     Raises BuildError: not a kernel that Xen would start, or that this hypervisor runs; the record is of
     another domain.
     """

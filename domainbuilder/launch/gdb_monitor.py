@@ -13,13 +13,17 @@ from domainbuilder.errors import BuildError
 from domainbuilder.launch.visible import visible
 from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_UNBOUND, ECS_VIRQ
 from hvcore.debug.events import Event
+from hvcore.debug.registers import RegisterFile
 from hvcore.debug.taps import listen
 from hvcore.debug.view import GuestView
+from hvcore.machine import BOOT_TIME_NS
 from hvcore.page_info import NO_OWNER, PGT_NAMES, PGT_pinned, PGT_validated
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
+    from hvcore.debug.debugger import Stopped
     from hvcore.debug.gdb.stub import Stub
+    from hvcore.debug.timeline import Bookmark, Timeline
 
 HELP = """\
 help          this
@@ -30,7 +34,12 @@ as CR3|off    look at memory in the address space of these page tables, whatever
 events        the event channels
 trace on|off  keep the last 1,000 events; `trace` shows them
 hypercalls    how many there were, and the last
-xenstore      the nodes of the guest's part of xenstore"""
+xenstore      the nodes of the guest's part of xenstore
+checkpoint    remember where the guest stands; `checkpoints` lists what is remembered
+restart N     be where the guest stood at checkpoint N, in the run that it is of
+forget N      forget checkpoint N"""
+_NO_PAST = "this launch keeps no past: it records, replays, traces, is plain, or writes to a disk"
+_NO_CHECKPOINT = "there is no such checkpoint; `monitor checkpoints` lists them"
 _MOST_LINES = 200
 _MOST_EVENTS = 1000
 
@@ -38,9 +47,11 @@ _MOST_EVENTS = 1000
 class Monitor:
     """The commands by name. Nothing of the guest changes by any of them."""
 
-    def __init__(self, dom: RunningDomain) -> None:
+    def __init__(self, dom: RunningDomain, moved: Callable[[Stopped], None] = lambda _stopped: None) -> None:
         self._dom = dom
+        self.moved = moved  # told where the guest stands, where it stands elsewhere in its time
         self.stub: Stub | None = None
+        self.timeline: Timeline | None = None
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._listening = ExitStack()
         self._commands: dict[str, Callable[[str], Iterator[str]]] = {
@@ -53,6 +64,10 @@ class Monitor:
             "trace": self._trace,
             "hypercalls": self._hypercalls,
             "xenstore": self._xenstore,
+            "checkpoint": self._checkpoint,
+            "checkpoints": self._checkpoints,
+            "restart": self._restart,
+            "forget": self._forget,
         }
 
     def __call__(self, text: str) -> str:
@@ -193,3 +208,55 @@ class Monitor:
         for path in sorted(nodes):
             if path.startswith((prefix, "/vm")):
                 yield visible(f'{path} = "{nodes[path].value.decode("utf-8", "replace")}"')
+
+    # -- bookmarks
+
+    def _checkpoint(self, _rest: str) -> Iterator[str]:
+        line = self.timeline
+        if line is None:
+            yield _NO_PAST
+            return
+        self._listening.close()  # or the copy would have it, too
+        bookmark = line.bookmark(self._place())
+        if bookmark is None:
+            yield "the checkpoints that there are take all the memory for them; `forget N` frees some"
+        else:
+            yield f"checkpoint {bookmark.number}: {bookmark.label}"
+
+    def _checkpoints(self, _rest: str) -> Iterator[str]:
+        bookmarks = self.timeline.bookmarks if self.timeline is not None else {}
+        for bookmark in bookmarks.values():
+            apart = "" if bookmark.apart is None else ", of another run"
+            yield f"{bookmark.number}: {bookmark.label}{apart}"
+        if not bookmarks:
+            yield "no checkpoints"
+
+    def _restart(self, rest: str) -> Iterator[str]:
+        bookmark = self._bookmark(rest)
+        if bookmark is None or self.timeline is None or self.stub is None:
+            yield _NO_CHECKPOINT
+            return
+        self._listening.close()
+        self.moved(self.timeline.return_to(bookmark))
+        yield f"at checkpoint {bookmark.number}: {bookmark.label}"
+        yield "gdb shows what it knew: `maintenance flush register-cache` has it look again"
+
+    def _forget(self, rest: str) -> Iterator[str]:
+        bookmark = self._bookmark(rest)
+        if bookmark is None or self.timeline is None:
+            yield _NO_CHECKPOINT
+            return
+        del self.timeline.bookmarks[bookmark.number]
+        yield f"checkpoint {bookmark.number} is forgotten"
+
+    def _bookmark(self, text: str) -> Bookmark | None:
+        number = self._number(text)
+        return self.timeline.bookmarks.get(number or 0) if self.timeline is not None else None
+
+    def _place(self) -> str:
+        machine = self._dom.machine
+        v = machine.domain.current
+        rip = RegisterFile(machine, v).read("rip") or 0
+        name = self._dom.names()(rip) if self._dom.has_symbols else ""
+        seconds = (machine.clock.now() - BOOT_TIME_NS) / 1e9
+        return f"{seconds:.9f} s, vCPU {v.vcpu_id}, {rip:#x}" + (f" {name}" if name else "")

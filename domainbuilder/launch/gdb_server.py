@@ -149,7 +149,7 @@ class GdbServer:
         self._timeline: Timeline | None = None
         self._over: Stopped | None = None  # how the domain ended, while GDB looks at what is left
         self._goes_back = goes_back
-        self._monitor = Monitor(dom)
+        self._monitor = Monitor(dom, self._moved)
         self._resume: Resume | None = None if waits else Resume()  # how the domain goes on; None: it stands
         self._owes_reply = False  # GDB has said how to go on, and waits for the next stop
         self._watching = ExitStack()
@@ -256,6 +256,12 @@ class GdbServer:
         self._drop_client()
         return _REASONS[stopped.reason]
 
+    def _moved(self, stopped: Stopped) -> None:
+        """The domain stands elsewhere in its time, by `monitor restart`."""
+        assert self._stub is not None
+        self._stub.stop_reply(stopped)
+        self._over = None
+
     def _tell_stop(self, stopped: Stopped) -> None:
         self._resume = None
         if self._stub is not None and self._owes_reply:
@@ -299,11 +305,16 @@ class GdbServer:
         plan = self._dom.plan
         kernel = str(Path(plan.kernel).resolve()) if plan is not None and is_elf(plan.kernel) else None
         if self._goes_back:
-            self._timeline = Timeline(self._debugger, went_back=self._dom.rearm)
+            self._timeline = Timeline(self._debugger, went_back=self._dom.went_back)
+        line = self._timeline
         self._stub = Stub(
-            self._debugger, exec_file=kernel, monitor=self._monitor, goes_back=self._timeline is not None
+            self._debugger,
+            exec_file=kernel,
+            monitor=self._monitor,
+            goes_back=line is not None,
+            written=line.changed if line is not None else lambda: None,
         )
-        self._monitor.stub = self._stub
+        self._monitor.stub, self._monitor.timeline = self._stub, self._timeline
         self._stub.stopped = Stopped("paused", self._dom.machine.domain.current_id, 0)
         self._resume, self._owes_reply, self._interrupted = None, False, False
 
@@ -388,6 +399,7 @@ class GdbServer:
             self._timeline.close()
         if self._debugger is not None:
             self._debugger.close()
-        self._debugger = self._stub = self._monitor.stub = self._timeline = self._over = None
+        self._debugger = self._stub = self._timeline = self._over = None
+        self._monitor.stub = self._monitor.timeline = None
         self._interrupted = False
         self._resume = self._resume or Resume()

@@ -16,6 +16,26 @@ from domainbuilder.inputs import is_elf
 
 _START = 300  # seconds that building the domain may take
 _END = 5
+# gdb's own checkpoints are of processes of its machine: here they are Monitor's.
+_COMMANDS = """\
+set confirm off
+define checkpoint
+  monitor checkpoint
+end
+define restart
+  monitor restart $arg0
+  maintenance flush register-cache
+  maintenance flush dcache
+  frame
+end
+define info checkpoints
+  monitor checkpoints
+end
+define delete checkpoint
+  monitor forget $arg0
+end
+set confirm on
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +116,10 @@ def _symbols(options: GdbOptions, folder: Path) -> str | None:
 
 
 def _gdb(program: str, path: Path, options: GdbOptions, symbols: str | None) -> int:
-    line = [program, "-q", "-iex", "set sysroot /", "-ex", f"target remote {path}"]
+    commands = path.with_name("commands.gdb")
+    commands.write_text(_COMMANDS, encoding="ascii")
+    line = [program, "-q", "-iex", "set sysroot /", "-iex", f"source {commands}"]
+    line += ["-ex", f"target remote {path}"]
     for command in options.commands:
         line += ["-ex", command]
     if options.batch:

@@ -21,6 +21,18 @@ def result_name(result: int) -> str:
     return errno_name(result) if result < 0 else f"{result:#x}" if result > 9 else str(result)
 
 
+def hypercall_text(number: int, arguments: tuple[int, ...], result: int | None = None) -> str:
+    """A hypercall as one would write it, "event_channel_op(EVTCHNOP_send, 0x7ffc) = 0"; without a result
+    (None) for one that has not returned.
+    """
+    shown = [f"{value:#x}" for value in arguments]
+    command = command_name(number, arguments)
+    if command:
+        shown[0] = command
+    returned = "" if result is None else f" = {result_name(result)}"
+    return f"{hypercall_name(number)}({', '.join(shown)}){returned}"
+
+
 @cache
 def _commands() -> dict[int, tuple[int, dict[int, str]]]:
     """Hypercall -> (which bits of the first argument are its command, command -> name)."""

@@ -58,6 +58,7 @@ class Options(HostOptions, total=False):
     record: bool
     replay: InputRecord | None
     plain: bool | None
+    past: bool
 
 
 class RestoreOptions(TypedDict, total=False):
@@ -68,6 +69,7 @@ class RestoreOptions(TypedDict, total=False):
     console_output: Callable[[bytes], None] | None
     symbols: str | os.PathLike[str] | None
     plain: bool | None
+    past: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +92,7 @@ class Chosen:
     record: bool = False
     replay: InputRecord | None = None
     plain: bool | None = None
+    past: bool = False
 
     def __post_init__(self) -> None:
         for limit in (self.timeout, self.max_guest_seconds):
@@ -104,6 +107,8 @@ class Chosen:
             raise BuildError(
                 "that is no part of a processor, in percent", found=str(self.cap), expected="0-100"
             )
+        if self.past and (self.plain or self.record or self.replay is not None):
+            raise BuildError("the past is kept of a run that is neither plain nor recorded nor replayed")
         seen = set[int]()
         for disk in self.parsed_disks:
             if disk.devid in seen:

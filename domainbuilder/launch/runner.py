@@ -153,7 +153,7 @@ class Runner:
         self._arm_tick()
         try:
             with self._interruptions.run():
-                stop = self.machine.run() if self._runner is None else self._runner()
+                stop = (self._runner or self.machine.run)()
                 if stop is not Stop.PAUSED:
                     self.machine.console.drain()
         except EngineError as error:  # of the plain profile, first of all, which cannot trap everything

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from domainbuilder.errors import BuildError
 from domainbuilder.inputs import is_elf
 from domainbuilder.launch.hypercall_names import hypercall_name
+from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.runner import TICK, Runner
 from domainbuilder.launch.session import Input, Outcome
 from domainbuilder.launch.snapshot import Snapshot
+from domainbuilder.launch.start import Start
 from domainbuilder.launch.transcript import Transcript
 from hvcore.machine import BOOT_TIME_NS, Stop
 from hvcore.public.xen import PAGE_SIZE
@@ -25,8 +28,12 @@ from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
+    from domainbuilder.launch.names import Names
+    from domainbuilder.launch.past import FrameChange, Happened, Moment, Past, Write
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.saved.migrate import Migration
+    from domainbuilder.symbols.table import Symbols
+    from hvcore.debug.events import Event
     from hvcore.debug.periodic import Periodic
 
 _END = "end"  # the name of run_for()'s timer among the host's
@@ -39,6 +46,27 @@ class RunningDomain(Runner):
     known; `machine` and its `host` are the hypervisor, for experts. Where the domain shares its host with
     others, they run beside it.
     """
+
+    def __init__(
+        self,
+        start: Start,
+        options: Chosen,
+        *,
+        shares_host: bool,
+        started: float,
+        symbols: Symbols | None = None,
+    ) -> None:
+        super().__init__(start, options, shares_host=shares_host, started=started, symbols=symbols)
+        self._past: Past | None = None
+        if options.past:
+            from domainbuilder.launch.past import Past
+
+            try:
+                self.check_can_be_copied()
+            except RuntimeError as error:
+                raise BuildError(f"no past can be kept: {error}") from None
+            self._past = Past(self.machine, self._names_at_hand, self.went_back)
+            self.run_by(self._past.run)
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +81,8 @@ class RunningDomain(Runner):
         if self._closed:
             return
         self._closed = True
+        if self._past is not None:
+            self._past.close()
         if self._shares_host:
             self.machine.host.destroy(self.machine)
             return
@@ -108,6 +138,80 @@ class RunningDomain(Runner):
         outcome = self.run_until(None, timeout)
         assert outcome is not None
         return outcome
+
+    # -- the past, of a domain that was launched with past=True
+
+    def moment(self) -> Moment:
+        """Where the domain stands. This, and all of the past, raises RuntimeError while the domain runs,
+        while somebody listens to it, and where it was launched without `past`.
+        """
+        return self._kept_past().moment()
+
+    def at(
+        self,
+        moment: Moment | None = None,
+        *,
+        guest_ns: int | None = None,
+        instruction: int | None = None,
+        event: Event | None = None,
+    ) -> Moment:
+        """Be where the domain stood at a moment, at `guest_ns` of the guest's time, before an instruction
+        (Moment.instruction), or before the instruction that led to an event. It goes on from there as it
+        did, with the same input, until something else is typed.
+
+        What was printed is not printed again. Raises LookupError where it was not there, or that is not kept.
+        """
+        past = self._kept_past()
+        if event is not None:
+            if (moment, guest_ns, instruction) != (None, None, None):
+                raise TypeError("at() takes one of a moment, guest_ns, instruction and event")
+            return past.before_event(event)
+        return past.at(moment, guest_ns, instruction)
+
+    def back(self, instructions: int = 1) -> Moment:
+        """Be so many instructions of the vCPU's before. Raises LookupError where there are not so many."""
+        return self._kept_past().back(instructions)
+
+    def last_event(
+        self, kind: type[Event], condition: str | None = None, *, before: Moment | None = None
+    ) -> Happened:
+        """Be before the last event of a kind (hvcore/debug/events.py), before a moment (None: now).
+
+        `condition` is about its fields and the registers then, numbers without a sign, as in
+        "number == 1 && result >> 63"; see hvcore/debug/condition.py, whose ConditionError it raises. Raises
+        LookupError where there was none.
+        """
+        return self._kept_past().last_event(kind, condition, before)
+
+    def last_write(self, address: int, size: int = 8, *, before: Moment | None = None) -> Write:
+        """Be where one of `size` bytes at a virtual address was about to be written last, and by whom.
+
+        The address is of the vCPU that ran last; who writes to its memory at another is not found. What Xen
+        writes is found where it changes something. Raises LookupError where nothing was written in the past
+        that is kept, or nothing is mapped there.
+        """
+        return self._kept_past().last_write(address, size, before)
+
+    def last_change(self, mfn: int, *, before: Moment | None = None) -> FrameChange:
+        """Be where something last made a machine frame what it is in use as, or was refused to.
+
+        Xen holds a frame to a type (page table of a level, writable, ...) while it is in use as one. Raises
+        LookupError where that did not change, and IndexError for a frame that there is none of.
+        """
+        return self._kept_past().last_change(mfn, before)
+
+    def went_back(self) -> None:
+        """The domain stands elsewhere in its time: it is not over there, unless it is."""
+        if not self.machine.is_over:
+            self._outcome = None
+        self._counts.clear()
+        self.rearm()
+
+    def _kept_past(self) -> Past:
+        self.check_at_rest()
+        if self._past is None:
+            raise RuntimeError("the domain was launched without past=True")
+        return self._past
 
     def fork(
         self, *, console_output: Callable[[bytes], None] | None = None, timeout: float | None = None
@@ -336,6 +440,9 @@ class RunningDomain(Runner):
         if self.plan is None:
             return False
         return is_elf(self.plan.kernel)
+
+    def _names_at_hand(self) -> Names | None:
+        return self.names() if self.has_symbols else None
 
     def look(self) -> StopReport:
         """Where every vCPU stands, what is pending, which timer is next, what was done and printed last.

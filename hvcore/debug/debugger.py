@@ -142,6 +142,11 @@ class _Environment:
         return GuestView(self._machine).read(address, size)
 
 
+def holds(machine: Machine, condition: Test, event: Event | None = None, hits: int = 0) -> bool:
+    """Whether a condition is true of the vCPU that runs, and of an event. Raises ConditionError."""
+    return bool(condition.evaluate(_Environment(machine, hits, event)))
+
+
 class Debugger:
     """`run` runs the host until it pauses or the domain ends, as `Machine.run()`, the default, does."""
 
@@ -430,7 +435,7 @@ class Debugger:
         if point.condition is None:
             return True
         try:
-            return bool(point.condition.evaluate(_Environment(self.machine, point.hits, event)))
+            return holds(self.machine, point.condition, event, point.hits)
         except ConditionError as error:
             point.error = str(error)
             return True

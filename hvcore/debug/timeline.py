@@ -19,7 +19,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MethodType
+from typing import TYPE_CHECKING, TypeVar
 
 from hvcore.clock import NEVER
 from hvcore.debug.debugger import Debugger, Stopped
@@ -36,17 +37,40 @@ _FARTHER = 16
 _MARK_TIMER, _INPUT_TIMER = ("timeline", "mark"), ("timeline", "input")
 _SHARE = 5
 _SLOW = 0.05  # seconds
+# Calls that somebody who listens to a domain (taps.py) puts others in front of.
+_TAPPED = frozenset(("bounce", "do_exception", "test_all_events"))
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A mark: its position, what memory it costs, how much was printed and typed by then."""
+    """A mark: its position, how much was printed and typed by then."""
 
     position: int
     mark: Mark
-    size: int
     printed: int
     typed: int
+
+
+@dataclass(slots=True)
+class Bookmark:
+    """A place that somebody wants to come back to. `number` names it; the place's mark is kept.
+
+    `typed` is all input of the run that it is of; `apart` the position from which on that is another run
+    than the one that was gone on with, None where it is the same.
+    """
+
+    number: int
+    label: str
+    place: _Place
+    typed: list[tuple[int, bytes]]
+    apart: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Debugger.position there."""
+        return self.place.position
 
 
 class _Walk:
@@ -88,10 +112,14 @@ class Timeline:
         self._typed = 0  # how many of them the guest has got
         self._printed = self._most_printed = 0
         self._last_mark = (0.0, 0.0)  # when on the wall's clock, and how long it took
+        self._farthest = 0  # how far it came before it went back
+        self._is_changed = False  # somebody has written to the guest where it stands
+        self.bookmarks: dict[int, Bookmark] = {}
+        self._next_bookmark = 1
         self._had = (self.machine.typed, self.machine.console.output)
         self.machine.typed, self.machine.console.output = self._note_input, self._print
         self._mark()
-        debugger.resumed = self._arm
+        debugger.resumed = self.resumed
 
     def close(self) -> None:
         """Forget the past. What was typed once and lies ahead is typed no more."""
@@ -100,6 +128,7 @@ class Timeline:
         self.machine.typed, self.machine.console.output = self._had
         self._debugger.resumed = lambda: None
         self._places.clear()
+        self.bookmarks.clear()
 
     @property
     def begin(self) -> int:
@@ -107,9 +136,26 @@ class Timeline:
         return self._places[0].position
 
     @property
+    def farthest(self) -> int:
+        """The last position that can be gone to."""
+        return max(self._farthest, self._debugger.position)
+
+    @property
     def memory(self) -> int:
         """What the marks take, in bytes."""
-        return sum(place.size for place in self._places)
+        kept = {id(place): place for place in self._places}
+        kept.update((id(mark.place), mark.place) for mark in self.bookmarks.values())
+        return sum(place.mark.size for place in kept.values())
+
+    @property
+    def is_listened(self) -> bool:
+        """Whether somebody listens to the domain, who would be told again of what is executed again."""
+        traps = self.machine.traps
+        return (
+            bool(_TAPPED.intersection(vars(traps)) or self.machine.domain.words.events)
+            or not isinstance(traps.hypercall, MethodType)  # but a function in front of it
+            or (self.machine.typed, self.machine.console.output) != (self._note_input, self._print)
+        )
 
     # -- what happens while the domain runs
 
@@ -121,10 +167,9 @@ class Timeline:
             self._had[1](new)
 
     def _note_input(self, when: int, data: bytes) -> None:
-        if self._inputs[self._typed : self._typed + 1] != [
-            (when, data)
-        ]:  # it is new, and what was ahead is not
-            self._inputs[self._typed :] = [(when, data)]
+        if self._inputs[self._typed : self._typed + 1] != [(when, data)]:
+            self._forget_ahead()
+            self._inputs.append((when, data))
             self._had[0](when, data)
         self._typed += 1
         self._arm_input()
@@ -135,6 +180,36 @@ class Timeline:
             self._host.set_timer(_INPUT_TIMER, when, lambda: self.machine.input(data))
         else:
             self._host.timers.stop(_INPUT_TIMER)
+
+    def changed(self) -> None:
+        """Somebody has written to the guest: what is ahead is not what was, and it begins with that."""
+        self._is_changed = True
+
+    def _forget_ahead(self) -> None:
+        """From here on the run is another one."""
+        here = self._debugger.position
+        for bookmark in self.bookmarks.values():
+            if bookmark.position > here and bookmark.apart is None:
+                bookmark.apart = here
+                bookmark.typed = list(self._inputs)
+        self._farthest = here
+        del self._inputs[self._typed :]
+        self._most_printed = self._printed
+        self._places = [place for place in self._places if place.position <= here]
+
+    def _settle(self) -> None:
+        """What was written is in a mark at its position, in place of one without."""
+        if self._is_changed:
+            self._is_changed = False
+            self._forget_ahead()
+            here = self._debugger.position
+            self._places = [place for place in self._places if place.position < here] or self._places[:1]
+            self._places.append(self._place())
+
+    def resumed(self) -> None:
+        """The domain is about to go on: the next mark is due."""
+        self._settle()
+        self._arm()
 
     def _arm(self) -> None:
         """The next mark; none where only this would keep an idle host going."""
@@ -147,10 +222,9 @@ class Timeline:
 
     def _due(self) -> None:
         when, took = self._last_mark
-        is_listened = "bounce" in vars(self.machine.traps)  # a mark would keep who listens
         is_past = self._debugger.position <= self._places[-1].position
-        if time.monotonic() - when > _SHARE * took and not is_listened and not is_past:
-            self._mark()
+        if time.monotonic() - when > _SHARE * took and not self.is_listened and not is_past:
+            self._mark()  # which would keep who listens
         self._arm()
 
     def _mark(self) -> None:
@@ -159,11 +233,16 @@ class Timeline:
         if self._places[at : at + 1] and self._places[at].position == position:
             return
         started = time.monotonic()
-        mark = self._host.mark()
-        self._places.insert(at, _Place(position, mark, mark.size, self._printed, self._typed))
+        self._places.insert(at, self._place())
         self._last_mark = time.monotonic(), time.monotonic() - started
+        self._thin_out()
+
+    def _thin_out(self) -> None:
         while self.memory > self._budget and len(self._places) > 2:
             del self._places[self._superfluous()]
+
+    def _place(self) -> _Place:
+        return _Place(self._debugger.position, self._host.mark(), self._printed, self._typed)
 
     def _superfluous(self) -> int:
         """Which mark to give up: where the gap that it leaves is smallest for its age."""
@@ -175,38 +254,92 @@ class Timeline:
 
         return min(range(1, len(self._places) - 1), key=cost)
 
+    # -- bookmarks
+
+    def bookmark(self, label: str = "") -> Bookmark | None:
+        """Keep where the domain stands, which somebody calls that.
+
+        None where the memory for bookmarks is taken by those that there are.
+        """
+        self._settle()
+        number, here = self._next_bookmark, self._debugger.position
+        known = [place for place in self._places if place.position == here]
+        bookmark = Bookmark(number, label, known[0] if known else self._place(), list(self._inputs))
+        kept = {id(mark.place): mark.place for mark in (*self.bookmarks.values(), bookmark)}
+        if sum(place.mark.size for place in kept.values()) > self._budget // 2:
+            return None
+        self.bookmarks[number] = bookmark
+        self._next_bookmark += 1
+        self._thin_out()
+        return bookmark
+
+    def return_to(self, bookmark: Bookmark) -> Stopped:
+        """Be where a bookmark was set, in the run that it is of; what was typed later is typed again."""
+        self._settle()
+        for other in self.bookmarks.values():
+            if bookmark.apart is not None and other.apart is None and other.position > bookmark.apart:
+                other.apart, other.typed = bookmark.apart, list(self._inputs)
+        with self._replaying():
+            if bookmark.apart is not None:
+                self._farthest = bookmark.position
+                self._places = [place for place in self._places if place.position <= bookmark.apart]
+                self._inputs, bookmark.apart = list(bookmark.typed), None
+                self._most_printed = bookmark.place.printed
+            self._rewind(bookmark.place)
+            self._keep(bookmark.place)
+        return self._debugger.stopped_here("step")
+
+    def _keep(self, place: _Place) -> None:
+        at = bisect_left(self._places, place.position, key=lambda known: known.position)
+        if not (self._places[at : at + 1] and self._places[at].position == place.position):
+            self._places.insert(at, place)
+
     # -- going back
 
-    def step_back(self, vcpu: int | None = None) -> Stopped:
-        """Be where a vCPU (None: any) was about to execute its last instruction; "begin" if there is none."""
-        target = self._debugger.position
+    def step_back(self, vcpu: int | None = None, before: int | None = None) -> Stopped:
+        """Be where a vCPU (None: any) was about to execute its last instruction before a position (None:
+        this one); "begin" if there is none.
+        """
+        target = self._debugger.position if before is None else before
         with self._replaying():
             found = self._last_instruction(target, vcpu)
             self._go_to(self.begin if found is None else found)
         return self._debugger.stopped_here("begin" if found is None else "step")
 
-    def continue_back(self) -> Stopped:
-        """Be where a breakpoint, or an access that is watched, was met last; "begin" if none was."""
-        target, debugger = self._debugger.position, self._debugger
+    def continue_back(self, before: int | None = None) -> Stopped:
+        """Be where a breakpoint, or an access that is watched, was met last before a position (None: this
+        one); "begin" if none was.
+        """
         with self._replaying():
-            last = None
-            for place in reversed([place for place in self._places if place.position < target]):
-                last = self._last_stop(place, target)
-                if last is not None:
-                    break
-                target = place.position
+            last = self._last(self._last_stop, before)
             self._go_to(self.begin if last is None else last.position)
         if last is None:
-            return debugger.stopped_here("begin")
-        return debugger.stopped_here(last.reason, point=last.point, access=last.access)
+            return self._debugger.stopped_here("begin")
+        return self._debugger.stopped_here(last.reason, point=last.point, access=last.access)
 
-    def last_write(self, address: int, size: int = 8) -> Stopped:
-        """Be where one of `size` bytes at `address` was about to be stored to last; "begin" if nowhere."""
-        point = self._debugger.watch(address, size)
-        try:
-            return self.continue_back()
-        finally:
-            self._debugger.delete(point)
+    def search(self, scan: Callable[[int], Found | None], before: int | None = None) -> Found | None:
+        """What `scan` finds last before a position (None: this one); the domain stands where it stood.
+
+        scan(end) runs the domain from wherever it is put to the position `end`, by the debugger, and returns
+        the last of what it is to find on the way.
+        """
+        here = self._place()
+        with self._replaying():
+            try:
+                return self._last(scan, before)
+            finally:
+                self._rewind(here)
+
+    def _last(self, scan: Callable[[int], Found | None], before: int | None) -> Found | None:
+        target = self._debugger.position if before is None else before
+        for place in reversed([place for place in self._places if place.position < target]):
+            self._rewind(place)
+            self._debugger.arm_watches()
+            found = scan(target)
+            if found is not None:
+                return found
+            target = place.position
+        return None
 
     def go_to(self, position: int) -> Stopped:
         """Be at a position of the past, or at the first instruction behind it."""
@@ -232,9 +365,7 @@ class Timeline:
                 near *= _FARTHER
         return None
 
-    def _last_stop(self, place: _Place, target: int) -> Stopped | None:
-        self._rewind(place)
-        self._debugger.arm_watches()
+    def _last_stop(self, target: int) -> Stopped | None:
         last = None
         while True:
             stopped = self._debugger.run_until(ns=target, first_counts=last is None)
@@ -271,9 +402,12 @@ class Timeline:
         machine, host = self.machine, self._host
         if machine.clock.now() >= ns:
             return True
-        machine.watcher = None
+        machine.watcher, machine.skip_loops = None, True
         host.set_timer(_MARK_TIMER, ns, host.pause)
-        return machine.run() is Stop.PAUSED
+        try:
+            return machine.run() is Stop.PAUSED
+        finally:
+            machine.skip_loops = False
 
     def _walk(self, target: int, vcpu: int | None) -> int | None:
         """Instruction by instruction to a position; the last one before it."""
@@ -291,18 +425,21 @@ class Timeline:
     @contextmanager
     def _replaying(self) -> Iterator[None]:
         """What is executed has happened already: nobody types, nobody waits, no limit is looked at."""
+        self._settle()
+        self._farthest = self.farthest
         host, machine = self._host, self.machine
-        live, skips = (host.idle, host.attend), machine.skip_loops
+        holder, skips = (host.idle, host.attend), machine.skip_loops
         hits = [(point, point.hits) for point in self._debugger.points.values()]
         try:
             yield
         finally:
-            host.idle, host.attend = live
-            machine.watcher, machine.skip_loops = self._debugger, skips
-            self._debugger.arm_watches()
-            host.timers.stop(_MARK_TIMER)
+            host.idle, host.attend = holder
+            machine.skip_loops = skips
             for point, count in hits:
                 point.hits = count
+            machine.watcher = self._debugger
+            self._debugger.arm_watches()
+            host.timers.stop(_MARK_TIMER)
             self._arm_input()
             self._arm()
             self._went_back()

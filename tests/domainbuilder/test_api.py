@@ -63,7 +63,7 @@ def test_the_options_of_a_launch_are_shown_by_name_everywhere() -> None:
     """A host's domains take what a domain alone does, but for what belongs to the host."""
     alone = inspect.signature(domainbuilder.launch).parameters
     beside = inspect.signature(domainbuilder.Host.launch).parameters
-    assert alone.keys() - beside.keys() == {"record", "replay", "plain"}
+    assert alone.keys() - beside.keys() == {"record", "replay", "plain", "past"}
     assert beside.keys() - alone.keys() == {"self"}
     assert alone["vcpus"].default == 1
     assert "- cap: " in (inspect.getdoc(domainbuilder.launch) or "")

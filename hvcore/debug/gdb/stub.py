@@ -86,7 +86,10 @@ def _piece(data: bytes, where: bytes) -> bytes:
 
 
 class Stub:
-    """`monitor` answers a command of the user's; `exec_file` is the kernel's file, as far as there is one."""
+    """`monitor` answers a command of the user's; `exec_file` is the kernel's file, as far as there is one.
+
+    `written` is told when GDB has changed something of the guest.
+    """
 
     def __init__(
         self,
@@ -95,10 +98,12 @@ class Stub:
         exec_file: str | None,
         monitor: Callable[[str], str],
         goes_back: bool = False,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         self.debugger = debugger
         self.machine = debugger.machine
         self._monitor = monitor
+        self.written = written
         self._files = HostFiles(exec_file)
         self._exec_file = exec_file
         self._target = target(is_64bit=not self.machine.domain.abi.is_32bit)
@@ -245,7 +250,7 @@ class Stub:
             return b"E01"
         register = self._target.registers[n]
         written = self._file().write(register.name, int.from_bytes(_unhex(value)[:16], "little"))
-        return b"OK" if written else b"E01"
+        return self._wrote(written)
 
     def _write_registers(self, rest: bytes) -> bytes:
         data, at, file = _unhex(rest), 0, self._file()
@@ -253,7 +258,7 @@ class Stub:
             new = data[at : at + register.bits // 8]
             at += register.bits // 8
             if len(new) == register.bits // 8 and new != self._target.value(file, number):
-                file.write(register.name, int.from_bytes(new, "little"))
+                self._wrote(file.write(register.name, int.from_bytes(new, "little")))
         return b"OK"
 
     def _view(self) -> GuestView:
@@ -279,7 +284,13 @@ class Stub:
         address, _, length = where.partition(b",")
         if _number(length) != len(data):
             raise BadPacket
-        return b"OK" if write_memory(self.machine, self._view(), _number(address), data) else b"E01"
+        return self._wrote(write_memory(self.machine, self._view(), _number(address), data))
+
+    def _wrote(self, is_done: bool) -> bytes:
+        """GDB has written to the guest, or could not: the answer."""
+        if is_done:
+            self.written()
+        return b"OK" if is_done else b"E01"
 
     # -- points
 

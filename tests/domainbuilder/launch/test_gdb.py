@@ -36,12 +36,14 @@ def debug_pvkernel(
 
 
 @contextmanager
-def launched(folder: Path, kernel_file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def launched(
+    folder: Path, kernel_file: Path, *options: str, command: str = "launch"
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A launch that listens for gdb, and where."""
     path = folder / "gdb.sock"
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "domainbuilder", "launch", kernel_file, "--gdb", f"unix:{path}",
+            sys.executable, "-m", "domainbuilder", command, kernel_file, "--gdb", f"unix:{path}",
             "--timeout", str(TIMEOUT), *options,
         ],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -330,3 +332,67 @@ def test_a_socket_is_its_owners_alone_and_no_file_is_replaced(tmp_path: Path) ->
         assert "Traceback" not in done.stderr
         assert done.stderr.count("error") == 1
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_bookmarks(tmp_path: Path, debug_pvkernel: Path) -> None:
+    """To a checkpoint and back to a later one; then what was written makes another run of it."""
+    refresh = "maintenance flush register-cache"
+    with launched(tmp_path, debug_pvkernel, "--stats") as (process, path):
+        text = gdb(
+            path,
+            "monitor checkpoint", "break spawn", "continue", "monitor checkpoint", "delete",
+            "break shutdown", "continue", "print $eip", "monitor checkpoint",
+            "monitor restart 2", refresh, "info symbol $eip",
+            "monitor restart 1", refresh, "info symbol $eip",
+            "continue", "print $eip",  # the breakpoint in shutdown() is met as it was
+            "monitor restart 2", refresh, "set var need_resched = 1", "monitor checkpoints",
+            "stepi", "monitor checkpoints", "monitor restart 3", refresh, "print $eip", "monitor forget 2",
+            "monitor restart 2", "monitor restart x", "delete", "continue",
+            program=debug_pvkernel,
+        )  # fmt: skip
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert (
+        len(re.findall(r"^checkpoint [123]: \d\.\d{9} s, vCPU 0, 0x[0-9a-f]+ \w+", text, re.MULTILINE)) == 3
+    ), text
+    assert re.findall(r"^(\w+)(?: \+ \d+)? in section", text, re.MULTILINE) == ["spawn", "startup_xen"], text
+    stops = re.findall(r"^\$\d+ = .* (0x[0-9a-f]+ <\w+\+\d+>)", text, re.MULTILINE)
+    assert len(stops) == 3, text
+    assert len(set(stops)) == 1
+    lists = text.split("1: 0.000000000 s")
+    assert "of another run" not in lists[1]
+    assert lists[-1].count("of another run") == 1
+    assert "checkpoint 2 is forgotten" in text
+    assert text.count("no such checkpoint") == 2
+    assert (stdout, counts(stderr)) == without_gdb(debug_pvkernel)
+
+
+def test_a_restored_domain_in_gdb(tmp_path: Path, debug_pvkernel: Path) -> None:
+    saved = tmp_path / "saved"
+    command = [sys.executable, "-m", "domainbuilder"]
+    subprocess.run(
+        [*command, "launch", debug_pvkernel, "--save-at", "0.001", "-o", saved],
+        stdin=subprocess.DEVNULL, check=True, capture_output=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    with launched(tmp_path, saved, "--stats", command="restore") as (process, path):
+        text = gdb(
+            path,
+            "break shutdown", "continue", "watch need_resched", "reverse-continue", "delete", "continue",
+            program=debug_pvkernel,
+        )  # fmt: skip
+        _, stderr = process.communicate(timeout=TIMEOUT)
+    assert re.search(r"Old value = 0\s+New value = 1\s+schedule", text), text
+    assert "exited normally" in text
+    assert counts(stderr) == without_gdb(debug_pvkernel)[1]
+
+
+def test_gdbs_own_commands_are_ours(debug_pvkernel: Path) -> None:
+    """`checkpoint` and `restart` of a gdb that domainbuilder has started."""
+    commands = "checkpoint", "break spawn", "continue", "restart 1", "info checkpoints", "kill"
+    line = [sys.executable, "-m", "domainbuilder", "gdb", str(debug_pvkernel), "--batch"]
+    for command in commands:
+        line += ["--ex", command]
+    done = subprocess.run(
+        line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert re.search(r"^Breakpoint 1, spawn .*\n#0 .*startup_xen", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^1: 0\.0", done.stderr, re.MULTILINE), done.stderr
