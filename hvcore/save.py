@@ -29,7 +29,7 @@ from hvcore.host_state import RUN_PAGES, DomainState, Fields
 from hvcore.kinds import Plain
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.refusal import Reason, Refusal
-from hvcore.save_check import OwnerKinds, check_domain, check_owner, check_ports
+from hvcore.save_check import OwnerKinds, check_domain, check_layers, check_owner, check_ports
 from hvcore.trace import FailedEntry, RefusedCall, RefusedFault
 from hvcore.vcpu import Callbacks, Entries, Vcpu
 
@@ -229,8 +229,13 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
 
 def layers_of(m: Machine) -> dict[str, dict[int, bytes]]:
     """What the domain wrote to disks that are in memory; files are not saved."""
-    images = {name: device.image for name, device in m.devices.items() if isinstance(device, BlockBackend)}
-    return {name: dict(image.blocks) for name, image in images.items() if isinstance(image, Layer)}
+    return {name: dict(layer.blocks) for name, layer in _layers(m)}
+
+
+def _layers(m: Machine) -> Iterator[tuple[str, Layer]]:
+    for name, device in m.devices.items():
+        if isinstance(device, BlockBackend) and isinstance(device.image, Layer):
+            yield name, device.image
 
 
 def load_saved_context(engine: Engine, saved: Fields) -> None:
@@ -248,6 +253,7 @@ def check_saved_domain(m: Machine, state: DomainState) -> None:
     fresh = save_domain(m, d.engine.save_context()).owners
     _expect_fifo(d, state.owners, fresh)
     check_owners(fresh, state.owners, kinds)
+    check_layers({name: image.size for name, image in _layers(m)}, state.layers)
     check_domain(m, state.owners, state.context)
 
 
@@ -295,10 +301,10 @@ def restore_domain(m: Machine, state: DomainState) -> None:
         restore_owner(owner, saved[name])
     for name in SAVED_DOMAIN_WORDS:
         setattr(d.words, name, words[name])
-    for name, device in m.devices.items():
+    for device in m.devices.values():
         device.restored()
-        if name in state.layers and isinstance(device, BlockBackend) and isinstance(device.image, Layer):
-            device.image.blocks = dict(state.layers[name])
+    for name, layer in _layers(m):
+        layer.blocks = dict(state.layers.get(name, {}))
     for v, (mfn, at) in zip(d.vcpus, infos, strict=True):
         v.place_info(d.mem.view[at : at + len(v.info)], mfn)
     m.crash = None if crash is None else DomainCrash(**crash)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
 from hvcore.backends.block import VBD
+from hvcore.backends.block_image import BLOCK
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
@@ -332,6 +333,16 @@ def check_owner(name: str, now: dict[str, Plain], saved: Plain, kinds: OwnerKind
         if kind is None:
             raise StateError(f"{name}.{field}", "a field", "a kind of it in save_check.py")
         require(kind, saved[field], f"{name}.{field}")
+
+
+def check_layers(sizes: dict[str, int], layers: Any) -> None:
+    """Whether this can have been written to the layers over disks of these sizes. Raises StateError."""
+    for name, blocks in layers.items():
+        most = -(-sizes.get(name, 0) // BLOCK)
+        require(Kind("blocks of a disk in memory", lambda v: type(v) is dict), blocks, f"layers.{name}")
+        for at, content in blocks.items():
+            require(number(0, most - 1), at, f"layers.{name}")
+            require(data(BLOCK, BLOCK), content, f"layers.{name}.{at:#x}")
 
 
 def check_domain(m: Machine, saved: dict[str, dict[str, Plain]], context: dict[str, Plain]) -> None:

@@ -10,6 +10,7 @@ from domainbuilder.commands.launch import (
     ConsoleLog,
     Core,
     Coverage,
+    Disks,
     Expect,
     Format,
     Gdb,
@@ -25,6 +26,7 @@ from domainbuilder.commands.launch import (
     SaveAt,
     SaveForm,
     Send,
+    SnapshotDisks,
     Stats,
     SymbolsFile,
     Timeout,
@@ -62,6 +64,8 @@ def restore(
     profile_every: ProfileEvery = 1000,
     coverage: Coverage = None,
     report: Report = None,
+    disk: Disks = None,
+    snapshot: SnapshotDisks = False,
     plain: Plain = False,
     gdb: Gdb = None,
     gdb_later: GdbLater = False,
@@ -75,13 +79,15 @@ def restore(
     """Go on with a domain that `launch --save-at` saved, with a console.
 
     It goes on exactly as it would have without being saved: the same output, times and counts. The options
-    are those of `launch`; limits count from where it was saved.
+    are those of `launch`; limits count from where it was saved. A domain that had disks gets them again by
+    --disk, and only if they have not changed.
 
     Exit codes: 0 the guest ended by itself and met what was expected; 1 an expectation was not met;
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
     from domainbuilder.kept_files import find_named
     from domainbuilder.launch.observing import Observing
+    from domainbuilder.launch.options import disks_of
     from domainbuilder.launch.run import LaunchOptions, run_restore
 
     options = LaunchOptions(
@@ -92,6 +98,7 @@ def restore(
         max_guest_seconds=max_guest_seconds,
         console_log=console_log,
         symbols=symbols,
+        disks=disks_of(disk or [], snapshot=snapshot),
         plain=plain,
         stats=stats,
         core=core,

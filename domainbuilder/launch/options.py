@@ -70,6 +70,7 @@ class RestoreOptions(TypedDict, total=False):
     symbols: str | os.PathLike[str] | None
     plain: bool | None
     past: bool
+    disks: Sequence[Disk | str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Act = tuple[int, str, tuple[Any, ...]]  # the domain, "send" or "run", and what of it
 
-_MOST_SECONDS = 0.25  # of a clone's first acts: what takes longer is not done twice
+_MOST_SECONDS = 0.5  # of a clone's first acts: what takes longer is not done twice
 _MOST_ACTS = 64
 _FIRST, _FACTOR = 2, 8  # the clones before which there is a rehearsal
 

@@ -204,6 +204,7 @@ def _restored(
         console_output=output,
         symbols=options.symbols,
         plain=options.plain or None,
+        disks=options.disks,
     )
 
 
@@ -271,8 +272,8 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
     if options.save_at is not None:
         if options.until_match:
             raise BuildError("--until-match and --save-at are two ends of a run")
-        if options.disks:
-            raise BuildError("--save-at with --disk: a saved domain has no files of this host")
+        if options.disks and (options.save_as != "frozen" or names_socket(options.output or "")):
+            raise BuildError("a domain with --disk is saved in the frozen form alone, and not moved")
         expects.append(Step("expect", options.save_at))
         _ = expects[-1].pattern
     inputs += [disk.target for disk in options.disks if disk.target]

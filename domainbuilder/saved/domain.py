@@ -18,6 +18,7 @@ from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.start import Output, Start
 from domainbuilder.launch.transcript import Transcript
 from domainbuilder.output import atomic_output, write_at
+from domainbuilder.saved.disks import identity, with_disks
 from domainbuilder.saved.frozen import Frozen, read_frozen, write_frozen
 from domainbuilder.saved.started import no_record, received, running
 from domainbuilder.saved.stream_read import is_stream
@@ -34,7 +35,7 @@ def freeze(dom: RunningDomain) -> Frozen:
     """The domain as it stands, as values; nothing of it changes. Raises RuntimeError where it cannot be."""
     from domainbuilder import __version__
 
-    dom.check_can_be_saved()
+    dom.check_can_be_saved(with_disks=True)
     machine, plan = dom.machine, dom.plan
     try:
         state = machine.host.save()
@@ -51,6 +52,8 @@ def freeze(dom: RunningDomain) -> Frozen:
     }
     note = build_note(plan, boot["first_mfn"], boot["shared_info_mfn"]) if plan is not None else None
     session = {"console": dom.console_state(), "build": note}
+    if machine.disks:
+        session["disks"] = {disk.vdev: identity(disk) for disk in machine.disks}
     return Frozen(about, session, state)
 
 
@@ -87,10 +90,14 @@ def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> 
     """The domain that `RunningDomain.save` wrote to `path`, or `xl save` under Xen, ready to go on.
 
     "unix:PATH" is a socket instead, at which a domain is awaited that `RunningDomain.migrate` moves here.
-    The options are those of `launch`; limits count from here. The file may come from anybody: its domain can
-    do no more than a guest can. Raises SavedError where it is no saved domain, or a damaged one; OSError.
+    The options are those of `launch`; limits count from here. `disks` are those that the domain had: their
+    files have to be what they were when it was saved, by whatever name. The file may come from anybody: its
+    domain can do no more than a guest can. Raises SavedError where it is no saved domain, or a damaged one;
+    OSError.
     """
     started, chosen, name = time.monotonic(), Chosen(**options), os.fspath(path)
+    if chosen.disks and (names_socket(name) or is_stream(name)):
+        raise SavedError("a domain in Xen's stream has no disks here", where=Where(name))
     if names_socket(name):
         from domainbuilder.saved.migrate import receive
 
@@ -111,16 +118,14 @@ def thaw(
     console = _Console(frozen.session.get("console"), name)
 
     def machine(output: Output) -> Machine:
-        host = Host.restore(frozen.state, lambda _domid, data: output(data), memory_file, plain=options.plain)
+        host = Host.restore(state, lambda _domid, data: output(data), memory_file, plain=options.plain)
         return host.machines[1]
 
     if len(frozen.state.domains) != 1:
         raise SavedError(
             "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
         )
-    made_with = frozen.state.domains[0].options
-    if isinstance(made_with, dict) and made_with.get("disks"):
-        raise SavedError("a saved domain with disks of the host that saved it", where=Where(name))
+    state = with_disks(frozen.state, frozen.session, options.parsed_disks, name)
     start = Start(
         plan, machine, no_record, console.transcript, console.printed, console.used, is_trusted=False
     )

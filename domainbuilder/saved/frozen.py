@@ -22,7 +22,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from domainbuilder.errors import SavedError, Where
@@ -99,7 +99,28 @@ def _write(frozen: Frozen, fd: int) -> int:
 def plain_state(state: HostState) -> dict[str, Any]:
     """The state without its pages, its domains as dicts."""
     plain = {name: getattr(state, name) for name in HostState.__slots__ if name != "pages"}
-    return plain | {"domains": [asdict(domain) for domain in state.domains]}
+    return plain | {"domains": [_plain_domain(domain) for domain in state.domains]}
+
+
+def _plain_domain(domain: DomainState) -> dict[str, Any]:
+    """As a dict; what was written to disks, which has numbers for keys, as lists of pairs."""
+    layers = {name: [[at, data] for at, data in blocks.items()] for name, blocks in domain.layers.items()}
+    return asdict(replace(domain, layers={})) | {"layers": layers}
+
+
+def _domain(plain: dict[str, Any]) -> DomainState:
+    """The same the other way; what is no such list stays, to be refused."""
+    layers = plain["layers"]
+    if isinstance(layers, dict):
+        layers = {name: _blocks(pairs) for name, pairs in layers.items()}
+    return DomainState(**plain | {"layers": layers})
+
+
+def _blocks(pairs: Any) -> Any:
+    fits = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in pairs
+    )
+    return dict(pairs) if fits else pairs
 
 
 def _chunks(pages: Mapping[int, bytes]) -> Iterator[bytes]:
@@ -317,7 +338,7 @@ def _host(file: _File, value: Any, pages: dict[int, bytes]) -> HostState:
         isinstance(domain, dict) and set(domain) == set(DomainState.__slots__) for domain in domains
     ):
         raise file.fail("a domain has other fields", offset, None, _names(set(DomainState.__slots__)))
-    return HostState(**{**value, "domains": tuple(DomainState(**d) for d in domains)}, pages=pages)
+    return HostState(**{**value, "domains": tuple(map(_domain, domains))}, pages=pages)
 
 
 def _names(value: Any) -> str:

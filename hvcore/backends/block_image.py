@@ -16,8 +16,8 @@ from typing import Protocol
 
 from hvcore.public.blkif import SECTOR_SIZE
 
-_BLOCK = 4096  # what a layer keeps at a time
-_ZEROS = bytes(_BLOCK)
+BLOCK = 4096  # what a layer keeps at a time
+_ZEROS = bytes(BLOCK)
 _FALLOC_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 
@@ -122,12 +122,12 @@ class Layer:
         """(offset, length, is in memory) of the pieces of a range: one block, or any number that are not."""
         end = offset + length
         while offset < end:
-            block = offset // _BLOCK
+            block = offset // BLOCK
             is_in = block in self.blocks
             stop = block + 1
-            while not is_in and stop * _BLOCK < end and stop not in self.blocks:
+            while not is_in and stop * BLOCK < end and stop not in self.blocks:
                 stop += 1
-            piece = min(stop * _BLOCK, end) - offset
+            piece = min(stop * BLOCK, end) - offset
             yield offset, piece, is_in
             offset += piece
 
@@ -139,16 +139,16 @@ class Layer:
             if not is_in:
                 self.base.read(start, taken)
                 continue
-            fill(taken, self.blocks[start // _BLOCK], start % _BLOCK)
+            fill(taken, self.blocks[start // BLOCK], start % BLOCK)
 
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """See BlockImage."""
         pieces, end = Buffers(buffers), offset + sum(map(len, buffers))
         while offset < end:
-            block, at = divmod(offset, _BLOCK)
-            size = min(_BLOCK - at, end - offset)
+            block, at = divmod(offset, BLOCK)
+            size = min(BLOCK - at, end - offset)
             data = b"".join(pieces.take(size))
-            if size < _BLOCK:
+            if size < BLOCK:
                 before = self._block(block)
                 data = before[:at] + data + before[at + size :]
             self.blocks[block] = data
@@ -159,19 +159,19 @@ class Layer:
         found = self.blocks.get(block)
         if found is not None:
             return found
-        data = bytearray(_BLOCK)
-        start = block * _BLOCK
-        self.base.read(start, [memoryview(data)[: min(_BLOCK, self.size - start)]])
+        data = bytearray(BLOCK)
+        start = block * BLOCK
+        self.base.read(start, [memoryview(data)[: min(BLOCK, self.size - start)]])
         return bytes(data)
 
     def discard(self, offset: int, length: int) -> None:
         """See BlockImage."""
-        first, last = -(-offset // _BLOCK), (offset + length) // _BLOCK
+        first, last = -(-offset // BLOCK), (offset + length) // BLOCK
         if first >= last:
             self._zero(offset, length)
             return
-        self._zero(offset, first * _BLOCK - offset)
-        self._zero(last * _BLOCK, offset + length - last * _BLOCK)
+        self._zero(offset, first * BLOCK - offset)
+        self._zero(last * BLOCK, offset + length - last * BLOCK)
         self.blocks.update(dict.fromkeys(range(first, last), _ZEROS))
 
     def _zero(self, offset: int, length: int) -> None:

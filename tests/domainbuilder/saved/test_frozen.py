@@ -158,8 +158,11 @@ def test_usage(hello: Path, saved: Path, tmp_path: Path) -> None:
         (("launch", hello, "--save-at", "x"), "both or neither"),
         (("launch", hello, "-o", tmp_path / "x"), "both or neither"),
         (
-            ("launch", hello, "--disk", f"{saved},raw,xvda,r", "--save-at", "x", "-o", tmp_path / "x"),
-            "--disk",
+            (
+                *("launch", hello, "--disk", f"{saved},raw,xvda,r"),
+                *("--save-at", "x", "--save-as", "xen", "-o", tmp_path / "x"),
+            ),
+            "a domain with --disk is saved in the frozen form alone",
         ),
         (("launch", hello, "--save-at", "x", "-o", hello), "would be overwritten"),
         (("launch", hello, "--save-at", "x", "-o", tmp_path / "no" / "x"), "no such directory"),

@@ -1,0 +1,99 @@
+"""The disks of a saved domain: what says that their files are what they were, and how it gets them again.
+
+A saved domain has what the guest wrote to memory instead of its disks (`--snapshot`), and of the disks' files
+how they were: size, time of the last change, digest of the first MiB. It may come from anybody, so no name in
+it opens a file: whoever restores it gives the disks again, and they have to be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from domainbuilder.errors import SavedError, Where
+from hvcore.backends.disk import Disk
+from hvcore.host_state import HostState
+
+_HEADER = 1 << 20  # bytes: the partition table, boot sectors, the super block
+_DIFFERENCES = {
+    "size": "its size",
+    "mtime_ns": "the time of its last change, in ns",
+    "header_sha256": "the digest of its first MiB",
+}
+
+
+def identity(disk: Disk) -> dict[str, Any]:
+    """What says that the disk's file is still what it is now. Raises OSError."""
+    if disk.format == "empty":
+        return {"size": 0, "mtime_ns": 0, "header_sha256": ""}
+    with Path(disk.target).open("rb") as file:
+        found = os.fstat(file.fileno())
+        header = hashlib.sha256(file.read(_HEADER)).hexdigest()
+        size = file.seek(0, os.SEEK_END)
+    changed = 0 if stat.S_ISBLK(found.st_mode) else found.st_mtime_ns  # of a device's node it says nothing
+    return {"size": size, "mtime_ns": changed, "header_sha256": header}
+
+
+def with_disks(state: HostState, session: dict[str, Any], given: Sequence[Disk], name: str) -> HostState:
+    """The state of one domain, with the disks that are given in the place of those it had.
+
+    Raises SavedError where they are others, or not what they were; OSError for one that cannot be read.
+    """
+    options = state.domains[0].options
+    saved = options.get("disks", []) if isinstance(options, dict) else []
+    if not saved and not given:
+        return state
+    had = [_disk(one, name) for one in saved] if isinstance(saved, list) else []
+    were = session.get("disks")
+    if not isinstance(were, dict):
+        were = {}
+    if {disk.devid for disk in had} != {disk.devid for disk in given} or len(had) != len(given):
+        raise SavedError(
+            "the disks of a saved domain are given again, by --disk", where=Where(name),
+            found=_names(given), expected=_names(had),
+        )  # fmt: skip
+    by_number = {disk.devid: disk for disk in given}
+    disks = [asdict(_again(disk, by_number[disk.devid], were.get(disk.vdev))) for disk in had]
+    domain = replace(state.domains[0], options=options | {"disks": disks})
+    return replace(state, domains=(domain,))
+
+
+def _names(disks: Sequence[Disk]) -> str:
+    return ", ".join(disk.vdev for disk in disks) or "none"
+
+
+def _disk(saved: Any, name: str) -> Disk:
+    """A disk as the file says that it was, its numbers and flags checked."""
+    kinds = {field.name: str(field.type) for field in fields(Disk)}
+    if not (
+        isinstance(saved, dict)
+        and set(saved) == set(kinds)
+        and all(type(saved[key]).__name__ == kind for key, kind in kinds.items())
+        and Disk(**saved).devid >= 0
+    ):
+        raise SavedError("what is said of a disk cannot be", where=Where(name))
+    return Disk(**saved)
+
+
+def _again(had: Disk, given: Disk, was: Any) -> Disk:
+    """The disk that the domain goes on with: the file of `given`, used as `had` was. Raises SavedError."""
+    for field in ("format", "readwrite", "is_cdrom"):
+        if getattr(had, field) != getattr(given, field):
+            raise SavedError(
+                f"disk {had.vdev} is given as another than it was, by its {field}", where=Where(given.target),
+                found=getattr(given, field), expected=getattr(had, field),
+            )  # fmt: skip
+    now = identity(given)
+    for key, what in _DIFFERENCES.items():
+        if not isinstance(was, dict) or was.get(key) != now[key]:
+            raise SavedError(
+                f"disk {had.vdev} has changed since the domain was saved: {what}",
+                where=Where(given.target), found=now[key],
+                expected=was.get(key) if isinstance(was, dict) else "what it was",
+            )  # fmt: skip
+    return replace(had, target=given.target, snapshot=had.snapshot or given.snapshot)
