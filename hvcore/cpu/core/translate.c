@@ -69,6 +69,7 @@ HV_EXPORT void hv_set_tcg_functions(const struct tcg_functions *found) { library
 HV_EXPORT int hv_run(struct hv_engine *e, start_function *uc_emu_start, uint64_t rip) {
     struct hv_engine *outer = running;
     running = e;
+    hv_unlearn_branches(e, rip);
     int error = uc_emu_start((void *)e->uc, rip, 0, 0, 0);
     running = outer;
     return error;

@@ -259,6 +259,21 @@ def test_pacing_stops_exactly_and_repeats(rig: Rig) -> None:
     assert once() == first
 
 
+def test_a_loop_of_many_turns_is_left_where_each_of_them_ends(rig: Rig) -> None:
+    turn, turns = 9_000_000, 6  # long enough for the host's branch predictor to be dealt with in between
+    words = rig.engine.words
+    rig.code(0, "40 49 75fc 0f0b")  # inc eax; dec ecx; jne; ud2
+    rig.engine.q[RAX], rig.engine.q[RCX], rig.engine.q[RIP] = 0, turn * turns, 0
+    rig.engine.cell[0] = 0
+    for number in range(1, turns + 1):
+        words.horizon += turn
+        rig.engine.cell[0] += turn
+        rig.engine.run()
+        assert (rig.engine.q[RIP], rig.engine.q[RAX]) == (0, turn * number // 4)
+        assert not rig.engine.cell[0]
+    assert not rig.exits
+
+
 def test_an_exception_in_a_handler_reaches_the_caller(rig: Rig) -> None:
     def fail(_vector: int) -> None:
         raise ZeroDivisionError("in a handler")
