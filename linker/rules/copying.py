@@ -211,12 +211,16 @@ def data_without_load_address(context: Context) -> Iterator[Hit]:
     """Initialised data goes to RAM with code in ROM, and nothing says where it is loaded from."""
     outline = outline_of(context)
     regions = _regions(outline)
-    code = [
+    if not any(_is_ram(region) for region in regions.values()):
+        return
+    roms = {name for name, region in regions.items() if _is_rom(region)}
+    roms = {
         placed.section.region
         for placed in outline.kept_sections
-        if CODE in kinds_in(placed.section) and not _loads_elsewhere(placed.section)
-    ]
-    roms = {name for name in code if name in regions and _is_rom(regions[name])}
+        if placed.section.region in roms
+        and not _loads_elsewhere(placed.section)
+        and CODE in kinds_in(placed.section)
+    }
     if not roms:
         return
     asked = _calls(outline, "LOADADDR")

@@ -169,6 +169,8 @@ def _likely_home(outline: Outline, name: str) -> ast.Span:
 def page_aligned_missing(context: Context) -> Iterator[Hit]:
     """Page-aligned .bss has a pattern, page-aligned .data has none although .data is placed."""
     outline = _outline(context)
+    if ".bss" not in outline.words or "page" not in outline.words:
+        return
     for _, spec in outline.inputs():
         for pattern in spec.sections or ():
             name = pattern.name.rstrip("*")

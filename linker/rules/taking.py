@@ -13,7 +13,7 @@ from linker.match import is_glob, matches
 from linker.outline import Outline
 from linker.section_kinds import UNLOADED, kind_of
 
-from .given import outline_of
+from .given import outline_of, speaks_of_xen
 
 
 def covers(wide: str, narrow: str) -> bool:
@@ -187,6 +187,8 @@ _FAMILIES = (".init_array", ".ctors")
 def init_array_unsorted(context: Context) -> Iterator[Hit]:
     """Constructors with priorities are taken in the order of the files."""
     outline = outline_of(context)
+    if not any(family in outline.words for family in _FAMILIES):
+        return
     by_family: dict[str, list[tuple[ast.InputSpec, ast.Pattern]]] = {}
     for section, spec in outline.inputs():
         if section.name == "/DISCARD/" or _relocatable(section):
@@ -240,7 +242,10 @@ def discard_needed(context: Context) -> Iterator[Hit]:
     outline = outline_of(context)
     if "/DISCARD/" not in outline.names:
         return
-    xen = context.settings.xen or (context.settings.xen is None and _speaks_of_xen(outline))
+    xen = context.settings.xen
+    if xen is None:
+        targets = (assign.target for assign in outline.assignments)
+        xen = speaks_of_xen((*outline.patterns, *outline.names, *targets))
     before: list[str] = []
     thrown = _Catalogue()
     for number, (section, spec) in enumerate(outline.inputs()):
@@ -269,11 +274,6 @@ def discard_needed(context: Context) -> Iterator[Hit]:
                     f"('{taker.name}')",
                     script_place(pattern.span, pattern.name),
                 )
-
-
-def _speaks_of_xen(outline: Outline) -> bool:
-    words = (*outline.patterns, *outline.names, *(assign.target for assign in outline.assignments))
-    return any("xen" in word.lower() or "hypercall" in word.lower() for word in words)
 
 
 def _script(body: str) -> Example:

@@ -14,6 +14,8 @@ from linker.elffile import PF_W, PF_X, PT_NOTE, SHF_EXECINSTR, SHF_WRITE, SHT_NO
 from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, elf_place, script_place
 from linker.match import any_match
 
+from .given import speaks_of_xen
+
 XEN_ELFNOTE_ENTRY = 1
 XEN_ELFNOTE_HYPERCALL_PAGE = 2
 OWNER = b"Xen"
@@ -56,8 +58,7 @@ def _xen_script(context: Context) -> bool:
     if context.settings.xen is not None:
         return context.settings.xen
     assert context.outline is not None
-    names = (*context.outline.patterns, *context.outline.names)
-    return any("xen" in name.lower() or "hypercall" in name.lower() for name in names)
+    return speaks_of_xen((*context.outline.patterns, *context.outline.names))
 
 
 def _number(note: Note, elf: Elf) -> int | None:
