@@ -134,6 +134,8 @@ class Process:
         self._lock = threading.Lock()
         self._number = 0
         self._has_clones = False
+        self.snapshots = 0  # that were made; those that nobody has any more are
+        self.forgotten: list[int] = []
         weakref.finalize(self, sock.close).atexit = False
         _PROCESSES.add(self)
 
@@ -220,6 +222,23 @@ def _forsake_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forsake_all)
+
+
+class CloneSnapshot:
+    """Where a clone stood. Its process holds a copy of the memory until some while after nobody has this."""
+
+    def __init__(
+        self,
+        process: Process,
+        number: int,
+        domain_id: int,
+        transcript: tuple[bytes, bytes, int],
+        used: int,
+        outcome: Outcome | None,
+    ) -> None:
+        self.process, self.number, self.domain_id = process, number, domain_id
+        self.transcript, self.used, self.outcome = transcript, used, outcome
+        weakref.finalize(self, process.forgotten.append, number).atexit = False
 
 
 class Clone:
@@ -322,6 +341,32 @@ class Clone:
             here.close()
             raise
         return Clone(Process(here, pid), self.domain_id, self, console_output)
+
+    def snapshot(self) -> CloneSnapshot:
+        """Where the clone stands, to `rewind()` to, in its own process; as RunningDomain.snapshot()."""
+        process = self._process
+        forgotten = process.forgotten[:]
+        del process.forgotten[: len(forgotten)]
+        process.snapshots += 1
+        self._ask("snapshot", number=process.snapshots, forgotten=forgotten)
+        return CloneSnapshot(
+            process,
+            process.snapshots,
+            self.domain_id,
+            self._transcript.save(),
+            self.console.used,
+            self._outcome,
+        )
+
+    def rewind(self, snapshot: CloneSnapshot) -> None:
+        """Be where the clone was at the snapshot, whatever happened since; as RunningDomain.rewind()."""
+        if snapshot.process is not self._process or snapshot.domain_id != self.domain_id:
+            raise RuntimeError("the snapshot is of another clone")
+        self._script = Script()  # what it was asked first is told by itself no more
+        self._ask("rewind", number=snapshot.number)
+        self._transcript.be(snapshot.transcript)
+        self.console.use(snapshot.used)
+        self._outcome = snapshot.outcome
 
     def printed(self, data: bytes, *, tell: bool) -> None:
         """The clone has printed `data`."""

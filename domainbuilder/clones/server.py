@@ -28,6 +28,7 @@ from domainbuilder.clones.wire import Closed, Kind, receive, send
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.rehearsal import rehearsals
 from domainbuilder.launch.running import RunningDomain
+from domainbuilder.launch.snapshot import Snapshot
 from domainbuilder.launch.transcript import Search
 
 _MOST_DESCRIPTORS = 1024  # looked at where there is no /proc
@@ -57,6 +58,7 @@ class Server:
         self._printing = False  # a frame is under way
         self._pause = False  # was asked for meanwhile
         self._has_clones = False
+        self._snapshots: dict[int, Snapshot] = {}
         self._ops: dict[str, Callable[..., Any]] = {
             "run": self._run,
             "send": lambda dom, text: dom.send(text.encode("latin-1")),
@@ -64,6 +66,8 @@ class Server:
             "look": lambda dom: to_plain(dom.look()),
             "record": lambda dom, reason: to_plain(dom.input_record(reason)),
             "digest": lambda dom: dom.memory_sha256(),
+            "snapshot": self._snapshot,
+            "rewind": self._rewind,
             "close": self._close,
         }
 
@@ -182,6 +186,14 @@ class Server:
             self._pause = False
             raise _Paused
 
+    def _snapshot(self, dom: RunningDomain, number: int, forgotten: list[int]) -> None:
+        for old in forgotten:
+            self._snapshots.pop(old, None)
+        self._snapshots[number] = dom.snapshot()
+
+    def _rewind(self, dom: RunningDomain, number: int) -> None:
+        dom.rewind(self._snapshots[number])
+
     def _close(self, dom: RunningDomain) -> Any:
         """Destroy `dom`; its last counts."""
         stats = to_plain(dom.stats())
@@ -204,6 +216,7 @@ class Server:
             return pid
         self._sock.close()
         self._has_clones = False
+        self._snapshots.clear()
         self._sock = sock
         self._domains = {domid: self._domains[domid] for domid in domids}
         self._settle(timeout)

@@ -45,9 +45,9 @@ class Transcript:
         return bytes(self._data), self._held, self.dropped
 
     def be(self, saved: tuple[bytes, bytes, int]) -> None:
-        """Hold what save() gave, of which this is what came of it."""
+        """Hold what save() gave; quick where this is what came of it."""
         text, self._held, dropped = saved
-        if self.dropped == dropped:
+        if self.dropped == dropped and self._data.startswith(text):
             del self._data[len(text) :]
         else:
             self.dropped, self._data[:] = dropped, text

@@ -12,6 +12,7 @@ from domainbuilder.errors import SavedError
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
+    from hvcore.backends.xenstore import XenstoreBackend
 
 ACKNOWLEDGE_SECONDS = 60.0  # of the guest's time, as libxl waits of its own
 _REQUEST, _SUSPEND = "control/shutdown", "suspend"
@@ -33,4 +34,14 @@ def suspend(dom: RunningDomain, timeout: float | None = None) -> None:
     store.write(_REQUEST, "")
     what = "has not suspended" if acknowledged else "didn't acknowledge suspend request"
     why = f"within {ACKNOWLEDGE_SECONDS:.0f} s of its time" if outcome is None else str(outcome)
+    if not acknowledged and not _is_watched(store, _REQUEST):
+        why += (
+            "; it watches no control/shutdown in xenstore, and can be saved as it stands: in the frozen form"
+        )
     raise SavedError(f"guest {what}: {why}")
+
+
+def _is_watched(store: XenstoreBackend, path: str) -> bool:
+    """Whether the guest wants to be told of a node in its home: GRUB and small kernels do not."""
+    node = f"{store.home}/{path}"
+    return any(f"{node}/".startswith(f"{watch.node.rstrip('/')}/") for watch in store.watches)

@@ -368,3 +368,48 @@ def test_recorded_input_goes_on_in_the_clone(sample_guest: Callable[[str], Path]
     with domainbuilder.launch(hello, memory_mib=16, timeout=60, replay=record) as again:
         assert again.wait().reason == "poweroff"
         assert again.stats() == stats
+
+
+def test_a_clone_goes_back_within_its_process(booted: RunningDomain) -> None:
+    with booted.fork() as clone, booted.fork() as other:
+        first, digest = clone.snapshot(), clone.memory_sha256()
+        before = clone.stats(), clone.console.transcript
+        clone.console.send("about\n")
+        clone.console.expect("command line")
+        clone.console.expect(PROMPT)
+        second, later = clone.snapshot(), clone.console.transcript
+        for _ in range(3):
+            clone.rewind(first)
+            assert (clone.stats(), clone.console.transcript) == before
+            assert clone.memory_sha256() == digest
+            clone.console.send("crash\n")
+            assert clone.wait().reason == "crash"
+            assert clone.outcome is not None
+        clone.rewind(second)
+        assert clone.outcome is None
+        assert (clone.console.transcript, clone.console.read()) == (later, "")
+        clone.console.send("help\n")
+        assert "power off" in clone.console.expect(PROMPT).string
+        with pytest.raises(RuntimeError, match="of another clone"):
+            other.rewind(first)
+        with clone.fork() as copy, pytest.raises(RuntimeError, match="of another clone"):
+            copy.rewind(first)
+        del first
+        gc.collect()
+        third = clone.snapshot()  # with which the clone is told to forget the first
+        clone.rewind(third)
+
+
+def test_snapshots_of_different_futures(booted: RunningDomain) -> None:
+    """What was printed on the way to one is not in the transcript of the other."""
+    with booted.fork() as clone:
+        start = clone.snapshot()
+        futures = []
+        for text in ("about\n", "help\n"):
+            clone.rewind(start)
+            clone.console.send(text)
+            clone.console.expect(PROMPT)
+            futures.append((clone.snapshot(), clone.console.transcript))
+        for snapshot, transcript in futures:
+            clone.rewind(snapshot)
+            assert clone.console.transcript == transcript
