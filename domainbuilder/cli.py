@@ -43,7 +43,7 @@ OPTIONS = {
 def help_text() -> str:
     """What `domainbuilder --help` prints."""
     options = "\n".join(f"  {name:22}{text}" for name, text in OPTIONS.items())
-    commands = "\n".join(f"  {name:13}{command.help}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:18}{command.help}" for name, command in COMMANDS.items())
     return (
         f"Usage: domainbuilder [OPTIONS] COMMAND [ARGS]...\n\n  {ABOUT}\n\nOptions:\n{options}\n\n"
         f"Commands:\n{commands}\n\nExamples:\n{EXAMPLES}\n\nExit codes:\n{EXIT_CODES}\n"

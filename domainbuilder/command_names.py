@@ -44,6 +44,41 @@ COMMANDS: dict[str, Command] = {
     "cache clear": Command("cache", "clear", "Remove what is kept, or what is named of it."),
     "inspect": Command("inspect", "inspect", "Show a dump of a PV domain: registers, backtraces, mappings."),
     "create": Command("create", "create", "Run a domain as an xl.cfg(5) describes it, with its console."),
+    "xl": Command(
+        "xl", "xl", "Run domains in the background: xl's verbs, which `domainbuilder --help` lists."
+    ),
+    "xl create": Command("xl", "create", "Run a domain in the background, as an xl.cfg(5) describes it."),
+    "xl list": Command(
+        "xl",
+        "list_domains",
+        "List the domains in the background: number, memory in MB, vCPUs, state, processor time.",
+    ),
+    "xl vm-list": Command("xl", "vm_list", "List the domains in the background with their UUIDs."),
+    "xl console": Command("xl", "console", "Be the console of a domain in the background; Ctrl-] leaves it."),
+    "xl domid": Command("xl", "domid", "Print the number of a domain in the background."),
+    "xl domname": Command("xl", "domname", "Print the name of a domain in the background."),
+    "xl uptime": Command("xl", "uptime", "Print for how long domains have been in the background."),
+    "xl pause": Command("xl", "pause", "Have a domain in the background stand still; its clock does, too."),
+    "xl unpause": Command("xl", "unpause", "Have a paused domain go on."),
+    "xl shutdown": Command(
+        "xl", "shutdown", "Ask a domain in the background to power off; it may take its time."
+    ),
+    "xl reboot": Command("xl", "reboot", "Ask a domain in the background to reboot; it may take its time."),
+    "xl destroy": Command("xl", "destroy", "End a domain in the background at once."),
+    "xl dump-core": Command(
+        "xl",
+        "dump_core",
+        "Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on.",
+    ),
+    "xl sysrq": Command("xl", "sysrq", "Send a magic SysRq letter to a Linux in the background."),
+    "xl xenstore-ls": Command(
+        "xl",
+        "xenstore_ls",
+        "List the store of a domain's host, as xenstore-ls does. There the domain's number is 1.",
+    ),
+    "xl xenstore-read": Command(
+        "xl", "xenstore_read", "Print a node of the store of a domain's host. There the domain's number is 1."
+    ),
     "tour": Command("tour", "tour", "Tell a kernel's boot step by step: what it asks, what Xen checks."),
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."

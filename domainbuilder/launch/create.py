@@ -63,7 +63,7 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
         options = replace(options, core=Path(f"{config.name}.core"))
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
-        with _booted(config) as (kernel, ramdisk, cmdline):
+        with booted(config) as (kernel, ramdisk, cmdline):
             ended = run_launch(
                 replace(
                     options,
@@ -77,7 +77,7 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
                     name=config.name,
                 )
             )
-        action = str(getattr(config, _ACTIONS[ended.reason])) if ended.reason in _ACTIONS else "destroy"
+        action = action_of(config, ended.reason)
         if not action.endswith("restart") or options.steps or options.save_at is not None:
             return ended.code
         if deadline is not None:
@@ -86,8 +86,13 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
             print(f"domainbuilder: {config.name} is started again: {ended.reason}", file=sys.stderr)
 
 
+def action_of(config: DomainConfig, reason: str) -> str:
+    """What the configuration wants done with a domain that ended for `reason`, an Outcome's."""
+    return str(getattr(config, _ACTIONS[reason])) if reason in _ACTIONS else "destroy"
+
+
 @contextmanager
-def _booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
+def booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
     """The kernel, the ramdisk and the command line, as files: the configuration's, or what pygrub finds."""
     if config.bootloader is None:
         yield str(config.kernel), config.ramdisk, config.cmdline

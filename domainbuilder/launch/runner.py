@@ -301,4 +301,6 @@ class Runner:
         now, started = self.machine.clock.now(), time.monotonic_ns()
         typed = self._take_input(None if due == NEVER else max(due - now, 0) / 1e9)
         passed = now + time.monotonic_ns() - started
-        self.machine.host.advance_to(min(passed, due) if typed or due == NEVER else due)
+        source = self._input
+        is_early = typed or due == NEVER or (source is not None and source.detached)
+        self.machine.host.advance_to(min(passed, due) if is_early else due)

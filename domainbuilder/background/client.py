@@ -1,0 +1,114 @@
+"""What talks to domains in the background: start one, ask one, be one's console."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from domainbuilder.background.runtime import Domain, connect, domains
+from domainbuilder.background.wire import answer_to, line, read_line
+from domainbuilder.errors import BuildError
+from domainbuilder.launch.terminal import ESCAPE, raw_terminal, write_all
+from domainbuilder.streams import STDIN, STDOUT
+from domainbuilder.xl.config_json import to_json
+from domainbuilder.xl.domain_config import DomainConfig
+
+_PIECE = 1 << 16
+
+
+def log_path(name: str) -> Path:
+    """Where the process of the domain of that name writes what there is to say."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "domainbuilder" / f"xl-{name}.log"
+
+
+def start(config: DomainConfig, *, snapshot: bool, paused: bool, cache: bool) -> Domain:
+    """Start the domain in the background. Raises BuildError where it cannot be started; OSError."""
+    log = log_path(config.name)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    here, there = socket.socketpair()
+    with here, log.open("ab") as errors:
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "domainbuilder.background", str(there.fileno())],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                pass_fds=[there.fileno()], start_new_session=True,
+            )  # fmt: skip
+        asked = {
+            "config": json.loads(to_json(config)),
+            "snapshot": snapshot,
+            "paused": paused,
+            "cache": cache,
+        }
+        here.sendall(line(asked))
+        try:
+            told, _ = read_line(here)
+        except BuildError:
+            raise BuildError(f"the domain's process has failed; {log} says why") from None
+    if "error" in told:
+        raise BuildError(told["error"])
+    return Domain(told["ok"], config.name, process.pid)
+
+
+def ask(domain: Domain, verb: str, **arguments: Any) -> Any:
+    """What the domain answers. Raises BuildError where it refuses, or is gone."""
+    with connect(domain) as sock:
+        return answer_to(sock, {"do": verb, **arguments})[0]
+
+
+def infos(only: Domain | None = None) -> list[dict[str, Any]]:
+    """What all domains say of themselves, or `only` that one; without those that end meanwhile."""
+    told = []
+    for domain in [only] if only is not None else domains():
+        try:
+            told.append(ask(domain, "info"))
+        except BuildError:
+            if only is not None:
+                raise
+    return told
+
+
+def console(domain: Domain) -> None:
+    """Be the domain's console until it ends, Ctrl-] is typed, or stdin is at its end. Raises BuildError."""
+    with connect(domain) as sock:
+        _, rest = answer_to(sock, {"do": "console"})
+        write_all(STDOUT, rest)
+        if not os.isatty(STDIN):
+            _relay(sock)
+            return
+        sys.stderr.write(
+            f"domainbuilder: the console of {domain.name}; Ctrl-] leaves it, and the domain runs on\n"
+        )
+        sys.stderr.flush()
+        with raw_terminal(STDIN, _interrupt):
+            _relay(sock)
+
+
+def _interrupt(error: BaseException) -> None:
+    raise error
+
+
+def _relay(sock: socket.socket) -> None:
+    sources: list[socket.socket | int] = [sock, STDIN]
+    while True:
+        ready, _, _ = select.select(sources, [], [])
+        if sock in ready:
+            try:
+                data = sock.recv(_PIECE)
+            except OSError:
+                data = b""
+            if not data:
+                return
+            write_all(STDOUT, data)
+        if STDIN in ready:
+            typed, escape, _ = os.read(STDIN, _PIECE).partition(ESCAPE)
+            if typed:
+                sock.sendall(typed)
+            if escape or not typed:
+                return

@@ -1,0 +1,160 @@
+"""What a domain in the background can be asked to do: a table of verbs, each with its arguments.
+
+What acts on the guest is what xl writes to xenstore (tools/libs/light/libxl_domain.c of Xen 4.17), or nothing
+that the guest could notice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from domainbuilder.background.server import Server
+    from domainbuilder.launch.running import RunningDomain
+
+_MOST_NODES = 10_000  # that are told at a time
+_MOST_DEPTH = 64
+
+
+class Refused(Exception):
+    """The verb cannot be done, and why."""
+
+
+class Verb(NamedTuple):
+    """What is called with the server, and the arguments it takes by name, with their types."""
+
+    do: Callable[..., Any]
+    takes: Mapping[str, type] = MappingProxyType({})
+
+    def checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a request. Raises Refused where they are others."""
+        if set(given) != set(self.takes) or any(
+            type(given[name]) is not kind for name, kind in self.takes.items()
+        ):
+            raise Refused(f"arguments of another verb: {', '.join(sorted(given))[:80]}")
+        return given
+
+
+def _dom(server: Server) -> RunningDomain:
+    assert server.dom is not None
+    return server.dom
+
+
+def _alive(server: Server) -> RunningDomain:
+    if server.ended is not None:
+        raise Refused(f"{server.config.name} has ended: {server.ended}")
+    return _dom(server)
+
+
+def _info(server: Server) -> dict[str, Any]:
+    machine, ended = _dom(server).machine, server.ended
+    domain = machine.domain
+    state = "p" if server.is_paused else "r" if machine.running is not None else "b"
+    if ended is not None:
+        state = "c" if ended.report is not None else "s"
+    return {
+        "id": server.place.id,
+        "name": server.config.name,
+        "uuid": str(machine.xenstore.read("vm") or "").rpartition("/")[2],
+        "pid": os.getpid(),
+        "memory_mib": domain.tot_pages >> 8,
+        "vcpus": len(domain.vcpus),
+        "state": state,
+        "cpu_seconds": round(machine.clock.busy_ns / 1e9, 1),
+        "guest_seconds": round(_dom(server).stats().guest_ns / 1e9, 3),
+        "uptime_seconds": int(time.time() - server.started),
+    }
+
+
+def _pause(server: Server, *, paused: bool) -> None:
+    _alive(server)
+    server.is_paused = paused
+
+
+def _shutdown(server: Server, reason: str) -> None:
+    if reason not in ("poweroff", "reboot"):
+        raise Refused("a domain is asked to poweroff or to reboot")
+    if server.is_paused:
+        raise Refused(f"{server.config.name} is paused")
+    _alive(server).machine.xenstore.write("control/shutdown", reason)
+
+
+def _destroy(server: Server) -> None:
+    server.end = "destroy"
+
+
+def _dump_core(server: Server, path: str) -> int:
+    if not path.startswith("/"):
+        raise Refused("the core's file needs a path from the root on")
+    return _dom(server).dump_core(path)
+
+
+def _sysrq(server: Server, letter: str) -> None:
+    if len(letter) != 1:
+        raise Refused("sysrq takes one letter")
+    _alive(server).machine.xenstore.write("control/sysrq", letter)
+
+
+def _balloon(server: Server, kib: int) -> None:
+    store = _alive(server).machine.xenstore
+    most = int(store.read("memory/static-max") or 0)
+    if not 0 < kib <= most:
+        raise Refused(f"memory_dynamic_max must be less than or equal to memory_static_max, {most} KiB")
+    store.write("memory/target", str(kib))
+
+
+def _vcpus(server: Server, count: int) -> None:
+    machine = _alive(server).machine
+    most = len(machine.domain.vcpus)
+    if not 1 <= count <= most:
+        raise Refused(f"Requested {count} VCPUs, however maxcpus is {most}")
+    for number in range(most):
+        wanted = "online" if number < count else "offline"
+        if machine.xenstore.read(f"cpu/{number}/availability") != wanted:
+            machine.xenstore.write(f"cpu/{number}/availability", wanted)
+
+
+def _store_ls(server: Server, path: str) -> list[tuple[int, str, str]]:
+    """The nodes below `path`: how deep, the name, the value."""
+    store = _dom(server).machine.xenstore.store
+    found: list[tuple[int, str, str]] = []
+
+    def walk(at: str, depth: int) -> None:
+        for name in sorted(store.ls(at or "/")):
+            below = f"{at}/{name}"
+            found.append((depth, name, store.read(below) or ""))
+            if len(found) > _MOST_NODES or depth > _MOST_DEPTH:
+                raise Refused(f"more than {_MOST_NODES} nodes")
+            walk(below, depth + 1)
+
+    if store.read(path) is None:
+        raise Refused(f"no such node: {path[:200]}")
+    walk(path.rstrip("/"), 0)
+    return found
+
+
+def _store_read(server: Server, path: str) -> str:
+    value = _dom(server).machine.xenstore.store.read(path)
+    if value is None:
+        raise Refused(f"couldn't read path {path[:200]}")
+    return value
+
+
+VERBS: dict[str, Verb] = {
+    "info": Verb(_info),
+    "console": Verb(lambda _server: "console"),
+    "pause": Verb(lambda server: _pause(server, paused=True)),
+    "unpause": Verb(lambda server: _pause(server, paused=False)),
+    "shutdown": Verb(_shutdown, {"reason": str}),
+    "destroy": Verb(_destroy),
+    "dump-core": Verb(_dump_core, {"path": str}),
+    "sysrq": Verb(_sysrq, {"letter": str}),
+    "mem-set": Verb(_balloon, {"kib": int}),
+    "vcpu-set": Verb(_vcpus, {"count": int}),
+    "xenstore-ls": Verb(_store_ls, {"path": str}),
+    "xenstore-read": Verb(_store_read, {"path": str}),
+}

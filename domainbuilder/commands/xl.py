@@ -1,0 +1,222 @@
+"""`domainbuilder xl` and its verbs: domains in the background."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from domainbuilder.commands.create import Config, DryRun, Quiet, Settings
+from domainbuilder.commands.launch import NoCache, SnapshotDisks
+
+if TYPE_CHECKING:
+    from domainbuilder.background.runtime import Domain
+
+_ROW = "%-40s %5d %5d %5d     %s  %8.1f\n"  # as xl prints it
+
+Named = Annotated[
+    str, typer.Argument(metavar="DOMAIN", help="A domain's name or number.", show_default=False)
+]
+Some = Annotated[
+    str | None, typer.Argument(metavar="[DOMAIN]", help="This domain alone.", show_default=False)
+]
+Attach = Annotated[bool, typer.Option("--console", "-c", help="Be its console.")]
+Paused = Annotated[bool, typer.Option("--pause", "-p", help="Leave it paused before its first instruction.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def _find(name: str) -> Domain:
+    from domainbuilder.background.runtime import find
+
+    return find(name)
+
+
+def xl() -> None:
+    """Run domains in the background: xl's verbs, which `domainbuilder --help` lists.
+
+    A domain is a process of the user's, found under $XDG_RUNTIME_DIR. It ends with the guest, with
+    `xl destroy`, or with the process, and leaves nothing behind that would have to be cleaned up.
+
+    \b
+    Examples:
+      domainbuilder xl create guest.cfg
+      domainbuilder xl list
+      domainbuilder xl console guest
+      domainbuilder xl shutdown guest
+    """
+    from domainbuilder.command_names import COMMANDS
+
+    for name, command in COMMANDS.items():
+        if name.startswith("xl "):
+            typer.echo(f"  {name:18}{command.help}")
+
+
+def create(
+    config: Config,
+    settings: Settings = None,
+    dryrun: DryRun = False,
+    quiet: Quiet = False,
+    console: Attach = False,
+    paused: Paused = False,
+    snapshot: SnapshotDisks = False,
+    no_cache: NoCache = False,
+) -> None:
+    """Run a domain in the background, as an xl.cfg(5) describes it.
+
+    The configuration is that of `domainbuilder create`, which runs it in the foreground. What happens to the
+    domain is written to ~/.local/state/domainbuilder/xl-NAME.log.
+
+    \b
+    Examples:
+      domainbuilder xl create guest.cfg
+      domainbuilder xl create -c guest.cfg 'memory=512'
+    """
+    from domainbuilder.background.client import console as be_console
+    from domainbuilder.background.client import start
+    from domainbuilder.launch.create import load_config
+    from domainbuilder.xl.config_json import to_json
+
+    read = load_config(config, settings or [])
+    if not quiet:
+        for remark in read.remarks:
+            print(f"domainbuilder: {remark}", file=sys.stderr)
+    if dryrun:
+        print(to_json(read.config), end="")
+        return
+    domain = start(read.config, snapshot=snapshot, paused=paused, cache=not no_cache)
+    if not quiet:
+        print(f"domainbuilder: {domain.name} is domain {domain.id}", file=sys.stderr)
+    if console:
+        be_console(domain)
+
+
+def list_domains(domain: Some = None, as_json: AsJson = False) -> None:
+    """List the domains in the background: number, memory in MB, vCPUs, state, processor time.
+
+    States are xl's: r running, b blocked, p paused, s shut down, c crashed. The time is the guest's own.
+    """
+    from domainbuilder.background.client import infos
+
+    told = infos(_find(domain) if domain is not None else None)
+    if as_json:
+        import json
+
+        print(json.dumps(told, indent=2))
+        return
+    sys.stdout.write(f"{'Name':40} {'ID':>5} {'Mem':>5} VCPUs\tState\tTime(s)\n")
+    for one in told:
+        state = "".join(letter if letter == one["state"] else "-" for letter in "rbpscd")
+        row = (one["name"], one["id"], one["memory_mib"], one["vcpus"], state, one["cpu_seconds"])
+        sys.stdout.write(_ROW % row)
+
+
+def vm_list() -> None:
+    """List the domains in the background with their UUIDs."""
+    from domainbuilder.background.client import infos
+
+    print("UUID                                  ID    name")
+    for one in infos():
+        print(f"{one['uuid']:36}  {one['id']:<5} {one['name']}")
+
+
+def console(domain: Named) -> None:
+    """Be the console of a domain in the background; Ctrl-] leaves it.
+
+    What the guest printed while nobody looked comes first. Input from a pipe is typed, and its end leaves.
+    """
+    from domainbuilder.background.client import console as be_console
+
+    be_console(_find(domain))
+
+
+def domid(domain: Named) -> None:
+    """Print the number of a domain in the background."""
+    print(_find(domain).id)
+
+
+def domname(domain: Named) -> None:
+    """Print the name of a domain in the background."""
+    print(_find(domain).name)
+
+
+def uptime(domain: Some = None) -> None:
+    """Print for how long domains have been in the background."""
+    from domainbuilder.background.client import infos
+
+    print(f"{'Name':<33} {'ID':>4} Uptime")
+    for one in infos(_find(domain) if domain is not None else None):
+        days, rest = divmod(one["uptime_seconds"], 86400)
+        shown = f"{days} days, " if days > 1 else "1 day, " if days else ""
+        print(
+            f"{one['name']:<33} {one['id']:>4} {shown}{rest // 3600:>2}:{rest // 60 % 60:02}:{rest % 60:02}"
+        )
+
+
+def _ask(name: str, verb: str, **arguments: object) -> object:
+    from domainbuilder.background.client import ask
+
+    return ask(_find(name), verb, **arguments)
+
+
+def pause(domain: Named) -> None:
+    """Have a domain in the background stand still; its clock does, too."""
+    _ask(domain, "pause")
+
+
+def unpause(domain: Named) -> None:
+    """Have a paused domain go on."""
+    _ask(domain, "unpause")
+
+
+def shutdown(domain: Named) -> None:
+    """Ask a domain in the background to power off; it may take its time."""
+    _ask(domain, "shutdown", reason="poweroff")
+
+
+def reboot(domain: Named) -> None:
+    """Ask a domain in the background to reboot; it may take its time."""
+    _ask(domain, "shutdown", reason="reboot")
+
+
+def destroy(domain: Named) -> None:
+    """End a domain in the background at once."""
+    _ask(domain, "destroy")
+
+
+def dump_core(
+    domain: Named,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.", show_default=False)],
+) -> None:
+    """Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on."""
+    size = _ask(domain, "dump-core", path=str(file.absolute()))
+    print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
+
+
+def sysrq(
+    domain: Named,
+    letter: Annotated[str, typer.Argument(metavar="LETTER", help="Which, as in h.", show_default=False)],
+) -> None:
+    """Send a magic SysRq letter to a Linux in the background."""
+    _ask(domain, "sysrq", letter=letter)
+
+
+def xenstore_ls(
+    domain: Named,
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help="Where to begin.")] = "/",
+) -> None:
+    """List the store of a domain's host, as xenstore-ls does. There the domain's number is 1."""
+    nodes = _ask(domain, "xenstore-ls", path=path)
+    assert isinstance(nodes, list)
+    for depth, name, value in nodes:
+        shown = value.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+        print(f'{" " * depth}{name} = "{shown}"')
+
+
+def xenstore_read(
+    domain: Named,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The node.", show_default=False)],
+) -> None:
+    """Print a node of the store of a domain's host. There the domain's number is 1."""
+    print(_ask(domain, "xenstore-read", path=path))

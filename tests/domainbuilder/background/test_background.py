@@ -1,0 +1,202 @@
+"""Domains in the background: `domainbuilder xl`, what killed ones leave, who gets in, hostile clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from domainbuilder.background import runtime
+from domainbuilder.background.client import ask
+from domainbuilder.background.server import MOST_CLIENTS
+from domainbuilder.background.wire import MOST_BYTES
+from domainbuilder.errors import BuildError
+
+Xl = Callable[..., "subprocess.CompletedProcess[str]"]
+_PATIENCE = 120.0  # seconds: for a domain that does not come or go at all
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Directories of a user who has no domain yet; afterwards none is left."""
+    for name, folder in (
+        ("XDG_RUNTIME_DIR", "run"),
+        ("XDG_STATE_HOME", "state"),
+        ("XDG_CACHE_HOME", "cache"),
+    ):
+        (tmp_path / folder).mkdir(mode=0o700)
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    yield tmp_path
+    if (tmp_path / "run/domainbuilder").is_dir():
+        for domain in runtime.domains():
+            os.kill(domain.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def xl(home: Path, sample_guest: Callable[[str], Path]) -> Xl:
+    """`xl("list")`, where hello.cfg is a configuration."""
+    (home / "hello.cfg").write_text(f"name='hello'\nkernel='{sample_guest('hello')}'\nmemory=16\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "domainbuilder", "xl", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=home, stdin=subprocess.DEVNULL
+        )
+
+    return run
+
+
+def gone() -> bool:
+    """Whether no domain is left, waited for."""
+    end = time.monotonic() + _PATIENCE
+    while runtime.domains() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not runtime.domains()
+
+
+def dialled(domain: runtime.Domain) -> socket.socket:
+    sock = runtime.connect(domain)
+    sock.settimeout(_PATIENCE)
+    return sock
+
+
+def test_a_domain_lives_in_the_background_and_is_talked_to(xl: Xl, home: Path) -> None:
+    assert xl("list").stdout == f"{'Name':40} {'ID':>5} {'Mem':>5} VCPUs\tState\tTime(s)\n"
+    made = xl("create", "hello.cfg")
+    assert (made.returncode, made.stderr) == (0, "domainbuilder: hello is domain 1\n")
+    (told,) = json.loads(xl("list", "--json").stdout)
+    assert (told["name"], told["id"], told["memory_mib"], told["vcpus"]) == ("hello", 1, 16, 1)
+    assert xl("list", "hello").stdout.splitlines()[1].split()[:4] == ["hello", "1", "16", "1"]
+    assert (xl("domid", "hello").stdout, xl("domname", "1").stdout) == ("1\n", "hello\n")
+    again = xl("create", "hello.cfg")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "a domain of that name runs already" in again.stderr
+
+    child = pexpect.spawn(
+        sys.executable, ["-m", "domainbuilder", "xl", "console", "hello"], encoding="utf-8", timeout=_PATIENCE
+    )
+    child.expect_exact("Hello from a paravirtual guest")  # what it printed before anybody looked
+    child.expect_exact("hello> ")
+    child.send("time\r")
+    child.expect_exact("hello> ")
+    child.send("\x1d")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+    assert xl("dump-core", "hello", "hello.core").returncode == 0
+    inspected = [sys.executable, "-m", "domainbuilder", "inspect", str(home / "hello.core")]
+    assert subprocess.run(inspected, capture_output=True, check=False).returncode == 0
+    assert xl("xenstore-read", "hello", "/local/domain/1/name").stdout == "hello\n"
+    assert 'name = "hello"\n' in xl("xenstore-ls", "hello", "/local/domain/1").stdout
+    (domain,) = runtime.domains()
+    with dialled(domain) as sock:
+        sock.sendall(b'{"do":"console"}\nhalt\n')  # as one piece: what is behind the line is typed
+        while sock.recv(4096):
+            pass
+    assert gone()
+    log = (home / "state/domainbuilder/xl-hello.log").read_text().splitlines()
+    assert log[-1].endswith("hello: the guest powered off")
+
+
+def test_pausing_restarting_and_destroying(xl: Xl, home: Path) -> None:
+    assert xl("create", "-q", "-p", "hello.cfg").returncode == 0
+    (domain,) = runtime.domains()
+    first = ask(domain, "info")
+    assert (first["state"], first["guest_seconds"]) == ("p", 0.0)
+    time.sleep(0.1)
+    assert ask(domain, "info")["guest_seconds"] == 0.0
+    assert xl("shutdown", "hello").stderr == "domainbuilder: error: hello is paused\n"
+    assert xl("unpause", "hello").returncode == 0
+    with dialled(domain) as sock:
+        sock.sendall(b'{"do":"console"}\n')
+        seen, typed = b"", [b"reboot\n", b""]
+        while typed:
+            seen += sock.recv(4096)
+            if seen.endswith(b"hello> "):
+                sock.sendall(typed.pop(0))
+                seen = b""
+    assert xl("reboot", "hello").returncode == 0
+    assert ask(domain, "xenstore-read", path="/local/domain/1/control/shutdown") == "reboot"
+    assert xl("destroy", "hello").returncode == 0
+    assert gone()
+    log = (home / "state/domainbuilder/xl-hello.log").read_text()
+    assert "hello: the guest asked for a reboot" in log
+    assert "hello is started again" in log
+    assert log.endswith("hello was destroyed\n")
+
+
+def test_a_killed_process_leaves_nothing_that_hinders(xl: Xl, home: Path) -> None:
+    assert xl("create", "hello.cfg").returncode == 0
+    (domain,) = runtime.domains()
+    os.kill(domain.pid, signal.SIGKILL)
+    assert gone()
+    assert sorted(path.name for path in (home / "run/domainbuilder").iterdir()) == ["lock"]
+    asked = xl("pause", "hello")
+    assert asked.returncode == 2
+    assert "an invalid domain identifier; found 'hello'" in asked.stderr.replace("\n", " ")
+    assert xl("create", "hello.cfg").returncode == 0
+    assert [(one.id, one.name) for one in runtime.domains()] == [(2, "hello")]
+
+
+def test_what_cannot_be_started_is_told_at_once(xl: Xl, home: Path) -> None:
+    (home / "hello.cfg").write_text("name='no'\nkernel='/nowhere/vmlinuz'\n")
+    made = xl("create", "hello.cfg")
+    assert made.returncode == 2
+    assert made.stderr == "domainbuilder: error: /nowhere/vmlinuz: No such file or directory\n"
+    assert gone()
+
+
+def test_a_folder_that_others_may_touch_is_refused(home: Path) -> None:
+    folder = home / "run/domainbuilder"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    with pytest.raises(BuildError, match="others may get into the directory"):
+        runtime.domains()
+    folder.rmdir()
+    (home / "mine").mkdir(mode=0o700)
+    folder.symlink_to(home / "mine")
+    with pytest.raises(BuildError, match="no directory"):
+        runtime.domains()
+    assert list((home / "mine").iterdir()) == []
+    folder.unlink()
+
+
+HOSTILE = (
+    b"\n",
+    b"{}\n",
+    b"[]\n",
+    b"null\n",
+    b'{"do":"nothing"}\n',
+    b'{"do":{}}\n',
+    b'{"do":"info","path":"/"}\n',
+    b'{"do":"xenstore-ls","path":7}\n',
+    b'{"do":"shutdown","reason":"suspend"}\n',
+    b"[" * 60000 + b"\n",
+    b"\xff\x00\n",
+    b"x" * (MOST_BYTES + 5000),
+)
+
+
+def test_hostile_clients_get_a_line_and_the_domain_goes_on(xl: Xl) -> None:
+    assert xl("create", "hello.cfg").returncode == 0
+    (domain,) = runtime.domains()
+    for request in HOSTILE:
+        with dialled(domain) as sock, sock.makefile("rb") as answers:
+            sock.sendall(request)
+            assert set(json.loads(answers.readline())) == {"error"}, request[:40]
+    idle = [dialled(domain) for _ in range(MOST_CLIENTS)]
+    with dialled(domain) as sock, sock.makefile("rb") as answers:
+        assert json.loads(answers.readline()) == {"error": "too many are connected to this domain"}
+    for sock in idle:
+        sock.close()
+    assert ask(domain, "info")["name"] == "hello"
