@@ -10,14 +10,28 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from domainbuilder.background.server import Server
+    from domainbuilder.background.runtime import Place
     from domainbuilder.launch.running import RunningDomain
+    from domainbuilder.launch.session import Outcome
+    from domainbuilder.xl.domain_config import DomainConfig
 
 _MOST_NODES = 10_000  # that are told at a time
 _MOST_DEPTH = 64
+
+
+class Served(Protocol):
+    """The domain as its server has it. `ended` is how it ended, where it is kept; `end` why it is to end."""
+
+    place: Place
+    config: DomainConfig
+    dom: RunningDomain | None
+    started: float
+    is_paused: bool
+    end: str
+    ended: Outcome | None
 
 
 class Refused(Exception):
@@ -39,18 +53,18 @@ class Verb(NamedTuple):
         return given
 
 
-def _dom(server: Server) -> RunningDomain:
+def _dom(server: Served) -> RunningDomain:
     assert server.dom is not None
     return server.dom
 
 
-def _alive(server: Server) -> RunningDomain:
+def _alive(server: Served) -> RunningDomain:
     if server.ended is not None:
         raise Refused(f"{server.config.name} has ended: {server.ended}")
     return _dom(server)
 
 
-def _info(server: Server) -> dict[str, Any]:
+def _info(server: Served) -> dict[str, Any]:
     machine, ended = _dom(server).machine, server.ended
     domain = machine.domain
     state = "p" if server.is_paused else "r" if machine.running is not None else "b"
@@ -70,12 +84,12 @@ def _info(server: Server) -> dict[str, Any]:
     }
 
 
-def _pause(server: Server, *, paused: bool) -> None:
+def _pause(server: Served, *, paused: bool) -> None:
     _alive(server)
     server.is_paused = paused
 
 
-def _shutdown(server: Server, reason: str) -> None:
+def _shutdown(server: Served, reason: str) -> None:
     if reason not in ("poweroff", "reboot"):
         raise Refused("a domain is asked to poweroff or to reboot")
     if server.is_paused:
@@ -83,23 +97,23 @@ def _shutdown(server: Server, reason: str) -> None:
     _alive(server).machine.xenstore.write("control/shutdown", reason)
 
 
-def _destroy(server: Server) -> None:
+def _destroy(server: Served) -> None:
     server.end = "destroy"
 
 
-def _dump_core(server: Server, path: str) -> int:
+def _dump_core(server: Served, path: str) -> int:
     if not path.startswith("/"):
         raise Refused("the core's file needs a path from the root on")
     return _dom(server).dump_core(path)
 
 
-def _sysrq(server: Server, letter: str) -> None:
+def _sysrq(server: Served, letter: str) -> None:
     if len(letter) != 1:
         raise Refused("sysrq takes one letter")
     _alive(server).machine.xenstore.write("control/sysrq", letter)
 
 
-def _balloon(server: Server, kib: int) -> None:
+def _balloon(server: Served, kib: int) -> None:
     store = _alive(server).machine.xenstore
     most = int(store.read("memory/static-max") or 0)
     if not 0 < kib <= most:
@@ -107,7 +121,7 @@ def _balloon(server: Server, kib: int) -> None:
     store.write("memory/target", str(kib))
 
 
-def _vcpus(server: Server, count: int) -> None:
+def _vcpus(server: Served, count: int) -> None:
     machine = _alive(server).machine
     most = len(machine.domain.vcpus)
     if not 1 <= count <= most:
@@ -118,7 +132,7 @@ def _vcpus(server: Server, count: int) -> None:
             machine.xenstore.write(f"cpu/{number}/availability", wanted)
 
 
-def _store_ls(server: Server, path: str) -> list[tuple[int, str, str]]:
+def _store_ls(server: Served, path: str) -> list[tuple[int, str, str]]:
     """The nodes below `path`: how deep, the name, the value."""
     store = _dom(server).machine.xenstore.store
     found: list[tuple[int, str, str]] = []
@@ -137,7 +151,7 @@ def _store_ls(server: Server, path: str) -> list[tuple[int, str, str]]:
     return found
 
 
-def _store_read(server: Server, path: str) -> str:
+def _store_read(server: Served, path: str) -> str:
     value = _dom(server).machine.xenstore.store.read(path)
     if value is None:
         raise Refused(f"couldn't read path {path[:200]}")
