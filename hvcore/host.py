@@ -33,6 +33,8 @@ from hvcore.page_marks import MarkedPages
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
+    from hvcore.backends.net_switch import Switch
+    from hvcore.backends.vif import Vif
     from hvcore.domain import Domain
     from hvcore.host_state import HostState
     from hvcore.marks import Mark
@@ -62,6 +64,7 @@ class Host:
         self.frames = FrameTable(memory.base_mfn, memory.end_mfn - memory.base_mfn)
         self.domain_list: dict[int, Domain] = {}
         self.machines: dict[int, Machine] = {}
+        self.switches: dict[str, Switch] = {}  # bridges of domain 0, by name
         self.xenstored = Xenstored(self.domain_list.__contains__)
         self.timers = Timers()  # of whoever holds the host; no guest knows of them
         self.idle: Callable[[int], None] = self.advance_to
@@ -95,6 +98,7 @@ class Host:
         cap: int = 0,
         name: str = "guest",
         disks: Sequence[Disk] = (),
+        vifs: Sequence[Vif] = (),
         is_new: bool = True,
     ) -> Machine:
         """Create the domain of an image that was built into frames from `room_for()` on.
@@ -111,12 +115,18 @@ class Host:
         self.engine.load_context(self._pristine)
         machine = Machine(
             self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
-            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, disks=images, start_ns=start_ns,
-            is_new=is_new,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, disks=images, vifs=vifs,
+            start_ns=start_ns, is_new=is_new,
         )  # fmt: skip
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
         return machine
+
+    def switch(self, bridge: str) -> Switch:
+        """The bridge of that name, which is made where there is none yet."""
+        from hvcore.backends.net_switch import Switch
+
+        return self.switches.setdefault(bridge, Switch())
 
     # -- back within this process
 
@@ -342,6 +352,10 @@ class Host:
         if self._on_cpu is not None:
             self._on_cpu.clock.look_at(when)
 
+    def now(self) -> int:
+        """The time that the holder's timers go by: that of the domain on the processor; 0 without one."""
+        return self._on_cpu.clock.now() if self._on_cpu is not None else 0
+
     def next_deadline(self) -> int:
         """When the next timer of a domain is due, or one of the holder's; or NEVER."""
         deadlines = (m.clock.next_deadline() for m in self.machines.values() if not m.is_over)
@@ -383,5 +397,7 @@ def _opened(disks: Sequence[Disk]) -> list[tuple[Disk, BlockImage]]:
 def _options(saved: dict[str, Any]) -> dict[str, Any]:
     """The options of create() as they were before they were plain values."""
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
 
-    return saved | {"disks": [Disk(**disk) for disk in saved["disks"]]}
+    disks, vifs = [Disk(**disk) for disk in saved["disks"]], [Vif(**vif) for vif in saved["vifs"]]
+    return saved | {"disks": disks, "vifs": vifs}

@@ -47,6 +47,7 @@ from hvcore.wiring import connect_domains, connect_processor, create_domain
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
     from hvcore.cpu.inner_stops import Access, InnerStop
@@ -87,7 +88,7 @@ class Machine:
 
     WIRING = frozenset(
         (
-            "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices", "disks",
+            "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices", "disks", "vifs",
             "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context", "crash",
             "skip_loops", "watcher", "listeners", "_has_lanes", "_running", "boot", "heap_top",
         )
@@ -106,6 +107,7 @@ class Machine:
         cap: int,
         name: str,
         disks: Sequence[tuple[Disk, BlockImage]],
+        vifs: Sequence[Vif],
         start_ns: int | None,
         is_new: bool = True,
     ) -> None:
@@ -133,7 +135,7 @@ class Machine:
         self.boot = image.places()
         self.heap_top = self.mem.heap_top
         self.domain = self._create_domain(image, domain_id, vcpus)
-        self._create_backends(image, console_output, disks)
+        self._create_backends(image, console_output, disks, vifs)
         self._connect(upper_ptwr)
         if is_new:
             self._start_boot_vcpu(image)
@@ -161,6 +163,7 @@ class Machine:
         image: BootImage,
         console_output: Callable[[bytes], None],
         disks: Sequence[tuple[Disk, BlockImage]],
+        vifs: Sequence[Vif],
     ) -> None:
         d = self.domain
         dom0 = connect_domains(d)
@@ -174,7 +177,7 @@ class Machine:
         store = self.host.xenstored
         rings = Rings(image.store_mfn, image.store_evtchn, image.console_mfn, image.console_evtchn)
         add_domain(store, d, self.name, rings)
-        self.disks = tuple(disk for disk, _ in disks)
+        self.disks, self.vifs = tuple(disk for disk, _ in disks), tuple(vifs)
         self.devices: dict[str, XenbusDevice] = {}
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
@@ -184,6 +187,12 @@ class Machine:
 
             for disk, disk_image in disks:
                 self.devices[f"{VBD}{disk.devid}"] = BlockBackend(d, dom0, store, disk, disk_image)
+        if vifs:
+            from hvcore.backends.net import VIF, NetBackend
+
+            for devid, vif in enumerate(vifs):
+                switch = self.host.switch(vif.bridge)
+                self.devices[f"{VIF}{devid}"] = NetBackend(d, dom0, store, vif, devid, switch)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)

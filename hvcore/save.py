@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from hvcore.backends.block import Answer, BlockBackend
 from hvcore.backends.block_image import Layer
+from hvcore.backends.net import Arrival, TxAnswer
+from hvcore.backends.net_frame import Frame
 from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Transaction
 from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _RECORD_TYPES: tuple[type, ...] = (
     ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Answer,
+    TxAnswer, Arrival, Frame,
     Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
@@ -223,6 +226,7 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
         "cap": m.cap,
         "name": m.name,
         "disks": [asdict(disk) for disk in m.disks],
+        "vifs": [asdict(vif) for vif in m.vifs],
     }
     return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), layers_of(m), saved)
 

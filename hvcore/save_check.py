@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
 from hvcore.backends.block import VBD
 from hvcore.backends.block_image import BLOCK
+from hvcore.backends.net import MAX_MULTICAST, MAX_WAITING_BYTES, MAX_WAITING_FRAMES, VIF
+from hvcore.backends.net_switch import MAX_ADDRESSES
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 MOST_PAGES = 1 << 22  # 16 GB: the frame table alone takes 80 MB then
 MOST_DOMAINS = 64
 MOST_DISKS = 256
+MOST_VIFS = 64
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _MOST_NS = 1 << 62
 _REASON = Kind(
@@ -122,6 +125,7 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
     options = {
         "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100),
         "name": text(256), "disks": Kind("disks", lambda v: type(v) is list and len(v) <= MOST_DISKS),
+        "vifs": Kind("interfaces", lambda v: type(v) is list and len(v) <= MOST_VIFS),
     }  # fmt: skip
     _fields(state.options, options, f"{where}.options")
     context = dict.fromkeys(
@@ -139,6 +143,7 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
     most = state.options["vcpus"] - 1
     timer = one_of(
         row(_word(VBD), U32, number(0, NEVER)),
+        row(_word(VIF), U32, number(0, NEVER)),
         *(
             row(_word(kind), number(0, 2 if kind == WATCHDOG else most), number(0, NEVER))
             for kind in TIMER_KINDS
@@ -211,6 +216,9 @@ class OwnerKinds:
         crash = fields(reason=text(), vector=some, error_code=some, address=some)
         none_or_frame = one_of(number(0, 0), frame)
         nr = mem.end_mfn - mem.base_mfn
+        sent = record("TxAnswer", U64, U16, SIGNED, number(0, 256))
+        a_frame = record("Frame", data(0, 1 << 17), FLAG, FLAG, number(0, 2), U16)
+        arrivals = items("list", record("Arrival", U64, a_frame), MAX_WAITING_FRAMES)
         a_byte_each = raw("bytearray", nr, nr)
         block = items_in("tuple", none_or_frame, number(0, PAGE_SIZE - 72))
         grant = record("ActiveEntry", U32, FLAG, U32, frame, number(-_U32, _U32), U32, U32, U32)
@@ -268,6 +276,13 @@ class OwnerKinds:
                 "answers": items("list", record("Answer", U64, U64, U16, SIGNED), 64),
                 "persistent": one_of(NOTHING, table(U32, items_in("tuple", U32, frame), 1056)),
             },
+            "vif": {
+                "handles": items("list", U32, 2), "answers": items("list", sent, 256), "waiting": arrivals,
+                "waiting_bytes": number(0, MAX_WAITING_BYTES),
+                "multicast": items("list", data(6, 6), MAX_MULTICAST),
+                "learned": table(data(6, 6), U64, MAX_ADDRESSES),
+            },
+            "tx-vif": {"frames": items("list", frame, 1)}, "rx-vif": {"frames": items("list", frame, 1)},
             "ring-vbd": {"frames": items("list", frame, 16)},
             "xenstored": {"requests": table(U64, record("Request", U32, number(0, 1 << 20), FLAG), 1 << 16)},
             "tree": {

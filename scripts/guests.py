@@ -60,13 +60,14 @@ def _linux(suite: str) -> Guest:
     return Guest(name, "linux-image-amd64", "amd64", suite, "boot/vmlinuz-*", metapackage=True)
 
 
-MODULES = {  # what a root on xvda needs of Debian's kernel, in the order of loading
+MODULES = {  # what a root on xvda and a network need of Debian's kernel, in the order of loading
     "crc16": "lib",
     "crc32c_generic": "crypto",
     "mbcache": "fs",
     "jbd2": "fs/jbd2",
     "ext4": "fs/ext4",
     "xen-blkfront": "drivers/block",
+    "xen-netfront": "drivers/net",
 }
 
 

@@ -14,6 +14,7 @@ from hvcore.abi import XEN_LEGACY_MAX_VCPUS
 
 if TYPE_CHECKING:
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
 
 MAX_CAP = 100
 FOREVER = 1e9  # seconds
@@ -34,6 +35,15 @@ def disks_of(disks: Sequence[Disk | str], *, snapshot: bool = False) -> tuple[Di
     return tuple(parse_disk(disk, snapshot=snapshot) if isinstance(disk, str) else disk for disk in disks)
 
 
+def vifs_of(vifs: Sequence[Vif | str]) -> tuple[Vif, ...]:
+    """The network interfaces as data. Raises BuildError for text that is none."""
+    if not vifs:
+        return ()
+    from domainbuilder.xl.vif import parse_vif
+
+    return tuple(parse_vif(vif) if isinstance(vif, str) else vif for vif in vifs)
+
+
 class HostOptions(TypedDict, total=False):
     """What `Host.launch` takes; the defaults are those of `Chosen`."""
 
@@ -49,6 +59,7 @@ class HostOptions(TypedDict, total=False):
     symbols: str | os.PathLike[str] | None
     name: str
     disks: Sequence[Disk | str]
+    vifs: Sequence[Vif | str]
     cache: bool
 
 
@@ -89,6 +100,7 @@ class Chosen:
     symbols: str | os.PathLike[str] | None = None
     name: str = "guest"
     disks: Sequence[Disk | str] = ()
+    vifs: Sequence[Vif | str] = ()
     cache: bool = True
     record: bool = False
     replay: InputRecord | None = None
@@ -115,11 +127,17 @@ class Chosen:
             if disk.devid in seen:
                 raise BuildError("two disks have the same vdev", found=disk.vdev)
             seen.add(disk.devid)
+        _ = self.parsed_vifs
 
     @property
     def parsed_disks(self) -> tuple[Disk, ...]:
         """The disks as data. Raises BuildError for one that is text and no disk."""
         return disks_of(self.disks)
+
+    @property
+    def parsed_vifs(self) -> tuple[Vif, ...]:
+        """The network interfaces as data. Raises BuildError for one that is text and none."""
+        return vifs_of(self.vifs)
 
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])

@@ -40,7 +40,7 @@ class Start:
 
 def built(image: DomainImage, host: Host, options: Chosen) -> Start:
     """A domain that was built, and has not run."""
-    disks = options.parsed_disks
+    disks, vifs = options.parsed_disks, options.parsed_vifs
 
     def machine(output: Output) -> Machine:
         return host.create(
@@ -51,9 +51,10 @@ def built(image: DomainImage, host: Host, options: Chosen) -> Start:
             cap=options.cap,
             name=options.name,
             disks=disks,
+            vifs=vifs,
         )
 
     def what() -> dict[str, Any]:
-        return subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks)
+        return subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks, vifs=vifs)
 
     return Start(image.plan, machine, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from domainbuilder.errors import BuildError
@@ -13,6 +13,7 @@ from hvcore.machine import BOOT_TIME_NS
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import DomainImage
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
     from hvcore.machine import Machine
 
 _TIMER = "replay"  # among the host's
@@ -22,11 +23,17 @@ _SAME = (
     ("upper_ptwr", "whether upper_ptwr is on"),
     ("sha256", "the digest of its memory at the start (kernel, ramdisk, command line, size)"),
     ("disks", "what is on its disks at the start (--snapshot leaves them as they are)"),
+    ("vifs", "its network interfaces (--vif)"),
 )
 
 
 def subject(
-    image: DomainImage, vcpus: int, *, upper_ptwr: bool, disks: Sequence[Disk] = ()
+    image: DomainImage,
+    vcpus: int,
+    *,
+    upper_ptwr: bool,
+    disks: Sequence[Disk] = (),
+    vifs: Sequence[Vif] = (),
 ) -> dict[str, Any]:
     """What a run is a function of, beside its input; the kernel's name is for people."""
     import hashlib  # 2.6 ms, which a start without a record need not pay
@@ -40,6 +47,8 @@ def subject(
     }
     if disks:
         what["disks"] = {disk.vdev: disk_digest(disk) for disk in disks}
+    if vifs:
+        what["vifs"] = [asdict(vif) for vif in vifs]
     return what
 
 

@@ -52,9 +52,13 @@ class BackRing:
 
     def next_request(self) -> bytes:
         """A copy of the next request, which is consumed."""
-        start = RING_ENTRIES + (self.req_cons & self.entries - 1) * self.entry_size
+        request = self.peek_request()
         self.req_cons = self.req_cons + 1 & _WORD
-        return self._read(start)
+        return request
+
+    def peek_request(self) -> bytes:
+        """A copy of the next request, which stays the next."""
+        return self._read(RING_ENTRIES + (self.req_cons & self.entries - 1) * self.entry_size)
 
     def _read(self, start: int) -> bytes:
         page, offset = divmod(start, PAGE_SIZE)
@@ -68,6 +72,10 @@ class BackRing:
         """RING_FINAL_CHECK_FOR_REQUESTS(): ask to be notified of the next one; whether one came by now."""
         self._set_word(RING_REQ_EVENT, self.req_cons + 1)
         return bool(self.unconsumed())
+
+    def wait_for_more(self) -> None:
+        """Ask to be notified of the first request that is not there yet."""
+        self._set_word(RING_REQ_EVENT, self._word(RING_REQ_PROD) + 1)
 
     def push(self, response: bytes) -> None:
         """Put a response where the next one goes; it counts when `publish()` says so."""

@@ -132,8 +132,11 @@ def evtchn_send(t: EvtchnTable, port: int) -> int:
 
 
 def _meet(rd: Domain, sender: Domain) -> None:
-    """A domain that waits learns of an event when it is sent: no earlier by its own clock, either."""
-    if all(v.pause_flags or not v.is_initialised for v in rd.vcpus):
+    """A domain that waits learns of an event when it is sent: no earlier by its own clock, either.
+
+    Domain 0 has no time of its own, but that of whom it served last.
+    """
+    if rd.domain_id and all(v.pause_flags or not v.is_initialised for v in rd.vcpus):
         rd.clock.advance_to(sender.clock.now())
 
 

@@ -137,6 +137,13 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "blkif_request_indirect": "operation indirect_op nr_segments id sector_number handle indirect_grefs",
         "blkif_response": "id operation status",
     },
+    "netif": {
+        "netif_tx_request": "gref offset flags id size",
+        "netif_tx_response": "id status",
+        "netif_rx_request": "id gref",
+        "netif_rx_response": "id offset flags status",
+        "netif_extra_info": "type flags u",
+    },
     "xs_wire": {"xsd_sockmsg": "type req_id tx_id len"},
 }
 
@@ -161,6 +168,7 @@ _HEADERS = [
     "hvm/hvm_op",
     "hvm/dm_op",
     "io/blkif",
+    "io/netif",
     "io/xs_wire",
 ]
 

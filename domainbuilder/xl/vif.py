@@ -1,0 +1,77 @@
+"""xl's syntax of network interfaces (xl-network-configuration(5)): `mac=..., bridge=..., rate=...`.
+
+Each is optional, as in tools/xl/xl_parse.c of Xen 4.17. What a switch of this host has no use for is refused
+by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from domainbuilder.errors import BuildError, Where
+from hvcore.backends.vif import MTU, Vif
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+_RATE = re.compile(r"([0-9]{1,9})([GMK]?)([bB])/s(?:@([0-9]{1,9})([mu]?)s)?")
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+_USECS = {"": 1000000, "m": 1000, "u": 1}
+_DEFAULT_INTERVAL_US = 50000
+_REFUSED = frozenset(("netdev", "gatewaydev", "backend", "vifname", "model", "accel", "devid", "forwarddev"))
+
+
+def parse_rate(text: str) -> tuple[int, int] | None:
+    """xlu_vif_parse_rate(): bytes each interval, and the interval in microseconds; None for no such thing."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        return None
+    number, unit, bits, every, every_unit = found.groups()
+    rate = int(number) * _UNITS[unit] // (8 if bits == "b" else 1)
+    interval = int(every) * _USECS[every_unit] if every else _DEFAULT_INTERVAL_US
+    each = rate * interval // 10**6
+    return (each, interval) if each and 0 < interval < 1 << 32 else None
+
+
+_CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
+    "type": (lambda text: text == "vif", "vif, of which a PV guest has the frontend"),
+    "script": (lambda text: text == "vif-bridge", "vif-bridge: no script is run here"),
+    "mac": (
+        lambda text: bool(_MAC.fullmatch(text)) and not int(text[1], 16) & 1,
+        "six bytes of one station, such as 00:16:3e:01:02:03",
+    ),
+    "bridge": (lambda text: bool(_NAME.fullmatch(text)), "a name, such as xenbr0"),
+    "ip": (lambda text: text.isprintable(), "addresses"),
+    "rate": (lambda text: parse_rate(text) is not None, "such as 10Mb/s or 1MB/s@20ms"),
+    "mtu": (lambda text: text.isdecimal() and 68 <= int(text[:6]) <= 65517, "68 to 65517"),
+    "trusted": (lambda text: text in ("0", "1"), "0 or 1"),
+}
+
+
+def parse_vif(text: str) -> Vif:
+    """The interface that `text` describes. Raises BuildError, with the word that is wrong."""
+
+    def fail(reason: str, found: str, expected: str | None = None) -> BuildError:
+        return BuildError(reason, where=Where(f"vif {text!r}"), found=found, expected=expected)
+
+    chosen: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, value = map(str.strip, part.partition("="))
+        if name in _REFUSED:
+            raise fail(f"there is no {name} here", value)
+        if not equals or name not in _CHECKS:
+            raise fail("unrecognized argument", part, ", ".join(f"{known}=" for known in _CHECKS))
+        is_right, expected = _CHECKS[name]
+        if not is_right(value):
+            raise fail(f"invalid {name}", value, expected)
+        chosen[name] = value
+    rate, interval = parse_rate(chosen.get("rate", "")) or (0, _DEFAULT_INTERVAL_US)
+    return Vif(
+        mac=chosen.get("mac", "").lower(),
+        bridge=chosen.get("bridge", "xenbr0"),
+        ip=chosen.get("ip", ""),
+        rate=rate,
+        rate_usecs=interval,
+        mtu=int(chosen.get("mtu", MTU)),
+        trusted=chosen.get("trusted", "1") == "1",
+    )
