@@ -218,6 +218,10 @@ class Data(NamedTuple):
     span: Span = NOWHERE
 
 
+# Bytes that each data statement puts down; FILL puts down none.
+DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
+
+
 class StringData(NamedTuple):
     """`ASCIZ "text"` (ld 2.41)."""
 
@@ -302,9 +306,6 @@ SectionCommand: TypeAlias = (
 )
 TopLevel: TypeAlias = (
     Assign | Assert | Command | Inputs | Include | Insert | Memory | Phdrs | Version | Sections
-)
-Node: TypeAlias = (
-    Expr | Statement | SectionCommand | TopLevel | Region | Phdr | OverlaySection | Pattern | InputSpec
 )
 
 

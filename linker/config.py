@@ -15,7 +15,6 @@ from .settings import DEFAULTS, ArrayRule, Budget, RegionRule, Settings, SymbolR
 from .source import read_bytes
 from .special import SPECIAL
 
-FILES = ("layout.toml", "pyproject.toml")
 MAX_CONFIG = 4 << 20
 
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+) ?(?:([KMG])(?:i?B)?)?")

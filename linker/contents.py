@@ -16,7 +16,7 @@ from .layout import wants
 from .layout_values import Contents, Piece, Target
 from .mapfile import LinkMap, MapInput, MapOutput
 from .orphan_places import Orphan, is_plain
-from .outline import Outline
+from .outline import Outline, inputs_of
 
 _COMMON = "COMMON"
 _SHN_COMMON = 0xFFF2
@@ -51,7 +51,7 @@ def contents_of(
     order = Order(link_map, outline)
     specs: dict[str, list[ast.InputSpec]] = {}
     for placed in outline.sections:
-        specs.setdefault(placed.section.name, []).extend(_specs(placed.section))
+        specs.setdefault(placed.section.name, []).extend(inputs_of(placed.section))
     before = ""
     counts = Counter(section.name for section in elf.sections) if elf is not None else Counter[str]()
     for output in link_map.outputs:
@@ -204,10 +204,6 @@ def take(outline: Outline, files: Mapping[str, Elf]) -> Taking:
         free = left
         groups.append(tuple(_sorted(spec, taken)))
     return Taking({name: tuple(groups) for name, groups in out.items()}, tuple(free))
-
-
-def _specs(section: ast.OutputSection) -> list[ast.InputSpec]:
-    return [statement for statement in section.body if isinstance(statement, ast.InputSpec)]
 
 
 def _occupied(output: MapOutput) -> tuple[MapInput, ...]:

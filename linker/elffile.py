@@ -19,27 +19,20 @@ from typing import Literal, NamedTuple, TypeAlias
 from .errors import LayoutInputError
 from .source import read_stream
 
-SHT_PROGBITS = 1
 SHT_SYMTAB = 2
-SHT_STRTAB = 3
 SHT_NOTE = 7
 SHT_NOBITS = 8
-SHT_DYNSYM = 11
 SHF_WRITE = 1
 SHF_ALLOC = 2
 SHF_EXECINSTR = 4
 SHF_TLS = 0x400
 PT_LOAD = 1
-PT_DYNAMIC = 2
 PT_INTERP = 3
 PT_NOTE = 4
-PT_TLS = 7
 PF_X = 1
 PF_W = 2
-PF_R = 4
 SHN_UNDEF = 0
 SHN_ABS = 0xFFF1
-ET_REL = 1
 
 MAX_SECTIONS = 100_000
 MAX_SYMBOLS = 20_000_000
@@ -274,13 +267,6 @@ class Elf:
         """Return the load address of a section, from the segment it lies in."""
         segment = self.segment_of(section)
         return None if segment is None else segment.load_address + section.address - segment.address
-
-    def file_offset(self, address: int) -> int | None:
-        """Return where in the file the byte at a virtual address comes from."""
-        for segment in self.loads:
-            if segment.address <= address < segment.address + segment.file_size:
-                return segment.offset + address - segment.address
-        return None
 
     # Symbols
 

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from . import ast
 from .data_segment import DONE, END_SEEN, NONE, DataSegment
 from .evaluate import Known
-from .layout_outputs import Output, Program, program, steps_of
+from .layout_outputs import Output, Program, layout_of, program, steps_of
 from .layout_pass import Sizing
-from .layout_values import Contents, Layout, Piece, Section, Target
+from .layout_values import Contents, Layout, Piece, Target
 from .match import any_match, matches
 from .orphan_places import Orphan, with_orphans
-from .outline import Outline, walk
+from .outline import Outline, inputs_of, walk
 
 _ROUNDS = 8
 
@@ -45,8 +45,8 @@ def _relro_specs(outline: Outline) -> Iterator[ast.InputSpec]:
         elif inside:
             sections = command.sections if isinstance(command, ast.Overlay) else (command,)
             for section in sections:
-                body = section.body if isinstance(section, ast.OutputSection | ast.OverlaySection) else ()
-                yield from (statement for statement in body if isinstance(statement, ast.InputSpec))
+                if isinstance(section, ast.OutputSection | ast.OverlaySection):
+                    yield from inputs_of(section)
 
 
 def _has_relro(outline: Outline, contents: Mapping[str, Contents]) -> bool:
@@ -128,15 +128,4 @@ def simulate(
     made = program(outline, with_orphans(steps_of(outline, contents), orphans, contents))
     segment = DataSegment(relro=bool(target.relro) and _has_relro(outline, contents))
     sizing = _settled(made, target, segment)
-    names = {orphan.name for orphan in orphans}
-    sections = tuple(
-        Section(
-            output.name, output.address, output.load, output.size, output.alignment, output.name in names,
-            tuple(output.pieces),
-        )
-        for output in made.outputs.values()
-        if output.exists and not output.contents.dropped
-    )  # fmt: skip
-    aliases = made.memories.names
-    used = {name: sizing.regions[region].used for name, region in aliases.items()}
-    return Layout(sections, sizing.symbols, used)
+    return layout_of(made, sizing.symbols, sizing.regions)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from . import ast
 from .evaluate import Unknown, Value
-from .layout_values import NOTHING, Contents, Piece, applies
+from .layout_values import NOTHING, Contents, Layout, Piece, Section, applies
 from .outline import Outline
 from .section_kinds import ZERO, kind_of
 
@@ -59,6 +59,13 @@ class Output:
         self.pieces: list[tuple[Piece, int]] = []
 
 
+def largest(members: Iterable[Output]) -> int | None:
+    """Return the size of the largest member of an overlay in bytes, None when one is not known."""
+    sizes = [member.size for member in members]
+    known = [size for size in sizes if size is not None]
+    return max(known) if len(known) == len(sizes) else None
+
+
 class Memories(NamedTuple):
     """The MEMORY of a script: its regions in order, and what each alias stands for."""
 
@@ -67,6 +74,13 @@ class Memories(NamedTuple):
 
 
 Step: TypeAlias = ast.Assign | ast.Assert | Output
+
+
+class Filled(Protocol):
+    """A memory region of either linker's passes: how far it is filled, in bytes."""
+
+    @property
+    def used(self) -> Value: ...
 
 
 class Program(NamedTuple):
@@ -116,6 +130,20 @@ def program(outline: Outline, steps: Iterable[Step]) -> Program:
         frozenset(node.target for node in targets if not node.wrapper.startswith("PROVIDE")),
         any(isinstance(command, ast.Phdrs) for command in outline.script.commands),
     )
+
+
+def layout_of(made: Program, symbols: Mapping[str, Value], regions: Mapping[str, Filled]) -> Layout:
+    """Return what the passes have found: the sections that there are, symbols, how full the regions are."""
+    sections = tuple(
+        Section(
+            output.name, output.address, output.load, output.size, output.alignment, output.orphan,
+            tuple(output.pieces),
+        )
+        for output in made.outputs.values()
+        if output.exists and not output.contents.dropped
+    )  # fmt: skip
+    used = {name: regions[region].used for name, region in made.memories.names.items()}
+    return Layout(sections, symbols, used)
 
 
 def _doubt_zeroed(outputs: Mapping[str, Output]) -> None:

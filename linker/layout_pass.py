@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from . import ast
 from .data_segment import DataSegment
 from .evaluate import MASK, Known, SectionFacts, Unknown, Value, align_up, evaluate
-from .layout_outputs import FIRST_OVERLAY, NO_REGION, OVERLAY, Output, Program
+from .layout_outputs import FIRST_OVERLAY, NO_REGION, OVERLAY, Output, Program, largest
 from .layout_values import Piece, Target, extent
 
-DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
 NO_DOT = Unknown("the location counter is not known here")
 _NO_LOAD = Unknown("the load address of the section before is not known")
 
@@ -255,9 +254,7 @@ class Sizing:
         """Move `.` behind the largest member when the overlay ends here (update_dot_tree)."""
         if not output.members:
             return
-        sizes = [member.size for member in output.members]
-        largest = None if None in sizes else max(size or 0 for size in sizes)
-        self.dot = _plus(output.members[0].address, largest)
+        self.dot = _plus(output.members[0].address, largest(output.members))
 
     def _pass_by(self, output: Output) -> None:
         """Make the assignments of a section that stays where it is."""
@@ -340,7 +337,7 @@ class Sizing:
                     self._assign(statement)
                     self._moved(output, before)
             elif isinstance(statement, ast.Data):
-                self._advance(DATA_SIZES.get(statement.kind, 0))
+                self._advance(ast.DATA_SIZES.get(statement.kind, 0))
             elif isinstance(statement, ast.StringData):
                 self._advance(len(statement.value.encode()) + 1)
         if not output.ignored:

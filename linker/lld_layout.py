@@ -9,12 +9,12 @@ from . import ast
 from .contents import Order, as_linked
 from .elffile import Elf
 from .layout import wants
-from .layout_outputs import program, steps_of
-from .layout_values import Contents, Layout, Piece, Section, Target
+from .layout_outputs import layout_of, program, steps_of
+from .layout_values import Contents, Layout, Piece, Target
 from .lld_pass import LldSizing
 from .mapfile import LinkMap, MapOutput
 from .orphan_places import Orphan, with_orphans
-from .outline import Outline
+from .outline import Outline, inputs_of
 
 _NO_FLAGS = "what the section may do (write, execute) is not known without an ELF"
 
@@ -37,11 +37,7 @@ def lld_contents_of(
     """Return what each output section holds by a map of lld, and the orphans with what is before them."""
     specs: dict[str, list[ast.InputSpec]] = {}
     for placed in outline.sections:
-        specs.setdefault(placed.section.name, []).extend(
-            as_lld_reads(statement)
-            for statement in placed.section.body
-            if isinstance(statement, ast.InputSpec)
-        )
+        specs.setdefault(placed.section.name, []).extend(map(as_lld_reads, inputs_of(placed.section)))
     counts = Counter(output.name for output in link_map.outputs)
     order = Order(link_map, outline)
     out: dict[str, Contents] = {}
@@ -81,19 +77,8 @@ def simulate_lld(
         output.ignored = output.contents.dropped
         output.exists = not output.ignored
         if output.contents.code is None and not output.ignored:
-            output.doubt = (
-                output.doubt or "what the section may do (write, execute) is not known without an ELF"
-            )
+            output.doubt = output.doubt or _NO_FLAGS
     sizing = LldSizing(made, target)
     sizing.run()
     sizing.finish()
-    sections = tuple(
-        Section(
-            output.name, output.address, output.load, output.size, output.alignment, output.orphan,
-            tuple(output.pieces),
-        )
-        for output in made.outputs.values()
-        if output.exists
-    )  # fmt: skip
-    used = {name: sizing.regions[region].used for name, region in made.memories.names.items()}
-    return Layout(sections, sizing.symbols, used)
+    return layout_of(made, sizing.symbols, sizing.regions)

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from . import ast
 from .evaluate import MASK, Known, SectionFacts, Unknown, Value, align_up, evaluate
-from .layout_outputs import Output, Program
-from .layout_pass import DATA_SIZES, NO_DOT
+from .layout_outputs import Output, Program, largest
+from .layout_pass import NO_DOT
 from .layout_values import Piece, Target, extent
 
 _PASSES = 7  # assignAddresses runs once, and until symbols converge, at most five times more
 _AETHER = "*aether*"  # the section of what stands before the first one
+_BY_PHDRS = "*PHDRS*"  # no section of a script is called so
 _PHDRS = "with PHDRS, the load address goes by lld's segments"
 
 
@@ -204,10 +205,8 @@ class LldSizing:
     def _close_overlay(self, output: Output) -> None:
         """Move `.` behind the largest member when the overlay ends here: readOverlay."""
         if output.members:
-            sizes = [member.size for member in output.members]
-            largest = None if None in sizes else max(size or 0 for size in sizes)
             start = NO_DOT if output.overlay is None else self._value(output.overlay)
-            self.dot = _plus(start, largest)
+            self.dot = _plus(start, largest(output.members))
 
     def _enter(self, output: Output) -> None:
         """Go to where the section starts, before it is aligned."""
@@ -250,7 +249,7 @@ class LldSizing:
         return Known(0) if last.ignored else _plus(self._load_of(last), last.size)
 
     def _load_of(self, output: Output) -> Value:
-        if self._segments.get("") is not None:
+        if _BY_PHDRS in self._segments:
             return Unknown(_PHDRS)
         segment = self._segments.get(output.name)
         if segment is None or not isinstance(output.address, Known):
@@ -276,7 +275,7 @@ class LldSizing:
                     self._assign(statement)
                     self._expand(before)
                 case ast.Data():
-                    self._move_to(_plus(self.dot, DATA_SIZES.get(statement.kind, 0)))
+                    self._move_to(_plus(self.dot, ast.DATA_SIZES.get(statement.kind, 0)))
                 case ast.InputSpec():
                     if spec < len(contents.by_spec):
                         self._pieces(contents.by_spec[spec], output)
@@ -374,10 +373,10 @@ def _compatible(attributes: str, *, writable: bool, code: bool) -> bool:
 
 
 def _segments(program: Program, homes: dict[str, Home], target: Target) -> dict[str, Segment]:
-    """Cut the sections into PT_LOADs: createPhdrs. A key "" tells that PHDRS does it."""
+    """Cut the sections into PT_LOADs: createPhdrs. A key _BY_PHDRS tells that PHDRS does it."""
     if program.phdrs:
         first = next(iter(program.outputs.values()), None)
-        return {"": Segment(first)} if first is not None else {}
+        return {_BY_PHDRS: Segment(first)} if first is not None else {}
     out: dict[str, Segment] = {}
     current: Segment | None = None
     last = (False, False)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .ast import DATA_SIZES
 from .errors import LayoutInputError
 
 MAX_MAP = 1 << 30
@@ -287,7 +288,7 @@ class _GnuReader:
             return
         if name == "*fill*":
             current.fills.append(MapFill(int(match[1], 16), int(match[2], 16), number))
-        elif not name.startswith("*") and name not in {"BYTE", "SHORT", "LONG", "QUAD", "SQUAD"}:
+        elif not name.startswith("*") and name not in DATA_SIZES:
             current.input(name, int(match[1], 16), int(match[2], 16), match[3] or "", number)
 
 

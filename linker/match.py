@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-MAX_STARS = 16
-
-
 _SPECIAL = re.compile(r"[*?\[]")
 _HEAD = re.compile(r"[*?\[\\]")
 _WILDCARDS = re.compile(r"\[.*?\]|[*?\\]")

@@ -251,6 +251,21 @@ def expressions(statement: ast.TopLevel | ast.SectionCommand | ast.Statement) ->
             yield from (part for part in parts if part is not None)
 
 
+def inputs_of(section: ast.OutputSection | ast.OverlaySection) -> list[ast.InputSpec]:
+    """Return the input descriptions of one output section."""
+    return [statement for statement in section.body if isinstance(statement, ast.InputSpec)]
+
+
+def patterns_of(section: ast.OutputSection) -> list[ast.Pattern]:
+    """Return the section patterns of one output section."""
+    return [pattern for spec in inputs_of(section) for pattern in spec.sections or ()]
+
+
+def is_at_zero(section: ast.OutputSection) -> bool:
+    """Tell whether the section stands at 0, as in scripts for links that stay relocatable."""
+    return isinstance(section.address, ast.Number) and section.address.value == 0
+
+
 def is_dot(node: ast.Expr) -> bool:
     """Tell whether the expression is the location counter."""
     return isinstance(node, ast.Symbol) and node.name == "."

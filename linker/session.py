@@ -327,9 +327,8 @@ _RENDERERS: dict[str, Callable[[Report, bool], str]] = {
     "github": _github,
     "junit": _junit,
 }
-FORMATS: Sequence[str] = tuple(_RENDERERS)
 
 
 def render(report: Report, output_format: str, *, color: bool = False) -> str:
-    """Return the report in one of FORMATS."""
+    """Return the report in one of the formats: text, json, sarif, github or junit."""
     return _RENDERERS[output_format](report, color)

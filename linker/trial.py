@@ -13,7 +13,7 @@ from . import ast
 from .evaluate import Known
 from .layout import simulate
 from .layout_values import Contents, Layout, Piece, Section, Target
-from .outline import Outline
+from .outline import Outline, inputs_of, patterns_of
 from .section_kinds import CODE, LINKER, SAMPLES, THREAD_ZERO, UNKNOWN, UNLOADED, kind_of
 
 _TARGET = Target(headers=0x40, max_page=0x1000, common_page=0x1000)
@@ -27,14 +27,7 @@ def piece_for(pattern: str) -> Piece:
 
 def kinds_in(section: ast.OutputSection) -> frozenset[str]:
     """Return the kinds of what the section takes, by its patterns."""
-    return frozenset(
-        [
-            kind_of(pattern.name)
-            for statement in section.body
-            if isinstance(statement, ast.InputSpec)
-            for pattern in statement.sections or ()
-        ]
-    )
+    return frozenset([kind_of(pattern.name) for pattern in patterns_of(section)])
 
 
 def has_data(section: ast.OutputSection) -> bool:
@@ -44,9 +37,11 @@ def has_data(section: ast.OutputSection) -> bool:
 
 def _contents(section: ast.OutputSection) -> Contents:
     everything = (ast.Pattern(".text"),)  # a file alone: all its sections, code before all
-    specs = [statement for statement in section.body if isinstance(statement, ast.InputSpec)]
     groups = tuple(
-        [tuple([piece_for(pattern.name) for pattern in spec.sections or everything]) for spec in specs]
+        [
+            tuple([piece_for(pattern.name) for pattern in spec.sections or everything])
+            for spec in inputs_of(section)
+        ]
     )
     kinds = kinds_in(section)
     samples = [SAMPLES[kind] for kind in kinds]

@@ -8,9 +8,11 @@ from functools import lru_cache
 from linker import ast
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import any_match, may_match
-from linker.outline import Outline, dot_alignment, walk
+from linker.outline import dot_alignment, is_dot, walk
 from linker.section_kinds import CODE
 from linker.trial import kinds_in
+
+from .given import outline_of
 
 
 def _page_aligned(spec: ast.InputSpec, context: Context) -> ast.Pattern | None:
@@ -26,14 +28,9 @@ def _is_page_aligned(name: str, wanted: tuple[str, ...]) -> bool:
     return any_match(wanted, name.rstrip("*.")) or any_match(wanted, name)
 
 
-def _outline(context: Context) -> Outline:
-    assert context.outline is not None
-    return context.outline
-
-
 def page_aligned_order(context: Context) -> Iterator[Hit]:
     """Other input stands between the last alignment and the page-aligned input."""
-    outline = _outline(context)
+    outline = outline_of(context)
     if not may_match(context.settings.page_aligned, outline.words):
         return
     for placed in outline.kept_sections:
@@ -65,7 +62,7 @@ def page_aligned_order(context: Context) -> Iterator[Hit]:
 
 def page_aligned_tail(context: Context) -> Iterator[Hit]:
     """Other input follows page-aligned input in a section that cares for pages, without a page's end."""
-    outline = _outline(context)
+    outline = outline_of(context)
     if not may_match(context.settings.page_aligned, outline.words):
         return
     page = context.settings.page_size
@@ -129,7 +126,7 @@ _FUNCTIONS = {"ALIGN": -1, "BLOCK": -1, "DATA_SEGMENT_ALIGN": 0}
 
 def align_not_power_of_two(context: Context) -> Iterator[Hit]:
     """An ALIGN, SUBALIGN or the alignment of a section is no power of two."""
-    outline = _outline(context)
+    outline = outline_of(context)
 
     def bad(node: ast.Expr | None) -> int | None:
         value = outline.fold(node)
@@ -150,12 +147,8 @@ def align_not_power_of_two(context: Context) -> Iterator[Hit]:
                 if value is not None and node is not None:
                     yield Hit(
                         f"{keyword}({value:#x}) of {statement.name}: {value} is no power of two",
-                        script_place(_span(node), statement.name),
+                        script_place(node.span, statement.name),
                     )
-
-
-def _span(node: ast.Expr) -> ast.Span:
-    return node.span
 
 
 _WORD = 4
@@ -163,7 +156,7 @@ _WORD = 4
 
 def top_align_ignored(context: Context) -> Iterator[Hit]:
     """`. = ALIGN(n)` between output sections, and the next one goes to a region's own counter."""
-    outline = _outline(context)
+    outline = outline_of(context)
     pending: ast.Assign | None = None
     used = False
     for command in outline.sequence:
@@ -172,9 +165,7 @@ def top_align_ignored(context: Context) -> Iterator[Hit]:
             if alignment is not None and not _segment(command.value):
                 # Up to a word the inputs bring the alignment themselves; many scripts add it out of habit.
                 pending, used = (command if not 0 < alignment <= _WORD else None), False
-            elif pending is not None and any(
-                isinstance(part, ast.Symbol) and part.name == "." for part in walk(command.value)
-            ):
+            elif pending is not None and any(is_dot(part) for part in walk(command.value)):
                 # A symbol takes the aligned value: that is what the statement is for.
                 used = True
         elif isinstance(command, ast.OutputSection):
@@ -195,19 +186,19 @@ def _segment(value: ast.Expr) -> bool:
 
 def align_with_input(context: Context) -> Iterator[Hit]:
     """ALIGN and ALIGN_WITH_INPUT on the same output section."""
-    for placed in _outline(context).kept_sections:
+    for placed in outline_of(context).kept_sections:
         section = placed.section
-        aligned = section.align is not None and _outline(context).fold(section.align) != 1
+        aligned = section.align is not None and outline_of(context).fold(section.align) != 1
         if section.align_with_input and section.align is not None and aligned:
             yield Hit(
                 f"{section.name} has ALIGN and ALIGN_WITH_INPUT: they contradict each other",
-                script_place(_span(section.align), section.name),
+                script_place(section.align.span, section.name),
             )
 
 
 def align_to_symbol(context: Context) -> Iterator[Hit]:
     """`_ = ALIGN(n)`: the location counter is written `.`."""
-    for assign in _outline(context).assignments:
+    for assign in outline_of(context).assignments:
         aligned = isinstance(assign.value, ast.Call) and assign.value.function == "ALIGN"
         if aligned and not assign.target.strip("_"):
             yield Hit(

@@ -9,7 +9,7 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
-from linker.outline import Outline, walk
+from linker.outline import Outline, is_dot, walk
 from linker.section_kinds import CODE, CONSTANT, DATA, THREAD_DATA, THREAD_ZERO, ZERO, kind_of
 from linker.trial import kinds_in, section_of, value_of, word_of
 
@@ -111,7 +111,7 @@ def stack_top_unaligned(context: Context) -> Iterator[Hit]:
         top = value_of(outline, assign.target)
         if top is None or top % _WORD == 0:
             continue
-        placed = any(isinstance(part, ast.Symbol) and part.name == "." for part in walk(assign.value))
+        placed = any(map(is_dot, walk(assign.value)))
         where = "wherever the section before it ends" if placed else f"{top:#x}"
         yield Hit(
             f"{assign.target} is {where}: the first push goes to an odd address",

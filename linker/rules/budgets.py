@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linker.elffile import Elf
 from linker.findings import ERROR, Context, Example, Hit, Rule, elf_place, map_place
 from linker.match import matches
 from linker.regions import fill
 from linker.settings import Budget
 
-
-def _elf(context: Context) -> Elf:
-    assert context.elf is not None
-    return context.elf
+from .given import elf_of
 
 
 def _budgets(context: Context) -> Iterator[tuple[Budget, str, int, int, int]]:
     """Yield each budget with name, address, size and alignment of each section it is about."""
     for budget in context.settings.sections:
-        for section in _elf(context).sections:
+        for section in elf_of(context).sections:
             if section.allocated and matches(budget.name, section.name):
                 yield budget, section.name, section.address, section.size, section.alignment
 
 
 def pinned_address(context: Context) -> Iterator[Hit]:
     """A symbol or section is not where the configuration pins it."""
-    elf = _elf(context)
+    elf = elf_of(context)
     pinned = [rule for rule in context.settings.symbols if rule.address is not None or rule.section]
     symbols = elf.find(rule.name for rule in pinned)
     for rule in pinned:
@@ -80,7 +76,7 @@ def size_budget(context: Context) -> Iterator[Hit]:
                 elf_place(name, address),
             )
     limit = context.settings.image_max_size
-    loads = [segment for segment in _elf(context).loads if segment.size]
+    loads = [segment for segment in elf_of(context).loads if segment.size]
     if limit is not None and loads:
         start = min(segment.address for segment in loads)
         size = max(segment.end for segment in loads) - start

@@ -12,7 +12,7 @@ from linker.bounds import Bounds, bounds_of, marks_dot, steps_of
 from linker.evaluate import Known
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.layout_values import Section
-from linker.outline import Outline, walk
+from linker.outline import Outline, is_at_zero, patterns_of, walk
 from linker.section_kinds import CODE, CONSTANT, DATA, RESERVED, TABLE, THREAD_ZERO, UNKNOWN, UNLOADED, ZERO
 from linker.trial import has_data, kinds_in, section_of, trial, value_of, word_of
 
@@ -291,7 +291,7 @@ def bss_before_data(context: Context) -> Iterator[Hit]:
         section, kinds = placed.section, kinds_in(placed.section)
         if not kinds or placed.overlay or kinds <= {UNLOADED}:
             continue
-        if isinstance(section.address, ast.Number) and section.address.value == 0:
+        if is_at_zero(section):
             continue  # a relocatable link
         if _is_small(section):
             continue  # it stands beside .sdata, in reach of one register
@@ -315,13 +315,8 @@ def bss_before_data(context: Context) -> Iterator[Hit]:
 
 def _is_small(section: ast.OutputSection) -> bool:
     """Tell whether the section takes the zeroed small data of PowerPC, MIPS and RISC-V alone."""
-    patterns = [
-        pattern.name
-        for statement in section.body
-        if isinstance(statement, ast.InputSpec)
-        for pattern in statement.sections or ()
-    ]
-    return all(name.startswith((".sbss", ".scommon", ".dynsbss", ".gnu.linkonce.sb")) for name in patterns)
+    small = (".sbss", ".scommon", ".dynsbss", ".gnu.linkonce.sb")
+    return all(pattern.name.startswith(small) for pattern in patterns_of(section))
 
 
 def _one_segment(zeros: tuple[ast.OutputSection, Section], after: tuple[ast.OutputSection, Section]) -> bool:

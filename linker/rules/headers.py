@@ -8,6 +8,8 @@ from struct import Struct
 from linker.elffile import PT_INTERP, PT_NOTE, SHT_NOTE, Elf
 from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, elf_place
 
+from .given import elf_of
+
 MULTIBOOT1 = 0x1BADB002
 MULTIBOOT2 = 0xE85250D6
 MULTIBOOT1_SEARCH = 8192  # Multiboot 0.6.96, 3.1: the first 8192 bytes, 4-byte aligned
@@ -15,14 +17,9 @@ MULTIBOOT2_SEARCH = 32768  # Multiboot 2.0, 3.1: the first 32768 bytes, 8-byte a
 _FAR = 1 << 22  # how far a misplaced header is looked for
 
 
-def _elf(context: Context) -> Elf:
-    assert context.elf is not None
-    return context.elf
-
-
 def entry_not_first(context: Context) -> Iterator[Hit]:
     """A note lies where a raw image starts, before the code of the entry."""
-    elf = _elf(context)
+    elf = elf_of(context)
     if any(segment.type == PT_INTERP for segment in elf.segments):
         return
     placed = [section for section in elf.sections if section.occupies]
@@ -54,7 +51,7 @@ def _find_header(data: bytes, magic: int, step: int) -> int | None:
 
 def multiboot_offset(context: Context) -> Iterator[Hit]:
     """A Multiboot header lies further into the file than boot loaders look."""
-    elf = _elf(context)
+    elf = elf_of(context)
     data = elf.bytes_at(0, _FAR)
     kinds = ((1, MULTIBOOT1, 4, MULTIBOOT1_SEARCH), (2, MULTIBOOT2, 8, MULTIBOOT2_SEARCH))
     for version, magic, step, limit in kinds:
@@ -76,7 +73,7 @@ def _note_segments(elf: Elf) -> Iterator[tuple[str, int, int, int]]:
 
 def corrupt_notes(context: Context) -> Iterator[Hit]:
     """A NOTE segment can be walked at no alignment."""
-    elf = _elf(context)
+    elf = elf_of(context)
     for name, offset, size, _ in _note_segments(elf):
         _, at4 = elf.walk_notes(offset, size, 4)
         _, at8 = elf.walk_notes(offset, size, 8)
@@ -86,7 +83,7 @@ def corrupt_notes(context: Context) -> Iterator[Hit]:
 
 def note_cut_short(context: Context) -> Iterator[Hit]:
     """The last note of a NOTE segment runs past its end, and what there is of it is a whole string."""
-    elf = _elf(context)
+    elf = elf_of(context)
     for name, offset, size, _ in _note_segments(elf):
         _, at4 = elf.walk_notes(offset, size, 4)
         _, at8 = elf.walk_notes(offset, size, 8)
@@ -108,7 +105,7 @@ def _readable(elf: Elf, offset: int, end: int) -> bool:
 
 def note_alignment(context: Context) -> Iterator[Hit]:
     """Loaders that walk notes at 4 bytes and those that go by p_align see different notes."""
-    elf = _elf(context)
+    elf = elf_of(context)
     for name, offset, size, alignment in _note_segments(elf):
         at4, bad4 = elf.walk_notes(offset, size, 4)
         at8, bad8 = elf.walk_notes(offset, size, 8)

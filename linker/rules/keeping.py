@@ -10,7 +10,7 @@ from linker import ast
 from linker.bounds import bounds_of
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, map_place, script_place
 from linker.match import any_match, may_match
-from linker.outline import Outline
+from linker.outline import Outline, is_at_zero
 from linker.section_kinds import TABLE, UNKNOWN, kind_of
 from linker.trial import is_coff
 
@@ -65,18 +65,14 @@ def _destructors(outline: Outline) -> int:
 def _links_modules(outline: Outline) -> bool:
     """Tell whether the script is for modules that stay relocatable: code at 0, no entry, no memory."""
     first = next((placed.section for placed in outline.kept_sections), None)
-    return first is not None and _at_zero(first) and not outline.entry and not outline.regions
-
-
-def _at_zero(section: ast.OutputSection) -> bool:
-    return isinstance(section.address, ast.Number) and section.address.value == 0
+    return first is not None and is_at_zero(first) and not outline.entry and not outline.regions
 
 
 def _unkept(outline: Outline) -> Iterator[tuple[ast.OutputSection, ast.InputSpec, ast.Pattern]]:
     """Yield the patterns that stand in no KEEP, neither here nor elsewhere."""
     kept = {pattern.name for _, spec in outline.inputs() if spec.keep for pattern in spec.sections or ()}
     for section, spec in outline.inputs():
-        if not spec.keep and section.name != "/DISCARD/" and not _at_zero(section):
+        if not spec.keep and section.name != "/DISCARD/" and not is_at_zero(section):
             yield from ((section, spec, p) for p in spec.sections or () if p.name not in kept)
 
 

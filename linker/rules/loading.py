@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linker.elffile import PF_W, PF_X, SHT_NOBITS, Elf, Segment
+from linker.elffile import PF_W, PF_X, SHT_NOBITS, Segment
 from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, elf_place
 
-
-def _elf(context: Context) -> Elf:
-    assert context.elf is not None
-    return context.elf
+from .given import elf_of
 
 
 def load_misaligned(context: Context) -> Iterator[Hit]:
     """Address and file offset of a LOAD differ modulo its alignment, or that is no power of two."""
-    for segment in _elf(context).loads:
+    for segment in elf_of(context).loads:
         align = segment.alignment
         if align & (align - 1) if align else False:
             yield Hit(
@@ -32,7 +29,7 @@ def load_misaligned(context: Context) -> Iterator[Hit]:
 
 def empty_load(context: Context) -> Iterator[Hit]:
     """A LOAD of no bytes."""
-    for segment in _elf(context).loads:
+    for segment in elf_of(context).loads:
         if segment.size == 0:
             yield Hit(
                 f"{segment.name} at {segment.address:#x} is empty", elf_place(segment.name, segment.address)
@@ -41,7 +38,7 @@ def empty_load(context: Context) -> Iterator[Hit]:
 
 def rwx_load(context: Context) -> Iterator[Hit]:
     """A LOAD that is writable and executable."""
-    for segment in _elf(context).loads:
+    for segment in elf_of(context).loads:
         if segment.flags & PF_W and segment.flags & PF_X and segment.size:
             yield Hit(
                 f"{segment.name} at {segment.address:#x} is writable and executable",
@@ -51,7 +48,7 @@ def rwx_load(context: Context) -> Iterator[Hit]:
 
 def lma_misaligned(context: Context) -> Iterator[Hit]:
     """A section's load address is not aligned as its address is."""
-    elf = _elf(context)
+    elf = elf_of(context)
     for section in elf.sections:
         if not section.occupies or section.alignment <= 1 or section.type == SHT_NOBITS:
             continue
@@ -71,7 +68,7 @@ def lma_overlap(context: Context) -> Iterator[Hit]:
     """Two LOAD segments take the same load addresses."""
     ranges: list[tuple[int, int, Segment]] = sorted(
         (segment.load_address, segment.load_address + segment.file_size, segment)
-        for segment in _elf(context).loads
+        for segment in elf_of(context).loads
         if segment.file_size
     )
     # Sorted by start: each needs comparing only with the one that reaches furthest so far.
@@ -107,7 +104,7 @@ def _regions(context: Context) -> dict[str, tuple[int, int]]:
 
 def region_overflow(context: Context) -> Iterator[Hit]:
     """What is loaded or run in a memory region runs over its end."""
-    elf = _elf(context)
+    elf = elf_of(context)
     regions = _regions(context)
     if not regions:
         return
@@ -135,7 +132,7 @@ def region_overflow(context: Context) -> Iterator[Hit]:
 
 def noload_load_address(context: Context) -> Iterator[Hit]:
     """A segment without file contents has a load address inside what another one loads."""
-    loads = _elf(context).loads
+    loads = elf_of(context).loads
     loaded = [segment for segment in loads if segment.file_size]
     for segment in loads:
         if segment.file_size or not segment.size or segment.load_address == segment.address:

@@ -8,35 +8,29 @@ from linker import ast
 from linker.evaluate import Known, Value
 from linker.findings import ERROR, NOTE, OFF, WARNING, Context, Example, Hit, Rule, script_place
 from linker.match import any_match, matches
-from linker.outline import Outline, is_dot, walk
+from linker.outline import Outline, inputs_of, is_at_zero, is_dot, walk
 from linker.trial import section_of
 
 from .coverage import end_after
-
-
-def _outline(context: Context) -> Outline:
-    assert context.outline is not None
-    return context.outline
+from .given import outline_of
 
 
 def _bss_spec(section: ast.OutputSection) -> ast.InputSpec | None:
-    for statement in section.body:
-        if isinstance(statement, ast.InputSpec):
-            for pattern in statement.sections or ():
-                if pattern.name in {".bss", ".bss*"}:
-                    return statement
+    for spec in inputs_of(section):
+        if any(pattern.name in {".bss", ".bss*"} for pattern in spec.sections or ()):
+            return spec
     return None
 
 
 def common_missing(context: Context) -> Iterator[Hit]:
     """The script places .bss and not COMMON."""
-    outline = _outline(context)
+    outline = outline_of(context)
     if outline.inserts or any(matches(pattern, "COMMON") for pattern in outline.patterns):
         return
     if any(spec.sections is None for _, spec in outline.inputs()):
         return
     # Relocatable links (ld -r) place everything at 0 and leave common symbols alone.
-    at_zero = sum(_at_zero(placed.section) for placed in outline.kept_sections)
+    at_zero = sum(is_at_zero(placed.section) for placed in outline.kept_sections)
     if at_zero * 2 > len(outline.kept_sections):
         return
     for placed in outline.kept_sections:
@@ -49,13 +43,9 @@ def common_missing(context: Context) -> Iterator[Hit]:
             return
 
 
-def _at_zero(section: ast.OutputSection) -> bool:
-    return isinstance(section.address, ast.Number) and section.address.value == 0
-
-
 def dot_backwards(context: Context) -> Iterator[Hit]:
     """The location counter is set to less than it must be already, and a section is placed there."""
-    outline = _outline(context)
+    outline = outline_of(context)
     floor = 0
     lowered: Hit | None = None
     for command in outline.sequence:
@@ -95,9 +85,6 @@ def _raises_dot(value: ast.Expr) -> bool:
     return isinstance(value, ast.Binary) and value.op == "+" and (is_dot(value.left) or is_dot(value.right))
 
 
-_DATA_SIZES = {"BYTE": 1, "SHORT": 2, "LONG": 4, "QUAD": 8, "SQUAD": 8}
-
-
 def _constant(value: ast.Expr, outline: Outline) -> int | None:
     """Return the value where it is one of numbers; ALIGN(n) asks for `.` and is none."""
     return None if isinstance(value, ast.Call) and len(value.arguments) == 1 else outline.fold(value)
@@ -108,7 +95,7 @@ def _fixed_size(section: ast.OutputSection, outline: Outline) -> int:
     size = 0
     for statement in section.body:
         if isinstance(statement, ast.Data):
-            size += _DATA_SIZES.get(statement.kind, 0)
+            size += ast.DATA_SIZES.get(statement.kind, 0)
         elif isinstance(statement, ast.Assign) and statement.target == ".":
             value = _constant(statement.value, outline)
             if value is not None and statement.op in {"=", "+="} and value < 1 << 40:
@@ -120,7 +107,7 @@ def _backwards_inside(section: ast.OutputSection, outline: Outline) -> Iterator[
     floor = 0
     for statement in section.body:
         if isinstance(statement, ast.Data):
-            floor += _DATA_SIZES.get(statement.kind, 0)
+            floor += ast.DATA_SIZES.get(statement.kind, 0)
         if not isinstance(statement, ast.Assign) or statement.target != ".":
             continue
         value = _constant(statement.value, outline)
@@ -137,7 +124,7 @@ def _backwards_inside(section: ast.OutputSection, outline: Outline) -> Iterator[
 
 def insert_past_end(context: Context) -> Iterator[Hit]:
     """INSERT AFTER .bss: the symbol that ends .bss does not cover what is inserted."""
-    outline = _outline(context)
+    outline = outline_of(context)
     for insert in outline.inserts:
         if insert.where == "AFTER" and insert.section == ".bss":
             names = ", ".join(placed.section.name for placed in outline.kept_sections) or "what is inserted"
@@ -150,7 +137,7 @@ def insert_past_end(context: Context) -> Iterator[Hit]:
 
 def missing_pattern(context: Context) -> Iterator[Hit]:
     """A section that the configuration expects is taken by no pattern."""
-    outline = _outline(context)
+    outline = outline_of(context)
     for expected in context.settings.expected_inputs:
         name = expected.replace("*", "x")
         if expected not in outline.patterns and not outline.catches(name):
@@ -168,7 +155,7 @@ def _likely_home(outline: Outline, name: str) -> ast.Span:
 
 def page_aligned_missing(context: Context) -> Iterator[Hit]:
     """Page-aligned .bss has a pattern, page-aligned .data has none although .data is placed."""
-    outline = _outline(context)
+    outline = outline_of(context)
     if ".bss" not in outline.words or "page" not in outline.words:
         return
     for _, spec in outline.inputs():
@@ -188,7 +175,7 @@ def page_aligned_missing(context: Context) -> Iterator[Hit]:
 
 def lma_not_charged(context: Context) -> Iterator[Hit]:
     """AT(address) into a region: ld does not check that the image fits there."""
-    outline = _outline(context)
+    outline = outline_of(context)
     regions = outline.regions
     if len(regions) < 2:
         return
@@ -235,7 +222,7 @@ def _inside(load: Value | None, region: tuple[int | None, int | None]) -> bool:
 def noload_lma(context: Context) -> Iterator[Hit]:
     """A NOLOAD section after one with AT> inherits the distance between run and load address."""
     shifted: dict[str, str] = {}
-    for placed in _outline(context).kept_sections:
+    for placed in outline_of(context).kept_sections:
         section = placed.section
         if not section.region:
             continue

@@ -10,7 +10,7 @@ from linker import ast
 from linker.bounds import Bounds, bounds_of
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import is_glob, matches
-from linker.outline import Outline
+from linker.outline import Outline, is_at_zero
 from linker.section_kinds import UNLOADED, kind_of
 
 from .given import outline_of, speaks_of_xen
@@ -191,7 +191,7 @@ def init_array_unsorted(context: Context) -> Iterator[Hit]:
         return
     by_family: dict[str, list[tuple[ast.InputSpec, ast.Pattern]]] = {}
     for section, spec in outline.inputs():
-        if section.name == "/DISCARD/" or _relocatable(section):
+        if section.name == "/DISCARD/" or is_at_zero(section):
             continue
         for pattern in spec.sections or ():
             family = next((name for name in _FAMILIES if pattern.name.startswith(name)), None)
@@ -205,10 +205,6 @@ def init_array_unsorted(context: Context) -> Iterator[Hit]:
                 script_place(first.span, first.name),
                 _sort(spec, first, family),
             )
-
-
-def _relocatable(section: ast.OutputSection) -> bool:
-    return isinstance(section.address, ast.Number) and section.address.value == 0
 
 
 def _alone(spec: ast.InputSpec, family: str) -> bool:

@@ -14,17 +14,12 @@ from linker.elffile import PF_W, PF_X, PT_NOTE, SHF_EXECINSTR, SHF_WRITE, SHT_NO
 from linker.findings import ERROR, NOTE, WARNING, Context, Example, Hit, Rule, elf_place, script_place
 from linker.match import any_match
 
-from .given import speaks_of_xen
+from .given import elf_of, speaks_of_xen
 
 XEN_ELFNOTE_ENTRY = 1
 XEN_ELFNOTE_HYPERCALL_PAGE = 2
 OWNER = b"Xen"
 _LEGACY = "__xen_guest"
-
-
-def _elf(context: Context) -> Elf:
-    assert context.elf is not None
-    return context.elf
 
 
 def _in_segments(elf: Elf) -> list[Note]:
@@ -50,7 +45,7 @@ def _in_sections(elf: Elf) -> list[tuple[str, int, Note]]:
 def _xen_elf(context: Context) -> bool:
     if context.settings.xen is not None:
         return context.settings.xen
-    elf = _elf(context)
+    elf = elf_of(context)
     return _LEGACY in elf.by_name or bool(_in_segments(elf)) or bool(_in_sections(elf))
 
 
@@ -75,7 +70,7 @@ def notes_outside_segment(context: Context) -> Iterator[Hit]:
     """A Xen note lies in no NOTE segment."""
     if not _xen_elf(context):
         return
-    elf = _elf(context)
+    elf = elf_of(context)
     covered = {note.offset for note in _in_segments(elf)}
     for name, address, note in _in_sections(elf):
         if note.offset not in covered:
@@ -89,7 +84,7 @@ def entry_outside_load(context: Context) -> Iterator[Hit]:
     """The entry that Xen jumps to lies in no executable LOAD segment."""
     if not _xen_elf(context):
         return
-    elf = _elf(context)
+    elf = elf_of(context)
     note = _notes(elf).get(XEN_ELFNOTE_ENTRY)
     value = _number(note, elf) if note is not None else None
     entry, what = (elf.entry, "the ELF entry") if value is None else (value, "the ENTRY note")
@@ -105,7 +100,7 @@ def hypercall_page(context: Context) -> Iterator[Hit]:
     """The hypercall page is not on a page, or not inside code."""
     if not _xen_elf(context):
         return
-    elf = _elf(context)
+    elf = elf_of(context)
     note = _notes(elf).get(XEN_ELFNOTE_HYPERCALL_PAGE)
     address = _number(note, elf) if note is not None else None
     if address is None:
@@ -197,7 +192,7 @@ def shared_page(context: Context) -> Iterator[Hit]:
     """Page-aligned data, which becomes read-only as page tables, shares a page with writable data."""
     if not _xen_elf(context):
         return
-    elf = _elf(context)
+    elf = elf_of(context)
     page = context.settings.page_size
     placed = sorted((item for item in elf.sections if item.occupies), key=lambda item: item.address)
     tables = [item for item in placed if any_match(context.settings.page_aligned, item.name)]
@@ -218,7 +213,7 @@ def read_only_sections(context: Context) -> Iterator[Hit]:
     """A LOAD that is mapped read-only holds a writable section."""
     if not _xen_elf(context):
         return
-    elf = _elf(context)
+    elf = elf_of(context)
     for section in elf.sections:
         if section.occupies and section.flags & SHF_WRITE:
             segment = elf.segment_of(section)

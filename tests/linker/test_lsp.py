@@ -27,7 +27,7 @@ MEMORY { RAM : ORIGIN = 0x100000, LENGTH = 64K }
 SECTIONS
 {
   .head : { *(.head) } > RAM
-  .text : { *(.vectors) *(.text) _etext = .; } > RAM
+  .text : { *(.ctors) *(.text) _etext = .; } > RAM
   .data : { /* \N{GRINNING FACE} */ *(.data) *(.data.page_aligned) } > RAM
   _size = SIZEOF(.text) + _heap;
 }
@@ -236,16 +236,16 @@ async def test_formatting(client):
 async def test_code_actions_mend_and_suppress(client):
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
-    actions = await editor.actions(".vectors")
+    actions = await editor.actions(".ctors")
     by_title = {action.title: action for action in actions}
     mend = next(action for action in actions if action.is_preferred and "KEEP" in action.title)
     assert mend.kind == types.CodeActionKind.QuickFix
     mended = editor.edited(mend.edit.changes[editor.uri])
-    assert mended == SCRIPT.replace("*(.vectors)", "KEEP(*(.vectors))")
+    assert mended == SCRIPT.replace("*(.ctors)", "KEEP(*(.ctors))")
     quiet = editor.edited(by_title["switch not-kept off for this line"].edit.changes[editor.uri])
     assert "  /* lint: disable=not-kept */\n  .text" in quiet
     everything = next(action for action in actions if action.kind == types.CodeActionKind.SourceFixAll)
-    assert "KEEP(*(.vectors))" in editor.edited(everything.edit.changes[editor.uri])
+    assert "KEEP(*(.ctors))" in editor.edited(everything.edit.changes[editor.uri])
     assert "not-kept" not in {one.code for one in await editor.type(mended)}
     assert "not-kept" not in {one.code for one in await editor.type(quiet)}
 
@@ -284,7 +284,7 @@ SCREEN = """\
  4 |   .head : { *(.head) } > RAM
  5 |   .data : { *(.data) *(.data.page_aligned) } > RAM
    |                        ^^^^^^^^^^^^^^^^^^ Error page-aligned-order
- 6 |   .text : { *(.isr_vector) . = ALIGN(6); } > RAM
+ 6 |   .text : { *(.init_array) . = ALIGN(6); } > RAM
    |               ^^^^^^^^^^^ Warning not-kept
    |                                ^^^^^^^^ Error align-not-power-of-two
  7 |   _free = LENGTH(RAM) - 0x1000;
@@ -295,9 +295,9 @@ hover _free: `_free` = 0xf000 = 61440 (60 KiB)
 hover ALIGN: The location counter, or the expression, rounded up to a multiple of n
 definition RAM): 1:10
 definition _free: 7:3
-action .isr_vector: put *(...) into KEEP()
-action .isr_vector: switch not-kept off for this line
-action .isr_vector: mend everything that can be mended
+action .init_array: put *(...) into KEEP()
+action .init_array: switch not-kept off for this line
+action .init_array: mend everything that can be mended
 """
 
 
@@ -323,7 +323,7 @@ async def test_a_screen_of_answers(client):
         for place in await editor.definition(at, shift):
             start = place.range.start
             screen.append(f"definition {at}: {start.line + 1}:{start.character + 1}")
-    screen += [f"action .isr_vector: {one.title}" for one in await editor.actions(".isr_vector")]
+    screen += [f"action .init_array: {one.title}" for one in await editor.actions(".init_array")]
     assert "\n".join(screen) + "\n" == SCREEN
 
 
