@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-from domainbuilder.commands.launch import SymbolsFile
+from domainbuilder.commands.launch import Format, SymbolsFile
 
 File = Annotated[
     str, typer.Argument(metavar="CORE", help="A dump of `launch --core`, or of xl.", show_default=False)
 ]
 
 
-def inspect(core: File, symbols: SymbolsFile = None) -> None:
+OutputFormat = Annotated[Format, typer.Option("--format", help="Text, or one JSON document with all of it.")]
+
+
+def inspect(core: File, symbols: SymbolsFile = None, output_format: OutputFormat = Format.text) -> None:
     """Show a dump of a PV domain: registers, backtraces, mappings.
 
     Each vCPU with its code and stack, what is mapped for it, xenstore, and the console.
@@ -25,8 +28,11 @@ def inspect(core: File, symbols: SymbolsFile = None) -> None:
     Exit codes: 0 shown; 2 unusable input.
     """
     from domainbuilder.saved.core_file import CoreFile
-    from domainbuilder.saved.core_text import render_core
     from domainbuilder.symbols.read import read_symbols
 
     names = read_symbols(symbols) if symbols is not None else None
-    sys.stdout.write(render_core(CoreFile(core), names))
+    if output_format is Format.json:
+        from domainbuilder.reports.core_report import core_json as render
+    else:
+        from domainbuilder.saved.core_text import render_core as render
+    sys.stdout.write(render(CoreFile(core), names))

@@ -8,7 +8,7 @@ describes it, docs/launch.schema.json is the JSON Schema of `LaunchReport`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from domainbuilder.launch.crash_report import CrashReport, HypercallRecord
 from domainbuilder.launch.disassembly import Instruction
@@ -18,6 +18,9 @@ from domainbuilder.launch.session import Outcome
 from domainbuilder.launch.stop_report import StopReport, VcpuReport
 from domainbuilder.launch.visible import visible
 from domainbuilder.reports import Address, Model, Text
+
+if TYPE_CHECKING:
+    from domainbuilder.saved.core_vcpu import VcpuState
 
 
 class ExpectationReport(Model):
@@ -281,7 +284,7 @@ def _statistics(stats: Statistics) -> StatisticsReport:
     )
 
 
-def _registers(crash: CrashReport | VcpuReport) -> RegistersReport:
+def _registers(crash: CrashReport | VcpuReport | VcpuState) -> RegistersReport:
     r = crash.registers
     return RegistersReport(
         general=dict(r.general),
@@ -345,7 +348,7 @@ def _instructions(code: Sequence[Instruction]) -> list[InstructionReport]:
     ]
 
 
-def _place(at: CrashReport | VcpuReport) -> dict[str, Any]:
+def vcpu_fields(at: CrashReport | VcpuReport | VcpuState) -> dict[str, Any]:
     """Where a vCPU stands."""
     return {
         "registers": _registers(at),
@@ -366,7 +369,7 @@ def _crash(crash: CrashReport) -> CrashModel:
         domain_id=crash.domain_id,
         vcpu=crash.vcpu,
         guest_ns=crash.guest_ns,
-        **_place(crash),
+        **vcpu_fields(crash),
         trace=[StackWordReport(address=w.address, value=w.value, symbol=w.symbol) for w in crash.trace],
         symbols=crash.symbols,
         hypercalls=[_hypercall(call) for call in crash.hypercalls],
@@ -390,7 +393,7 @@ def _stop(stop: StopReport) -> StopModel:
                 state=v.state,
                 event_mask=v.event_mask,
                 upcall_pending=v.upcall_pending,
-                **_place(v),
+                **vcpu_fields(v),
             )
             for v in stop.vcpus
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import random
 import struct
@@ -11,16 +12,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import jsonschema
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from domainbuilder import ImageError, launch
 from domainbuilder.conform.run import bundled
+from domainbuilder.reports.core_report import CoreReport
 from domainbuilder.saved.core_file import CoreFile
 from domainbuilder.saved.core_text import render_core
 from hvcore.public.vcpu_guest_context import xen_cr3_to_pfn
 
 REAL = Path(__file__).with_name("data") / "suspend-64.core.xz"
+SCHEMA = Path(__file__).parents[3] / "docs" / "inspect.schema.json"
 MUTANTS = 60
 
 
@@ -58,6 +62,26 @@ def test_inspect_shows_what_the_crash_report_says(crashed: tuple[Path, str]) -> 
     assert "2 checks, 1 of them of refusals" in shown.stdout
     assert "/local/domain/1/console/limit" in shown.stdout
     assert "c0000000-" in shown.stdout
+
+
+def test_the_same_as_json(crashed: tuple[Path, str], real: Path) -> None:
+    core, _ = crashed
+    schema = json.loads(SCHEMA.read_text())
+    assert schema == CoreReport.model_json_schema(mode="serialization")
+    text, done = cli("inspect", core).stdout, cli("inspect", core, "--format", "json")
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schema)
+    vcpu = document["vcpus"][0]
+    assert f"{int(vcpu['registers']['general']['rax'], 16):016x}" in text
+    assert next(line["text"] for line in vcpu["code"] if line["current"]) in text
+    assert all(f"{int(word, 16):0{document['bits'] // 4}x}" in text for word in vcpu["stack"])
+    assert all(f"{int(row['start'], 16):0{document['bits'] // 4}x}-" in text for row in document["mappings"])
+    assert "2 checks, 1 of them of refusals" in document["console"]
+    assert document["xenstore"]["/local/domain/1/console/limit"]
+    assert f"in the file at {document['console_ring']['offset']}" in text
+    of_xl = json.loads(cli("inspect", real, "--format", "json").stdout)
+    jsonschema.validate(of_xl, schema)
+    assert (of_xl["bits"], of_xl["kernel"], of_xl["xenstore"]) == (64, None, {})
 
 
 def test_the_console_ring_is_where_it_is_said_to_be(crashed: tuple[Path, str]) -> None:
