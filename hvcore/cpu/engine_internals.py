@@ -69,6 +69,8 @@ class Internals:
         words.cpu = self._cpu.value or 0
         words.env = self._env.value or 0
         words.uc_reg_read = address_of(self._lib.uc_reg_read)
+        compute_all = function(self._lib, "cpu_cc_compute_all")
+        words.cc_compute_all = address_of(compute_all) if compute_all else 0
         words.uc_emu_stop = address_of(self._lib.uc_emu_stop)
         words.raise_exception_err = address_of(self._raise) if self._raise else 0
         flush, flush_page = function(self._lib, "tlb_flush"), self._flush_page

@@ -55,6 +55,7 @@ class EngineWords(ctypes.Structure):
     translator: int
     uc_emu_stop: int
     uc_reg_read: int
+    cc_compute_all: int
     raise_exception_err: int
     tlb_flush: int
     tlb_flush_page: int

@@ -5,11 +5,16 @@ enum { UC_X86_REG_EFLAGS = 25, X86_EFLAGS_MBS = 2, ARITHMETIC = 0x8d5, EFLAGS_DF
 enum { DESC_B = 1 << 22, DESC_L = 1 << 21 };
 
 typedef int reg_read_function(void *uc, int number, void *value);
+typedef uint32_t compute_all_function(void *env, int cc_op);
 
-/* EFLAGS, with the lazily kept arithmetic flags worked out */
+/* EFLAGS of a guest that runs, with the lazily kept arithmetic flags worked out: cpu_compute_eflags() */
 uint64_t hv_read_eflags(const struct hv_engine *e) {
-    uint64_t eflags = 0;
-    ((reg_read_function *)e->uc_reg_read)((void *)e->uc, UC_X86_REG_EFLAGS, &eflags);
+    const uint32_t *words = (const uint32_t *)e->env;
+    uint64_t eflags = ((const uint64_t *)e->env)[EFLAGS];
+    if (likely(e->cc_compute_all != 0))
+        eflags |= ((compute_all_function *)e->cc_compute_all)((void *)e->env, (int)words[CC_OP]) | (words[DF] & EFLAGS_DF);
+    else
+        ((reg_read_function *)e->uc_reg_read)((void *)e->uc, UC_X86_REG_EFLAGS, &eflags);
     return (eflags & EFLAGS_SETTABLE) | X86_EFLAGS_MBS;
 }
 

@@ -22,6 +22,7 @@
     WORD(translator)          /* the TCGContext whose blocks pace themselves */ \
     WORD(uc_emu_stop)         /* functions of the library */ \
     WORD(uc_reg_read) \
+    WORD(cc_compute_all)      /* 0: not in this build */ \
     WORD(raise_exception_err) \
     WORD(tlb_flush) \
     WORD(tlb_flush_page) \

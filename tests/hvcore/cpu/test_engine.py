@@ -184,10 +184,11 @@ def test_tf_behind_syscall_traps_at_once_unless_it_is_deferred(rig: Rig, deferre
 
 
 @pytest.mark.parametrize("flags", [0x202, 0x202 | 0x8D5, 0x202 | 0x400, 0x202 | 0x40000 | 0x200000])
-@pytest.mark.parametrize("live", [True, False])
-def test_syscall_leaves_rip_and_flags_in_registers(flags: int, live: bool) -> None:
+@pytest.mark.parametrize(("live", "finds_compute"), [(True, True), (True, False), (False, True)])
+def test_syscall_leaves_rip_and_flags_in_registers(flags: int, live: bool, finds_compute: bool) -> None:
     """SDM and APM: RCX = RIP of the next instruction, R11 = RFLAGS with RF clear."""
     rig = Rig(live_window=live)
+    rig.engine.words.cc_compute_all *= finds_compute
     seen = []
 
     def on_syscall() -> None:
