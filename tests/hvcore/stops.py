@@ -18,6 +18,7 @@ from hvcore.backends.disk import Disk
 from hvcore.cpu.processor import RIP, RSP
 from hvcore.debug.view import GuestView
 from hvcore.host import Host
+from hvcore.host_state import HostState
 from hvcore.machine import BOOT_TIME_NS, Machine, Stop
 from hvcore.stats import Stats
 
@@ -44,7 +45,8 @@ class Schedule:
 
     From `first_ns` of the guest's time on they are `gap_ns` apart on average, and farther and farther later.
     With `thread` another thread asks for stops as well, whenever it gets to it. Up to `restores` times the
-    host is saved, restored as another one, and goes on there.
+    host is saved, restored as another one, and goes on there; with `fresh` in a process in which nothing has
+    run before (tests/hvcore/fresh.py).
     """
 
     seed: int
@@ -53,6 +55,20 @@ class Schedule:
     skip_loops: bool = True
     thread: bool = False
     restores: int = 0
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A run that is to go on elsewhere: the host as it stands, and what is known of the run."""
+
+    state: HostState
+    subject: Subject
+    schedule: Schedule
+    random: object  # Random.getstate()
+    restores: int
+    stops: int
+    output: bytes
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class Run:
     """A guest on its way; `m` is another machine after each restore."""
 
     def __init__(self, m: Machine, subject: Subject, schedule: Schedule | None, output: bytearray) -> None:
+        """A run that begins, or goes on in a machine of which nothing is armed yet."""
         self.subject = subject
         self.output = output
         self.schedule = schedule
@@ -108,8 +125,26 @@ class Run:
         self.stops = 0
         self.is_over = self.is_to_be_restored = False
         self._arm(m)
-        if schedule is not None:
-            self._arm_stop(schedule.first_ns)
+
+    def begin(self) -> None:
+        """Arm the first stop."""
+        if self.schedule is not None:
+            self._arm_stop(self.schedule.first_ns)
+
+    def rest(self) -> Rest:
+        """What another process has to know to go on."""
+        assert self.schedule is not None
+        state = self.m.host.save()
+        return Rest(
+            state, self.subject, self.schedule, self.random.getstate(), self.restores, self.stops,
+            bytes(self.output),
+        )  # fmt: skip
+
+    def be(self, rest: Rest) -> None:
+        """Go on as that run, which is to be restored, would."""
+        self.random.setstate(rest.random)  # type: ignore[arg-type]
+        self.restores, self.stops = rest.restores, rest.stops
+        self._next_stop()
 
     def _arm(self, m: Machine) -> None:
         """Take a machine: what is still to be typed, and the end."""
@@ -153,6 +188,8 @@ class Run:
             stop = self.m.run()
             if stop is not Stop.PAUSED or self.is_over:
                 return stop
+            if self.is_to_be_restored and self.schedule is not None and self.schedule.fresh:
+                return stop
             if self.is_to_be_restored:
                 self.is_to_be_restored = False
                 old = self.m.host
@@ -179,19 +216,35 @@ def run(subject: Subject, schedule: Schedule | None = None) -> Result:
     output = bytearray()
     with launched(subject, output) as dom:
         guest = Run(dom.machine, subject, schedule, output)
+        guest.begin()
         started = time.process_time()
         if schedule is not None and schedule.thread:
             with other_thread(guest):
                 stop = guest.to_the_end()
         else:
             stop = guest.to_the_end()
-        result = _result(guest, stop, time.process_time() - started)
-        guest.m.host.close()
-        return result
+        return _end(guest, stop, time.process_time() - started)
 
 
-def _result(guest: Run, stop: Stop, seconds: float) -> Result:
-    return result_of(guest.m, stop, guest.output, guest.stops, seconds)
+def go_on(rest: Rest) -> Result:
+    """A run from elsewhere to its end, in this process or in the next."""
+    output = bytearray(rest.output)
+    host = Host.restore(rest.state, lambda _domid, data: output.extend(data))
+    guest = Run(host.machines[1], rest.subject, rest.schedule, output)
+    guest.be(rest)
+    return _end(guest, guest.to_the_end(), 0)
+
+
+def _end(guest: Run, stop: Stop, seconds: float) -> Result:
+    """What the run comes to, here or where it goes on."""
+    if guest.is_to_be_restored:
+        from tests.hvcore.fresh import process
+
+        result = process().finish(guest.rest())
+    else:
+        result = result_of(guest.m, stop, guest.output, guest.stops, seconds)
+    guest.m.host.close()
+    return result
 
 
 def result_of(

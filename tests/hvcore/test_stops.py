@@ -74,6 +74,7 @@ def schedules(whole: Result) -> st.SearchStrategy[Schedule]:
         skip_loops=st.booleans(),
         thread=st.booleans(),
         restores=st.integers(0, 2),
+        fresh=st.booleans(),
     )
 
 
@@ -115,3 +116,10 @@ def test_grub(subject: Callable[[str], Subject], name: str) -> None:
 def test_two_seconds_of_debians_boot(subject: Callable[[str], Subject], vcpus: int) -> None:
     whole = check(subject(f"vmlinuz-bookworm-amd64/{vcpus}"), 1)
     assert "Linux version" in whole.console
+
+
+def test_a_run_goes_on_in_processes_in_which_nothing_has_run(subject: Callable[[str], Subject]) -> None:
+    whole = run(subject("hello"))
+    parts = run(subject("hello"), Schedule(1, 1_000_000, 300_000, restores=3, fresh=True))
+    assert parts == whole
+    assert parts.seconds == 0  # which is not counted elsewhere
