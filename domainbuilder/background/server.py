@@ -26,6 +26,7 @@ from domainbuilder.background.wire import MOST_BYTES, line, read_line
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.create import action_of, booted
 from domainbuilder.launch.domain import RunningDomain, launch
+from domainbuilder.launch.options import vifs_of
 from domainbuilder.xl.config_json import parse_json
 from domainbuilder.xl.config_syntax import Source, parse
 from domainbuilder.xl.domain_config import DomainConfig, read_config
@@ -283,8 +284,8 @@ def _live(server: Server, config: DomainConfig, started: Callable[[], None], *, 
         with booted(config) as (kernel, ramdisk, cmdline):
             dom = launch(
                 kernel, config.memory, ramdisk=ramdisk, cmdline=cmdline, vcpus=config.vcpus,
-                cap=config.cap if config.cap <= 100 else 0, disks=config.disks, name=config.name,
-                console_output=server.printed, cache=cache,
+                cap=config.cap if config.cap <= 100 else 0, disks=config.disks,
+                vifs=vifs_of(config.vif_texts), name=config.name, console_output=server.printed, cache=cache,
             )  # fmt: skip
         with dom:
             started()

@@ -109,6 +109,17 @@ Disks = Annotated[
 SnapshotDisks = Annotated[
     bool, typer.Option("--snapshot", help="Leave the disks' files as they are: writes stay in memory.")
 ]
+Vifs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vif",
+        metavar="SPEC",
+        help="A network interface, as xl writes it: bridge=xenbr0,mac=.., or ''. Again for another one.",
+    ),
+]
+Pcap = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the frames that pass its switches there (pcapng).")
+]
 Record = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write there what is typed, and when by its clock."),
@@ -221,6 +232,8 @@ def launch(
     cmdline: Cmdline = "",
     vcpus: Vcpus = 1,
     disk: Disks = None,
+    vif: Vifs = None,
+    pcap: Pcap = None,
     snapshot: SnapshotDisks = False,
     upper_ptwr: UpperPtwr = False,
     expect: Expect = None,
@@ -264,7 +277,7 @@ def launch(
     """
     from domainbuilder.errors import BuildError
     from domainbuilder.launch.observing import Observing
-    from domainbuilder.launch.options import disks_of
+    from domainbuilder.launch.options import disks_of, vifs_of
     from domainbuilder.launch.run import LaunchOptions, run_launch
 
     if (until is None) != (keep is None):
@@ -282,6 +295,7 @@ def launch(
         cmdline=cmdline,
         vcpus=vcpus,
         disks=disks_of(disk or [], snapshot=snapshot),
+        vifs=vifs_of(vif or []),
         upper_ptwr=upper_ptwr,
         steps=steps_of(ctx, expect, send),
         until_match=until_match,
@@ -310,6 +324,7 @@ def launch(
             profile_us=profile_every,
             coverage=coverage,
             report=report,
+            pcap=pcap,
         ),
     )
     raise typer.Exit(run_launch(options).code)

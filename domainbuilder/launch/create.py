@@ -17,6 +17,7 @@ from domainbuilder.bootloader.disk import PartOfDisk, open_disk
 from domainbuilder.bootloader.pygrub import read_boot, survey, wanted
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.inputs import open_input
+from domainbuilder.launch.options import vifs_of
 from domainbuilder.launch.run import LaunchOptions, run_launch
 from domainbuilder.xl.config_json import is_json, parse_json
 from domainbuilder.xl.config_syntax import ConfigError, Source, parse
@@ -74,6 +75,7 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
                     vcpus=config.vcpus,
                     cap=config.cap if config.cap <= 100 else 0,  # more than one processor is as good as none
                     disks=config.disks,
+                    vifs=vifs_of(config.vif_texts),
                     name=config.name,
                 )
             )

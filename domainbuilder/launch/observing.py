@@ -25,11 +25,12 @@ class Observing:
     profile_us: int = 1000
     coverage: Path | None = None
     report: Path | None = None
+    pcap: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The files that are to be written."""
-        files = self.trace, self.profile, self.coverage, self.report
+        files = self.trace, self.profile, self.coverage, self.report, self.pcap
         return [path for path in files if path is not None]
 
     def check(self) -> None:
@@ -85,4 +86,24 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
             from domainbuilder.launch.html_report import reported
 
             stack.enter_context(reported(dom, wanted.report, reason))
+        if wanted.pcap is not None:
+            stack.enter_context(_captured(dom, wanted.pcap))
         yield
+
+
+@contextmanager
+def _captured(dom: RunningDomain, path: Path) -> Iterator[None]:
+    """Write what passes the switches that the domain is on; the file is whole when the block ends."""
+    from hvcore.debug.pcapng import PcapngWriter
+    from hvcore.machine import WALLCLOCK_NS
+
+    with path.open("wb") as file:
+        writer = PcapngWriter(file, WALLCLOCK_NS)
+        switches = list(dom.machine.host.switches.values())
+        for switch in switches:
+            switch.taps.append(writer.frame)
+        try:
+            yield
+        finally:
+            for switch in switches:
+                switch.taps.remove(writer.frame)

@@ -34,6 +34,7 @@ from hvcore.public.xen import PAGE_SHIFT
 if TYPE_CHECKING:
     from domainbuilder.saved.kept import Resumption
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class LaunchOptions:
     vcpus: int = 1
     upper_ptwr: bool = False
     disks: tuple[Disk, ...] = ()
+    vifs: tuple[Vif, ...] = ()
     cap: int = 0
     name: str = "guest"
     steps: tuple[Step, ...] = ()
@@ -149,6 +151,7 @@ def _asked(options: LaunchOptions) -> Options:
         cap=options.cap,
         name=options.name,
         disks=options.disks,
+        vifs=options.vifs,
         upper_ptwr=options.upper_ptwr,
         timeout=options.timeout,
         max_guest_seconds=options.max_guest_seconds,

@@ -251,6 +251,8 @@ class Resumption:
             raise BuildError(
                 "what is resumed cannot be recorded or replayed: that begins at the guest's start"
             )
+        if chosen.vifs:
+            raise BuildError("a domain with interfaces is not kept: others may have sent it something")
         if chosen.disks:
             raise BuildError("a domain with disks is not kept: what is on them may have changed since")
         self._started = time.monotonic()

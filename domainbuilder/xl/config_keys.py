@@ -66,10 +66,9 @@ KEYS: dict[str, Key] = {
     **_honoured(_N, "memory maxmem vcpus maxvcpus cap"),
     **_honoured(_S, "on_poweroff on_reboot on_watchdog on_crash on_soft_reset"),
     **_honoured(_W, "bootloader_args"),
-    **_honoured(_L, "disk"),
+    **_honoured(_L, "disk vif"),
     # No effect, and why.
     **_idle(_N, "cpu_weight period slice latency extratime", "the domain shares its processor with no other"),
-    **_idle(_L, "vif", "there is no network here, and the domain gets no interface"),
     **_idle(_W, "cpus cpus_soft", _NO_PROCESSORS),
     **_idle(_S, "pool", _NO_PROCESSORS),
     **_idle(_S, "seclabel init_seclabel device_model_stubdomain_seclabel", "there is no XSM policy here"),

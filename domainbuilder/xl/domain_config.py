@@ -54,6 +54,11 @@ class DomainConfig:
     disks: tuple[Disk, ...] = ()
     vifs: tuple[Vif, ...] = ()
 
+    @property
+    def vif_texts(self) -> list[str]:
+        """The interfaces as xl writes each: what domainbuilder.xl.vif.parse_vif() reads."""
+        return [",".join(f"{name}={value}" for name, value in vif.options.items()) for vif in self.vifs]
+
 
 class Remark(NamedTuple):
     """Something to be told that is no error: where (NAME:LINE), and what."""

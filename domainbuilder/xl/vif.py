@@ -1,7 +1,7 @@
 """xl's syntax of network interfaces (xl-network-configuration(5)): `mac=..., bridge=..., rate=...`.
 
-Each is optional, as in tools/xl/xl_parse.c of Xen 4.17. What a switch of this host has no use for is refused
-by its name.
+Each is optional, as in tools/xl/xl_parse.c of Xen 4.17. What names the interface in domain 0 is taken and has
+no effect here, where there is none to name; what a switch of this host has no use for is refused by its name.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Callable
 from domainbuilder.errors import BuildError, Where
 from hvcore.backends.vif import MTU, Vif
 
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _RATE = re.compile(r"([0-9]{1,9})([GMK]?)([bB])/s(?:@([0-9]{1,9})([mu]?)s)?")
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 _USECS = {"": 1000000, "m": 1000, "u": 1}
 _DEFAULT_INTERVAL_US = 50000
-_REFUSED = frozenset(("netdev", "gatewaydev", "backend", "vifname", "model", "accel", "devid", "forwarddev"))
+_IDLE = frozenset(("vifname", "model", "netdev", "accel"))
+_REFUSED = frozenset(("gatewaydev", "backend", "devid", "forwarddev"))
 
 
 def parse_rate(text: str) -> tuple[int, int] | None:
@@ -37,7 +38,7 @@ _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
     "type": (lambda text: text == "vif", "vif, of which a PV guest has the frontend"),
     "script": (lambda text: text == "vif-bridge", "vif-bridge: no script is run here"),
     "mac": (
-        lambda text: bool(_MAC.fullmatch(text)) and not int(text[1], 16) & 1,
+        lambda text: bool(_MAC.fullmatch(text)) and not int(text.partition(":")[0], 16) & 1,
         "six bytes of one station, such as 00:16:3e:01:02:03",
     ),
     "bridge": (lambda text: bool(_NAME.fullmatch(text)), "a name, such as xenbr0"),
@@ -57,6 +58,8 @@ def parse_vif(text: str) -> Vif:
     chosen: dict[str, str] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         name, equals, value = map(str.strip, part.partition("="))
+        if name in _IDLE:
+            continue
         if name in _REFUSED:
             raise fail(f"there is no {name} here", value)
         if not equals or name not in _CHECKS:
@@ -67,7 +70,7 @@ def parse_vif(text: str) -> Vif:
         chosen[name] = value
     rate, interval = parse_rate(chosen.get("rate", "")) or (0, _DEFAULT_INTERVAL_US)
     return Vif(
-        mac=chosen.get("mac", "").lower(),
+        mac=":".join(part.zfill(2) for part in chosen.get("mac", "").lower().split(":") if part),
         bridge=chosen.get("bridge", "xenbr0"),
         ip=chosen.get("ip", ""),
         rate=rate,

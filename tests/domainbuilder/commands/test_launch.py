@@ -15,9 +15,11 @@ import pytest
 import domainbuilder
 from domainbuilder.build.image import save_image
 from domainbuilder.errors import BuildError
+from domainbuilder.launch.observing import Observing
 from domainbuilder.launch.run import LaunchOptions, run_launch
 from domainbuilder.launch.script import Step
 from domainbuilder.reports.launch_report import LaunchReport
+from hvcore.backends.vif import Vif
 from hvcore.cpu.compiled import core
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel
 
@@ -283,3 +285,14 @@ def test_start_up_imports_nothing_that_is_not_needed(hello: Path) -> None:
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "unicorn" in loaded
     assert not loaded & {"typer", "pydantic", "capstone", "lief", "elftools", "rich"}
+
+
+def test_an_interface_and_a_capture(run: Callable[..., int], hello: Path, tmp_path: Path) -> None:
+    """The guest has no driver: the file is a section without frames, and what is no interface is refused."""
+    capture = tmp_path / "frames.pcapng"
+    observing = Observing(pcap=capture)
+    assert run(PROMPT, ("send", "halt\n"), vifs=(Vif(),), observing=observing) == 0
+    assert capture.read_bytes()[:4].hex() == "0a0d0d0a"
+    assert len(capture.read_bytes()) == 28
+    with pytest.raises(BuildError, match="invalid script"):
+        domainbuilder.launch(hello, vifs=["script=mine"])
