@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
+import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Undo = Callable[[], object]
 _ATOMS = (int, str, bytes, float, type(None), type, Enum, mmap.mmap)
+_UNDO_BYTES = 200
 _OURS, _ONLOOKERS = "hvcore.", "hvcore.debug."
 
 
@@ -51,12 +52,13 @@ class Mark:
         self._context: EngineContext = engine.save_context()
         elsewhere = {id(memory.buffer), id(engine.window.bytes.obj)}
         self._objects = _undo_all([root, engine.words], [engine, pages], elsewhere)
+        self._size = sum(map(_held, self._objects))
         self._mark: PageMark = pages.set_mark()
 
     @property
     def size(self) -> int:
-        """What the copy of memory takes, in bytes."""
-        return os.fstat(self._mark.fd).st_blocks * 512
+        """What it takes beside the copies of pages (MarkedPages.size), in bytes."""
+        return self._size
 
     def go_back(self) -> None:
         """Put everything back to what it was."""
@@ -78,15 +80,23 @@ class Mark:
 
     def _drop_code(self, runs: list[Run]) -> None:
         """What was translated from pages that go back to other contents."""
-        engine, content, view = self._engine, self._mark.content, self._memory.view
+        engine, mark, view = self._engine, self._mark, self._memory.view
         base, known = self._memory.base_mfn << PAGE_SHIFT, engine.code_pages.known
         holds_code = engine.code_pages.holds_code
         for start, end in runs:
             for at in range(start, end, 1 << PAGE_SHIFT):
                 if known and not holds_code(at >> PAGE_SHIFT):
                     continue
-                if bytes(view[at : at + 4096]) != bytes(content[at : at + 4096]):
+                if bytes(view[at : at + 4096]) != bytes(mark.content(at)):
                     engine.flush_code(base + at, base + at + 4096)
+
+
+def _held(undo: Undo) -> int:
+    """About how many bytes it keeps."""
+    arguments = undo.args if isinstance(undo, partial) else ()
+    return _UNDO_BYTES + sum(
+        sys.getsizeof(one) for one in arguments if isinstance(one, bytes | bytearray | array)
+    )
 
 
 def _undo_all(roots: list[object], but: list[object], elsewhere: set[int]) -> list[Undo]:

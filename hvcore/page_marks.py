@@ -1,6 +1,6 @@
 """A machine's memory as it was at a mark, put back by the pages that were written since.
 
-The memory is written once to a file without a name and mapped from it, privately, where it was: neither the
+The memory is written to a file without a name and mapped from it, privately, where it was: neither the
 engine nor any view of it notices. From then on a page that is the process's own is one that was written, and
 the kernel says which those are: PAGEMAP_SCAN (Linux 6.7), else /proc/self/pagemap. Pages are put back by
 copying and stay the process's own, so that writing to them again costs no fault; and where the process has
@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hvcore.errors import EngineError
+from hvcore.page_store import CHUNK, Base, Pool, Table, Version, content_of, differing, runs_of
 from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -39,16 +40,21 @@ _MANY_PAGES = 4096  # a process that owns more gives them back, and begins anew
 class PageMark:
     """What a machine's memory held at the mark, for as long as somebody keeps this. Made by `set_mark()`."""
 
-    def __init__(self, size: int) -> None:
-        self.fd = os.memfd_create("domainbuilder", os.MFD_CLOEXEC)
-        weakref.finalize(self, os.close, self.fd)
-        os.ftruncate(self.fd, size)
-        self._mapped = mmap.mmap(self.fd, size)
-        self.content = memoryview(self._mapped)
+    __slots__ = ("__weakref__", "table")
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def content(self, at: int) -> bytes | memoryview:
+        """The page at an offset, as it was."""
+        return content_of(self.table, at >> PAGE_SHIFT)
 
 
 class MarkedPages:
-    """The memory of one machine and its marks, of which it is mapped from the last that it was at."""
+    """The memory of one machine and its marks, of which it is mapped from the last that it was at.
+
+    A mark copies the pages that were written since the one before, and has the others in common with it.
+    """
 
     def __init__(self, memory: MachineMemory) -> None:
         self._memory = memory
@@ -56,20 +62,67 @@ class MarkedPages:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory.view))
         self._size = len(memory.view)
         self._at: PageMark | None = None
+        self._base: Base | None = None  # the file that the memory is mapped from, with what `_at` holds
+        self._pool = Pool()
         self._runs: list[Run] = []
         self._faults = -1  # of this process, when `_runs` was found
-        self._pid = 0
+        self._scanned_by = 0  # the process that found them
+        self._pid = os.getpid()  # which alone sees the file and the pool
+        _ALL.add(self)
+
+    @property
+    def size(self) -> int:
+        """What all marks take together, in bytes."""
+        return self._pool.size + (self._base.size if self._base is not None else 0)
 
     def set_mark(self) -> PageMark:
         """Keep what the memory holds now. Raises EngineError where this host cannot."""
         try:
-            mark = PageMark(self._size)
-            for start, end in self._filled():
-                mark.content[start:end] = self._view[start:end]
-            self._map(mark)
-        except OSError as error:
-            raise EngineError(f"this host cannot keep the memory: {error.strerror}") from error
+            if self._at is not None and self._is_ours():
+                mark = self._next_mark(self._at)
+            else:
+                mark = self._first_mark()
+        except (OSError, ValueError) as error:
+            raise EngineError(f"this host cannot keep the memory: {error}") from error
+        self._at, self._faults = mark, -1
         return mark
+
+    def _first_mark(self) -> PageMark:
+        base = Base(self._size)
+        count = self._size >> PAGE_SHIFT
+        versions: list[Version | None] = [None] * (count + -count % CHUNK)
+        for start, end in self._filled():
+            base.view[start:end] = self._view[start:end]
+            for at in range(start, end, PAGE_SIZE):
+                versions[at >> PAGE_SHIFT] = Version(base, at)
+        self._map(base)
+        return PageMark([tuple(versions[i : i + CHUNK]) for i in range(0, len(versions), CHUNK)])
+
+    def _next_mark(self, last: PageMark) -> PageMark:
+        base, view = self._base, self._view
+        assert base is not None
+        own = _own_pages(self._address, self._size, shared_too=False)
+        changed: dict[int, list[Version | None]] = {}
+        for start, end in own:
+            for at in range(start, end, PAGE_SIZE):
+                content = view[at : at + PAGE_SIZE]
+                if bytes(content) == bytes(base.page(at)):
+                    continue
+                chunk, i = divmod(at >> PAGE_SHIFT, CHUNK)
+                row = changed.setdefault(chunk, list(last.table[chunk]))
+                self._displace(row[i])
+                base.page(at)[:] = content
+                row[i] = Version(base, at)
+        table = list(last.table)
+        for chunk, row in changed.items():
+            table[chunk] = tuple(row)
+        self._give_up(own)
+        return PageMark(table)
+
+    def _displace(self, version: Version | None) -> None:
+        """The memory's file is to hold another version of that page: this one goes to the pool."""
+        if version is not None and version.store is self._base:
+            version.move_to(self._pool, self._pool.keep(version.content))
 
     def settle(self) -> None:
         """Have the memory mapped from a file where much of it is the process's own: a fork has less to copy.
@@ -82,44 +135,111 @@ class MarkedPages:
             with suppress(EngineError):
                 self.set_mark()
 
+    def before_fork(self) -> None:
+        """The process is about to be forked: what the other one sees as well is not written any more."""
+        self._pid = 0
+
     def close(self) -> None:
         """Hold no mark any more."""
-        self._at = None
+        self._at = self._base = None
 
     def written(self, mark: PageMark) -> list[Run] | None:
-        """What may differ from the mark; None where that cannot be told, since another was the last."""
-        if mark is not self._at:
+        """What may differ from the mark; None where that cannot be told: a fork was in between."""
+        at = self._at
+        if mark is not at and (at is None or not self._is_ours()):
             return None
-        faults = _page_faults()
-        if faults != self._faults or os.getpid() != self._pid:
+        faults, pid = _page_faults(), os.getpid()
+        if faults != self._faults or pid != self._scanned_by:
             self._runs = _own_pages(self._address, self._size, shared_too=False)
-            self._pid = os.getpid()
-        return self._runs
+            self._scanned_by = pid
+        if mark is at or at is None:
+            return self._runs
+        pages = set(differing(at.table, mark.table))
+        for start, end in self._runs:
+            pages.update(range(start >> PAGE_SHIFT, end >> PAGE_SHIFT))
+        return runs_of(sorted(pages))
 
     def go_back(self, mark: PageMark, runs: list[Run] | None) -> None:
         """Have the memory hold what it held at the mark; `runs` are what `written()` has told."""
         if runs is None:
-            self._map(mark)
-            return
-        view, content = self._view, mark.content
-        for start, end in runs:
-            view[start:end] = content[start:end]
-        if sum(end - start for start, end in runs) > _MANY_PAGES << PAGE_SHIFT:
-            self._map(mark)
-            return
-        self._faults = _page_faults()
+            self._map_anew(mark)
+        elif mark is self._at:
+            self._put_back(runs)
+        else:
+            self._move_to(mark)
 
-    def _map(self, mark: PageMark) -> None:
-        self._memory.map_from(mark.fd)
+    def _put_back(self, runs: list[Run]) -> None:
+        base, view = self._base, self._view
+        assert base is not None
+        for start, end in runs:
+            view[start:end] = base.view[start:end]
+        if sum(end - start for start, end in runs) > _MANY_PAGES << PAGE_SHIFT:
+            self._map(base)
+        else:
+            self._faults = _page_faults()
+
+    def _move_to(self, mark: PageMark) -> None:
+        """Have the memory's file hold what it held at another mark, and give up what is the process's own."""
+        base, at = self._base, self._at
+        assert base is not None
+        assert at is not None
+        for page in differing(at.table, mark.table):
+            self._displace(at.table[page // CHUNK][page % CHUNK])
+            place = base.page(page << PAGE_SHIFT)
+            place[:] = content_of(mark.table, page)
+            version = mark.table[page // CHUNK][page % CHUNK]
+            if version is not None and version.store is self._pool:
+                version.move_to(base, page << PAGE_SHIFT)
+        self._give_up(_own_pages(self._address, self._size, shared_too=False))
         self._at, self._faults = mark, -1
+
+    def _map_anew(self, mark: PageMark) -> None:
+        """A file of its own with what the memory held at a mark, all of it copied."""
+        base = Base(self._size)
+        for number, row in enumerate(mark.table):
+            for i, version in enumerate(row):
+                if version is not None:
+                    base.page(number * CHUNK + i << PAGE_SHIFT)[:] = version.content
+        self._map(base)
+        self._at, self._faults = mark, -1
+
+    def _map(self, base: Base) -> None:
+        """Map the memory from a file: from a new one, in this process, which then has a pool of its own."""
+        self._memory.map_from(base.fd)
+        if base is not self._base:
+            self._pool.is_shared = self._pool.is_shared or not self._is_ours()
+            self._base, self._pid = base, os.getpid()
+            if self._pool.is_shared:
+                self._pool = Pool()
+        self._faults = -1
+
+    def _is_ours(self) -> bool:
+        """Whether no other process sees the file and the pool."""
+        return self._pid == os.getpid()
+
+    def _give_up(self, runs: list[Run]) -> None:
+        """The pages are the file's again."""
+        for start, end in runs:
+            self._memory.buffer.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _filled(self) -> list[Run]:
         """The memory that may hold something else than zeros."""
-        if self._at is not None:
-            return _own_pages(self._address, self._size, shared_too=False) + _data(self._at.fd, self._size)
+        if self._base is not None:
+            return _own_pages(self._address, self._size, shared_too=False) + _data(self._base.fd, self._size)
         if self._memory.is_from_file:  # of which this process has looked at a part, perhaps
             return [(0, self._size)]
         return _own_pages(self._address, self._size, shared_too=True)
+
+
+_ALL: weakref.WeakSet[MarkedPages] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for pages in list(_ALL):
+        pages.before_fork()
+
+
+os.register_at_fork(before=_before_fork)
 
 
 def _page_faults() -> int:

@@ -249,6 +249,10 @@ class RunningDomain(Runner):
         self.check_at_rest()
         if self._shares_host:
             raise RuntimeError("the domain shares its host, which goes back as a whole: Host.snapshot()")
+        if self._past is not None:
+            raise RuntimeError(
+                "the domain was launched with past=True, and goes back by at(): a Moment is kept"
+            )
 
     def keep(self) -> Callable[[], None]:
         """What gives this object back what it knows of the domain now."""

@@ -136,6 +136,11 @@ class Timeline:
         return self._places[0].position
 
     @property
+    def positions(self) -> list[int]:
+        """Where there are marks."""
+        return [place.position for place in self._places]
+
+    @property
     def farthest(self) -> int:
         """The last position that can be gone to."""
         return max(self._farthest, self._debugger.position)
@@ -145,7 +150,7 @@ class Timeline:
         """What the marks take, in bytes."""
         kept = {id(place): place for place in self._places}
         kept.update((id(mark.place), mark.place) for mark in self.bookmarks.values())
-        return sum(place.mark.size for place in kept.values())
+        return self._host.pages.size + sum(place.mark.size for place in kept.values())
 
     @property
     def is_listened(self) -> bool:
@@ -265,12 +270,12 @@ class Timeline:
         number, here = self._next_bookmark, self._debugger.position
         known = [place for place in self._places if place.position == here]
         bookmark = Bookmark(number, label, known[0] if known else self._place(), list(self._inputs))
-        kept = {id(mark.place): mark.place for mark in (*self.bookmarks.values(), bookmark)}
-        if sum(place.mark.size for place in kept.values()) > self._budget // 2:
-            return None
         self.bookmarks[number] = bookmark
-        self._next_bookmark += 1
         self._thin_out()
+        if self.memory > self._budget:
+            del self.bookmarks[number]
+            return None
+        self._next_bookmark += 1
         return bookmark
 
     def return_to(self, bookmark: Bookmark) -> Stopped:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,8 +156,11 @@ def test_marks_one_after_the_other_and_back_to_the_first(memory: MachineMemory) 
     memory.view[10 << 12] = 78
     pages.go_back(second, pages.written(second))
     assert memory.view == then
-    assert pages.written(first) is None
-    pages.go_back(first, None)
+    pages.go_back(first, pages.written(first))
+    assert memory.view == was
+    pages.go_back(second, pages.written(second))
+    assert memory.view == then
+    pages.go_back(first, pages.written(first))
     assert memory.view == was
     del second
     memory.view[3] = 1
@@ -187,8 +192,7 @@ def test_memory_that_settles_is_what_it_was(memory: MachineMemory, monkeypatch: 
     memory.view[:] = was[::-1]
     pages.settle()
     assert memory.view == was[::-1]
-    assert pages.written(mark) is None
-    pages.go_back(mark, None)
+    pages.go_back(mark, pages.written(mark))
     assert memory.view == was
 
 
@@ -204,6 +208,41 @@ def test_a_forked_process_has_pages_of_its_own(memory: MachineMemory) -> None:
         os._exit(memory.view != was)
     assert os.waitpid(pid, 0)[1] == 0
     assert memory.view == was
+
+
+def test_many_marks_have_their_pages_in_common(memory: MachineMemory) -> None:
+    """Random writes, marks, ways back and marks given up; also on both sides of a fork, with marks then."""
+    pages, chance = MarkedPages(memory), random.Random(11)
+    count = len(memory.view) >> 12
+    marks: list[tuple[page_marks.PageMark, bytes]] = []
+
+    def act() -> None:
+        for _ in range(chance.randrange(40)):
+            at = chance.randrange(count) << 12
+            memory.view[at + chance.randrange(4096)] = chance.randrange(256)
+        if len(marks) > 6:
+            del marks[chance.randrange(len(marks))]
+        marks.append((pages.set_mark(), hashlib.sha256(memory.view).digest()))
+        for _ in range(2):
+            mark, was = chance.choice(marks)
+            memory.view[chance.randrange(count) << 12] = 99
+            pages.go_back(mark, pages.written(mark))
+            assert hashlib.sha256(memory.view).digest() == was
+
+    for _ in range(30):
+        act()
+    assert pages.size < 2 * len(memory.view)  # not a copy each
+    for turn in range(3):
+        pid = os.fork()
+        if not pid:
+            with suppress(BaseException):
+                for _ in range(4):
+                    act()
+                os._exit(0)
+            os._exit(1)
+        for _ in range(2):
+            act()
+        assert os.waitpid(pid, 0)[1] == 0, turn
 
 
 def test_frames_are_scrubbed_behind_a_mark_too(memory: MachineMemory) -> None:

@@ -171,6 +171,8 @@ def test_what_cannot_be(sample_guest: Callable[[str], Path], tmp_path: Path) -> 
             dom.at(guest_ns=1_000_000)
         with pytest.raises(IndexError):
             dom.last_change(1)
+        with pytest.raises(RuntimeError, match="past=True"):
+            dom.snapshot()
 
 
 def test_a_restored_domain_goes_back(sample_guest: Callable[[str], Path], tmp_path: Path) -> None:

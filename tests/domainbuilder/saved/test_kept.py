@@ -105,7 +105,7 @@ def test_every_option_is_part_of_the_key_or_known_not_to_matter() -> None:
     """One that is added has to be put into the key, or in here, with its reason."""
     in_key = {"ramdisk", "cmdline", "guest_type", "vcpus", "upper_ptwr", "cap", "name", "plain"}
     guards = {"timeout", "max_guest_seconds"}  # they end a run, and change none
-    shown = {"console_output", "symbols", "cache"}  # what is done outside of the guest
+    shown = {"console_output", "symbols", "cache", "past"}  # what is done outside of the guest
     refused = {"record", "replay", "disks"}
     assert {field.name for field in fields(Chosen)} == in_key | guards | shown | refused
 
