@@ -29,6 +29,7 @@ from hvcore.common.time import (
 from hvcore.cpu.processor import RAX
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestFault
+from hvcore.given import Given, OutsideFrame, size_of
 from hvcore.machine_memory import MachineMemory
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hvcore.pv.frames32 import Frames32
@@ -47,6 +48,8 @@ from hvcore.wiring import connect_domains, connect_processor, create_domain
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
+    from hvcore.backends.net_outside import Outside
+    from hvcore.backends.net_switch import Switch
     from hvcore.backends.vif import Vif
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
@@ -89,8 +92,8 @@ class Machine:
     WIRING = frozenset(
         (
             "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices", "disks", "vifs",
-            "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context", "crash",
-            "skip_loops", "watcher", "listeners", "_has_lanes", "_running", "boot", "heap_top",
+            "outsides", "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context",
+            "crash", "skip_loops", "watcher", "listeners", "_has_lanes", "_running", "boot", "heap_top",
         )
     )  # fmt: skip
 
@@ -129,9 +132,9 @@ class Machine:
         self.listeners = 0  # who are told of events (debug/taps.py)
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
-        self._input: deque[bytes] = deque()
+        self._input: deque[Given] = deque()
         # Told of input as the guest gets it: when, and what.
-        self.typed: Callable[[int, bytes], None] = lambda _when, _data: None
+        self.typed: Callable[[int, Given], None] = lambda _when, _given: None
         self.boot = image.places()
         self.heap_top = self.mem.heap_top
         self.domain = self._create_domain(image, domain_id, vcpus)
@@ -179,6 +182,7 @@ class Machine:
         add_domain(store, d, self.name, rings)
         self.disks, self.vifs = tuple(disk for disk, _ in disks), tuple(vifs)
         self.devices: dict[str, XenbusDevice] = {}
+        self.outsides: dict[int, Outside] = {}
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
@@ -191,17 +195,29 @@ class Machine:
             from hvcore.backends.net import VIF, NetBackend
 
             for devid, vif in enumerate(vifs):
-                switch = self.host.switch(vif.bridge)
+                switch = self._outside(devid) if vif.is_outside else self.host.switch(vif.bridge)
                 self.devices[f"{VIF}{devid}"] = NetBackend(d, dom0, store, vif, devid, switch)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)
             raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")
 
+    def _outside(self, devid: int) -> Switch:
+        """A cable that leads out of the host."""
+        from hvcore.backends.net_outside import Cable, Outside
+
+        name = f"outside{self.domain.domain_id}.{devid}"
+        self.outsides[devid] = Outside(name)
+        cable = self.host.switches[name] = Cable()
+        cable.plug(self.outsides[devid])
+        return cable
+
     def remove_devices(self) -> None:
         """The domain goes: its backends are closed, and let go of what they have mapped."""
         for device in self.devices.values():
             device.remove()
+        for outside in self.outsides.values():
+            self.host.switches.pop(outside.name, None)
         for ring in (self.console, self.xenstore):
             ring.disconnect()
 
@@ -245,15 +261,15 @@ class Machine:
             return ""
         return SHUTDOWN_NAMES[code] if code < len(SHUTDOWN_NAMES) else f"reason {code}"
 
-    def input(self, data: bytes) -> None:
-        """Type `data` on the console; the guest gets it where it stands when it next could."""
-        self._input.append(data)
+    def input(self, given: Given) -> None:
+        """Type bytes, or have a frame come from outside; the guest gets it when it next could."""
+        self._input.append(given)
         self.engine.want_out()
 
     @property
     def pending_input(self) -> int:
-        """Bytes typed that the console's ring had no room for yet."""
-        return sum(map(len, self._input)) + self.console.pending_input
+        """Bytes that the guest was not given yet: the console's ring had no room, or it has not run since."""
+        return sum(map(size_of, self._input)) + self.console.pending_input
 
     def run(self) -> Stop:
         """Run the host until this domain stops or crashes, all are idle for good, or the host is paused."""
@@ -315,7 +331,7 @@ class Machine:
         """Input, or a piece of the guest's code."""
         clock = self.clock
         if self._input and not self._is_within():
-            self._type(self._input.popleft())
+            self._give(self._input.popleft())
         elif self._is_idle:
             clock.end_turn()  # somebody woke a vCPU
         elif clock.now() >= self._next_look and not self._is_within():
@@ -356,11 +372,21 @@ class Machine:
         self.clock.end_turn()
         self.engine.stop()
 
-    def _type(self, data: bytes) -> None:
+    def _give(self, given: Given) -> None:
         """Input is a reason for the guest's turn to end, as the interrupt that announces it is under Xen."""
-        self.console.input(data)
+        if isinstance(given, OutsideFrame):
+            self._frame_in(given)
+        else:
+            self.console.input(given)
         self.clock.end_turn()
-        self.typed(self.clock.now(), data)
+        self.typed(self.clock.now(), given)
+
+    def _frame_in(self, given: OutsideFrame) -> None:
+        outside = self.outsides.get(given.devid)
+        if outside is not None:
+            from hvcore.backends.net_frame import Frame
+
+            outside.frame_in(self.clock.now(), Frame(given.data))
 
     def _schedule(self) -> None:
         """The next turn begins: whose it is, what that vCPU is to know, and until when."""

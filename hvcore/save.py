@@ -27,6 +27,7 @@ from hvcore.common.grant_entries import Mapping as GrantMapping
 from hvcore.cpu.engine import Engine, EngineContext
 from hvcore.cpu.words import SAVED_DOMAIN_WORDS, address_of
 from hvcore.errors import DomainCrash, EngineError, StateError
+from hvcore.given import OutsideFrame
 from hvcore.host_state import RUN_PAGES, DomainState, Fields
 from hvcore.kinds import Plain
 from hvcore.public.xen import PAGE_SIZE
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _RECORD_TYPES: tuple[type, ...] = (
     ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Answer,
-    TxAnswer, Arrival, Frame,
+    TxAnswer, Arrival, Frame, OutsideFrame,
     Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}

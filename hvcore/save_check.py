@@ -218,6 +218,7 @@ class OwnerKinds:
         nr = mem.end_mfn - mem.base_mfn
         sent = record("TxAnswer", U64, U16, SIGNED, number(0, 256))
         a_frame = record("Frame", data(0, 1 << 17), FLAG, FLAG, number(0, 2), U16)
+        outside = record("OutsideFrame", number(0, MOST_VIFS - 1), data(0, 1 << 17))
         arrivals = items("list", record("Arrival", U64, a_frame), MAX_WAITING_FRAMES)
         a_byte_each = raw("bytearray", nr, nr)
         block = items_in("tuple", none_or_frame, number(0, PAGE_SIZE - 72))
@@ -257,7 +258,7 @@ class OwnerKinds:
                 "refused": table(_REASON, items_in("tuple", U64, refusal), len(Reason)),
             },
             "machine": {
-                "_input": queue(data(0, 1 << 24), None, 1 << 16),
+                "_input": queue(one_of(data(0, 1 << 24), outside), None, 1 << 16),
                 "running": one_of(NOTHING, vcpu), "crash": one_of(NOTHING, crash),
                 "_cap_since": number(0, _MOST_NS), "_cap_used": number(0, _MOST_NS),
                 "_next_look": number(0, NEVER), "_slice": number(1, _MOST_NS),

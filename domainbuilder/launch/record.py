@@ -1,7 +1,8 @@
-"""What a guest was typed, and when by its own clock: the one thing that a run does not bring along itself.
+"""What a guest was typed and sent from outside, and when by its clock: all that a run does not bring along.
 
 A run is a function of its domain and of this record. As a file it is JSON, a line each: what was run, one
-`[nanoseconds since the guest's start, base64]` for each piece of input, and how it ended.
+`[nanoseconds since the guest's start, base64]` for each piece of input, with the interface's number behind it
+for a frame from outside, and how it ended.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ from typing import Any, NamedTuple
 
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.output import write_whole
+from hvcore.given import Given, OutsideFrame
 
 FORMAT = "domainbuilder input record 1"
-MOST_BYTES = 64 << 20  # of a file
-MOST_TYPED = 16 << 20
+MOST_BYTES = 256 << 20  # of a file
+MOST_TYPED = 128 << 20
 _MOST_NS = (1 << 63) - 1
 _HEAD, _TAIL = {"format", "domain"}, {"end_ns", "reason"}
 
 
 class InputRecord(NamedTuple):
-    """`typed` are (ns since the guest's start, bytes), in order; `domain` says what was run (tape.subject()).
+    """`typed` are (ns since the guest's start, what it was given), in order; `domain` is tape.subject().
 
     The run ended at `end_ns`, for `reason`, which is that of its Outcome.
     """
 
     domain: dict[str, Any]
-    typed: tuple[tuple[int, bytes], ...]
+    typed: tuple[tuple[int, Given], ...]
     end_ns: int
     reason: str
 
@@ -38,9 +40,15 @@ class InputRecord(NamedTuple):
 def save_record(record: InputRecord, path: str | os.PathLike[str]) -> None:
     """Write the file, whole or not at all. Raises OSError."""
     lines = [json.dumps({"format": FORMAT, "domain": record.domain})]
-    lines += [json.dumps([at, base64.b64encode(data).decode()]) for at, data in record.typed]
+    lines += [json.dumps([at, *_shown(given)]) for at, given in record.typed]
     lines.append(json.dumps({"end_ns": record.end_ns, "reason": record.reason}))
     write_whole(path, ("\n".join(lines) + "\n").encode("ascii"))
+
+
+def _shown(given: Given) -> list[str | int]:
+    if isinstance(given, OutsideFrame):
+        return [base64.b64encode(given.data).decode(), given.devid]
+    return [base64.b64encode(given).decode()]
 
 
 def load_record(path: str | os.PathLike[str]) -> InputRecord:
@@ -49,7 +57,7 @@ def load_record(path: str | os.PathLike[str]) -> InputRecord:
     with Path(path).open("rb") as file:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
-        raise BuildError("an input record of more than 64 MiB", where=Where(name))
+        raise BuildError("an input record of more than 256 MiB", where=Where(name))
     offset = 0
     lines = []
     for line in raw.splitlines(keepends=True):
@@ -60,7 +68,7 @@ def load_record(path: str | os.PathLike[str]) -> InputRecord:
         raise BuildError("not an input record", where=Where(name, 0), found=head["format"], expected=FORMAT)
     if len(lines) < 2 or not raw.endswith(b"\n"):
         raise BuildError("the input record has no end", where=Where(name, offset))
-    typed: list[tuple[int, bytes]] = []
+    typed: list[tuple[int, Given]] = []
     for at, line in lines[1:-1]:
         typed.append(_typed(name, at, line, typed[-1][0] if typed else 0))
     at, line = lines[-1]
@@ -93,16 +101,20 @@ def _is_time(value: object, first: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and first <= value <= _MOST_NS
 
 
-def _typed(name: str, at: int, line: bytes, first: int) -> tuple[int, bytes]:
+def _typed(name: str, at: int, line: bytes, first: int) -> tuple[int, Given]:
     parsed = _parse(name, at, line)
-    if isinstance(parsed, list) and len(parsed) == 2 and _is_time(parsed[0], first):
+    if isinstance(parsed, list) and 2 <= len(parsed) <= 3 and _is_time(parsed[0], first):
         try:
-            return parsed[0], base64.b64decode(parsed[1], validate=True)
+            data = base64.b64decode(parsed[1], validate=True)
         except (binascii.Error, ValueError, TypeError):
-            pass
+            data = None
+        if data is not None and len(parsed) == 2:
+            return parsed[0], data
+        if data is not None and _is_time(parsed[2], 0):
+            return parsed[0], OutsideFrame(parsed[2], data)
     raise BuildError(
         "not a line of an input record",
         where=Where(name, at),
         found=line[:80],
-        expected=f"[ns from {first} on, base64]",
+        expected=f"[ns from {first} on, base64], or with the number of an interface",
     )

@@ -21,6 +21,7 @@ from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.session import Console, Input, Outcome
 from domainbuilder.launch.start import Start
 from domainbuilder.launch.tape import Tape
+from domainbuilder.launch.terminal import FileInput
 from domainbuilder.launch.transcript import Search
 from domainbuilder.launch.watchdog import WATCHDOG
 from hvcore.clock import NEVER
@@ -30,6 +31,7 @@ from hvcore.machine import BOOT_TIME_NS, Stop
 if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.names import Names
+    from domainbuilder.launch.outside import Outside
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.periodic import Periodic
 
@@ -90,6 +92,11 @@ class Runner:
         if options.max_guest_seconds is not None:
             self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
+        self._outside: Outside | None = None
+        if self.machine.outsides and options.replay is None and start.is_trusted:  # no file opens ports here
+            from domainbuilder.launch.outside import Outside  # few domains have one
+
+            self._outside = Outside(self.machine)
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
             self._tape = Tape(self.machine, start.subject(), options.replay, self._interruptions.keep)
@@ -174,9 +181,12 @@ class Runner:
         if stop is Stop.IDLE:
             if self._expired:
                 return Outcome("timeout", self._expired)
-            return None if self._input is not None and self._input.open else Outcome("idle")
+            return None if self._waits_for_somebody() else Outcome("idle")
         self._outcome = self._shut_down() if stop is Stop.SHUTDOWN else self._crashed()
         return self._outcome
+
+    def _waits_for_somebody(self) -> bool:
+        return self._outside is not None or (self._input is not None and self._input.open)
 
     def _shut_down(self) -> Outcome:
         outcome = Outcome(self.machine.shutdown_reason)
@@ -239,6 +249,8 @@ class Runner:
         self._check_limits()
         if not self._expired:
             self._take_input(0.0)
+            if self._outside is not None:
+                self._outside.take()
             self._arm_tick()
 
     def _check_limits(self) -> None:
@@ -265,16 +277,20 @@ class Runner:
         source = self._input
         if source is None or not source.open or self.machine.pending_input >= _INPUT_ROOM:
             return False
-        if seconds != 0 and self._deadline is not None:
-            left = max(self._deadline - time.monotonic(), 0.0)
-            seconds = left if seconds is None else min(seconds, left)
         with self._interruptions.allowed():
-            data = source.read(seconds)
+            data = source.read(self._patience(seconds))
         if source.detached:
             self._pause()
         elif data:
             self.machine.input(data)
         return bool(data)
+
+    def _patience(self, seconds: float | None) -> float | None:
+        """So many seconds, but not beyond the deadline."""
+        if self._deadline is None or seconds == 0:
+            return seconds
+        left = max(self._deadline - time.monotonic(), 0.0)
+        return left if seconds is None else min(seconds, left)
 
     def _idle(self, deadline: int) -> None:
         """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
@@ -286,7 +302,7 @@ class Runner:
         if due == NEVER and deadline != NEVER:
             return  # the tick was all there was: the machine looks again, and finds that out
         due = due if due == NEVER else min(due, self._guest_limit)
-        if self._input is not None and self._input.real_time:
+        if self._outside is not None or (self._input is not None and self._input.real_time):
             self._wait(due)
         else:
             # A pipe is waited for only where nothing else can ever happen.
@@ -301,7 +317,16 @@ class Runner:
     def _wait(self, due: int) -> None:
         """Wait for input as long as the guest would."""
         now, started = self.machine.clock.now(), time.monotonic_ns()
-        typed = self._take_input(None if due == NEVER else max(due - now, 0) / 1e9)
+        seconds = None if due == NEVER else max(due - now, 0) / 1e9
+        if self._outside is None:
+            typed = self._take_input(seconds)
+        else:
+            source = self._input
+            others = [source.fd] if isinstance(source, FileInput) and source.open else []
+            with self._interruptions.allowed():
+                self._outside.wait(self._patience(seconds), others)
+            typed = self._take_input(0.0)
+            typed = self._outside.take() or typed
         passed = now + time.monotonic_ns() - started
         source = self._input
         is_early = typed or due == NEVER or (source is not None and source.detached)

@@ -86,6 +86,8 @@ class RunningDomain(Runner):
         if self._shares_host:
             self.machine.host.destroy(self.machine)
             return
+        if self._outside is not None:
+            self._outside.close()
         self.machine.host.close()
         self.machine.mem.release()
 
@@ -283,6 +285,10 @@ class RunningDomain(Runner):
         written = [disk for m in self.machine.host.machines.values() for disk in m.disks if disk.is_written]
         if written:
             raise RuntimeError(f"{written[0].target} is written: a copy or rewind needs a snapshot of it")
+        if self._outside is not None:
+            raise RuntimeError(
+                "an interface leads out of the host: a copy or rewind would share its connections"
+            )
 
     @property
     def is_unobserved(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.record import MOST_TYPED, InputRecord
+from hvcore.given import Given, size_of
 from hvcore.machine import BOOT_TIME_NS
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Tape:
         self._domain = domain
         self._replay = replay
         self._fail = fail
-        self._typed: list[tuple[int, bytes]] = []
+        self._typed: list[tuple[int, Given]] = []
         self._size = 0
         self.is_over = False  # what was replayed, where it did not end by itself
         machine.typed = self._note
@@ -106,7 +107,7 @@ class Tape:
     def wind_back(self, position: tuple[int, bool]) -> None:
         """Forget what was typed since; the machine's timers are its own matter."""
         count, self.is_over = position
-        self._size -= sum(len(data) for _when, data in self._typed[count:])
+        self._size -= sum(size_of(given) for _when, given in self._typed[count:])
         del self._typed[count:]
 
     def record(self, reason: str) -> InputRecord:
@@ -114,9 +115,9 @@ class Tape:
         now = self._machine.clock.now() - BOOT_TIME_NS
         return InputRecord(self._domain, tuple(self._typed), now, reason)
 
-    def _note(self, when: int, data: bytes) -> None:
-        self._typed.append((when - BOOT_TIME_NS, data))
-        self._size += len(data)
+    def _note(self, when: int, given: Given) -> None:
+        self._typed.append((when - BOOT_TIME_NS, given))
+        self._size += size_of(given)
         if self._size > MOST_TYPED:
             self._fail(BuildError(f"more than {MOST_TYPED >> 20} MiB of input cannot be recorded"))
         if self._replay is not None:
@@ -126,8 +127,8 @@ class Tape:
         """The next input; or the end of the record, where that was not the guest's doing."""
         machine = self._machine
         if len(self._typed) < len(replay.typed):
-            when, data = replay.typed[len(self._typed)]
-            machine.host.set_timer(_TIMER, when + BOOT_TIME_NS, lambda: machine.input(data))
+            when, given = replay.typed[len(self._typed)]
+            machine.host.set_timer(_TIMER, when + BOOT_TIME_NS, lambda: machine.input(given))
         elif replay.reason in _NOT_THE_GUESTS:
             machine.host.set_timer(_TIMER, replay.end_ns + BOOT_TIME_NS, self._end)
 

@@ -15,11 +15,41 @@ from hvcore.backends.vif import MTU, Vif
 _MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _RATE = re.compile(r"([0-9]{1,9})([GMK]?)([bB])/s(?:@([0-9]{1,9})([mu]?)s)?")
+_FORWARD = re.compile(r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3})/)?([0-9]{1,5})(?::([0-9]{1,5}))?")
+_FORWARDS = "[ADDRESS/]PORT[:GUESTPORT], with + between them"
+_LOOPBACK = "127.0.0.1"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 _USECS = {"": 1000000, "m": 1000, "u": 1}
 _DEFAULT_INTERVAL_US = 50000
 _IDLE = frozenset(("vifname", "model", "netdev", "accel"))
 _REFUSED = frozenset(("gatewaydev", "backend", "devid", "forwarddev"))
+
+
+def forwards(text: str) -> list[str]:
+    """Ports of this machine that lead into a guest, `[ADDRESS/]PORT[:GUESTPORT]` with + between them.
+
+    As passt has them, `ADDRESS/PORT:GUESTPORT`; the loopback where no address is given. Raises BuildError.
+    """
+    return [_forward(part) for part in text.split("+")] if text else []
+
+
+def _forward(text: str) -> str:
+    found = _FORWARD.fullmatch(text)
+    if found is not None:
+        address, port, to = found.groups(default="")
+        numbers = [int(part) for part in (port, to or port)]
+        if all(0 < number < 1 << 16 for number in numbers) and all(
+            int(b) < 256 for b in address.split(".") if b
+        ):
+            return f"{address or _LOOPBACK}/{port}:{to or port}"
+    raise BuildError("no port that leads into a guest", found=text, expected=_FORWARDS)
+
+
+def _are_forwards(text: str) -> bool:
+    try:
+        return bool(forwards(text))
+    except BuildError:
+        return False
 
 
 def parse_rate(text: str) -> tuple[int, int] | None:
@@ -35,7 +65,7 @@ def parse_rate(text: str) -> tuple[int, int] | None:
 
 
 _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
-    "type": (lambda text: text == "vif", "vif, of which a PV guest has the frontend"),
+    "type": (lambda text: text in ("vif", "user"), "vif, on a bridge, or user, which leads out of the host"),
     "script": (lambda text: text == "vif-bridge", "vif-bridge: no script is run here"),
     "mac": (
         lambda text: bool(_MAC.fullmatch(text)) and not int(text.partition(":")[0], 16) & 1,
@@ -46,6 +76,8 @@ _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
     "rate": (lambda text: parse_rate(text) is not None, "such as 10Mb/s or 1MB/s@20ms"),
     "mtu": (lambda text: text.isdecimal() and 68 <= int(text[:6]) <= 65517, "68 to 65517"),
     "trusted": (lambda text: text in ("0", "1"), "0 or 1"),
+    "tcp": (_are_forwards, _FORWARDS),
+    "udp": (_are_forwards, _FORWARDS),
 }
 
 
@@ -69,6 +101,10 @@ def parse_vif(text: str) -> Vif:
             raise fail(f"invalid {name}", value, expected)
         chosen[name] = value
     rate, interval = parse_rate(chosen.get("rate", "")) or (0, _DEFAULT_INTERVAL_US)
+    is_outside = chosen.get("type") == "user"
+    for name in ("bridge",) if is_outside else ("tcp", "udp"):
+        if name in chosen:
+            raise fail(f"{name} does not go with type={chosen.get('type', 'vif')}", chosen[name])
     return Vif(
         mac=":".join(part.zfill(2) for part in chosen.get("mac", "").lower().split(":") if part),
         bridge=chosen.get("bridge", "xenbr0"),
@@ -77,4 +113,7 @@ def parse_vif(text: str) -> Vif:
         rate_usecs=interval,
         mtu=int(chosen.get("mtu", MTU)),
         trusted=chosen.get("trusted", "1") == "1",
+        is_outside=is_outside,
+        tcp=chosen.get("tcp", ""),
+        udp=chosen.get("udp", ""),
     )

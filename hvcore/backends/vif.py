@@ -12,7 +12,9 @@ MTU = 1500
 class Vif:
     """One interface: its address (empty: one of Xen's by the numbers of domain and device), its bridge.
 
-    `rate`: bytes each `rate_usecs` that it may send at most; 0 for any number.
+    `rate`: bytes each `rate_usecs` that it may send at most; 0 for any number. `is_outside`: it is on no
+    bridge, but leads out of the host; `tcp` and `udp` are the ports that lead in, as xl.vif.forwards() reads
+    them.
     """
 
     mac: str = ""
@@ -23,6 +25,9 @@ class Vif:
     rate_usecs: int = 50000
     mtu: int = MTU
     trusted: bool = True
+    is_outside: bool = False
+    tcp: str = ""
+    udp: str = ""
 
     def address(self, domid: int, devid: int) -> str:
         """The address that the guest sees. xl draws a random one of Xen's; here the same run has the same."""

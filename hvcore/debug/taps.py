@@ -38,6 +38,7 @@ from hvcore.debug.events import (
     UnfinishedEvent,
     UpcallEvent,
 )
+from hvcore.given import Given
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
 from hvcore.pv.traps import TRAP_HAVE_EC
 from hvcore.trace import Trace
@@ -282,9 +283,10 @@ def _console(machine: Machine, tell: Listener) -> Iterator[None]:
         tell(ConsoleEvent(*_now(machine), data, False))
         output(data)
 
-    def given(when: int, data: bytes) -> None:
-        tell(ConsoleEvent(*_now(machine), data, True))
-        typed(when, data)
+    def given(when: int, given: Given) -> None:
+        if isinstance(given, bytes):
+            tell(ConsoleEvent(*_now(machine), given, True))
+        typed(when, given)
 
     with _replaced(machine.console, "output", printed), _replaced(machine, "typed", given):
         yield

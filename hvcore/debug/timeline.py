@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hvcore.clock import NEVER
 from hvcore.debug.debugger import Debugger, Stopped
+from hvcore.given import Given
 from hvcore.machine import Stop
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Bookmark:
     number: int
     label: str
     place: _Place
-    typed: list[tuple[int, bytes]]
+    typed: list[tuple[int, Given]]
     apart: int | None = None
 
     @property
@@ -108,7 +109,7 @@ class Timeline:
         self._debugger, self.machine, self._host = debugger, debugger.machine, debugger.machine.host
         self._budget, self._went_back = budget, went_back
         self._places: list[_Place] = []
-        self._inputs: list[tuple[int, bytes]] = []
+        self._inputs: list[tuple[int, Given]] = []
         self._typed = 0  # how many of them the guest has got
         self._printed = self._most_printed = 0
         self._last_mark = (0.0, 0.0)  # when on the wall's clock, and how long it took
@@ -171,18 +172,18 @@ class Timeline:
         if new:
             self._had[1](new)
 
-    def _note_input(self, when: int, data: bytes) -> None:
-        if self._inputs[self._typed : self._typed + 1] != [(when, data)]:
+    def _note_input(self, when: int, given: Given) -> None:
+        if self._inputs[self._typed : self._typed + 1] != [(when, given)]:
             self._forget_ahead()
-            self._inputs.append((when, data))
-            self._had[0](when, data)
+            self._inputs.append((when, given))
+            self._had[0](when, given)
         self._typed += 1
         self._arm_input()
 
     def _arm_input(self) -> None:
         if self._typed < len(self._inputs):
-            when, data = self._inputs[self._typed]
-            self._host.set_timer(_INPUT_TIMER, when, lambda: self.machine.input(data))
+            when, given = self._inputs[self._typed]
+            self._host.set_timer(_INPUT_TIMER, when, lambda: self.machine.input(given))
         else:
             self._host.timers.stop(_INPUT_TIMER)
 

@@ -1,0 +1,61 @@
+"""The interfaces of a domain that lead out of the host, and who is at their other ends.
+
+A frame from outside is input: it comes where the guest stands when this host finds it, is noted with the
+guest's time, and a replay gives it again without anybody outside.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from domainbuilder.launch.passt import Passt
+from domainbuilder.xl.vif import forwards
+from hvcore.given import OutsideFrame
+
+if TYPE_CHECKING:
+    from hvcore.machine import Machine
+
+_MOST_PENDING = 1 << 20  # bytes that the guest was not given yet; more stay where they are
+
+
+class Outside:
+    """What is outside of `machine`: a passt for each of its interfaces that lead there.
+
+    Raises BuildError where there is no passt, or it does not want.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._links: dict[int, Passt] = {}
+        try:
+            for devid, outside in machine.outsides.items():
+                vif = machine.vifs[devid]
+                link = Passt(mtu=vif.mtu, tcp=forwards(vif.tcp), udp=forwards(vif.udp))
+                self._links[devid] = link
+                outside.sink = link.send
+        except BaseException:
+            self.close()
+            raise
+
+    def wait(self, seconds: float | None, others: Sequence[int]) -> None:
+        """Until a frame comes, or there is something at one of the other descriptors, or so long."""
+        for link in self._links.values():
+            link.flush()
+        select.select([*(link.fileno() for link in self._links.values()), *others], [], [], seconds)
+
+    def take(self) -> bool:
+        """Give the guest what has come; whether something has. Raises BuildError where a passt has ended."""
+        came = False
+        for devid, link in self._links.items():
+            if self._machine.pending_input < _MOST_PENDING:
+                for frame in link.receive():
+                    self._machine.input(OutsideFrame(devid, frame))
+                    came = True
+        return came
+
+    def close(self) -> None:
+        """End what is there."""
+        for link in self._links.values():
+            link.close()

@@ -1,0 +1,91 @@
+"""A guest whose interface leads out of the host, by passt: both ways, and again without anybody there."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from domainbuilder import launch
+from domainbuilder.launch.record import load_record, save_record
+from tests.needs import find_tool
+
+PAGE = b"from a server on the loopback, " * 3000
+
+
+class OnePage(BaseHTTPRequestHandler):
+    """Answers with PAGE."""
+
+    def do_GET(self) -> None:
+        """See BaseHTTPRequestHandler."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PAGE)))
+        self.end_headers()
+        self.wfile.write(PAGE)
+
+    def log_message(self, *_: object) -> None:
+        """Nobody is told."""
+
+
+@pytest.fixture
+def web_port() -> Iterator[int]:
+    """The port of a server on the loopback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), OnePage) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def test_there_and_back_and_again_without(
+    guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path], web_port: int, free_port: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    find_tool("passt")
+    modules = {"xen-netfront.ko": guest_kernel("xen-netfront-bookworm-amd64.ko").read_bytes()}
+    kernel, disk = guest_kernel("vmlinuz-bookworm-amd64"), ramdisk("outside.sh", modules)
+    cmdline, vifs = f"console=hvc0 quiet port={web_port}", [f"type=user,tcp={free_port}:80"]
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=120) as answer:
+            answers.append(answer.read())
+
+    with launch(
+        kernel, 256, ramdisk=disk, cmdline=cmdline, vifs=vifs, record=True, max_guest_seconds=120
+    ) as dom:
+        dom.console.expect("=== serving")
+        asking = threading.Thread(target=ask)
+        asking.start()
+        outcome = dom.wait()
+        asking.join()
+        assert outcome.reason == "poweroff", dom.console.transcript[-2000:]
+        said, stats = dom.console.transcript, dom.stats()
+        save_record(dom.input_record(outcome.reason), tmp_path / "run.record")
+    assert "leased 10.0.2.15 via 10.0.2.2, mtu 1500" in said
+    assert f"{hashlib.sha256(PAGE).hexdigest()} page" in said
+    assert answers == [b"from the guest\n"]
+
+    monkeypatch.setenv("PATH", "")  # a replay needs nobody
+    replay = load_record(tmp_path / "run.record")
+    with launch(
+        kernel, 256, ramdisk=disk, cmdline=cmdline, vifs=vifs, replay=replay, max_guest_seconds=120
+    ) as again:
+        assert again.wait().reason == "poweroff"
+        assert again.console.transcript == said
+        assert again.stats() == stats
