@@ -12,7 +12,7 @@ import pytest
 
 from domainbuilder import BuildError
 from domainbuilder.launch.passt import GATEWAY, GUEST, Passt
-from domainbuilder.xl.vif import forwards
+from domainbuilder.xl.vif import forwards, parse_vif
 from hvcore.backends.net_frame import internet_checksum
 from tests.needs import find_tool
 
@@ -124,3 +124,26 @@ def test_lengths_that_cannot_be() -> None:
             odd.frames()
     finally:
         odd.close()
+
+
+def test_an_interface_that_leads_out() -> None:
+    vif = parse_vif("type=user, tcp=8080:80+127.0.0.2/2222:22, udp=53")
+    assert vif.is_outside
+    assert (forwards(vif.tcp), forwards(vif.udp)) == (
+        ["127.0.0.1/8080:80", "127.0.0.2/2222:22"],
+        ["127.0.0.1/53:53"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tcp=80", "tcp does not go with type=vif"),
+        ("type=user,bridge=xenbr0", "bridge does not go with type=user"),
+        ("type=user,tcp=http", "invalid tcp"),
+        ("type=ioemu", "invalid type"),
+    ],
+)
+def test_interfaces_that_do_not(text: str, said: str) -> None:
+    with pytest.raises(BuildError, match=said):
+        parse_vif(text)

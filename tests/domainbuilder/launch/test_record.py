@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.record import InputRecord, load_record, save_record
+from hvcore.given import OutsideFrame
 
 COMMAND = (sys.executable, "-m", "domainbuilder", "launch")
 PROMPT = "hello> "
@@ -186,3 +187,15 @@ def test_a_record_is_readable(tmp_path: Path) -> None:
     assert lines[0] == {"format": "domainbuilder input record 1", "domain": DOMAIN}
     assert [(at, base64.b64decode(data)) for at, data in lines[1:-1]] == list(GOOD.typed)
     assert lines[-1] == {"end_ns": 9, "reason": "poweroff"}
+
+
+def test_frames_from_outside_are_kept_as_such(tmp_path: Path) -> None:
+    typed = ((5, b"a"), (5, OutsideFrame(0, b"\0" * 14)), (7, OutsideFrame(3, b"frame")), (9, b"\n"))
+    record = InputRecord({"kernel": "x"}, typed, 11, "poweroff")
+    save_record(record, tmp_path / "record")
+    assert load_record(tmp_path / "record") == record
+    text = (tmp_path / "record").read_text()
+    for wrong in ("-1", '"0"', "true", "0, 0"):
+        (tmp_path / "record").write_text(text.replace('", 3]', f'", {wrong}]'))
+        with pytest.raises(BuildError, match="with the number of an interface"):
+            load_record(tmp_path / "record")
