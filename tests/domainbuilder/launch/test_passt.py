@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import struct
 import time
@@ -100,7 +99,7 @@ def test_ports_that_lead_in(text: str, spec: str) -> None:
     "text", ["80+", "x", "0", "65536", "80:0", "1.2.3.256/80", "all", "80-90", "80,81", "80:~81"]
 )
 def test_ports_that_do_not(text: str) -> None:
-    with pytest.raises(BuildError, match=re.escape(text)):
+    with pytest.raises(BuildError, match="no port that leads into a guest"):
         forwards(text)
 
 
