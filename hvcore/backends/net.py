@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hvcore.backends.back_ring import BackRing
 from hvcore.backends.device import Device
 from hvcore.backends.libxl_nodes import add_device
-from hvcore.backends.net_frame import ETH_HLEN, Frame, filled, for_offload, segments, transport_of
+from hvcore.backends.net_frame import ETH_HLEN, Frame, filled, for_offload, payload_of, segments, transport_of
 from hvcore.backends.net_switch import Port
 from hvcore.backends.vif import MTU, Vif
 from hvcore.backends.xenbus import FrontendError, XenbusDevice
@@ -326,7 +326,7 @@ class NetBackend(XenbusDevice, Port):
         frame = Frame(data, is_blank, is_known, gso_type, gso_size)
         if gso_type:
             frame = for_offload(frame)
-            if not segments(frame):
+            if payload_of(frame) is None:
                 return
         elif is_blank and transport_of(data) is None:
             return

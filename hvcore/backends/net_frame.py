@@ -18,6 +18,7 @@ _CHECKSUM_AT = {_TCP: 16, _UDP: 6}
 _HEADER = {_TCP: 20, _UDP: 8}
 _OPTIONS = (0, 43, 60)  # IPv6: hop-by-hop, routing, destination
 _FIN, _PSH, _CWR = 1, 8, 128
+MAX_SEGMENTS = 2048  # of one frame: 64 KB in pieces of 32, less than any TCP makes
 
 
 class Frame(NamedTuple):
@@ -133,17 +134,26 @@ def for_offload(frame: Frame) -> Frame:
     return frame._replace(data=data, is_blank=True)
 
 
+def payload_of(frame: Frame) -> tuple[Transport, int] | None:
+    """The TCP of many segments in one, and where its payload begins; None where it can be no segments."""
+    where = transport_of(frame.data)
+    version = {XEN_NETIF_GSO_TYPE_TCPV4: 4, XEN_NETIF_GSO_TYPE_TCPV6: 6}.get(frame.gso_type)
+    if where is None or where.protocol != _TCP or where.version != version or not frame.gso_size:
+        return None
+    body = where.start + 4 * (frame.data[where.start + 12] >> 4)
+    if not where.start + 20 <= body <= where.end:
+        return None
+    return (where, body) if (where.end - body) // frame.gso_size < MAX_SEGMENTS else None
+
+
 def segments(frame: Frame) -> list[Frame]:
     """The frame as those of a wire: it alone where it is one, none where it can be none."""
     if not frame.gso_type:
         return [frame]
-    where = transport_of(frame.data)
-    version = {XEN_NETIF_GSO_TYPE_TCPV4: 4, XEN_NETIF_GSO_TYPE_TCPV6: 6}.get(frame.gso_type)
-    if where is None or where.protocol != _TCP or where.version != version or not frame.gso_size:
+    found = payload_of(frame)
+    if found is None:
         return []
-    body = where.start + 4 * (frame.data[where.start + 12] >> 4)
-    if not where.start + 20 <= body <= where.end:
-        return []
+    where, body = found
     payload = frame.data[body : where.end]
     starts = range(0, max(len(payload), 1), frame.gso_size)
     return [_segment(frame, where, body, payload, at, is_last=at == starts[-1]) for at in starts]

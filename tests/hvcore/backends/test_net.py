@@ -46,15 +46,17 @@ class Wire(Port):
 class Bench:
     """A guest with an interface, as its frontend."""
 
-    def __init__(self, guest: Guest, vif: Vif | None = None) -> None:
+    def __init__(self, guest: Guest, vif: Vif | None = None, switch: Switch | None = None) -> None:
         self.guest = guest
         engine: Any = SimpleNamespace(wrote_frame=lambda _mfn: None)
         guest.d.engine = engine
         self.store = Xenstored(guest.d.domain_list.__contains__)
         add_domain(self.store, guest.d, "guest", Rings(0, 1, 0, 2))
-        self.switch, self.wire = Switch(), Wire()
-        self.switch.plug(self.wire)
-        self.back = NetBackend(guest.d, guest.d.domain_list[0], self.store, vif or Vif(), 0, self.switch)
+        devid = guest.d.domain_id - 1  # of its own: guests of a bench have one clock, and its timers
+        self.switch, self.wire = switch or Switch(), Wire()
+        if switch is None:
+            self.switch.plug(self.wire)
+        self.back = NetBackend(guest.d, guest.d.domain_list[0], self.store, vif or Vif(), devid, self.switch)
         self.tx = self.rx = self.port = 0
         for page in range(64):
             table = guest.d.mem.frame(guest.d.grant_table.shared[0])
@@ -123,7 +125,7 @@ def is_right(data: bytes) -> bool:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=3000), st.integers(1, 1460))
+@given(st.binary(max_size=3000), st.integers(2, 1460))
 def test_checksums_and_segments(payload: bytes, size: int) -> None:
     frame = for_offload(Frame(tcp(payload, 0x99), gso_type=1, gso_size=size))
     assert frame.is_blank
@@ -179,6 +181,39 @@ def test_what_netback_drops_and_what_ends_the_interface(guest64: Guest) -> None:
     assert bench.back.is_disabled
     bench.send(tcp(b""))
     assert bench.wire.frames == []
+
+
+def test_a_link_that_is_down_and_a_neighbour_that_is_gone() -> None:
+    """What is for a domain that is gone goes to nobody, and who sends it does not notice."""
+    one = Guest(abi_module.PV64, 1, domains=2)
+    bench = Bench(one)
+    other = Bench(Guest(abi_module.PV32_PAE, 1, beside=one), switch=bench.switch)
+    for each in (bench, other):
+        each.connect()
+        each.offer(20)
+        each.offer(21)
+        each.notify()
+    to_other = bytes.fromhex("00163e000201") + tcp(b"hello")[6:]
+    bench.send(to_other)
+    bench.pass_time()
+    assert bytes(other.guest.memory(20)[: len(to_other)]) == to_other
+    other.back.set_link(up=False)
+    bench.send(to_other)
+    bench.pass_time()
+    assert not other.back.waiting
+    assert struct.unpack_from("<I", other.guest.memory(RX), 8) == (1,)
+    other.back.set_link(up=True)
+    other.send(MINE + to_other[:6] + bytes(60))  # who is heard is known from then on
+    heard = len(bench.wire.frames)
+    bench.send(to_other)
+    assert len(bench.wire.frames) == heard
+    assert other.back.waiting
+    other.back.remove()
+    bench.send(to_other)
+    bench.pass_time()
+    assert len(bench.wire.frames) == heard + 1  # nobody is known there now
+    assert [bench.status(i) for i in range(4)] == [(7, 0)] * 4
+    assert audit(one.d) == audit(other.guest.d) == []
 
 
 def test_a_rate_is_kept(guest64: Guest) -> None:
