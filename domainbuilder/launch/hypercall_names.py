@@ -66,3 +66,16 @@ def command_name(number: int, arguments: tuple[int, ...]) -> str:
     """The name of the command in a hypercall's first argument ("EVTCHNOP_send"), or ""."""
     mask, names = _commands().get(number, (0, {}))
     return names.get(arguments[0] & mask, "") if arguments and mask else ""
+
+
+def virq_name(number: int) -> str:
+    """The name of VIRQ_* `number`, or "VIRQ 22"."""
+    return _virqs().get(number, f"VIRQ {number}")
+
+
+@cache
+def _virqs() -> dict[int, str]:
+    from hvcore.public import xen
+
+    names = (name for name in dir(xen) if name.startswith("VIRQ_") and "ARCH" not in name)
+    return {getattr(xen, name): name for name in names}

@@ -15,7 +15,7 @@ from domainbuilder.launch.crash_report import (
     last_hypercalls,
 )
 from domainbuilder.launch.disassembly import Instruction, disassemble
-from domainbuilder.launch.hypercall_names import hypercall_name
+from domainbuilder.launch.hypercall_names import hypercall_name, virq_name
 from domainbuilder.launch.names import Names
 from domainbuilder.launch.registers import Registers, registers_of, stack_words
 from domainbuilder.symbols.backtrace import Frame
@@ -23,7 +23,6 @@ from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, EC
 from hvcore.common.schedule import PERIODIC, POLL, SINGLESHOT, WATCHDOG
 from hvcore.debug.view import GuestView
 from hvcore.machine import BOOT_TIME_NS
-from hvcore.public import xen
 from hvcore.vcpu import VPF_down
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 STACK_WORDS = 24
 _MOST_PORTS = 32
 _LONGEST_CYCLE = 4  # hypercalls that come again and again together
-_VIRQS = {getattr(xen, name): name for name in dir(xen) if name.startswith("VIRQ_") and "ARCH" not in name}
 _EVTCHNOP_send = 4
 _event_channel_op = 32
 
@@ -168,7 +166,7 @@ def _ports(machine: Machine) -> Iterator[PortReport]:
             ECS_UNBOUND: f"unbound, for domain {t.remote_dom[port]}",
             ECS_INTERDOMAIN: f"to port {t.remote_port[port]} of domain {t.remote_dom[port]}",
             ECS_PIRQ: "a physical interrupt",
-            ECS_VIRQ: _VIRQS.get(t.virq[port], f"virtual interrupt {t.virq[port]}"),
+            ECS_VIRQ: virq_name(t.virq[port]),
             ECS_IPI: "IPI",
         }
         yield PortReport(port, bindings.get(state, ""), t.notify_vcpu_id[port], t.port_ops.is_masked(port))

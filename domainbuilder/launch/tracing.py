@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
+from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name, virq_name
 from domainbuilder.launch.terminal import write_all
 from domainbuilder.output import atomic_output
 from domainbuilder.trace.filter import Filter, parse_filter
@@ -24,7 +24,6 @@ from hvcore.debug.taps import listen
 from hvcore.debug.view import GuestView
 from hvcore.machine import BOOT_TIME_NS
 from hvcore.page_info import PGT_NAMES, PGT_none, PGT_writable_page
-from hvcore.public import xen
 from hvcore.public.xen import NR_HYPERCALLS
 from hvcore.x86 import vector_name
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 FRAMES_NS = 10_000_000  # how often the frames are counted by type
 _CHUNK = 1 << 16
-_VIRQS = {getattr(xen, name): name for name in dir(xen) if name.startswith("VIRQ_") and "ARCH" not in name}
 _KINDS: dict[str, type[e.Event]] = {
     "hypercall": e.HypercallEvent,
     "subcall": e.SubcallEvent,
@@ -363,7 +361,7 @@ class _Records:
         t = self._machine.domain.evtchn
         state = t.state[port] if port < t.valid_evtchns else 0
         if state == ECS_VIRQ:
-            return _VIRQS.get(t.virq[port], f"VIRQ {t.virq[port]}")
+            return virq_name(t.virq[port])
         if state == ECS_INTERDOMAIN:
             return f"domain {t.remote_dom[port]}"
         return {ECS_IPI: "IPI", ECS_PIRQ: "PIRQ"}.get(state, "unbound")
