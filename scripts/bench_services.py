@@ -6,7 +6,7 @@ lines for one call of the loop, which a busy machine distorts less than the wall
 Real Xen is the newest of /boot in Debian's QEMU without acceleration, the guest its PV dom0. Of several runs
 the median is told.
 
-    scripts/bench_services.py [--runs 3] [--scale 100] [--width 64] [--no-xen] [--json FILE]
+    scripts/bench_services.py [--runs 3] [--scale 100] [--width 64] [--only NAME...] [--no-xen] [--json FILE]
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def processor_time(pid: int) -> float:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
-def lines(command: list[str]) -> Iterator[tuple[float, bytes]]:
-    """What the guest prints to the end of the last loop, each line with the processor time until then."""
+def lines(command: list[str], last: set[str]) -> Iterator[tuple[float, bytes]]:
+    """What the guest prints to the end of the loops `last`, each line with the processor time until then."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0)
     assert child.stdout is not None
     started, rest = time.monotonic(), b""
@@ -70,18 +70,23 @@ def lines(command: list[str]) -> Iterator[tuple[float, bytes]]:
             *whole, rest = (rest + data).split(b"\n")
             for line in whole:
                 yield now, line + b"\n"
-            if any(b"end memory" in line for line in whole) or time.monotonic() - started > _LIMIT:
+            last -= {
+                found[2].decode()
+                for line in whole
+                if (found := _LINE.search(line + b"\n")) and found[1] == b"end"
+            }
+            if not last or time.monotonic() - started > _LIMIT:
                 return
     finally:
         child.kill()
         child.wait()
 
 
-def measure(command: list[str]) -> Costs:
-    """One run of all loops."""
+def measure(command: list[str], last: set[str]) -> Costs:
+    """One run of the loops, to the end of `last`."""
     costs: Costs = {}
     begun, count = 0.0, 1
-    for now, line in lines(command):
+    for now, line in lines(command, set(last)):
         found = _LINE.search(line)
         if found is None:
             continue
@@ -89,6 +94,8 @@ def measure(command: list[str]) -> Costs:
             begun, count = now, int(found[3])
         else:
             costs[found[2].decode()] = (now - begun) / count * 1e6
+    if missing := last - costs.keys():
+        raise SystemExit(f"not seen to end: {', '.join(sorted(missing))}")
     return costs
 
 
@@ -112,6 +119,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="how often each; the median is told")
     parser.add_argument("--scale", type=int, default=100, help="percent of the full number of calls")
     parser.add_argument("--width", type=int, default=64, choices=(32, 64))
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these loops alone")
     parser.add_argument("--xen", type=Path, help="another hypervisor than that of /boot")
     parser.add_argument("--qemu", default="qemu-system-x86_64", help="another QEMU for that")
     parser.add_argument("--no-xen", action="store_true", help="this hypervisor alone")
@@ -119,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         guest = bench_guest(Path(folder), arguments.width)
-        scale = f"scale={arguments.scale}"
+        scale = " ".join([f"scale={arguments.scale}", *(["only", *arguments.only] if arguments.only else [])])
         commands = {"here": our_command(guest, scale)}
         if not arguments.no_xen:
             unzipped = Path(folder) / "xen"  # QEMU's multiboot loader takes no gzip
@@ -129,7 +137,7 @@ def main() -> None:
         runs: dict[str, list[Costs]] = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():
-                runs[name].append(measure(command))
+                runs[name].append(measure(command, set(arguments.only) or {"memory"}))
     medians = {name: median(found) for name, found in runs.items()}
     show(medians.get("xen", {}), medians["here"])
     if arguments.json is not None:
