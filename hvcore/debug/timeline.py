@@ -114,6 +114,7 @@ class Timeline:
         self._printed = self._most_printed = 0
         self._last_mark = (0.0, 0.0)  # when on the wall's clock, and how long it took
         self._farthest = 0  # how far it came before it went back
+        self._busy_ns, self._idle_since = -1, NEVER  # since when nothing but time passes, in a replay
         self._is_changed = False  # somebody has written to the guest where it stands
         self.bookmarks: dict[int, Bookmark] = {}
         self._next_bookmark = 1
@@ -355,9 +356,9 @@ class Timeline:
 
     def _last_instruction(self, target: int, vcpu: int | None) -> int | None:
         for place in reversed([place for place in self._places if place.position < target]):
-            near = _NEAR_NS
+            near, end = _NEAR_NS, target
             while True:
-                start = max(target - near, place.position)
+                start = max(end - near, place.position)
                 self._rewind(place)
                 began = time.monotonic()
                 if self._run_to(start) and self._debugger.position < target:
@@ -368,8 +369,18 @@ class Timeline:
                         return before
                 if start == place.position:
                     break
-                near *= _FARTHER
+                if self._idle_since < end == target:  # once: others may run while this vCPU sleeps
+                    near, end = _NEAR_NS, self._idle_since
+                else:
+                    near *= _FARTHER
         return None
+
+    def _pass_idle_time(self, when: int) -> None:
+        """See Host.idle; it may be called several times while nothing is executed."""
+        busy = self.machine.clock.busy_ns
+        if busy != self._busy_ns:
+            self._busy_ns, self._idle_since = busy, self.machine.clock.now()
+        self._host.advance_to(when)
 
     def _last_stop(self, target: int) -> Stopped | None:
         last = None
@@ -396,7 +407,8 @@ class Timeline:
         host.rewind(place.mark)
         for key, _timer in host.timers.live():
             host.timers.stop(key)
-        host.idle, host.attend = host.advance_to, lambda: None
+        host.idle, host.attend = self._pass_idle_time, lambda: None
+        self._busy_ns, self._idle_since = -1, NEVER
         machine.typed, machine.console.output = self._note_input, self._print
         machine.watcher, machine.skip_loops = self._debugger, False
         machine.engine.set_watches([])
