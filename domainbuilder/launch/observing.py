@@ -12,6 +12,7 @@ from domainbuilder.errors import BuildError
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
+    from hvcore.backends.net_frame import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,25 @@ def _captured(dom: RunningDomain, path: Path) -> Iterator[None]:
     from hvcore.debug.pcapng import PcapngWriter
     from hvcore.machine import WALLCLOCK_NS
 
+    failed: list[OSError] = []
     with path.open("wb") as file:
         writer = PcapngWriter(file, WALLCLOCK_NS)
+
+        def tap(when: int, port: str, frame: Frame) -> None:
+            """An error waits for the end of the run: a guest's frame is half sent here."""
+            if not failed:
+                try:
+                    writer.frame(when, port, frame)
+                except OSError as error:
+                    failed.append(error)
+
         switches = list(dom.machine.host.switches.values())
         for switch in switches:
-            switch.taps.append(writer.frame)
+            switch.taps.append(tap)
         try:
             yield
         finally:
             for switch in switches:
-                switch.taps.remove(writer.frame)
+                switch.taps.remove(tap)
+    if failed:
+        raise failed[0]
