@@ -170,6 +170,7 @@ class Server:
             sock.close()
             return
         client = Client(sock)
+        self._clients = [one for one in self._clients if not one.is_gone]
         if len(self._clients) >= MOST_CLIENTS:
             client.send(line({"error": "too many are connected to this domain"}))
             client.close()
