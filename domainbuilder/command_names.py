@@ -79,6 +79,20 @@ COMMANDS: dict[str, Command] = {
     "xl xenstore-read": Command(
         "xl", "xenstore_read", "Print a node of the store of a domain's host. There the domain's number is 1."
     ),
+    "xl mem-set": Command(
+        "xl", "mem_set", "Ask a domain in the background to have so much memory, by its balloon driver."
+    ),
+    "xl vcpu-set": Command("xl", "vcpu_set", "Ask a domain in the background to use so many of its vCPUs."),
+    "xl xenstore-write": Command(
+        "xl",
+        "xenstore_write",
+        "Write a node of the store of a domain's host, as domain 0; its watches are told.",
+    ),
+    "xl xenstore-rm": Command(
+        "xl",
+        "xenstore_rm",
+        "Remove a node of the store of a domain's host, and what is below it, as domain 0.",
+    ),
     "tour": Command("tour", "tour", "Tell a kernel's boot step by step: what it asks, what Xen checks."),
     "initramfs": Command(
         "initramfs", "initramfs", "Make an initramfs of a busybox, for a Linux guest to boot into."

@@ -7,10 +7,13 @@ that the guest could notice.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from hvcore.public.xs_wire import XENSTORE_REL_PATH_MAX
 
 if TYPE_CHECKING:
     from domainbuilder.background.runtime import Place
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_NODES = 10_000  # that are told at a time
 _MOST_DEPTH = 64
+_PATH = re.compile(r"(/[A-Za-z0-9_@-]+)+")  # is_valid_nodename() of tools/xenstore/xenstored_core.c
 
 
 class Served(Protocol):
@@ -158,6 +162,19 @@ def _store_read(server: Served, path: str) -> str:
     return value
 
 
+def _store_write(server: Served, path: str, value: str) -> None:
+    if len(path) > XENSTORE_REL_PATH_MAX or not _PATH.fullmatch(path):
+        raise Refused(f"no path of the store: {path[:200]}")
+    _alive(server).machine.xenstore.write(path, value)
+
+
+def _store_rm(server: Served, path: str) -> None:
+    if path in ("", "/"):
+        raise Refused("the root stays")
+    _store_read(server, path)
+    _alive(server).machine.xenstore.rm(path)
+
+
 VERBS: dict[str, Verb] = {
     "info": Verb(_info),
     "console": Verb(lambda _server: "console"),
@@ -171,4 +188,6 @@ VERBS: dict[str, Verb] = {
     "vcpu-set": Verb(_vcpus, {"count": int}),
     "xenstore-ls": Verb(_store_ls, {"path": str}),
     "xenstore-read": Verb(_store_read, {"path": str}),
+    "xenstore-write": Verb(_store_write, {"path": str, "value": str}),
+    "xenstore-rm": Verb(_store_rm, {"path": str}),
 }

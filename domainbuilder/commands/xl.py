@@ -24,6 +24,7 @@ Some = Annotated[
 ]
 Attach = Annotated[bool, typer.Option("--console", "-c", help="Be its console.")]
 Paused = Annotated[bool, typer.Option("--pause", "-p", help="Leave it paused before its first instruction.")]
+Node = Annotated[str, typer.Argument(metavar="PATH", help="The node.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -202,6 +203,38 @@ def sysrq(
     _ask(domain, "sysrq", letter=letter)
 
 
+def mem_set(
+    domain: Named,
+    memory: Annotated[
+        str, typer.Argument(metavar="MEM", help="In MB, or with a unit: b, k, m, g, t.", show_default=False)
+    ],
+) -> None:
+    """Ask a domain in the background to have so much memory, by its balloon driver.
+
+    At most what it began with.
+
+    \b
+    Examples:
+      domainbuilder xl mem-set guest 128
+      domainbuilder xl mem-set guest 1g
+    """
+    from domainbuilder.xl.sizes import parse_mem_size_kb
+
+    _ask(domain, "mem-set", kib=parse_mem_size_kb(memory))
+
+
+def vcpu_set(
+    domain: Named,
+    count: Annotated[int, typer.Argument(metavar="N", help="How many.", show_default=False)],
+) -> None:
+    """Ask a domain in the background to use so many of its vCPUs.
+
+    Linux takes the others out of use by itself; of those that come back it is told, and its udev, or
+    /sys/devices/system/cpu/cpuN/online, puts them to use.
+    """
+    _ask(domain, "vcpu-set", count=count)
+
+
 def xenstore_ls(
     domain: Named,
     path: Annotated[str, typer.Argument(metavar="[PATH]", help="Where to begin.")] = "/",
@@ -214,9 +247,20 @@ def xenstore_ls(
         print(f'{" " * depth}{name} = "{shown}"')
 
 
-def xenstore_read(
-    domain: Named,
-    path: Annotated[str, typer.Argument(metavar="PATH", help="The node.", show_default=False)],
-) -> None:
+def xenstore_read(domain: Named, path: Node) -> None:
     """Print a node of the store of a domain's host. There the domain's number is 1."""
     print(_ask(domain, "xenstore-read", path=path))
+
+
+def xenstore_write(
+    domain: Named,
+    path: Node,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="What to write.", show_default=False)],
+) -> None:
+    """Write a node of the store of a domain's host, as domain 0; its watches are told."""
+    _ask(domain, "xenstore-write", path=path, value=value)
+
+
+def xenstore_rm(domain: Named, path: Node) -> None:
+    """Remove a node of the store of a domain's host, and what is below it, as domain 0."""
+    _ask(domain, "xenstore-rm", path=path)
