@@ -112,6 +112,14 @@ class Server:
         self.detached = bool(self._ready(seconds))
         return b""
 
+    @property
+    def fds(self) -> list[int]:
+        """What to wait for, beside the network."""
+        return [
+            self.place.listener.fileno(),
+            *(one.sock.fileno() for one in self._clients if not one.is_gone),
+        ]
+
     def printed(self, data: bytes) -> None:
         """The guest printed `data`."""
         consoles = [client for client in self._clients if client.is_console and not client.is_gone]

@@ -21,7 +21,6 @@ from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.session import Console, Input, Outcome
 from domainbuilder.launch.start import Start
 from domainbuilder.launch.tape import Tape
-from domainbuilder.launch.terminal import FileInput
 from domainbuilder.launch.transcript import Search
 from domainbuilder.launch.watchdog import WATCHDOG
 from hvcore.clock import NEVER
@@ -322,7 +321,7 @@ class Runner:
             typed = self._take_input(seconds)
         else:
             source = self._input
-            others = [source.fd] if isinstance(source, FileInput) and source.open else []
+            others = list(getattr(source, "fds", ()))  # an input of a test may have none
             with self._interruptions.allowed():
                 self._outside.wait(self._patience(seconds), others)
             typed = self._take_input(0.0)

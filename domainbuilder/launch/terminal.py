@@ -26,6 +26,11 @@ class FileInput:
         self.fd = fd
         self.open = True
 
+    @property
+    def fds(self) -> list[int]:
+        """What to wait for."""
+        return [self.fd] if self.open else []
+
     def read(self, seconds: float | None) -> bytes:
         """What is there within so many seconds (None: without end); empty where nothing is."""
         try:
