@@ -40,6 +40,10 @@ FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
     "hvcore/backends/qcow2.py": "the format is QEMU's",
     "hvcore/backends/block_image.py": "the Linux of domain 0 has the files of disks",
+    "hvcore/backends/net_frame.py": "the Linux of domain 0 has checksums and segments",
+    "hvcore/backends/net_outside.py": "what is outside is no part of a host",
+    "hvcore/backends/net_switch.py": "the Linux of domain 0 has the bridge",
+    "hvcore/debug/pcapng.py": "the format is not Xen's",
     "hvcore/debug/condition.py": "conditions of breakpoints are ours",
     "hvcore/debug/debugger.py": "Xen has no debugger of its guests' code",
     "hvcore/debug/poke.py": "what a debugger writes is ours",

@@ -108,7 +108,7 @@ class Slot(NamedTuple):
 
 
 class _FatalError(Exception):
-    """The frontend did what ends its interface: xenvif_fatal_tx_err()."""
+    """The frontend did what ends its interface: xenvif_fatal_tx_err."""
 
 
 class _RxChannel(Device):
@@ -252,7 +252,7 @@ class NetBackend(XenbusDevice, Port):
         self._receive()
 
     def _send(self) -> None:
-        """xenvif_tx_build_gops(): every frame in the ring, as far as credit goes."""
+        """xenvif_tx_build_gops: every frame in the ring, as far as credit goes."""
         ring = self.tx
         while ring is not None and self.is_up and not self.is_disabled and not self.credit_due:
             waiting = ring.unconsumed()
@@ -271,7 +271,7 @@ class NetBackend(XenbusDevice, Port):
         self._arm()
 
     def _lacks_credit(self, size: int) -> bool:
-        """tx_credit_exceeded(), for an interface with a rate."""
+        """tx_credit_exceeded, for an interface with a rate."""
         if not self.vif.rate:
             return False
         now, period = self.guest.clock.now(), self.vif.rate_usecs * 1000
@@ -320,7 +320,7 @@ class NetBackend(XenbusDevice, Port):
             self._pass_on(data, first.flags, kind, size)
 
     def _pass_on(self, data: bytes, flags: int, gso_type: int, gso_size: int) -> None:
-        """xenvif_tx_submit(): a blank checksum has to be one of a packet that has one."""
+        """xenvif_tx_submit: a blank checksum has to be one of a packet that has one."""
         is_blank = bool(flags & NETTXF_csum_blank)
         is_known = is_blank or bool(flags & NETTXF_data_validated)
         frame = Frame(data, is_blank, is_known, gso_type, gso_size)
@@ -387,7 +387,7 @@ class NetBackend(XenbusDevice, Port):
         return [frame] if self.can_sg or len(frame.data) <= _NO_SG_LIMIT else []
 
     def _receive(self) -> None:
-        """xenvif_rx_action(): give the guest what is there by now, as far as it has room."""
+        """xenvif_rx_action: give the guest what is there by now, as far as it has room."""
         rx, now = self.rx, self.guest.clock.now()
         if rx is None:
             return
@@ -406,7 +406,7 @@ class NetBackend(XenbusDevice, Port):
         self._arm()
 
     def _has_room(self, rx: BackRing, frame: Frame) -> bool:
-        """Xenvif_rx_ring_slots_available()."""
+        """xenvif_rx_ring_slots_available."""
         there = rx.unconsumed()
         if there is None:
             self._disable()
@@ -417,7 +417,7 @@ class NetBackend(XenbusDevice, Port):
         return False
 
     def _put(self, rx: BackRing, frame: Frame) -> None:
-        """xenvif_rx_skb(): a frame over so many slots, the extra one behind the first."""
+        """xenvif_rx_skb: a frame over so many slots, the extra one behind the first."""
         data = frame.data
         for at in range(0, len(data), PAGE_SIZE):
             part = data[at : at + PAGE_SIZE]
@@ -478,7 +478,7 @@ class NetBackend(XenbusDevice, Port):
 
 
 def _extras(ring: BackRing, waiting: int) -> list[tuple[int, int, bytes]]:
-    """xenvif_get_extras(): (type, flags, data) of each. Raises _FatalError."""
+    """xenvif_get_extras: (type, flags, data) of each. Raises _FatalError."""
     found: list[tuple[int, int, bytes]] = []
     while True:
         if len(found) >= waiting:
@@ -492,7 +492,7 @@ def _extras(ring: BackRing, waiting: int) -> list[tuple[int, int, bytes]]:
 
 
 def _fragments(ring: BackRing, first: Slot, waiting: int) -> tuple[list[Slot], bool]:
-    """xenvif_count_requests(): the slots of a frame, and whether they make one. Raises _FatalError.
+    """xenvif_count_requests: the slots of a frame, and whether they make one. Raises _FatalError.
 
     The first request says the size of all; the slot returned for it has its own.
     """

@@ -106,7 +106,7 @@ def test_every_option_is_part_of_the_key_or_known_not_to_matter() -> None:
     in_key = {"ramdisk", "cmdline", "guest_type", "vcpus", "upper_ptwr", "cap", "name", "plain"}
     guards = {"timeout", "max_guest_seconds"}  # they end a run, and change none
     shown = {"console_output", "symbols", "cache", "past"}  # what is done outside of the guest
-    refused = {"record", "replay", "disks"}
+    refused = {"record", "replay", "disks", "vifs"}
     assert {field.name for field in fields(Chosen)} == in_key | guards | shown | refused
 
 
@@ -119,6 +119,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kept: KeptDomains, hello: Pa
         resume_at(tmp_path / "none", PROMPT, kept=kept)
     with pytest.raises(BuildError, match="disks is not kept"):
         resume_at(hello, PROMPT, kept=kept, disks=["disk.img,raw,xvda,w"])
+    with pytest.raises(BuildError, match="with interfaces is not kept"):
+        resume_at(hello, PROMPT, kept=kept, vifs=["type=user"])
     with pytest.raises(BuildError, match="recorded or replayed"):
         resume_at(hello, PROMPT, kept=kept, record=True)
 
