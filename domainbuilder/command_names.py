@@ -70,6 +70,8 @@ COMMANDS: dict[str, Command] = {
         "dump_core",
         "Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on.",
     ),
+    "xl save": Command("xl", "save", "Save a domain in the background to a file, and end it."),
+    "xl block-list": Command("xl", "block_list", "List the disks of a domain in the background."),
     "xl sysrq": Command("xl", "sysrq", "Send a magic SysRq letter to a Linux in the background."),
     "xl xenstore-ls": Command(
         "xl",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,10 @@ from domainbuilder.xl.config_json import to_json
 from domainbuilder.xl.domain_config import DomainConfig
 
 _PIECE = 1 << 16
+PATIENCE = 10.0  # seconds: a guest that runs is left every few milliseconds, and what is asked for done
+_PATIENCE_OF_LISTS = 3.0
+_LOOK = 0.05
+_UNKNOWN = ("uuid", "memory_mib", "vcpus", "state", "cpu_seconds", "guest_seconds", "uptime_seconds")
 
 
 def log_path(name: str) -> Path:
@@ -56,22 +63,52 @@ def start(config: DomainConfig, *, snapshot: bool, paused: bool, cache: bool) ->
     return Domain(told["ok"], config.name, process.pid)
 
 
-def ask(domain: Domain, verb: str, **arguments: Any) -> Any:
-    """What the domain answers. Raises BuildError where it refuses, or is gone."""
+def ask(domain: Domain, verb: str, patience: float | None = PATIENCE, **arguments: Any) -> Any:
+    """What the domain answers. Raises BuildError where it refuses, is gone, or does not answer in time."""
     with connect(domain) as sock:
+        sock.settimeout(patience)
         return answer_to(sock, {"do": verb, **arguments})[0]
 
 
 def infos(only: Domain | None = None) -> list[dict[str, Any]]:
-    """What all domains say of themselves, or `only` that one; without those that end meanwhile."""
+    """What all domains say of themselves, or `only` that one; without those that end meanwhile.
+
+    Of one whose process does not answer there is what its place says, and None for the rest.
+    """
     told = []
     for domain in [only] if only is not None else domains():
         try:
-            told.append(ask(domain, "info"))
+            told.append(ask(domain, "info", _PATIENCE_OF_LISTS))
         except BuildError:
             if only is not None:
                 raise
+            if domain in domains():
+                told.append(
+                    dict.fromkeys(_UNKNOWN) | {"id": domain.id, "name": domain.name, "pid": domain.pid}
+                )
     return told
+
+
+def until_gone(domain: Domain, seconds: float | None = None) -> bool:
+    """Wait for the domain's end, for so long (None: without end); whether it is gone."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while domain in domains():
+        if end is not None and time.monotonic() >= end:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def destroy(domain: Domain) -> None:
+    """Have the domain no more. A process that does not answer is killed: its lock says that it is the one."""
+    with suppress(BuildError):
+        ask(domain, "destroy")
+        if until_gone(domain, PATIENCE):
+            return
+    if domain in domains():
+        with suppress(ProcessLookupError):
+            os.kill(domain.pid, signal.SIGKILL)
+        until_gone(domain)
 
 
 def console(domain: Domain) -> None:

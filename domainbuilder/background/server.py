@@ -203,7 +203,7 @@ class Server:
     def _answer(self, client: Client, text: bytes) -> None:
         try:
             value = self._do(text)
-        except (Refused, BuildError, RuntimeError) as error:
+        except (Refused, BuildError, RuntimeError, ValueError) as error:  # of a path with a NUL, for one
             client.send(line({"error": " ".join(str(error).split())}))
             return
         except OSError as error:
@@ -301,7 +301,7 @@ def _live(server: Server, config: DomainConfig, started: Callable[[], None], *, 
             _log(f"{config.name} is domain {server.place.id}, process {os.getpid()}")
             outcome = server.run(dom)
             if outcome is None:
-                _log(f"{config.name} was destroyed")
+                _log(f"{config.name} was {server.end}")
                 return
             _log(f"{config.name}: {outcome}")
             if outcome.report is not None:

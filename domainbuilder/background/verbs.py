@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from domainbuilder.launch.session import Input
 from hvcore.public.xs_wire import XENSTORE_REL_PATH_MAX
 
 if TYPE_CHECKING:
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 _MOST_NODES = 10_000  # that are told at a time
 _MOST_DEPTH = 64
 _PATH = re.compile(r"(/[A-Za-z0-9_@-]+)+")  # is_valid_nodename() of tools/xenstore/xenstored_core.c
+_NODES = (("state", "state"), ("event_channel", "event-channel"), ("ring_ref", "ring-ref"))
 
 
-class Served(Protocol):
-    """The domain as its server has it. `ended` is how it ended, where it is kept; `end` why it is to end."""
+class Served(Input, Protocol):
+    """The domain as its server has it, which is its input.
+
+    `ended` is how it ended, where it is kept; `end` why it is to end.
+    """
 
     place: Place
     config: DomainConfig
@@ -102,13 +107,57 @@ def _shutdown(server: Served, reason: str) -> None:
 
 
 def _destroy(server: Served) -> None:
-    server.end = "destroy"
+    server.end = "destroyed"
 
 
 def _dump_core(server: Served, path: str) -> int:
     if not path.startswith("/"):
         raise Refused("the core's file needs a path from the root on")
     return _dom(server).dump_core(path)
+
+
+class _Nobody:
+    """The input of a domain that is not to be disturbed: its idle time passes at once."""
+
+    open = detached = real_time = False
+
+    def read(self, _seconds: float | None) -> bytes:
+        return b""
+
+
+def _save(server: Served, path: str, form: str, after: str) -> int:
+    """Write the domain for `restore`; the file's bytes. `after`: destroy, continue or pause."""
+    if not path.startswith("/"):
+        raise Refused("the saved domain's file needs a path from the root on")
+    if form not in ("frozen", "xen") or after not in ("destroy", "continue", "pause"):
+        raise Refused(f"no way to save a domain: {form[:80]}, {after[:80]}")
+    dom = _alive(server)
+    dom.attach(_Nobody())
+    try:
+        size = dom.save(path, "xen" if form == "xen" else "frozen")
+    finally:
+        dom.attach(server)
+    if after == "destroy":
+        server.end = "saved"
+        return size
+    if form == "xen":
+        dom.resume()
+    server.is_paused = server.is_paused or after == "pause"
+    return size
+
+
+def _block_list(server: Served) -> list[dict[str, Any]]:
+    """The disks as both ends have them in the store: libxl_device_disk_getinfo(); -1: not there."""
+    machine, found = _dom(server).machine, []
+    for disk in machine.disks:
+        front = f"device/vbd/{disk.devid}"
+        told = {name: machine.xenstore.read(f"{front}/{node}") or "" for name, node in _NODES}
+        numbers = {
+            name: int(text) if text.isascii() and text.isdigit() else -1 for name, text in told.items()
+        }
+        backend = machine.xenstore.read(f"{front}/backend") or ""
+        found.append({"vdev": disk.devid, "be": 0, "handle": 0, **numbers, "be_path": backend})
+    return found
 
 
 def _sysrq(server: Served, letter: str) -> None:
@@ -183,6 +232,8 @@ VERBS: dict[str, Verb] = {
     "shutdown": Verb(_shutdown, {"reason": str}),
     "destroy": Verb(_destroy),
     "dump-core": Verb(_dump_core, {"path": str}),
+    "save": Verb(_save, {"path": str, "form": str, "after": str}),
+    "block-list": Verb(_block_list),
     "sysrq": Verb(_sysrq, {"letter": str}),
     "mem-set": Verb(_balloon, {"kib": int}),
     "vcpu-set": Verb(_vcpus, {"count": int}),

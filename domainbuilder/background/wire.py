@@ -27,6 +27,8 @@ def read_line(sock: socket.socket, most: int = _MOST_ANSWERED) -> tuple[dict[str
     while b"\n" not in data:
         try:
             piece = sock.recv(1 << 16) if len(data) <= most else b""
+        except TimeoutError:
+            raise BuildError("the domain's process does not answer") from None
         except OSError:
             piece = b""
         if not piece:

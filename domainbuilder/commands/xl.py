@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,14 @@ from domainbuilder.commands.launch import NoCache, SnapshotDisks
 
 if TYPE_CHECKING:
     from domainbuilder.background.runtime import Domain
+
+
+class Form(StrEnum):
+    """What a saved domain is written as."""
+
+    frozen = "frozen"
+    xen = "xen"
+
 
 _ROW = "%-40s %5d %5d %5d     %s  %8.1f\n"  # as xl prints it
 
@@ -25,6 +34,13 @@ Some = Annotated[
 Attach = Annotated[bool, typer.Option("--console", "-c", help="Be its console.")]
 Paused = Annotated[bool, typer.Option("--pause", "-p", help="Leave it paused before its first instruction.")]
 Node = Annotated[str, typer.Argument(metavar="PATH", help="The node.", show_default=False)]
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="Wait until the domain is gone.")]
+SaveFile = Annotated[Path, typer.Argument(metavar="FILE", help="Where to.", show_default=False)]
+Continue = Annotated[bool, typer.Option("--continue", "-c", help="The domain goes on.")]
+StayPaused = Annotated[bool, typer.Option("--pause", "-p", help="The domain stays, and is paused.")]
+As = Annotated[
+    Form, typer.Option("--as", help="As it stands; or as xl writes it, for which the guest suspends.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -109,7 +125,8 @@ def list_domains(domain: Some = None, as_json: AsJson = False) -> None:
     sys.stdout.write(f"{'Name':40} {'ID':>5} {'Mem':>5} VCPUs\tState\tTime(s)\n")
     for one in told:
         state = "".join(letter if letter == one["state"] else "-" for letter in "rbpscd")
-        row = (one["name"], one["id"], one["memory_mib"], one["vcpus"], state, one["cpu_seconds"])
+        numbers = [one[key] or 0 for key in ("memory_mib", "vcpus", "cpu_seconds")]
+        row = (one["name"], one["id"], *numbers[:2], state, numbers[2])
         sys.stdout.write(_ROW % row)
 
 
@@ -119,7 +136,7 @@ def vm_list() -> None:
 
     print("UUID                                  ID    name")
     for one in infos():
-        print(f"{one['uuid']:36}  {one['id']:<5} {one['name']}")
+        print(f"{one['uuid'] or '-':36}  {one['id']:<5} {one['name']}")
 
 
 def console(domain: Named) -> None:
@@ -148,17 +165,26 @@ def uptime(domain: Some = None) -> None:
 
     print(f"{'Name':<33} {'ID':>4} Uptime")
     for one in infos(_find(domain) if domain is not None else None):
-        days, rest = divmod(one["uptime_seconds"], 86400)
+        days, rest = divmod(one["uptime_seconds"] or 0, 86400)
         shown = f"{days} days, " if days > 1 else "1 day, " if days else ""
         print(
             f"{one['name']:<33} {one['id']:>4} {shown}{rest // 3600:>2}:{rest // 60 % 60:02}:{rest % 60:02}"
         )
 
 
-def _ask(name: str, verb: str, **arguments: object) -> object:
+def _ask(name: str, verb: str, **arguments: Any) -> object:
     from domainbuilder.background.client import ask
 
     return ask(_find(name), verb, **arguments)
+
+
+def _request(name: str, reason: str, *, wait: bool) -> None:
+    from domainbuilder.background.client import ask, until_gone
+
+    domain = _find(name)
+    ask(domain, "shutdown", reason=reason)
+    if wait:
+        until_gone(domain)
 
 
 def pause(domain: Named) -> None:
@@ -171,19 +197,73 @@ def unpause(domain: Named) -> None:
     _ask(domain, "unpause")
 
 
-def shutdown(domain: Named) -> None:
+def shutdown(domain: Named, wait: Wait = False) -> None:
     """Ask a domain in the background to power off; it may take its time."""
-    _ask(domain, "shutdown", reason="poweroff")
+    _request(domain, "poweroff", wait=wait)
 
 
-def reboot(domain: Named) -> None:
-    """Ask a domain in the background to reboot; it may take its time."""
-    _ask(domain, "shutdown", reason="reboot")
+def reboot(domain: Named, wait: Wait = False) -> None:
+    """Ask a domain in the background to reboot; it may take its time.
+
+    It goes on as on_reboot of its configuration says: it is restarted, and --wait waits for a later end.
+    """
+    _request(domain, "reboot", wait=wait)
 
 
 def destroy(domain: Named) -> None:
-    """End a domain in the background at once."""
-    _ask(domain, "destroy")
+    """End a domain in the background at once.
+
+    Its process is killed if it does not answer within ten seconds.
+    """
+    from domainbuilder.background.client import destroy as end
+
+    end(_find(domain))
+
+
+def save(
+    domain: Named,
+    file: SaveFile,
+    go_on: Continue = False,
+    leave_paused: StayPaused = False,
+    form: As = Form.frozen,
+) -> None:
+    """Save a domain in the background to a file, and end it.
+
+    `domainbuilder restore FILE` goes on with it, in the foreground. Without --as xen the guest does not
+    notice.
+
+    \b
+    Examples:
+      domainbuilder xl save guest guest.domain
+      domainbuilder xl save --continue guest guest.domain
+    """
+    from domainbuilder.background.client import ask, until_gone
+
+    if go_on and leave_paused:
+        raise typer.BadParameter("--continue and --pause are two things to do")
+    found, after = _find(domain), "continue" if go_on else "pause" if leave_paused else "destroy"
+    size = ask(found, "save", None, path=str(file.absolute()), form=form.value, after=after)
+    print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
+    if after == "destroy":
+        until_gone(found)
+
+
+def block_list(domain: Named, as_json: AsJson = False) -> None:
+    """List the disks of a domain in the background."""
+    disks = _ask(domain, "block-list")
+    assert isinstance(disks, list)
+    if as_json:
+        import json
+
+        print(json.dumps(disks, indent=2))
+        return
+    print("Vdev  BE  handle state evt-ch ring-ref BE-path")
+    for disk in disks:
+        print(
+            "{vdev:<5} {be:<3} {handle:<6} {state:<5} {event_channel:<6} {ring_ref:<8} {be_path}".format(
+                **disk
+            )
+        )
 
 
 def dump_core(
@@ -191,7 +271,7 @@ def dump_core(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.", show_default=False)],
 ) -> None:
     """Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on."""
-    size = _ask(domain, "dump-core", path=str(file.absolute()))
+    size = _ask(domain, "dump-core", patience=None, path=str(file.absolute()))
     print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
 
 

@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pexpect
 import pytest
 
-from domainbuilder.background import runtime
+from domainbuilder.background import client, runtime
 from domainbuilder.background.client import ask
 from domainbuilder.background.server import MOST_CLIENTS
 from domainbuilder.background.wire import MOST_BYTES
@@ -181,6 +182,11 @@ HOSTILE = (
     b'{"do":"info","path":"/"}\n',
     b'{"do":"xenstore-ls","path":7}\n',
     b'{"do":"shutdown","reason":"suspend"}\n',
+    b'{"do":"sysrq","letter":"\\ud800"}\n',
+    b'{"do":"dump-core","path":"/\\u0000"}\n',
+    b'{"do":"dump-core","path":"/\\ud800"}\n',
+    b'{"do":"save","path":"/nowhere/at/all","form":"frozen","after":"pause"}\n',
+    b'{"do":"save","path":"/tmp/x","form":"tar","after":"pause"}\n',
     b"[" * 60000 + b"\n",
     b"\xff\x00\n",
     b"x" * (MOST_BYTES + 5000),
@@ -200,3 +206,47 @@ def test_hostile_clients_get_a_line_and_the_domain_goes_on(xl: Xl) -> None:
     for sock in idle:
         sock.close()
     assert ask(domain, "info")["name"] == "hello"
+
+
+def test_saved_ones_go_on(xl: Xl, home: Path) -> None:
+    assert xl("create", "hello.cfg").returncode == 0
+    assert xl("save", "-p", "hello", "one").returncode == 0
+    assert json.loads(xl("list", "--json").stdout)[0]["state"] == "p"
+    assert xl("save", "-c", "hello", "two").returncode == 0
+    assert xl("block-list", "hello").stdout == "Vdev  BE  handle state evt-ch ring-ref BE-path\n"
+    refused = xl("save", "--as", "xen", "hello", "three")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "watches no control/shutdown" in refused.stderr
+    assert xl("unpause", "hello").returncode == 0
+    assert xl("save", "hello", "three").returncode == 0
+    assert runtime.domains() == []
+    for name in ("one", "two", "three"):
+        arguments = ["restore", str(home / name), "--send", "halt\\n", "--expect", "bye", "--timeout", "60"]
+        command = [sys.executable, "-m", "domainbuilder", *arguments]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_guest_suspends_to_be_saved(xl: Xl, home: Path, samples_builder: Callable[..., ModuleType]) -> None:
+    builder = samples_builder()
+    guest = builder.build(builder.suspend(), home)[0]
+    (home / "s.cfg").write_text(f"name = 's'\nkernel = '{guest}'\nmemory = 16\n")
+    assert xl("create", "s.cfg").returncode == 0
+    saved = xl("save", "--pause", "--as", "xen", "s", "s.save")
+    assert saved.returncode == 0, saved.stderr
+    assert (home / "s.save").read_bytes().startswith(b"Xen saved domain, xl format\n")  # tools/xl/xl.h
+    assert json.loads(xl("list", "--json").stdout)[0]["state"] == "p"
+    assert xl("destroy", "s").returncode == 0
+    assert runtime.domains() == []
+
+
+def test_a_process_that_does_not_answer(xl: Xl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed, hinders nobody, and is destroyed."""
+    assert xl("create", "hello.cfg").returncode == 0
+    (domain,) = runtime.domains()
+    os.kill(domain.pid, signal.SIGSTOP)
+    monkeypatch.setattr(client, "PATIENCE", 0.5)
+    with pytest.raises(BuildError, match="does not answer"):
+        ask(domain, "info", 0.5)
+    assert xl("list").stdout.splitlines()[1].split()[:5] == ["hello", "1", "0", "0", "------"]
+    client.destroy(domain)
+    assert runtime.domains() == []
