@@ -13,6 +13,7 @@ A cap (`Machine.cap`, in percent) keeps a domain from more than that part of eac
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ class Host:
         self._next_domid = 1
         self._paused = False
         self._nudged = False
+        self._asked: deque[Callable[[], None]] = deque()
 
     # -- domains come and go
 
@@ -346,6 +348,19 @@ class Host:
         self._nudged = True
         self.engine.want_out()
 
+    def ask(self, action: Callable[[], None]) -> None:
+        """Have `action` done to whichever domain stands between two blocks of code next.
+
+        What it does to guests is a reason for a turn to end, as what is typed is.
+        """
+        self._asked.append(action)
+        self.engine.want_out()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether something that was asked for is not done yet."""
+        return bool(self._asked)
+
     def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
         """Arm (or move) a timer of the holder's: it comes between two instructions of whoever runs then."""
         self.timers.set(key, when, action)
@@ -375,6 +390,11 @@ class Host:
         if self._nudged:
             self._nudged = False
             self.attend()
+        if self._asked and not m.is_within():
+            m.xenstore.serve()
+            for _ in range(len(self._asked)):
+                self._asked.popleft()()
+            m.clock.end_turn()
         paused, self._paused = self._paused, False
         return paused
 
@@ -382,7 +402,7 @@ class Host:
         """Every vCPU is blocked; whether nothing can change that any more."""
         when = self.next_deadline()
         self.idle(when)
-        if when != NEVER or self._paused:
+        if when != NEVER or self._paused or self._asked:
             return False
         return all(m.waits() and not m.turn_is_over() for m in self.machines.values() if not m.is_over)
 

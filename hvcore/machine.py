@@ -286,9 +286,10 @@ class Machine:
 
         Nothing may come within a half-done store (ro_page_fault.py) or a block of code (cpu/inner_stops.py).
         """
-        return self.clock.turn_is_over() and not self._is_within()
+        return self.clock.turn_is_over() and not self.is_within()
 
-    def _is_within(self) -> bool:
+    def is_within(self) -> bool:
+        """Whether the domain stands within a half-done store, or within a block of code."""
         return self.ro_page_fault.pending or (bool(self.engine.words.paid) and self.context is None)
 
     @property
@@ -330,11 +331,11 @@ class Machine:
     def go_on(self) -> None:
         """Input, or a piece of the guest's code."""
         clock = self.clock
-        if self._input and not self._is_within():
+        if self._input and not self.is_within():
             self._give(self._input.popleft())
         elif self._is_idle:
             clock.end_turn()  # somebody woke a vCPU
-        elif clock.now() >= self._next_look and not self._is_within():
+        elif clock.now() >= self._next_look and not self.is_within():
             self._look_for_loop()
         else:
             self._enter()

@@ -173,6 +173,13 @@ Gdb = Annotated[
 GdbLater = Annotated[
     bool, typer.Option("--gdb-later", help="With --gdb: do not wait; gdb may come while the domain runs.")
 ]
+Xenstore = Annotated[
+    str | None,
+    typer.Option(
+        metavar="unix:PATH",
+        help="Listen there for xenstore-ls, xenstore-write and their kin (XENSTORED_PATH=PATH).",
+    ),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Print counts of what the guest did.")]
 Core = Annotated[
     Path | None,
@@ -255,6 +262,7 @@ def launch(
     plain: Plain = False,
     gdb: Gdb = None,
     gdb_later: GdbLater = False,
+    xenstore: Xenstore = None,
     stats: Stats = False,
     core: Core = None,
     save_at: SaveAt = None,
@@ -308,6 +316,7 @@ def launch(
         plain=plain,
         gdb=gdb,
         gdb_waits=not gdb_later,
+        xenstore=xenstore,
         stats=stats,
         cache=not no_cache,
         core=core,

@@ -7,11 +7,9 @@ while the machine stands. A domain without a GDB runs as ever; one that comes st
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import select
 import socket
-import stat
 from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.inputs import is_elf
 from domainbuilder.launch.gdb_monitor import Monitor
+from domainbuilder.launch.unix_socket import listen_at
 from hvcore.debug.debugger import Debugger, Stopped
 from hvcore.debug.gdb.packets import Acknowledged, Damaged, Interrupted, Packet, PacketReader, packet
 from hvcore.debug.gdb.stub import Leave, Resume, Stub
@@ -88,34 +87,12 @@ def _listen(address: Address) -> socket.socket:
             listener = socket.socket(family, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, address.port))
+            listener.listen(1)
         else:
-            _remove_stale(address.path)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            before = os.umask(0o177)
-            try:
-                listener.bind(f"{address.path}~")
-            finally:
-                os.umask(before)
-        listener.listen(1)
-        if address.path is not None:  # which is there when somebody listens
-            Path(f"{address.path}~").rename(address.path)
+            return listen_at(address.path)
     except (OSError, OverflowError, UnicodeError, ValueError) as error:
         raise BuildError(f"GDB cannot be listened for: {error}", where=Where(str(address))) from error
     return listener
-
-
-def _remove_stale(path: str) -> None:
-    """A socket that nobody listens at any more is in the way; what else is there stays."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError("there is a file of that name, which is no socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                Path(path).unlink()
-                return
-        raise OSError("somebody listens there already")
 
 
 class GdbServer:

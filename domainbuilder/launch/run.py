@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from domainbuilder import streams
@@ -71,6 +72,7 @@ class LaunchOptions:
     gdb: str | None = None
     gdb_waits: bool = True
     resume_at: str | None = None
+    xenstore: str | None = None
 
 
 class _Result(NamedTuple):
@@ -229,6 +231,8 @@ def _run(options: LaunchOptions, start: _Starter | Resumption) -> Ended:
         if options.console_log is not None:
             output.log_to(options.console_log, stack)
         stack.enter_context(observed(dom, options.observing, lambda: reason))
+        if options.xenstore is not None:
+            _serve_xenstore(dom, options, progress, stack)
         if options.gdb is not None:
             _wait_for_gdb(dom, options, progress, stack)
         progress.phase = "running, no output"
@@ -288,13 +292,36 @@ def _check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
         if path is not None and not names_socket(path) and not path.parent.is_dir():
             raise BuildError("there is no such directory", where=Where(str(path.parent)))
     options.observing.check()
+    _check_sockets(options)
+    return expects, load_record(options.replay) if options.replay is not None else None
+
+
+def _check_sockets(options: LaunchOptions) -> None:
+    """Raise BuildError for what cannot be listened at, or not in such a run."""
     if options.gdb is not None:
         from domainbuilder.launch.gdb_server import parse_address
 
         parse_address(options.gdb)
     elif not options.gdb_waits:
         raise BuildError("--gdb-later goes with --gdb")
-    return expects, load_record(options.replay) if options.replay is not None else None
+    if options.xenstore is not None:
+        from domainbuilder.launch.xenstore_server import socket_path
+
+        socket_path(options.xenstore)
+        if options.record is not None or options.replay is not None:
+            raise BuildError("--xenstore: what tools write is no part of a record")
+
+
+def _serve_xenstore(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
+    """Listen for xenstore's tools for as long as `stack` lasts, and say where."""
+    from domainbuilder.launch.xenstore_server import socket_path
+
+    assert options.xenstore is not None
+    server = stack.enter_context(dom.serve_xenstore(socket_path(options.xenstore)))
+    if not options.json:
+        progress.close()
+        sys.stderr.write(f"domainbuilder: the store: XENSTORED_PATH={quote(server.path)} xenstore-ls\n")
+        sys.stderr.flush()
 
 
 def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
@@ -311,6 +338,7 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
     address = parse_address(options.gdb)
     # What a run is recorded or traced as is the run as it went, once.
     alone = options.record is None and options.replay is None and options.observing == NOTHING
+    alone = alone and options.xenstore is None
     alone = alone and not options.plain and not any(disk.is_written for disk in dom.machine.disks)
     server = stack.enter_context(GdbServer(dom, address, waits=options.gdb_waits, goes_back=alone, say=say))
     if not address.is_local:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.names import Names
     from domainbuilder.launch.outside import Outside
+    from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.periodic import Periodic
 
@@ -84,6 +85,7 @@ class Runner:
         self._shares_host = shares_host
         self._watchers: list[Periodic] = []
         self._runner: Callable[[], Stop] | None = None  # a debugger, where there is one
+        self._tools: XenstoreServer | None = None  # who talk to the store by a socket
         self._is_to_end = False
         self._is_trusted = start.is_trusted
         self.plan = start.plan
@@ -180,12 +182,16 @@ class Runner:
         if stop is Stop.IDLE:
             if self._expired:
                 return Outcome("timeout", self._expired)
-            return None if self._waits_for_somebody() else Outcome("idle")
+            return None if self._is_waited_for else Outcome("idle")
         self._outcome = self._shut_down() if stop is Stop.SHUTDOWN else self._crashed()
         return self._outcome
 
-    def _waits_for_somebody(self) -> bool:
-        return self._outside is not None or (self._input is not None and self._input.open)
+    @property
+    def _is_waited_for(self) -> bool:
+        """Whether somebody outside may still wake a guest that is idle for good."""
+        if self._outside is not None or self._has_input:
+            return True
+        return self._tools is not None and self._tools.has_clients
 
     def _shut_down(self) -> Outcome:
         outcome = Outcome(self.machine.shutdown_reason)
@@ -272,17 +278,20 @@ class Runner:
         self.machine.input(data)
 
     def _take_input(self, seconds: float | None) -> bool:
-        """Pass on what was typed within so many seconds; whether something was."""
+        """Pass on what was typed within so many seconds; whether something was, or a tool wants something."""
         source = self._input
         if source is None or not source.open or self.machine.pending_input >= _INPUT_ROOM:
             return False
+        came = False
         with self._interruptions.allowed():
+            if seconds != 0 and self._tools is not None:
+                came, seconds = self._tools.wait(source, self._patience(seconds)), 0.0
             data = source.read(self._patience(seconds))
         if source.detached:
             self._pause()
         elif data:
             self.machine.input(data)
-        return bool(data)
+        return came or bool(data)
 
     def _patience(self, seconds: float | None) -> float | None:
         """So many seconds, but not beyond the deadline."""
@@ -297,21 +306,38 @@ class Runner:
         host.timers.stop(TICK)
         for watcher in self._watchers:
             watcher.idle()
-        due = host.next_deadline()
-        if due == NEVER and deadline != NEVER:
-            return  # the tick was all there was: the machine looks again, and finds that out
-        due = due if due == NEVER else min(due, self._guest_limit)
-        if self._outside is not None or (self._input is not None and self._input.real_time):
-            self._wait(due)
-        else:
-            # A pipe is waited for only where nothing else can ever happen.
-            host.advance_to(due)
-            self._take_input(None if due == NEVER else 0.0)
+        if not host.is_asked and not self._pass_time(deadline):
+            return
         self._check_limits()
         if not self._expired:
             self._arm_tick()
         for watcher in self._watchers:
             watcher.arm()
+
+    def _pass_time(self, deadline: int) -> bool:
+        """Pass it, or wait; False where the tick was all there was.
+
+        The machine looks again then, and finds that out.
+        """
+        host = self.machine.host
+        due = host.next_deadline()
+        if due == NEVER and deadline != NEVER:
+            return False
+        due = due if due == NEVER else min(due, self._guest_limit)
+        if self._outside is not None or (self._input is not None and self._input.real_time):
+            self._wait(due)
+            return True
+        # A pipe is waited for only where nothing else can ever happen.
+        host.advance_to(due)
+        self._take_input(None if due == NEVER else 0.0)
+        if due == NEVER and self._tools is not None and self._tools.has_clients and not self._has_input:
+            with self._interruptions.allowed():
+                self._tools.wait(None, self._patience(None))
+        return True
+
+    @property
+    def _has_input(self) -> bool:
+        return self._input is not None and self._input.open
 
     def _wait(self, due: int) -> None:
         """Wait for input as long as the guest would."""
@@ -322,10 +348,13 @@ class Runner:
         else:
             source = self._input
             others = list(getattr(source, "fds", ()))  # an input of a test may have none
+            if self._tools is not None:
+                others += self._tools.filenos()
             with self._interruptions.allowed():
                 self._outside.wait(self._patience(seconds), others)
             typed = self._take_input(0.0)
             typed = self._outside.take() or typed
+            typed = (self._tools is not None and self._tools.is_wanted) or typed
         passed = now + time.monotonic_ns() - started
         source = self._input
         is_early = typed or due == NEVER or (source is not None and source.detached)

@@ -28,9 +28,11 @@ from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
+    from domainbuilder.launch.guest_control import GuestControl
     from domainbuilder.launch.names import Names
     from domainbuilder.launch.past import FrameChange, Happened, Moment, Past, Write
     from domainbuilder.launch.stop_report import StopReport
+    from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.saved.migrate import Migration
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.events import Event
@@ -81,6 +83,8 @@ class RunningDomain(Runner):
         if self._closed:
             return
         self._closed = True
+        if self._tools is not None:
+            self._tools.close()
         if self._past is not None:
             self._past.close()
         if self._shares_host:
@@ -131,6 +135,62 @@ class RunningDomain(Runner):
     def attach(self, source: Input) -> None:
         """Take console input from `source` too."""
         self._input = source
+
+    # -- the store, and what a guest is told by it
+
+    def serve_xenstore(self, path: str | os.PathLike[str]) -> XenstoreServer:
+        """Xenstored's socket at `path`, for xenstore-ls and its kin, as long as the domain or a `with` lasts.
+
+        Tools are answered while the domain runs; one that is idle for good is not while a tool is connected.
+        Raises BuildError where nobody can listen there, or the run is recorded, replayed or has a past kept.
+        """
+        from domainbuilder.launch.xenstore_server import XenstoreServer
+
+        self._check_open()
+        if self._tools is not None:
+            raise RuntimeError(f"tools are served already, at {self._tools.path}")
+        return XenstoreServer(self, os.fspath(path))
+
+    def serve_tools(self, server: XenstoreServer | None) -> None:
+        """Have tools heard while the domain is idle, by who serves them; None: nobody does any more."""
+        self._tools = server
+
+    def check_nobody_repeats(self, what: str) -> None:
+        """Raise BuildError where `what` happens to a run that is to be had again from its input alone."""
+        if self._tape is not None or self._past is not None:
+            raise BuildError(f"{what}, which is no part of a record or of the past that is kept")
+
+    def shutdown(self, reason: str = "poweroff") -> None:
+        """Ask the guest to end, as `xl shutdown` does: "poweroff", "reboot" or "halt"; then `wait`.
+
+        This and the next raise ValueError for what no guest can be told, RuntimeError where the domain runs,
+        is destroyed or over, and BuildError as serve_xenstore() does.
+        """
+        self._guest_control().shutdown(reason)
+
+    def sysrq(self, key: str) -> None:
+        """Send a magic SysRq key, a letter or digit ("t": tasks, "m": memory, ...), as `xl sysrq` does."""
+        self._guest_control().sysrq(key)
+
+    def set_memory_target(self, mib: int) -> None:
+        """Have the guest's balloon give memory back, or take it again, until it has so many MB.
+
+        From then on it does so while it runs. Not above what it began with (memory/static-max).
+        """
+        self._guest_control().set_memory_target(mib)
+
+    def set_vcpus(self, count: int) -> None:
+        """Have the guest use so many of its vCPUs, the first ones, as `xl vcpu-set` does."""
+        self._guest_control().set_vcpus(count)
+
+    def _guest_control(self) -> GuestControl:
+        from domainbuilder.launch.guest_control import GuestControl
+
+        self.check_at_rest()
+        if self.machine.is_over:
+            raise RuntimeError("the domain is over")
+        self.check_nobody_repeats("a guest is told something by the store")
+        return GuestControl(self.machine)
 
     def wait(self, timeout: float | None = None) -> Outcome:
         """Run until the guest ends, is idle for good, or time is up; how that came about.
@@ -312,6 +372,8 @@ class RunningDomain(Runner):
 
     def become_clone(self, console_output: Callable[[bytes], None], timeout: float | None) -> None:
         """In the process of a clone: no input but what is sent, and limits counted from now on."""
+        if self._tools is not None:
+            self._tools.forsake()
         self._started = time.monotonic()
         allowed = self._timeout if timeout is None else timeout
         self._limit = None if allowed is None else self._started + allowed

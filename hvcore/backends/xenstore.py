@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from hvcore.backends.device import Device
 from hvcore.backends.xenstore_nodes import Account, Transaction
+from hvcore.backends.xenstore_privileged import QUOTA_OUTSTANDING, QUOTA_TRANSACTIONS, QUOTA_WATCHES
 from hvcore.backends.xenstore_tree import QUOTA_MEMORY
-from hvcore.backends.xenstored import QUOTA_OUTSTANDING, Message, Watch, Xenstored
+from hvcore.backends.xenstored import Message, Watch, Xenstored
 from hvcore.public.xs_wire import (
     XENSTORE_ERROR,
     XENSTORE_ERROR_PROTO,
@@ -41,6 +42,9 @@ class XenstoreBackend(Device):
     """The store as one domain has it. `read()`, `write()` and `rm()` are domain 0's own, below its home."""
 
     WIRING = frozenset((*Device.WIRING, "store", "domid", "home"))
+    is_unprivileged = True
+    most_watches = QUOTA_WATCHES
+    most_transactions = QUOTA_TRANSACTIONS
 
     def __init__(self, ring: memoryview, domain: Domain, store: Xenstored) -> None:
         super().__init__(domain)
@@ -70,6 +74,9 @@ class XenstoreBackend(Device):
     def canonicalize(self, path: str) -> str:
         """An absolute path from what the guest wrote."""
         return path if path[:1] in ("/", "@") else f"{self.home}/{path}"
+
+    def check_room(self, kind: int) -> None:
+        """What bounds a domain are its quotas."""
 
     # --- domain 0's side ----------------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ keeps domains from holding up the one xenstored that they share, and Live-Update
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hvcore.backends.xenstore_nodes import (
     PERM_IGNORE,
     PERM_READ,
+    Account,
     Node,
     Perms,
     Transaction,
@@ -22,27 +23,23 @@ from hvcore.backends.xenstore_nodes import (
     parent_of,
     parse_perm,
 )
+from hvcore.backends.xenstore_privileged import HANDLERS as PRIVILEGED
+from hvcore.backends.xenstore_requests import atoi, onearg, pair, strings
 from hvcore.backends.xenstore_tree import QUOTA_PERMS, Tree
 from hvcore.public.errno import E2BIG, EACCES, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, NAMES
 from hvcore.public.xs_wire import (
     XENSTORE_PAYLOAD_MAX,
     XENSTORE_REL_PATH_MAX,
-    XS_CONTROL,
     XS_DIRECTORY,
     XS_DIRECTORY_PART,
     XS_ERROR,
     XS_GET_DOMAIN_PATH,
     XS_GET_PERMS,
-    XS_INTRODUCE,
-    XS_IS_DOMAIN_INTRODUCED,
     XS_MKDIR,
     XS_READ,
-    XS_RELEASE,
     XS_RESET_WATCHES,
-    XS_RESUME,
     XS_RM,
     XS_SET_PERMS,
-    XS_SET_TARGET,
     XS_TRANSACTION_END,
     XS_TRANSACTION_START,
     XS_UNWATCH,
@@ -56,16 +53,10 @@ from hvcore.public.xs_wire import (
 if TYPE_CHECKING:
     from hvcore.backends.xenstore import XenstoreBackend
 
-QUOTA_WATCHES = 128
-QUOTA_TRANSACTIONS = 10
-QUOTA_OUTSTANDING = 20  # answers and events that a domain's requests caused and nobody has taken
 WATCH_EVENT_TIMEOUT_NS = 20_000_000_000
 _DEFAULT_BUFFER_SIZE = 16
 _DOM0 = 0
 _WORD = 0xFFFFFFFF
-_PRIVILEGED = frozenset(
-    (XS_CONTROL, XS_INTRODUCE, XS_RELEASE, XS_IS_DOMAIN_INTRODUCED, XS_RESUME, XS_SET_TARGET)
-)
 _WITHOUT_TRANSACTION = frozenset((XS_WATCH, XS_UNWATCH))
 _OK = b"OK\0"
 
@@ -110,50 +101,55 @@ class Request:
         self.is_answered = False  # and the answer taken
 
 
-def strings(payload: bytes) -> list[str]:
-    """get_strings(): the NUL-terminated strings; what is behind the last NUL is ignored."""
-    return [part.decode("latin-1") for part in payload.split(b"\0")[:-1]]
-
-
-def onearg(payload: bytes) -> str:
-    """The one string that is all of the payload. Raises XenstoreError(EINVAL)."""
-    if payload.find(b"\0") != len(payload) - 1 or not payload:
-        raise XenstoreError(EINVAL)
-    return payload[:-1].decode("latin-1")
-
-
-def _pair(payload: bytes) -> tuple[str, str]:
-    found = strings(payload)
-    if len(found) != 2:
-        raise XenstoreError(EINVAL)
-    return found[0], found[1]
-
-
-def _atoi(text: str) -> int:
-    """C's atoi(), as an unsigned int."""
-    text = text.lstrip(" \t\n\v\f\r")
-    sign, digits = (text[:1], text[1:]) if text[:1] in ("-", "+") else ("", text)
-    digits = digits[: len(digits) - len(digits.lstrip("0123456789"))]
-    value = min(int(digits[:20] or "0"), (1 << 63) - 1)
-    return (-value if sign == "-" else value) & _WORD
-
-
 def is_child(child: str, parent: str) -> bool:
     """Whether `child` is `parent`, or below it."""
     return parent == "/" or (child.startswith(parent) and child[len(parent) : len(parent) + 1] in ("", "/"))
 
 
-Handler = Callable[["XenstoreBackend", Transaction | None, bytes], bytes]
+class Connection(Protocol):
+    """struct connection: who asks, a domain by its ring or a tool of domain 0's by a socket."""
+
+    domid: int
+    home: str
+    is_unprivileged: bool
+    most_watches: int
+    most_transactions: int
+    watches: list[Watch]
+    transactions: dict[int, Transaction]
+    next_transaction: int
+    out: list[Message]
+
+    @property
+    def account(self) -> Account:
+        """What the store keeps for the domain."""
+
+    def now(self) -> int:
+        """The domain's time."""
+
+    def canonicalize(self, path: str) -> str:
+        """An absolute path from what it wrote."""
+
+    def drop_watches(self) -> None:
+        """Forget its watches and transactions."""
+
+    def check_room(self, kind: int) -> None:
+        """Raise XenstoreError where too much is kept for it to make a request of this kind."""
+
+
+Handler = Callable[[Connection, Transaction | None, bytes], bytes]
 
 
 class Xenstored:
     """The store of one host. `exists` says whether there is a domain of that number."""
 
-    WIRING = frozenset(("tree", "connections", "_handlers", "_watchers", "_told", "_is_running", "_current"))
+    WIRING = frozenset(
+        ("tree", "connections", "tools", "_handlers", "_watchers", "_told", "_is_running", "_current")
+    )
 
     def __init__(self, exists: Callable[[int], bool]) -> None:
         self.tree = Tree(exists, self._fire)
         self.connections: dict[int, XenstoreBackend] = {}
+        self.tools: list[Connection] = []
         self.requests: dict[int, Request] = {}
         self._next_request = 1
         self._watchers: dict[str, tuple[str, Callable[[str], None]]] = {}  # domain 0's, by name
@@ -246,12 +242,10 @@ class Xenstored:
         finally:
             self._is_running = False
 
-    def answer(self, c: XenstoreBackend, header: tuple[int, int, int], payload: bytes) -> None:
+    def answer(self, c: Connection, header: tuple[int, int, int], payload: bytes) -> None:
         """process_message(): do what is asked for and queue the answer; `header` is type, req_id, tx_id."""
         kind, req_id, tx_id = header
-        number = self._current = self._next_request
-        self._next_request += 1
-        self.requests[number] = Request(c.domid)
+        number = self._current = self._begin(c)
         events_at = len(c.out)
         try:
             answer = self._bounded(c, kind, tx_id, payload)
@@ -264,11 +258,20 @@ class Xenstored:
             self.tree.add_memory(c.domid, len(answer) + xsd_sockmsg.size, check=False)
         finally:
             self._current = 0
-        c.account.nboutstanding += 1
         data = xsd_sockmsg.pack(kind, req_id, tx_id, len(answer)) + answer
         message = Message(data, number, is_event=False, expires=0)
         # The answer comes before the event that a watch gets up front, and behind those of what it changed.
         c.out.insert(events_at if kind == XS_WATCH else len(c.out), message)
+
+    def _begin(self, c: Connection) -> int:
+        """The number of a request; 0 for one of a tool's, which are not counted."""
+        if not c.is_unprivileged:
+            return 0
+        number = self._next_request
+        self._next_request += 1
+        self.requests[number] = Request(c.domid)
+        c.account.nboutstanding += 1
+        return number
 
     def free(self, message: Message, domid: int) -> None:
         """free_buffered_data(): a message of that domain's is taken, or nobody will."""
@@ -288,17 +291,18 @@ class Xenstored:
 
     # --- requests -----------------------------------------------------------------------------------------
 
-    def _bounded(self, c: XenstoreBackend, kind: int, tx_id: int, payload: bytes) -> bytes:
+    def _bounded(self, c: Connection, kind: int, tx_id: int, payload: bytes) -> bytes:
         answer = self._handle(c, kind, tx_id, payload)
         if len(answer) > XENSTORE_PAYLOAD_MAX:
             raise XenstoreError(E2BIG)
         return answer
 
-    def _handle(self, c: XenstoreBackend, kind: int, tx_id: int, payload: bytes) -> bytes:
-        if kind in _PRIVILEGED:
+    def _handle(self, c: Connection, kind: int, tx_id: int, payload: bytes) -> bytes:
+        if kind in PRIVILEGED and c.is_unprivileged:
             raise XenstoreError(EACCES)
-        if kind != XS_TRANSACTION_END and kind not in self._handlers:
+        if kind != XS_TRANSACTION_END and kind not in self._handlers and kind not in PRIVILEGED:
             raise XenstoreError(ENOSYS)
+        c.check_room(kind)
         t = None
         if tx_id and kind not in _WITHOUT_TRANSACTION:
             t = c.transactions.get(tx_id)
@@ -306,18 +310,23 @@ class Xenstored:
                 raise XenstoreError(ENOENT)
         if kind == XS_TRANSACTION_END:
             return self._transaction_end(c, tx_id, t, payload)
+        if kind in PRIVILEGED:
+            return PRIVILEGED[kind](self._is_connected, payload)
         return self._handlers[kind](c, t, payload)
 
-    def _directory(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _is_connected(self, domid: int) -> bool:
+        return domid == _DOM0 or domid in self.connections
+
+    def _directory(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         node = self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ)
         return b"".join(child.encode() + b"\0" for child in node.children)
 
-    def _directory_part(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
-        path, offset = _pair(payload)
+    def _directory_part(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
+        path, offset = pair(payload)
         node = self.tree.get(t, c.canonicalize(path), c.domid, PERM_READ)
         names = b"".join(child.encode() + b"\0" for child in node.children)
         generation = b"%d\0" % node.generation
-        at = _atoi(offset)
+        at = atoi(offset)
         if at >= len(names):
             return generation + b"\0"
         room = XENSTORE_PAYLOAD_MAX - len(generation) - 1
@@ -326,14 +335,14 @@ class Xenstored:
             return generation + part[: part.rfind(b"\0", 0, room) + 1]
         return generation + part + b"\0"
 
-    def _read(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _read(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         return self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ).value
 
-    def _get_perms(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _get_perms(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         node = self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ)
         return b"".join(format_perm(perm).encode() + b"\0" for perm in node.perms)
 
-    def _set_perms(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _set_perms(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         path, *texts = strings(payload) or [""]
         if not texts:
             raise XenstoreError(EINVAL)
@@ -347,30 +356,30 @@ class Xenstored:
         self.tree.set_perms(t, c.canonicalize(path), perms, c.domid)
         return _OK
 
-    def _write(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _write(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         path, nul, value = payload.partition(b"\0")
         if not nul:
             raise XenstoreError(EINVAL)
         self.tree.write(t, c.canonicalize(path.decode("latin-1")), value, c.domid)
         return _OK
 
-    def _mkdir(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _mkdir(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         self.tree.mkdir(t, c.canonicalize(onearg(payload)), c.domid)
         return _OK
 
-    def _rm(self, c: XenstoreBackend, t: Transaction | None, payload: bytes) -> bytes:
+    def _rm(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         self.tree.rm(t, c.canonicalize(onearg(payload)), c.domid)
         return _OK
 
-    def _get_domain_path(self, _c: XenstoreBackend, _t: Transaction | None, payload: bytes) -> bytes:
-        return b"/local/domain/%d\0" % _atoi(onearg(payload))
+    def _get_domain_path(self, _c: Connection, _t: Transaction | None, payload: bytes) -> bytes:
+        return b"/local/domain/%d\0" % atoi(onearg(payload))
 
     # --- transactions -------------------------------------------------------------------------------------
 
-    def _transaction_start(self, c: XenstoreBackend, t: Transaction | None, _payload: bytes) -> bytes:
+    def _transaction_start(self, c: Connection, t: Transaction | None, _payload: bytes) -> bytes:
         if t is not None:
             raise XenstoreError(EBUSY)
-        if len(c.transactions) > QUOTA_TRANSACTIONS:
+        if len(c.transactions) > c.most_transactions:
             raise XenstoreError(ENOSPC)
         while c.next_transaction in c.transactions:
             c.next_transaction = c.next_transaction % _WORD + 1
@@ -379,9 +388,7 @@ class Xenstored:
         c.transactions[number] = self.tree.start(c.domid)
         return b"%d\0" % number
 
-    def _transaction_end(
-        self, c: XenstoreBackend, tx_id: int, t: Transaction | None, payload: bytes
-    ) -> bytes:
+    def _transaction_end(self, c: Connection, tx_id: int, t: Transaction | None, payload: bytes) -> bytes:
         decision = onearg(payload)
         if decision not in ("T", "F"):
             raise XenstoreError(EINVAL)
@@ -396,8 +403,8 @@ class Xenstored:
 
     # --- watches ------------------------------------------------------------------------------------------
 
-    def _watch(self, c: XenstoreBackend, _t: Transaction | None, payload: bytes) -> bytes:
-        path, token = _pair(payload)
+    def _watch(self, c: Connection, _t: Transaction | None, payload: bytes) -> bytes:
+        path, token = pair(payload)
         relative = path[:1] not in ("/", "@")
         node = c.canonicalize(path)
         valid = len(node) <= XENSTORE_REL_PATH_MAX if node.startswith("@") else is_valid_path(node)
@@ -405,7 +412,7 @@ class Xenstored:
             raise XenstoreError(EINVAL)
         if any((watch.node, watch.token) == (node, token) for watch in c.watches):
             raise XenstoreError(EEXIST)
-        if c.account.nbwatch > QUOTA_WATCHES:
+        if len(c.watches) > c.most_watches:
             raise XenstoreError(E2BIG)
         watch = Watch(node, token, relative=relative)
         self.tree.add_memory(c.domid, watch.size, check=True)
@@ -414,8 +421,8 @@ class Xenstored:
         self._send_event(c, watch, node, request=0)  # once up front
         return _OK
 
-    def _unwatch(self, c: XenstoreBackend, _t: Transaction | None, payload: bytes) -> bytes:
-        path, token = _pair(payload)
+    def _unwatch(self, c: Connection, _t: Transaction | None, payload: bytes) -> bytes:
+        path, token = pair(payload)
         node = c.canonicalize(path)
         for watch in c.watches:
             if (watch.node, watch.token) == (node, token):
@@ -424,11 +431,11 @@ class Xenstored:
                 return _OK
         raise XenstoreError(ENOENT)
 
-    def _reset_watches(self, c: XenstoreBackend, _t: Transaction | None, _payload: bytes) -> bytes:
+    def _reset_watches(self, c: Connection, _t: Transaction | None, _payload: bytes) -> bytes:
         c.drop_watches()
         return _OK
 
-    def forget_watch(self, c: XenstoreBackend, watch: Watch) -> None:
+    def forget_watch(self, c: Connection, watch: Watch) -> None:
         """A watch of `c` is gone."""
         self.tree.add_memory(c.domid, -watch.size, check=False)
         c.account.nbwatch -= 1
@@ -439,10 +446,12 @@ class Xenstored:
         for name, (watched, _) in self._watchers.items():
             if path == watched or (not exact and is_child(path, watched)):
                 self._told.append((name, path))
-        if special:
-            return
-        for c in self.connections.values():
-            if not c.watches or not self._watch_permitted(c.domid, path, node, before):
+        for c in (*self.connections.values(), *self.tools):
+            if not c.watches:
+                continue
+            if special and c.is_unprivileged:
+                continue
+            if not special and not self._watch_permitted(c.domid, path, node, before):
                 continue
             for watch in c.watches:
                 if path == watch.node or (not exact and is_child(path, watch.node)):
@@ -461,7 +470,7 @@ class Xenstored:
         parent = tree.read(None, parent_of(path), domid)
         return parent is not None and bool(tree.allowed(parent.perms, domid) & PERM_READ)
 
-    def _send_event(self, c: XenstoreBackend, watch: Watch, path: str, request: int) -> None:
+    def _send_event(self, c: Connection, watch: Watch, path: str, request: int) -> None:
         """send_event(); one that waits already is not repeated, one for which there is no room is lost."""
         shown = path[len(c.home) :].removeprefix("/") if watch.relative else path
         payload = f"{shown}\0{watch.token}\0".encode("latin-1")
@@ -474,6 +483,8 @@ class Xenstored:
             self.tree.add_memory(c.domid, len(data), check=True)
         except XenstoreError:
             return
+        if not c.is_unprivileged:
+            request = 0  # a tool that takes its time is nothing to who caused the event
         if request:
             self.requests[request].events += 1
         expires = c.now() + WATCH_EVENT_TIMEOUT_NS
