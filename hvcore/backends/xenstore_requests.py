@@ -29,7 +29,10 @@ def pair(payload: bytes) -> tuple[str, str]:
 
 
 def atoi(text: str) -> int:
-    """What C's function of that name makes of it, as an unsigned int."""
+    """The number that a text begins with, as an unsigned int.
+
+    As C's atoi() reads it.
+    """
     text = text.lstrip(" \t\n\v\f\r")
     sign, digits = (text[:1], text[1:]) if text[:1] in ("-", "+") else ("", text)
     digits = digits[: len(digits) - len(digits.lstrip("0123456789"))]

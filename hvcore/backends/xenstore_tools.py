@@ -1,8 +1,8 @@
 """A tool's connection to xenstored: a stream of bytes each way, for xenstore-ls and its kin.
 
 A tool is domain 0's and may do anything, so no quota of xenstored's holds it. What bounds it here is how much
-is kept for it. Nothing of a connection is state of the host: it ends with the process. Source: readfd(),
-writefd() and handle_input() of tools/xenstore/xenstored_core.c.
+is kept for it. Nothing of a connection is state of the host: it ends with the process. Source:
+handle_input() and handle_output() of tools/xenstore/xenstored_core.c.
 """
 
 from __future__ import annotations
