@@ -114,7 +114,7 @@ Vifs = Annotated[
     typer.Option(
         "--vif",
         metavar="SPEC",
-        help="A network interface, as xl writes it: bridge=xenbr0, or ''; type=user leads outside. Repeatable.",
+        help="A network interface, as xl writes it: bridge=xenbr0, or ''; type=user leads out. Repeatable.",
     ),
 ]
 Pcap = Annotated[
