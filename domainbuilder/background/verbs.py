@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from domainbuilder.launch.guest_control import GuestControl
 from domainbuilder.launch.session import Input
 from hvcore.public.xs_wire import XENSTORE_REL_PATH_MAX
 
@@ -73,6 +74,10 @@ def _alive(server: Served) -> RunningDomain:
     return _dom(server)
 
 
+def _control(server: Served) -> GuestControl:
+    return GuestControl(_alive(server).machine)
+
+
 def _info(server: Served) -> dict[str, Any]:
     machine, ended = _dom(server).machine, server.ended
     domain = machine.domain
@@ -103,7 +108,7 @@ def _shutdown(server: Served, reason: str) -> None:
         raise Refused("a domain is asked to poweroff or to reboot")
     if server.is_paused:
         raise Refused(f"{server.config.name} is paused")
-    _alive(server).machine.xenstore.write("control/shutdown", reason)
+    _control(server).shutdown(reason)
 
 
 def _destroy(server: Served) -> None:
@@ -166,25 +171,6 @@ def _sysrq(server: Served, letter: str) -> None:
     _alive(server).machine.xenstore.write("control/sysrq", letter)
 
 
-def _balloon(server: Served, kib: int) -> None:
-    store = _alive(server).machine.xenstore
-    most = int(store.read("memory/static-max") or 0)
-    if not 0 < kib <= most:
-        raise Refused(f"memory_dynamic_max must be less than or equal to memory_static_max, {most} KiB")
-    store.write("memory/target", str(kib))
-
-
-def _vcpus(server: Served, count: int) -> None:
-    machine = _alive(server).machine
-    most = len(machine.domain.vcpus)
-    if not 1 <= count <= most:
-        raise Refused(f"Requested {count} VCPUs, however maxcpus is {most}")
-    for number in range(most):
-        wanted = "online" if number < count else "offline"
-        if machine.xenstore.read(f"cpu/{number}/availability") != wanted:
-            machine.xenstore.write(f"cpu/{number}/availability", wanted)
-
-
 def _store_ls(server: Served, path: str) -> list[tuple[int, str, str]]:
     """The nodes below `path`: how deep, the name, the value."""
     store = _dom(server).machine.xenstore.store
@@ -235,8 +221,8 @@ VERBS: dict[str, Verb] = {
     "save": Verb(_save, {"path": str, "form": str, "after": str}),
     "block-list": Verb(_block_list),
     "sysrq": Verb(_sysrq, {"letter": str}),
-    "mem-set": Verb(_balloon, {"kib": int}),
-    "vcpu-set": Verb(_vcpus, {"count": int}),
+    "mem-set": Verb(lambda server, kib: _control(server).set_memory_target(kib), {"kib": int}),
+    "vcpu-set": Verb(lambda server, count: _control(server).set_vcpus(count), {"count": int}),
     "xenstore-ls": Verb(_store_ls, {"path": str}),
     "xenstore-read": Verb(_store_read, {"path": str}),
     "xenstore-write": Verb(_store_write, {"path": str, "value": str}),

@@ -35,18 +35,19 @@ class GuestControl:
             raise ValueError(f"a SysRq key is a letter or a digit, and not {key!r}")
         self._store.write("control/sysrq", key)
 
-    def set_memory_target(self, mib: int) -> None:
-        """memory/target, in KiB there."""
+    def set_memory_target(self, kib: int) -> None:
+        """memory/target."""
         most = int(self._store.read("memory/static-max") or 0)
-        if not 0 < mib * _KIB_PER_MIB <= most:
-            raise ValueError(f"{mib} MB are not within 1 and {most // _KIB_PER_MIB}, memory/static-max")
-        self._store.write("memory/target", str(mib * _KIB_PER_MIB))
+        if not 0 < kib <= most:
+            found, end = f"{kib / _KIB_PER_MIB:g} MB", most // _KIB_PER_MIB
+            raise ValueError(f"{found} are not within 1 and {end}: memory_static_max, {most} KiB")
+        self._store.write("memory/target", str(kib))
 
     def set_vcpus(self, count: int) -> None:
         """cpu/N/availability of those that it concerns."""
         most = self._machine.domain.max_vcpus
         if not 0 < count <= most:
-            raise ValueError(f"{count} vCPUs are not within 1 and {most}, which the domain was made with")
+            raise ValueError(f"Requested {count} VCPUs, however maxcpus is {most}: not within 1 and {most}")
         for number in range(most):
             path, wanted = f"cpu/{number}/availability", "online" if number < count else "offline"
             if self._store.read(path) != wanted:

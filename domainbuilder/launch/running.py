@@ -177,7 +177,7 @@ class RunningDomain(Runner):
 
         From then on it does so while it runs. Not above what it began with (memory/static-max).
         """
-        self._guest_control().set_memory_target(mib)
+        self._guest_control().set_memory_target(mib << 10)
 
     def set_vcpus(self, count: int) -> None:
         """Have the guest use so many of its vCPUs, the first ones, as `xl vcpu-set` does."""
