@@ -385,9 +385,7 @@ class Machine:
     def _frame_in(self, given: OutsideFrame) -> None:
         outside = self.outsides.get(given.devid)
         if outside is not None:
-            from hvcore.backends.net_frame import Frame
-
-            outside.frame_in(self.clock.now(), Frame(given.data))
+            outside.give(self.clock.now(), given.data)
 
     def _schedule(self) -> None:
         """The next turn begins: whose it is, what that vCPU is to know, and until when."""

@@ -8,7 +8,6 @@ first.
 
 from __future__ import annotations
 
-import select
 import shutil
 import socket
 import struct
@@ -56,7 +55,6 @@ class Passt:
         self._socket = ours
         self._unsent = bytearray()
         self._received = bytearray()
-        self.lost = 0  # frames of the guest that passt did not take in time
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -65,11 +63,9 @@ class Passt:
     def send(self, frame: bytes) -> None:
         """Give passt a frame of the guest's; it is lost where passt takes too little."""
         self.flush()
-        if len(self._unsent) > _MOST_UNSENT:
-            self.lost += 1
-            return
-        self._unsent += _LENGTH.pack(len(frame)) + frame
-        self.flush()
+        if len(self._unsent) <= _MOST_UNSENT:
+            self._unsent += _LENGTH.pack(len(frame)) + frame
+            self.flush()
 
     def flush(self) -> None:
         """Go on with what passt had no room for."""
@@ -80,11 +76,6 @@ class Passt:
             pass
         except OSError:
             self._unsent.clear()  # it is gone, which receive() says
-
-    def wait(self, seconds: float | None) -> bool:
-        """Whether a frame comes within so many seconds (None: for ever)."""
-        self.flush()
-        return bool(select.select([self], [], [], seconds)[0])
 
     def receive(self) -> list[bytes]:
         """The frames for the guest that have come since. Raises BuildError where passt has ended."""

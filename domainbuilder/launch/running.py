@@ -87,11 +87,11 @@ class RunningDomain(Runner):
             self._tools.close()
         if self._past is not None:
             self._past.close()
+        if self._outside is not None:
+            self._outside.close()
         if self._shares_host:
             self.machine.host.destroy(self.machine)
             return
-        if self._outside is not None:
-            self._outside.close()
         self.machine.host.close()
         self.machine.mem.release()
 

@@ -41,6 +41,10 @@ class Outside(Port):
         self.name = name
         self.sink: Callable[[bytes], None] = _nowhere
 
+    def give(self, when: int, data: bytes) -> None:
+        """A frame has come from outside."""
+        self.frame_in(when, Frame(data))
+
     def frame_out(self, when: int, frame: Frame) -> None:  # noqa: ARG002 - the guest's time means nothing there
         """See Port."""
         if self.sink is not _nowhere:
