@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from domainbuilder.background.runtime import Place
@@ -267,9 +266,7 @@ def main(descriptor: int) -> None:
 def _config(told: dict[str, Any]) -> DomainConfig:
     source = Source("configuration", json.dumps(told["config"]))
     config = read_config(source.name, parse([], parse_json(source))).config
-    if told["snapshot"]:
-        config = replace(config, disks=tuple(replace(disk, snapshot=True) for disk in config.disks))
-    return config
+    return config.with_snapshots() if told["snapshot"] else config
 
 
 def _end(number: int, _frame: object) -> None:

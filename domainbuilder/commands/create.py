@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from domainbuilder.commands.launch import (
     steps_of,
 )
 
+if TYPE_CHECKING:
+    from domainbuilder.xl.domain_config import DomainConfig
+
 Config = Annotated[
     str, typer.Argument(metavar="CFG", help="An xl.cfg(5), or its JSON; - for stdin.", show_default=False)
 ]
@@ -38,6 +41,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell what has
 Foreground = Annotated[
     bool, typer.Option("--console", "-c", "-F", help="In the foreground with its console, as always here.")
 ]
+
+
+def read_told(config: str, settings: list[str] | None, *, quiet: bool, dryrun: bool) -> DomainConfig | None:
+    """The configuration, its remarks told; None where it was to be shown, which is done."""
+    from domainbuilder.launch.create import load_config
+    from domainbuilder.xl.config_json import to_json
+
+    read = load_config(config, settings or [])
+    if not quiet:
+        for remark in read.remarks:
+            print(f"domainbuilder: {remark}", file=sys.stderr)
+    if dryrun:
+        print(to_json(read.config), end="")
+        return None
+    return read.config
 
 
 def create(
@@ -72,19 +90,11 @@ def create(
       domainbuilder create guest.cfg 'memory=512' 'extra="single"'
       domainbuilder create -n guest.cfg
     """
-    from dataclasses import replace
-
     from domainbuilder.launch.create import create as run
-    from domainbuilder.launch.create import load_config
     from domainbuilder.launch.run import LaunchOptions
-    from domainbuilder.xl.config_json import to_json
 
-    read = load_config(config, settings or [])
-    if not quiet:
-        for remark in read.remarks:
-            print(f"domainbuilder: {remark}", file=sys.stderr)
-    if dryrun:
-        print(to_json(read.config), end="")
+    domain = read_told(config, settings, quiet=quiet, dryrun=dryrun)
+    if domain is None:
         return
     options = LaunchOptions(
         file="",
@@ -99,7 +109,4 @@ def create(
         cache=not no_cache,
         json=output_format is Format.json,
     )
-    domain = read.config
-    if snapshot:
-        domain = replace(domain, disks=tuple(replace(disk, snapshot=True) for disk in domain.disks))
-    raise typer.Exit(run(domain, options, quiet=quiet))
+    raise typer.Exit(run(domain.with_snapshots() if snapshot else domain, options, quiet=quiet))

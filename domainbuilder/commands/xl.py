@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from domainbuilder.commands.create import Config, DryRun, Quiet, Settings
-from domainbuilder.commands.launch import NoCache, SnapshotDisks
+from domainbuilder.commands.create import Config, DryRun, Quiet, Settings, read_told
+from domainbuilder.commands.launch import NoCache, SaveForm, SnapshotDisks
 
 if TYPE_CHECKING:
     from domainbuilder.background.runtime import Domain
-
-
-class Form(StrEnum):
-    """What a saved domain is written as."""
-
-    frozen = "frozen"
-    xen = "xen"
 
 
 _ROW = "%-40s %5d %5d %5d     %s  %8.1f\n"  # as xl prints it
@@ -39,7 +31,7 @@ SaveFile = Annotated[Path, typer.Argument(metavar="FILE", help="Where to.", show
 Continue = Annotated[bool, typer.Option("--continue", "-c", help="The domain goes on.")]
 StayPaused = Annotated[bool, typer.Option("--pause", "-p", help="The domain stays, and is paused.")]
 As = Annotated[
-    Form, typer.Option("--as", help="As it stands; or as xl writes it, for which the guest suspends.")
+    SaveForm, typer.Option("--as", help="As it stands; or as xl writes it, for which the guest suspends.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
@@ -92,17 +84,11 @@ def create(
     """
     from domainbuilder.background.client import console as be_console
     from domainbuilder.background.client import start
-    from domainbuilder.launch.create import load_config
-    from domainbuilder.xl.config_json import to_json
 
-    read = load_config(config, settings or [])
-    if not quiet:
-        for remark in read.remarks:
-            print(f"domainbuilder: {remark}", file=sys.stderr)
-    if dryrun:
-        print(to_json(read.config), end="")
+    wanted = read_told(config, settings, quiet=quiet, dryrun=dryrun)
+    if wanted is None:
         return
-    domain = start(read.config, snapshot=snapshot, paused=paused, cache=not no_cache)
+    domain = start(wanted, snapshot=snapshot, paused=paused, cache=not no_cache)
     if not quiet:
         print(f"domainbuilder: {domain.name} is domain {domain.id}", file=sys.stderr)
     if console:
@@ -225,7 +211,7 @@ def save(
     file: SaveFile,
     go_on: Continue = False,
     leave_paused: StayPaused = False,
-    form: As = Form.frozen,
+    form: As = SaveForm.frozen,
 ) -> None:
     """Save a domain in the background to a file, and end it.
 
