@@ -15,7 +15,7 @@ from hvcore.backends.device import Device
 from hvcore.backends.xenstore_nodes import Account, Transaction
 from hvcore.backends.xenstore_privileged import QUOTA_OUTSTANDING, QUOTA_TRANSACTIONS, QUOTA_WATCHES
 from hvcore.backends.xenstore_tree import QUOTA_MEMORY
-from hvcore.backends.xenstored import Message, Watch, Xenstored
+from hvcore.backends.xenstored import Connection, Message, Watch, Xenstored
 from hvcore.public.xs_wire import (
     XENSTORE_ERROR,
     XENSTORE_ERROR_PROTO,
@@ -38,7 +38,7 @@ _WORD = 0xFFFFFFFF
 _U32 = struct.Struct("<I")
 
 
-class XenstoreBackend(Device):
+class XenstoreBackend(Device, Connection):
     """The store as one domain has it. `read()`, `write()` and `rm()` are domain 0's own, below its home."""
 
     WIRING = frozenset((*Device.WIRING, "store", "domid", "home"))
@@ -70,10 +70,6 @@ class XenstoreBackend(Device):
     def now(self) -> int:
         """The domain's time."""
         return self.guest.clock.now()
-
-    def canonicalize(self, path: str) -> str:
-        """An absolute path from what the guest wrote."""
-        return path if path[:1] in ("/", "@") else f"{self.home}/{path}"
 
     def check_room(self, kind: int) -> None:
         """What bounds a domain are its quotas."""
@@ -119,23 +115,6 @@ class XenstoreBackend(Device):
         self._is_ignored = True
         self.drop_all()
         self.notify()
-
-    def drop_watches(self) -> None:
-        """conn_delete_all_watches() and conn_delete_all_transactions()."""
-        for watch in self.watches:
-            self.store.forget_watch(self, watch)
-        self.watches.clear()
-        for transaction in self.transactions.values():
-            self.store.tree.end(transaction)
-        self.transactions.clear()
-
-    def drop_all(self) -> None:
-        """Nothing is left of the connection but that it is there."""
-        self.drop_watches()
-        for message in self.out:
-            self.store.free(message, self.domid)
-        self.out.clear()
-        self._in.clear()
 
     def _indices(self, cons_at: int, prod_at: int) -> tuple[int, int]:
         """Where a ring is read or written, and how many bytes are in it; more than fit are a lie."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.backends.xenstore_nodes import Account, Transaction, XenstoreError
-from hvcore.backends.xenstored import Message, Watch, Xenstored
+from hvcore.backends.xenstored import Connection, Message, Watch, Xenstored
 from hvcore.public.errno import ENOSPC
 from hvcore.public.xs_wire import (
     XENSTORE_PAYLOAD_MAX,
@@ -55,7 +55,7 @@ class ToolRequest(NamedTuple):
         return self.header[0] in _UNSEEN
 
 
-class ToolConnection:
+class ToolConnection(Connection):
     """The store as one tool has it. The store knows it from its making until `close()`."""
 
     domid = _DOM0
@@ -82,26 +82,9 @@ class ToolConnection:
         """No event of a tool's expires."""
         return 0
 
-    def canonicalize(self, path: str) -> str:
-        """An absolute path from what the tool wrote."""
-        return path if path[:1] in ("/", "@") else f"{self.home}/{path}"
-
-    def drop_watches(self) -> None:
-        """conn_delete_all_watches() and conn_delete_all_transactions()."""
-        for watch in self.watches:
-            self.store.forget_watch(self, watch)
-        self.watches.clear()
-        for transaction in self.transactions.values():
-            self.store.tree.end(transaction)
-        self.transactions.clear()
-
     def close(self) -> None:
         """The tool is gone, with all that was kept for it."""
-        self.drop_watches()
-        for message in self.out:
-            self.store.free(message, self.domid)
-        self.out.clear()
-        self._in.clear()
+        self.drop_all()
         if self in self.store.tools:
             self.store.tools.remove(self)
 

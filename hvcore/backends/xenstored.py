@@ -109,6 +109,7 @@ def is_child(child: str, parent: str) -> bool:
 class Connection(Protocol):
     """struct connection: who asks, a domain by its ring or a tool of domain 0's by a socket."""
 
+    store: Xenstored
     domid: int
     home: str
     is_unprivileged: bool
@@ -118,6 +119,7 @@ class Connection(Protocol):
     transactions: dict[int, Transaction]
     next_transaction: int
     out: list[Message]
+    _in: bytearray  # a request as far as it has come
 
     @property
     def account(self) -> Account:
@@ -128,9 +130,24 @@ class Connection(Protocol):
 
     def canonicalize(self, path: str) -> str:
         """An absolute path from what it wrote."""
+        return path if path[:1] in ("/", "@") else f"{self.home}/{path}"
 
     def drop_watches(self) -> None:
-        """Forget its watches and transactions."""
+        """conn_delete_all_watches() and conn_delete_all_transactions()."""
+        for watch in self.watches:
+            self.store.forget_watch(self, watch)
+        self.watches.clear()
+        for transaction in self.transactions.values():
+            self.store.tree.end(transaction)
+        self.transactions.clear()
+
+    def drop_all(self) -> None:
+        """Nothing is left of the connection but that it is there."""
+        self.drop_watches()
+        for message in self.out:
+            self.store.free(message, self.domid)
+        self.out.clear()
+        self._in.clear()
 
     def check_room(self, kind: int) -> None:
         """Raise XenstoreError where too much is kept for it to make a request of this kind."""
