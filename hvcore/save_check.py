@@ -175,6 +175,156 @@ def check_memory(state: HostState, mem: MachineMemory) -> None:
 # --- owners -------------------------------------------------------------------------------------------------
 
 
+_BYTES = raw("bytearray", 0, 1 << 24)
+Owners = dict[str, dict[str, Kind]]
+
+
+def _of_domain(mem: MachineMemory, vcpus: int, frame: Kind) -> Owners:
+    heap = items("list", number(mem.heap_floor, mem.first_mfn - 1), 1 << 16)
+    vcpu = number(0, max(vcpus - 1, 0))
+    port = number(0, (1 << 17) - 1)
+    maybe = one_of(NOTHING, frame)
+    block = items_in("tuple", one_of(number(0, 0), frame), number(0, PAGE_SIZE - 72))
+    grant = record("ActiveEntry", U32, FLAG, U32, frame, number(-_U32, _U32), U32, U32, U32)
+    return {
+        "domain": {
+            "current_id": vcpu,
+            "e820": one_of(NOTHING, data(0, 128 * 20)),
+            "shutdown_code": one_of(NOTHING, U32),
+            "xenheap": heap,
+            "words": fields(**dict.fromkeys(SAVED_DOMAIN_WORDS, U64)),
+        },
+        "evtchn": {
+            "notify_vcpu_id": numbers("H", high=max(vcpus - 1, 0)),
+            "remote_dom": numbers("H"), "remote_port": numbers("I"), "fifo_lastq": numbers("I"),
+            "state": raw("bytearray", 64, 1 << 17), "virq": raw("bytearray", 64, 1 << 17),
+            "pending": raw("bytearray", 64, 1 << 17), "priority": raw("bytearray", 64, 1 << 17),
+            "pirqs": items("set", U32, 1 << 16), "pirq_eoi_map_mfn": maybe, "pollers": number(0, vcpus),
+            "max_evtchn_port": port,
+        },
+        "fifo": {
+            "control_blocks": items("list", block, 64),
+            "event_array": items("list", frame, 128),
+        },
+        "grant_table": {
+            "version": number(1, 2), "shared": heap, "status": heap, "_spare": heap,
+            "active": table(U32, grant, 1 << 20),
+            "maptrack": table(U32, record("Mapping", U16, U32, frame, U32), 1 << 20),
+            "_free_handles": queue(U32, None),
+        },
+    }  # fmt: skip
+
+
+def _of_machine(mem: MachineMemory, vcpus: int) -> Owners:
+    vcpu = number(0, max(vcpus - 1, 0))
+    index = number(0, (mem.end_mfn - mem.base_mfn << 10) - 1)
+    none_or_frame = one_of(number(0, 0), number(mem.base_mfn, mem.end_mfn - 1))
+    some = one_of(NOTHING, U64)
+    crash = fields(reason=text(), vector=some, error_code=some, address=some)
+    outside = record("OutsideFrame", number(0, MOST_VIFS - 1), data(0, 1 << 17))
+    refusal = record("Refusal", _REASON, items("tuple", one_of(SIGNED, text()), 16))
+    refusals = items("tuple", refusal, 64)
+    failed = record("FailedEntry", U64, U64, items("tuple", U64, 8), SIGNED, refusals)
+    return {
+        "trace": {
+            "emulated": table(text(64), U64, 1 << 12), "unknown_hypercalls": table(U64, U64, 128),
+            "pending": items("list", one_of(refusal, failed), 64),
+            "refused_calls": queue(record("RefusedCall", U64, refusals, items("tuple", failed, 64)), 16),
+            "refused_faults": queue(record("RefusedFault", U64, U64, U64, refusals), 8),
+            "refused": table(_REASON, items_in("tuple", U64, refusal), len(Reason)),
+        },
+        "machine": {
+            "_input": queue(one_of(data(0, 1 << 24), outside), None, 1 << 16),
+            "running": one_of(NOTHING, vcpu), "crash": one_of(NOTHING, crash),
+            "_cap_since": number(0, _MOST_NS), "_cap_used": number(0, _MOST_NS),
+            "_next_look": number(0, NEVER), "_slice": number(1, _MOST_NS),
+        },
+        "ro_page_fault": {
+            "_at": index, "_table": none_or_frame, "refused_upper_at": number(-1, _U64),
+            "_saved": items("list", U64, 17),
+        },
+    }  # fmt: skip
+
+
+def _of_devices(frame: Kind) -> Owners:
+    sent = record("TxAnswer", U64, U16, SIGNED, number(0, 256))
+    a_frame = record("Frame", data(0, 1 << 17), FLAG, FLAG, number(0, 2), U16)
+    arrivals = items("list", record("Arrival", U64, a_frame), MAX_WAITING_FRAMES)
+    return {
+        "console": {"_input": _BYTES, "_shown": number(0, PAGE_SIZE)},
+        "vbd": {
+            "handles": items("list", U32, 16),
+            "answers": items("list", record("Answer", U64, U64, U16, SIGNED), 64),
+            "persistent": one_of(NOTHING, table(U32, items_in("tuple", U32, frame), 1056)),
+        },
+        "vif": {
+            "handles": items("list", U32, 2), "answers": items("list", sent, 256), "waiting": arrivals,
+            "waiting_bytes": number(0, MAX_WAITING_BYTES),
+            "multicast": items("list", data(6, 6), MAX_MULTICAST),
+            "learned": table(data(6, 6), U64, MAX_ADDRESSES),
+        },
+        "tx-vif": {"frames": items("list", frame, 1)}, "rx-vif": {"frames": items("list", frame, 1)},
+        "ring-vbd": {"frames": items("list", frame, 16)},
+    }  # fmt: skip
+
+
+def _of_store() -> Owners:
+    perms = items("tuple", record("Perm", U32, number(0, 31)), 1 << 12)
+    with_owner = Kind("permissions with an owner", lambda v: perms.fits(v) and bool(v[1]))
+    node = record("Node", data(0, 1 << 16), items("tuple", text(), 1 << 16), with_owner, U64)
+    accessed = record(
+        "Accessed", FLAG, FLAG, FLAG, one_of(NOTHING, U64), FLAG, one_of(NOTHING, node),
+        one_of(NOTHING, perms),
+    )  # fmt: skip
+    transaction = record(
+        "Transaction", table(text(), accessed, 1 << 16), table(U32, SIGNED, 1 << 8), U32, FLAG, U64, FLAG
+    )
+    message = record("Message", data(16, 1 << 13), U64, FLAG, U64, number(0, 1 << 13))
+    watch = record("Watch", text(), FLAG, text())
+    return {
+        "xenstore": {
+            "_in": _BYTES, "out": items("list", message, 1 << 16),
+            "watches": items("list", watch, 1 << 16), "transactions": table(U32, transaction, 64),
+        },
+        "xenstored": {"requests": table(U64, record("Request", U32, number(0, 1 << 20), FLAG), 1 << 16)},
+        "tree": {
+            "nodes": table(text(), node, 1 << 16),
+            "accounts": table(U32, record("Account", U64, SIGNED, SIGNED, SIGNED, SIGNED), 1 << 8),
+        },
+    }  # fmt: skip
+
+
+def _of_vcpu(mem: MachineMemory, frame: Kind) -> Owners:
+    maybe, none_or_frame = one_of(NOTHING, frame), one_of(number(0, 0), frame)
+    return {
+        "vcpu": {
+            "info": row(maybe, number(0, (mem.end_mfn - mem.base_mfn) * PAGE_SIZE - 64)),
+            "gdt_frames": items("tuple", none_or_frame, 14), "gdt_ents": number(0, 16 * 512),
+            "ldt_ents": number(0, 8192), "ldt_shadow": table(number(0, 15), frame, 16),
+            "cr3_mfn": none_or_frame, "user_cr3_mfn": none_or_frame, "compat_l4": none_or_frame,
+            "debugreg": items_in("list", *[U64] * 8),
+            "runstate": number(0, 3),
+            "runstate_time": items_in("list", *[U64] * 4),
+            "saved_state": one_of(NOTHING, data(STATE_SIZE, STATE_SIZE)),
+            "poll_evtchn": one_of(NOTHING, number(-1, (1 << 17) - 1)),
+            "periodic_period": one_of(number(0, 0), number(1_000_000, _MOST_NS)),
+            "callbacks": Kind("callbacks", _callbacks),
+            "iopl": Kind("an I/O privilege level", lambda v: v in (0, 0x1000, 0x2000, 0x3000)),
+        },
+    }  # fmt: skip
+
+
+def _of_frames(mem: MachineMemory) -> Owners:
+    nr = mem.end_mfn - mem.base_mfn
+    entry, a_byte_each = number(0, nr - 1), raw("bytearray", nr, nr)
+    return {
+        "frames": {
+            "free_frames": items("list", entry), "tot_pages": table(U16, number(0, MOST_PAGES), 1 << 8),
+            "ptype": Kind("types of frames", lambda v: a_byte_each.fits(v) and max(v[1]) <= 7),
+        },
+    }  # fmt: skip
+
+
 class OwnerKinds:
     """What the fields of the owners of one host may be, which knows its frames and numbers.
 
@@ -184,131 +334,10 @@ class OwnerKinds:
 
     def __init__(self, mem: MachineMemory, vcpus: int) -> None:
         frame = number(mem.base_mfn, mem.end_mfn - 1)
-        heap = items("list", number(mem.heap_floor, mem.first_mfn - 1), 1 << 16)
-        vcpu = number(0, max(vcpus - 1, 0))
-        index = number(0, (mem.end_mfn - mem.base_mfn << 10) - 1)
-        port = number(0, (1 << 17) - 1)
-        entry = number(0, (mem.end_mfn - mem.base_mfn) - 1)
-        refusal = record("Refusal", _REASON, items("tuple", one_of(SIGNED, text()), 16))
-        refusals = items("tuple", refusal, 64)
-        arguments = items("tuple", U64, 8)
-        failed = record("FailedEntry", U64, U64, arguments, SIGNED, refusals)
-        perms = items("tuple", record("Perm", U32, number(0, 31)), 1 << 12)
-        with_owner = Kind("permissions with an owner", lambda v: perms.fits(v) and bool(v[1]))
-        node = record("Node", data(0, 1 << 16), items("tuple", text(), 1 << 16), with_owner, U64)
-        accessed = record(
-            "Accessed",
-            FLAG,
-            FLAG,
-            FLAG,
-            one_of(NOTHING, U64),
-            FLAG,
-            one_of(NOTHING, node),
-            one_of(NOTHING, perms),
-        )
-        transaction = record(
-            "Transaction", table(text(), accessed, 1 << 16), table(U32, SIGNED, 1 << 8), U32, FLAG, U64, FLAG
-        )
-        message = record("Message", data(16, 1 << 13), U64, FLAG, U64, number(0, 1 << 13))
-        watch = record("Watch", text(), FLAG, text())
-        maybe = one_of(NOTHING, frame)
-        some = one_of(NOTHING, U64)
-        crash = fields(reason=text(), vector=some, error_code=some, address=some)
-        none_or_frame = one_of(number(0, 0), frame)
-        nr = mem.end_mfn - mem.base_mfn
-        sent = record("TxAnswer", U64, U16, SIGNED, number(0, 256))
-        a_frame = record("Frame", data(0, 1 << 17), FLAG, FLAG, number(0, 2), U16)
-        outside = record("OutsideFrame", number(0, MOST_VIFS - 1), data(0, 1 << 17))
-        arrivals = items("list", record("Arrival", U64, a_frame), MAX_WAITING_FRAMES)
-        a_byte_each = raw("bytearray", nr, nr)
-        block = items_in("tuple", none_or_frame, number(0, PAGE_SIZE - 72))
-        grant = record("ActiveEntry", U32, FLAG, U32, frame, number(-_U32, _U32), U32, U32, U32)
-        bytes_in = raw("bytearray", 0, 1 << 24)
-        self._of: dict[str, dict[str, Kind]] = {
-            "domain": {
-                "current_id": vcpu,
-                "e820": one_of(NOTHING, data(0, 128 * 20)),
-                "shutdown_code": one_of(NOTHING, U32),
-                "xenheap": heap,
-                "words": fields(**dict.fromkeys(SAVED_DOMAIN_WORDS, U64)),
-            },
-            "evtchn": {
-                "notify_vcpu_id": numbers("H", high=max(vcpus - 1, 0)),
-                "remote_dom": numbers("H"), "remote_port": numbers("I"), "fifo_lastq": numbers("I"),
-                "state": raw("bytearray", 64, 1 << 17), "virq": raw("bytearray", 64, 1 << 17),
-                "pending": raw("bytearray", 64, 1 << 17), "priority": raw("bytearray", 64, 1 << 17),
-                "pirqs": items("set", U32, 1 << 16), "pirq_eoi_map_mfn": maybe, "pollers": number(0, vcpus),
-                "max_evtchn_port": port,
-            },
-            "fifo": {
-                "control_blocks": items("list", block, 64),
-                "event_array": items("list", frame, 128),
-            },
-            "grant_table": {
-                "version": number(1, 2), "shared": heap, "status": heap, "_spare": heap,
-                "active": table(U32, grant, 1 << 20),
-                "maptrack": table(U32, record("Mapping", U16, U32, frame, U32), 1 << 20),
-                "_free_handles": queue(U32, None),
-            },
-            "trace": {
-                "emulated": table(text(64), U64, 1 << 12), "unknown_hypercalls": table(U64, U64, 128),
-                "pending": items("list", one_of(refusal, failed), 64),
-                "refused_calls": queue(record("RefusedCall", U64, refusals, items("tuple", failed, 64)), 16),
-                "refused_faults": queue(record("RefusedFault", U64, U64, U64, refusals), 8),
-                "refused": table(_REASON, items_in("tuple", U64, refusal), len(Reason)),
-            },
-            "machine": {
-                "_input": queue(one_of(data(0, 1 << 24), outside), None, 1 << 16),
-                "running": one_of(NOTHING, vcpu), "crash": one_of(NOTHING, crash),
-                "_cap_since": number(0, _MOST_NS), "_cap_used": number(0, _MOST_NS),
-                "_next_look": number(0, NEVER), "_slice": number(1, _MOST_NS),
-            },
-            "ro_page_fault": {
-                "_at": index, "_table": none_or_frame, "refused_upper_at": number(-1, _U64),
-                "_saved": items("list", U64, 17),
-            },
-            "console": {"_input": bytes_in, "_shown": number(0, PAGE_SIZE)},
-            "xenstore": {
-                "_in": bytes_in, "out": items("list", message, 1 << 16),
-                "watches": items("list", watch, 1 << 16), "transactions": table(U32, transaction, 64),
-            },
-            "vbd": {
-                "handles": items("list", U32, 16),
-                "answers": items("list", record("Answer", U64, U64, U16, SIGNED), 64),
-                "persistent": one_of(NOTHING, table(U32, items_in("tuple", U32, frame), 1056)),
-            },
-            "vif": {
-                "handles": items("list", U32, 2), "answers": items("list", sent, 256), "waiting": arrivals,
-                "waiting_bytes": number(0, MAX_WAITING_BYTES),
-                "multicast": items("list", data(6, 6), MAX_MULTICAST),
-                "learned": table(data(6, 6), U64, MAX_ADDRESSES),
-            },
-            "tx-vif": {"frames": items("list", frame, 1)}, "rx-vif": {"frames": items("list", frame, 1)},
-            "ring-vbd": {"frames": items("list", frame, 16)},
-            "xenstored": {"requests": table(U64, record("Request", U32, number(0, 1 << 20), FLAG), 1 << 16)},
-            "tree": {
-                "nodes": table(text(), node, 1 << 16),
-                "accounts": table(U32, record("Account", U64, SIGNED, SIGNED, SIGNED, SIGNED), 1 << 8),
-            },
-            "vcpu": {
-                "info": row(maybe, number(0, (mem.end_mfn - mem.base_mfn) * PAGE_SIZE - 64)),
-                "gdt_frames": items("tuple", none_or_frame, 14), "gdt_ents": number(0, 16 * 512),
-                "ldt_ents": number(0, 8192), "ldt_shadow": table(number(0, 15), frame, 16),
-                "cr3_mfn": none_or_frame, "user_cr3_mfn": none_or_frame, "compat_l4": none_or_frame,
-                "debugreg": items_in("list", *[U64] * 8),
-                "runstate": number(0, 3),
-                "runstate_time": items_in("list", *[U64] * 4),
-                "saved_state": one_of(NOTHING, data(STATE_SIZE, STATE_SIZE)),
-                "poll_evtchn": one_of(NOTHING, number(-1, (1 << 17) - 1)),
-                "periodic_period": one_of(number(0, 0), number(1_000_000, _MOST_NS)),
-                "callbacks": Kind("callbacks", _callbacks),
-                "iopl": Kind("an I/O privilege level", lambda v: v in (0, 0x1000, 0x2000, 0x3000)),
-            },
-            "frames": {
-                "free_frames": items("list", entry), "tot_pages": table(U16, number(0, MOST_PAGES), 1 << 8),
-                "ptype": Kind("types of frames", lambda v: a_byte_each.fits(v) and max(v[1]) <= 7),
-            },
-        }  # fmt: skip
+        self._of = (
+            _of_domain(mem, vcpus, frame) | _of_machine(mem, vcpus) | _of_devices(frame) | _of_store()
+            | _of_vcpu(mem, frame) | _of_frames(mem)
+        )  # fmt: skip
 
     def of(self, owner: str, field: str, now: Plain) -> Kind | None:
         """The kind of a field that is now this plain value; None where nothing says it."""
