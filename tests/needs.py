@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pytest
 
@@ -26,6 +26,12 @@ def other_processor(what: str) -> NoReturn:
 def may_skip(reason: str) -> bool:
     """Whether a test may skip for that reason in CI."""
     return _OTHER in reason
+
+
+class Tool(Protocol):
+    """`find_tool`, as the fixture `tool` hands it on."""
+
+    def __call__(self, *names: str) -> str: ...
 
 
 def find_tool(*names: str) -> str:

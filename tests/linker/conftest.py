@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.needs import find_tool
+from tests.needs import Tool, find_tool
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -23,6 +23,6 @@ settings.register_profile(
 
 
 @pytest.fixture(scope="session")
-def tool():
+def tool() -> Tool:
     """`tool("ld.lld", "ld.lld-14")`: the path of the first that exists."""
     return find_tool

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from linker.contents import contents_of, input_files, take, target_of
 from linker.elffile import SHF_TLS, Elf, read_elf
 from linker.evaluate import Known, Unknown, Value
 from linker.layout import simulate
-from linker.layout_values import Layout, Section
+from linker.layout_values import Contents, Layout, Piece, Section
 from linker.lld_layout import lld_contents_of, simulate_lld
 from linker.mapfile import LinkMap, read_map
 from linker.outline import Outline
@@ -144,7 +144,7 @@ def _usage(said: str) -> Iterator[tuple[str, int, int]]:
         yield match[1], int(match[2]) * unit, unit
 
 
-def _orphans(pieces, files: dict[str, Elf], said: str, lld: bool) -> list[str]:
+def _orphans(pieces: Iterable[Piece], files: dict[str, Elf], said: str, lld: bool) -> list[str]:
     ours = {(piece.file, piece.name) for piece in pieces if piece.size and piece.name != "COMMON"}
     pattern = _LLD_ORPHAN if lld else _ORPHAN
     theirs = {(m[1], m[2]) if lld else (m[2], m[1]) for m in pattern.finditer(said)}
@@ -159,7 +159,9 @@ def _orphans(pieces, files: dict[str, Elf], said: str, lld: bool) -> list[str]:
     return [f"orphans: only here {sorted(ours - theirs)}, only the linker {sorted(theirs - ours)}"]
 
 
-def _takings(ours, contents, outline) -> list[str]:
+def _takings(
+    ours: Mapping[str, tuple[tuple[Piece, ...], ...]], contents: Mapping[str, Contents], outline: Outline
+) -> list[str]:
     out = []
     given = collections.Counter(placed.section.name for placed in outline.sections)
     for name, groups in ours.items():
@@ -175,7 +177,9 @@ def _takings(ours, contents, outline) -> list[str]:
     return out
 
 
-def _members(ours, link_map, outline) -> list[str]:
+def _members(
+    ours: Mapping[str, tuple[tuple[Piece, ...], ...]], link_map: LinkMap, outline: Outline
+) -> list[str]:
     """Compare which inputs are in the output sections of the script, in order, with lld's map."""
     given = collections.Counter(placed.section.name for placed in outline.sections)
     out = []

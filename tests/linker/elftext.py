@@ -10,23 +10,47 @@ symbol NAME ADDRESS
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from struct import pack, unpack_from
+from typing import NamedTuple
 
 BASE = 0x1000  # where the first loaded byte stands in the file, unless offset= says otherwise
 
 
 class _Section:
-    def __init__(self, name, address, size, flags, kind, data, align=1):
+    def __init__(
+        self, name: str, address: int, size: int, flags: int, kind: int, data: bytes, align: int = 1
+    ) -> None:
         self.name, self.address, self.size, self.flags = name, address, size, flags
         self.kind, self.data, self.align, self.offset, self.link = kind, data, align, 0, 0
         self.entry = 0
 
 
-def _options(words):
+class _Segment(NamedTuple):
+    kind: int
+    flags: int
+    offset: int
+    address: int
+    load_address: int
+    file_size: int
+    size: int
+    align: int
+
+
+class _Described(NamedTuple):
+    """What a text says: header, sections, segments as lists of words, symbols with their values."""
+
+    head: dict[str, int]
+    sections: list[_Section]
+    segments: list[list[str]]
+    symbols: list[tuple[str, int]]
+
+
+def _options(words: Iterable[str]) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in words)
 
 
-def _note(options):
+def _note(options: Mapping[str, str]) -> bytes:
     owner = options["owner"].encode() + b"\0"
     data, pad = bytes.fromhex(options["data"]), int(options["pad"])
     out = pack("<III", len(owner), len(data), int(options["type"])) + owner
@@ -34,19 +58,19 @@ def _note(options):
     return out + b"\0" * (-len(out) % pad)
 
 
-def _flags(text, letters):
+def _flags(text: str, letters: Mapping[str, int]) -> int:
     return sum(bit for letter, bit in letters.items() if letter in text)
 
 
-def _read(text):
-    """Return (header options, sections, segments as lists of words, symbols)."""
-    sections, segments, symbols, head = [], [], [], {}
+def _read(text: str) -> _Described:
+    out = _Described({}, [], [], [])
+    sections = out.sections
     for line in text.splitlines():
         words = line.split()
         options = _options(words)
         match words[0]:
             case "elf32" | "elf64":
-                head = {"bits": int(words[0][3:]), "entry": int(options["entry"], 0)}
+                out.head.update(bits=int(words[0][3:]), entry=int(options["entry"], 0))
             case "section":
                 kind = 8 if "nobits" in options else 1
                 data = bytes.fromhex(options.get("bytes", ""))
@@ -65,14 +89,13 @@ def _read(text):
                     data = _note(options)
                     sections.append(_Section(words[1], int(words[2], 0), len(data), 2, 7, data, 4))
             case "load" | "segment":
-                segments.append(words)
+                out.segments.append(words)
             case "symbol":
-                symbols.append((words[1], int(words[2], 0)))
-    return head, sections, segments, symbols
+                out.symbols.append((words[1], int(words[2], 0)))
+    return out
 
 
-def _segments(rows, sections):
-    """Return (type, flags, offset, address, paddr, filesz, memsz, align) of each segment."""
+def _segments(rows: Iterable[list[str]], sections: Iterable[_Section]) -> list[_Segment]:
     loads = [row for row in rows if row[0] == "load"]
     low = min((int(row[1], 0) for row in loads), default=0)
     out = []
@@ -84,24 +107,29 @@ def _segments(rows, sections):
         size = own[0].size if words[1] == "auto" else int(words[1], 0)
         align = int(options.get("align", "4" if row[0] == "segment" else "0x10"), 0)
         offset = int(options["offset"], 0) if "offset" in options else BASE + address - low
-        paddr = int(options.get("paddr", hex(address)), 0)
+        load_address = int(options.get("paddr", hex(address)), 0)
         flags = _flags(words[2], {"x": 1, "w": 2, "r": 4})
-        filesz = 0 if "nofile" in options else size
-        out.append((1 if row[0] == "load" else 4, flags, offset, address, paddr, filesz, size, align))
+        file_size = 0 if "nofile" in options else size
+        kind = 1 if row[0] == "load" else 4
+        out.append(_Segment(kind, flags, offset, address, load_address, file_size, size, align))
     return out
 
 
-def _place(sections, segments):
+def _place(sections: Iterable[_Section], segments: list[_Segment]) -> None:
     for section in sections:
-        for kind, _, offset, address, _, _, size, _ in segments:
-            if kind == 1 and address <= section.address and section.address + section.size <= address + size:
-                section.offset = offset + section.address - address
+        for segment in segments:
+            end = segment.address + segment.size
+            if (
+                segment.kind == 1
+                and segment.address <= section.address <= section.address + section.size <= end
+            ):
+                section.offset = segment.offset + section.address - segment.address
                 break
         else:
             section.offset = BASE + section.address
 
 
-def build(text):
+def build(text: str) -> bytes:
     """Return the bytes of the ELF file that `text` describes."""
     head, sections, rows, symbols = _read(text)
     wide = head["bits"] == 64
@@ -110,7 +138,7 @@ def build(text):
     image = bytearray(
         max(
             [BASE]
-            + [segment[2] + segment[5] for segment in segments]
+            + [segment.offset + segment.file_size for segment in segments]
             + [section.offset + (section.size if section.kind != 8 else 0) for section in sections]
         )
     )
@@ -154,7 +182,9 @@ def build(text):
     return bytes(image)
 
 
-def _headers(image, head, segments, shoff, sections, wide):
+def _headers(
+    image: bytearray, head: Mapping[str, int], segments: list[_Segment], shoff: int, sections: int, wide: bool
+) -> None:
     ehsize, phentsize, shentsize = (64, 56, 64) if wide else (52, 32, 40)
     ident = b"\x7fELF" + bytes((2 if wide else 1, 1, 1)) + b"\0" * 9
     image[: len(ident)] = ident
@@ -165,11 +195,11 @@ def _headers(image, head, segments, shoff, sections, wide):
     )  # fmt: skip
     image[16 : 16 + len(header)] = header
     at = ehsize
-    for kind, flags, offset, address, paddr, filesz, memsz, align in segments:
+    for kind, flags, *places, align in segments:
         row = (
-            pack("<IIQQQQQQ", kind, flags, offset, address, paddr, filesz, memsz, align)
+            pack("<IIQQQQQQ", kind, flags, *places, align)
             if wide
-            else pack("<IIIIIIII", kind, offset, address, paddr, filesz, memsz, flags, align)
+            else pack("<IIIIIIII", kind, *places, flags, align)
         )
         image[at : at + len(row)] = row
         at += len(row)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 # A kernel in miniature: code, page-aligned data without .balign, tables, zeroed data, common symbols.
 MAIN = """
@@ -50,6 +52,15 @@ other: .fill 13, 1, 0x90
 """
 
 
+class Linked(NamedTuple):
+    """The files of a link, and what the linker said."""
+
+    script: Path
+    map: Path
+    elf: Path
+    said: str
+
+
 def run(*words: object) -> str:
     """Run a program that must succeed; return what it wrote."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
@@ -67,8 +78,10 @@ def assemble(directory: Path, name: str, source: str, bits: int, assembler: str)
     return target
 
 
-def link(linker: str, directory: Path, name: str, script: str, objects, bits: int, *options: str):
-    """Link with the script; return (script, map, ELF) paths and what the linker said."""
+def link(
+    linker: str, directory: Path, name: str, script: str, objects: Iterable[Path], bits: int, *options: str
+) -> Linked:
+    """Link with the script; return its files."""
     lds, elf, link_map = (directory / f"{name}{suffix}" for suffix in (".lds", ".elf", ".map"))
     lds.write_text(script)
     emulation = "elf_i386" if bits == 32 else "elf_x86_64"
@@ -76,4 +89,4 @@ def link(linker: str, directory: Path, name: str, script: str, objects, bits: in
         linker, "-m", emulation, "-z", "max-page-size=4096", "--build-id=none", "-T", lds, "-o", elf,
         "-Map", link_map, *options, *objects,
     )  # fmt: skip
-    return lds, link_map, elf, said
+    return Linked(lds, link_map, elf, said)

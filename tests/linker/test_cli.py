@@ -7,34 +7,43 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from domainbuilder import cli
 from tests.linker.elftext import build
+from tests.needs import Tool
 
 BAD = "SECTIONS\n{\n  .data : { *(.data) *(.data.page_aligned) }\n}\n"
 GOOD = "SECTIONS\n{\n  .data : ALIGN(4096) { *(.data.page_aligned) . = ALIGN(4096); *(.data) }\n}\n"
 ELF = "elf32 entry=0x1000\nload 0x1000 0x3000 rx\nsection .text 0x1000 0x100 ax align=16\n"
 
 
+Command = Callable[..., tuple[int, str, str]]
+Put = Callable[[str, str | bytes], str]
+
+
 @pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """`command("lint", ...)` -> (exit code, stdout, stderr), in an empty directory."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words):
+    def run(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             cli.main([str(word) for word in words])
         out = capsys.readouterr()
-        return ended.value.code or 0, out.out, out.err
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return code, out.out, out.err
 
     return run
 
 
 @pytest.fixture
-def put(tmp_path):
-    def write(name, content):
+def put(tmp_path: Path) -> Put:
+    def write(name: str, content: str | bytes) -> str:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -43,18 +52,18 @@ def put(tmp_path):
     return write
 
 
-def test_clean_script_exits_0(command, put):
+def test_clean_script_exits_0(command: Command, put: Put) -> None:
     assert command("lint", put("k.lds", GOOD)) == (0, "no findings\n", "")
 
 
-def test_finding_exits_1_with_line_and_caret(command, put):
+def test_finding_exits_1_with_line_and_caret(command: Command, put: Put) -> None:
     code, out, err = command("lint", put("k.lds", BAD))
     assert (code, err) == (1, "")
     assert "k.lds:3:24: error: '.data.page_aligned' comes after '.data'" in out
     assert "  3 |   .data : { *(.data) *(.data.page_aligned) }\n" in out
 
 
-def test_several_syntax_errors_exit_2(command, put):
+def test_several_syntax_errors_exit_2(command: Command, put: Put) -> None:
     text = "SECTIONS\n{\n  .a : { *(.a }\n  .b : { *(.b) }\n  x = ;\n  .c { }\n}\n"
     code, out, _ = command("lint", put("k.lds", text))
     assert code == 2
@@ -74,7 +83,9 @@ def test_several_syntax_errors_exit_2(command, put):
         ("base.json", b"[]", "baseline"),
     ],
 )
-def test_unusable_input_is_one_line_and_exit_2(command, put, name, content, says):
+def test_unusable_input_is_one_line_and_exit_2(
+    command: Command, put: Put, name: str, content: str | bytes, says: str
+) -> None:
     path = put(name, content)
     put("fine.lds", GOOD)
     words = {
@@ -88,12 +99,12 @@ def test_unusable_input_is_one_line_and_exit_2(command, put, name, content, says
     assert err.count("\n") == 1
 
 
-def test_nothing_to_look_at_exits_2(command):
+def test_nothing_to_look_at_exits_2(command: Command) -> None:
     assert command("lint")[0] == 2
     assert command("lint", "none.lds")[0] == 2
 
 
-def test_preprocessed_script_leads_back_to_the_source(command, put, tool):
+def test_preprocessed_script_leads_back_to_the_source(command: Command, put: Put, tool: Tool) -> None:
     tool("cpp", "cc", "gcc", "clang")
     put("include/pages.h", "#define PAGE 6\n#define DATA *(.data) *(.data.page_aligned)\n")
     script = (
@@ -109,7 +120,7 @@ def test_preprocessed_script_leads_back_to_the_source(command, put, tool):
     assert command("lint", "vmlinux.lds.S", "-I", "include")[1].count("page-aligned-order") == 0
 
 
-def test_no_preprocessor_is_said(command, put, monkeypatch):
+def test_no_preprocessor_is_said(command: Command, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     put("k.lds.S", GOOD)
     assert "is not on this machine" in command("lint", "k.lds.S", "--cpp", "no-such-cpp")[2]
     monkeypatch.setenv("PATH", "")
@@ -119,14 +130,14 @@ def test_no_preprocessor_is_said(command, put, monkeypatch):
     assert "needs a C preprocessor" in err
 
 
-def test_preprocessor_errors_are_shown(command, put, tool):
+def test_preprocessor_errors_are_shown(command: Command, put: Put, tool: Tool) -> None:
     tool("cpp", "cc", "gcc", "clang")
     code, _, err = command("lint", put("k.lds.S", '#include "nowhere.h"\n'))
     assert code == 2
     assert "nowhere.h" in err
 
 
-def test_suppressions_and_those_that_no_longer_suppress(command, put):
+def test_suppressions_and_those_that_no_longer_suppress(command: Command, put: Put) -> None:
     on_line = BAD.replace(
         "page_aligned) }", "page_aligned) } /* lint: disable=page-aligned-order -- known */"
     )
@@ -140,7 +151,7 @@ def test_suppressions_and_those_that_no_longer_suppress(command, put):
     assert "c.lds:3:3: warning: 'page-aligned-order' suppresses nothing any more [unused-suppression]" in out
 
 
-def test_configuration_is_found_and_obeyed(command, put):
+def test_configuration_is_found_and_obeyed(command: Command, put: Put) -> None:
     put("layout.toml", '[rules]\npage-aligned-order = "note"\n')
     assert command("lint", put("sub/k.lds", BAD))[0] == 0
     put("sub/pyproject.toml", '[tool.domainbuilder.layout.rules]\npage-aligned-order = "off"\n')
@@ -158,7 +169,7 @@ def test_configuration_is_found_and_obeyed(command, put):
     assert "[size-budget]" in out
 
 
-def test_baseline_lets_an_old_script_in(command, put):
+def test_baseline_lets_an_old_script_in(command: Command, put: Put) -> None:
     put("k.lds", BAD)
     assert command("lint", "k.lds", "--write-baseline", "base.json")[0] == 0
     assert command("lint", "k.lds", "--baseline", "base.json")[0] == 0
@@ -167,7 +178,7 @@ def test_baseline_lets_an_old_script_in(command, put):
 
 
 @pytest.mark.parametrize("name", ["json", "sarif", "github", "junit"])
-def test_formats_and_output_file(command, put, name):
+def test_formats_and_output_file(command: Command, put: Put, name: str) -> None:
     put("k.lds", BAD)
     code, out, _ = command("lint", "k.lds", "--format", name)
     assert code == 1
@@ -175,7 +186,7 @@ def test_formats_and_output_file(command, put, name):
     assert command("lint", "k.lds", "--format", name, "-o", "report")[1] == ""
 
 
-def test_colors_only_on_terminals(command, put, monkeypatch):
+def test_colors_only_on_terminals(command: Command, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     put("k.lds", BAD)
     assert "\033[" not in command("lint", "k.lds")[1]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
@@ -186,7 +197,7 @@ def test_colors_only_on_terminals(command, put, monkeypatch):
     assert "\033[" in colored or os.environ.get("NO_COLOR")
 
 
-def test_explain(command):
+def test_explain(command: Command) -> None:
     code, out, _ = command("lint", "--explain", "page-aligned-order")
     assert code == 0
     assert "To fix it:" in out
@@ -194,7 +205,7 @@ def test_explain(command):
     assert command("lint", "--explain", "no-such-rule")[0] == 2
 
 
-def test_diff_tells_what_moved_grew_and_lost_alignment(command, put):
+def test_diff_tells_what_moved_grew_and_lost_alignment(command: Command, put: Put) -> None:
     old = ELF + "section .data 0x2000 0x100 aw align=4096\nsymbol table 0x2000\n"
     new = ELF + "section .data 0x2010 0x180 aw align=16\nsection .more 0x3000 8 a\nsymbol table 0x2010\n"
     code, out, _ = command("lint", "diff", put("old.elf", build(old)), put("new.elf", build(new)))
@@ -211,13 +222,13 @@ def test_diff_tells_what_moved_grew_and_lost_alignment(command, put):
     assert {change["kind"] for change in changes} >= {"moved", "size", "removed"}
 
 
-def test_drawing(command, put):
+def test_drawing(command: Command, put: Put) -> None:
     put("k.elf", build(ELF))
     assert command("lint", "--elf", "k.elf", "--svg", "k.svg")[0] == 0
     assert command("lint", put("k.lds", GOOD), "--svg", "k.svg")[0] == 2
 
 
-def test_format_keeps_comments_and_meaning(command, put):
+def test_format_keeps_comments_and_meaning(command: Command, put: Put) -> None:
     put("k.lds", "SECTIONS { /* first */ .a : { *(.a) /* tail */ } x = 1 ; }")
     code, out, _ = command("lint", "format", "k.lds")
     assert code == 0
@@ -230,11 +241,11 @@ def test_format_keeps_comments_and_meaning(command, put):
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_select_and_ignore(command, put):
+def test_select_and_ignore(command: Command, put: Put) -> None:
     put("k.lds", BAD.replace("*(.data) ", "*(.data) . = ALIGN(6); *(.bss) _end = .; "))
     both = {"align-not-power-of-two", "page-aligned-order"}
 
-    def found(*words):
+    def found(*words: str) -> tuple[int, set[str]]:
         code, out, _ = command("lint", "k.lds", "--format", "json", *words)
         return code, {finding["rule"] for finding in json.loads(out)["findings"]}
 
@@ -254,7 +265,7 @@ def test_select_and_ignore(command, put):
 VECTORS = "SECTIONS\n{\n  .text : {\n    *(.vectors) /* first */\n    *(.text)\n  }\n}\n"
 
 
-def test_fix_is_shown_as_a_diff_and_made(command, put, tool, tmp_path):
+def test_fix_is_shown_as_a_diff_and_made(command: Command, put: Put, tool: Tool, tmp_path: Path) -> None:
     patch = tool("patch")
     put("k.lds", VECTORS)
     (tmp_path / "k.lds").chmod(0o640)
@@ -274,7 +285,9 @@ def test_fix_is_shown_as_a_diff_and_made(command, put, tool, tmp_path):
     assert command("lint", "k.lds", "--fix") == (0, "no findings\n", "")
 
 
-def test_fix_keeps_line_ends_and_leaves_what_is_suppressed_or_not_selected(command, put, tmp_path):
+def test_fix_keeps_line_ends_and_leaves_what_is_suppressed_or_not_selected(
+    command: Command, put: Put, tmp_path: Path
+) -> None:
     put("k.lds", VECTORS.replace("\n", "\r\n"))
     assert command("lint", "k.lds", "--fix", "--ignore", "not-kept")[0] == 0
     assert b"KEEP" not in (tmp_path / "k.lds").read_bytes()
@@ -285,7 +298,9 @@ def test_fix_keeps_line_ends_and_leaves_what_is_suppressed_or_not_selected(comma
     assert b"KEEP" not in (tmp_path / "k.lds").read_bytes()
 
 
-def test_fix_reaches_what_is_included_and_not_what_macros_made(command, put, tmp_path, tool):
+def test_fix_reaches_what_is_included_and_not_what_macros_made(
+    command: Command, put: Put, tmp_path: Path, tool: Tool
+) -> None:
     tool("cpp", "cc", "gcc", "clang")
     put("part.ld", "*(.vectors)\n")
     put("k.lds.S", "#define V *(.isr_vector)\nSECTIONS\n{\n .a : { V }\n .b : { INCLUDE part.ld }\n}\n")
@@ -294,8 +309,8 @@ def test_fix_reaches_what_is_included_and_not_what_macros_made(command, put, tmp
     assert "KEEP" not in (tmp_path / "k.lds.S").read_text()
 
 
-def test_standard_input(command, put, monkeypatch):
-    def given(text):
+def test_standard_input(command: Command, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(text: str) -> None:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
     given(BAD)
@@ -313,7 +328,7 @@ def test_standard_input(command, put, monkeypatch):
     assert command("lint", "format", "-") == (0, "x = 1;\n", "")
 
 
-def test_no_output_destroys_an_input(command, put, tmp_path):
+def test_no_output_destroys_an_input(command: Command, put: Put, tmp_path: Path) -> None:
     put("k.lds", BAD)
     put("k.elf", build(ELF))
     (tmp_path / "link.lds").symlink_to("k.lds")
@@ -335,7 +350,7 @@ def test_no_output_destroys_an_input(command, put, tmp_path):
     assert command("lint", "k.lds", "-o", "/dev/null")[0] == 1
 
 
-def test_one_unusable_script_of_several(command, put):
+def test_one_unusable_script_of_several(command: Command, put: Put) -> None:
     put("a.lds", BAD)
     code, out, err = command("lint", "a.lds", "nowhere.lds")
     assert code == 2
@@ -344,7 +359,7 @@ def test_one_unusable_script_of_several(command, put):
     assert json.loads(command("lint", "a.lds", "nowhere.lds", "--format", "json")[1])["errors"]
 
 
-def test_suppressions_of_rules_that_did_not_run_or_do_not_exist(command, put):
+def test_suppressions_of_rules_that_did_not_run_or_do_not_exist(command: Command, put: Put) -> None:
     text = GOOD.replace("  .data", "  /* lint: disable=NAME */\n  .data")
     put("off/layout.toml", '[rules]\npage-aligned-order = "off"\n')
     assert command("lint", put("off/k.lds", text.replace("NAME", "page-aligned-order"))) == (
@@ -362,7 +377,7 @@ def test_suppressions_of_rules_that_did_not_run_or_do_not_exist(command, put):
     assert "there is no rule 'page-aligned-oder'; is it 'page-aligned-order'? [unused-suppression]" in out
 
 
-def test_findings_of_the_elf_are_placed_in_the_script(command, put):
+def test_findings_of_the_elf_are_placed_in_the_script(command: Command, put: Put) -> None:
     put("layout.toml", '[[section]]\nname = ".bss"\nmax-size = 4\n')
     put("k.lds", "SECTIONS\n{\n  .text : { *(.text) }\n  .bss : { *(.bss) *(COMMON) }\n}\n")
     put("k.elf", build(ELF + "section .bss 0x2000 0x100 aw nobits\n"))
@@ -377,7 +392,9 @@ def test_findings_of_the_elf_are_placed_in_the_script(command, put):
     assert "1 suppressed" in command("lint", "k.lds", "--elf", "k.elf")[1]
 
 
-def test_format_leaves_alone_what_is_no_whole_script(command, put, tool, tmp_path):
+def test_format_leaves_alone_what_is_no_whole_script(
+    command: Command, put: Put, tool: Tool, tmp_path: Path
+) -> None:
     tool("cpp", "gcc", "clang")
     texts = {
         "version.lds": "V1 {  global: a;  };\n",
@@ -393,7 +410,7 @@ def test_format_leaves_alone_what_is_no_whole_script(command, put, tool, tmp_pat
     assert command("lint", "format", "--check", *texts)[0] == 0
 
 
-def test_format_goes_on_behind_a_script_it_cannot_read(command, put, tmp_path):
+def test_format_goes_on_behind_a_script_it_cannot_read(command: Command, put: Put, tmp_path: Path) -> None:
     put("bad.lds", "SECTIONS {")
     put("good.lds", "x  = 1;\n")
     code, _, err = command("lint", "format", "-i", "bad.lds", "good.lds")
@@ -402,7 +419,7 @@ def test_format_goes_on_behind_a_script_it_cannot_read(command, put, tmp_path):
     assert (tmp_path / "good.lds").read_text() == "x = 1;\n"
 
 
-def test_regions(command, put):
+def test_regions(command: Command, put: Put) -> None:
     put("layout.toml", '[[region]]\nname = "RAM"\nbudget = 128\n')
     put("k.lds", "MEMORY { RAM : ORIGIN = 0x1000, LENGTH = 16K }\nSECTIONS { .text : { *(.text) } >RAM }\n")
     put("k.elf", build(ELF))
@@ -420,14 +437,16 @@ def test_regions(command, put):
     assert command("lint", "regions", "k.lds", "--elf", "k.elf", "-o", "k.elf")[0] == 2
 
 
-def test_junit_has_the_rules_that_ran(command, put):
+def test_junit_has_the_rules_that_ran(command: Command, put: Put) -> None:
     put("k.lds", BAD)
     out = command("lint", "k.lds", "--select", "page-aligned-*", "--format", "junit")[1]
     assert 'name="page-aligned-tail"' in out
     assert "dot-backwards" not in out
 
 
-def test_format_keeps_line_ends_and_refuses_what_it_cannot_keep(command, put, tmp_path):
+def test_format_keeps_line_ends_and_refuses_what_it_cannot_keep(
+    command: Command, put: Put, tmp_path: Path
+) -> None:
     put("k.lds", "x  = 1;\r\ny = 2;\r\n")
     assert command("lint", "format", "-i", "k.lds")[0] == 0
     assert (tmp_path / "k.lds").read_bytes() == b"x = 1;\r\ny = 2;\r\n"

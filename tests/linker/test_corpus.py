@@ -23,6 +23,7 @@ from linker.session import load_script
 from linker.source import Source
 from tests.linker import fetch_corpus
 from tests.linker.linking import run as run_tool
+from tests.needs import Tool
 
 # Every warning and error on the corpus, each a true defect; docs/linker.md says why. Notes are left out.
 KNOWN = {
@@ -43,7 +44,7 @@ KNOWN = {
 
 
 @pytest.fixture(scope="module")
-def corpus():
+def corpus() -> Path:
     scripts = fetch_corpus.CACHE / "scripts"
     if any(not (scripts / name).is_dir() for name in (*fetch_corpus.PACKAGES, "linux")):
         if os.environ.get("CI") != "true":
@@ -53,7 +54,7 @@ def corpus():
 
 
 @pytest.fixture(scope="module")
-def texts(corpus):
+def texts(corpus: Path) -> dict[str, Path]:
     """Each text once, with a path it has: cross linkers' scripts repeat each other by the hundred."""
     out: dict[str, Path] = {}
     for path in sorted(corpus.rglob("*")):
@@ -71,13 +72,13 @@ def check_round_trip(text: str, name: str) -> None:
     assert len(again.comments) == len(tree.comments), name
 
 
-def test_every_script_round_trips(texts):
+def test_every_script_round_trips(texts: dict[str, Path]) -> None:
     assert len(texts) > 800
     for text, path in texts.items():
         check_round_trip(text, str(path))
 
 
-def test_every_finding_is_known(corpus, texts):
+def test_every_finding_is_known(corpus: Path, texts: dict[str, Path]) -> None:
     found: Counter[tuple[str, str]] = Counter()
     for text, path in texts.items():
         report = lint(Inputs(Source(str(path), text)))
@@ -87,7 +88,7 @@ def test_every_finding_is_known(corpus, texts):
     assert found == KNOWN
 
 
-def test_linux_script_is_the_one_that_was_measured(corpus):
+def test_linux_script_is_the_one_that_was_measured(corpus: Path) -> None:
     text = (corpus / "linux" / "arch_x86_kernel_vmlinux.lds").read_text()
     assert text.count("\n") > 120
     outline_names = set(re.findall(r"^\s*(\.\S+) ", text, re.MULTILINE))
@@ -107,7 +108,7 @@ def emulations() -> list[tuple[str, str]]:
     return sorted(set(out))
 
 
-def test_built_in_scripts_of_the_linkers_here(tool):
+def test_built_in_scripts_of_the_linkers_here(tool: Tool) -> None:
     tool("ld.bfd", "ld")
     pairs = emulations()
     assert len(pairs) >= 3
@@ -123,7 +124,7 @@ def test_built_in_scripts_of_the_linkers_here(tool):
             assert [d for d in report.diagnostics if d.severity != "note"] == []
 
 
-def test_ld_and_parser_agree_on_what_is_a_script(tool, tmp_path):
+def test_ld_and_parser_agree_on_what_is_a_script(tool: Tool, tmp_path: Path) -> None:
     """GNU ld as the judge: what it accepts is accepted, what it calls a syntax error is one."""
     linker = tool("ld.bfd", "ld")
     cases = {

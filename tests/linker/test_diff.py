@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
 import pytest
 
-from linker.diff import compare, render
-from linker.elffile import read_elf
+from linker.diff import Change, compare, render
+from linker.elffile import Elf, read_elf
 from tests.linker.linking import assemble, link, run
+from tests.needs import Tool
 
 SCRIPT = """SECTIONS {{ . = 0x100000; .text : {{ *(.text) }} .rodata : ALIGN(4096) {{ *(.rodata) }}
 {} .data : ALIGN(4096) {{ *(.data) }} top = 0x{:x}; }}
@@ -26,9 +30,21 @@ late: .quad 2
 """
 
 
+# Of a link by its name: the ELF, and its symbols as nm reads them.
+Make = Callable[..., tuple[Elf, dict[str, int]]]
+
+
 @pytest.fixture
-def linked(tool, tmp_path):
-    def make(name, *, grow=16, where="data", more="", between="", top=0x1000):
+def linked(tool: Tool, tmp_path: Path) -> Make:
+    def make(
+        name: str,
+        *,
+        grow: int = 16,
+        where: str = "data",
+        more: str = "",
+        between: str = "",
+        top: int = 0x1000,
+    ) -> tuple[Elf, dict[str, int]]:
         text = SOURCE.format(grow=grow, where=where, more=more)
         objects = [assemble(tmp_path, name, text, 64, tool("as"))]
         _, _, elf, _ = link(
@@ -44,16 +60,16 @@ def linked(tool, tmp_path):
     return make
 
 
-def by_kind(changes, kind):
+def by_kind(changes: Iterable[Change], kind: str) -> list[Change]:
     return [change for change in changes if change.kind == kind]
 
 
-def test_nothing_moved(linked):
+def test_nothing_moved(linked: Make) -> None:
     (one, _), (two, _) = linked("a"), linked("b")
     assert render(compare(one, two)) == "the layouts are the same\n"
 
 
-def test_what_grows_moves_what_is_behind_it_together(linked):
+def test_what_grows_moves_what_is_behind_it_together(linked: Make) -> None:
     (old, was), (new, now) = linked("a"), linked("b", grow=48)
     changes = compare(old, new)
     (moved,) = by_kind(changes, "symbols-moved")
@@ -66,14 +82,14 @@ def test_what_grows_moves_what_is_behind_it_together(linked):
     assert "grew     first: 16 -> 48 bytes (+32) in .text\n" in text
 
 
-def test_a_symbol_that_moves_with_its_section_has_not_moved(linked):
+def test_a_symbol_that_moves_with_its_section_has_not_moved(linked: Make) -> None:
     (old, was), (new, now) = linked("a"), linked("b", between=". += 0x3000;")
     assert now["late"] == was["late"] + 0x3000
     changes = compare(old, new)
     assert {(change.kind, change.name) for change in changes} == {("moved", ".data")}
 
 
-def test_another_section_absolute_values_new_and_gone(linked):
+def test_another_section_absolute_values_new_and_gone(linked: Make) -> None:
     (old, was), (new, now) = (
         linked("a"),
         linked("b", where="rodata", more=".globl extra\nextra: .quad 3\n", top=0x2000),
@@ -88,8 +104,8 @@ def test_another_section_absolute_values_new_and_gone(linked):
     assert top[2:4] == (0x1000, 0x2000)
 
 
-def test_the_text_is_short_and_all_of_it_is_not(linked):
-    def tables(size):
+def test_the_text_is_short_and_all_of_it_is_not(linked: Make) -> None:
+    def tables(size: int) -> str:
         return "".join(f".globl t{i}\nt{i}: .fill {size}, 1, 0\n.size t{i}, {size}\n" for i in range(30))
 
     (old, _), (new, _) = linked("a", more=tables(8)), linked("b", more=tables(16))

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import collections
 import os
+from pathlib import Path
 
 import pytest
 
-from linker.elffile import read_elf
+from linker.elffile import Elf, read_elf
 from tests.linker.differential import compare
 from tests.linker.generated import make_pool
+from tests.needs import Tool
 
 SEEDS = range(int(os.environ.get("LAYOUT_LINKS", "120")))
 
 
+Pool = tuple[list[Path], dict[str, Elf]]
+
+
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory, tool):
+def pool(tmp_path_factory: pytest.TempPathFactory, tool: Tool) -> Pool:
     directory = tmp_path_factory.mktemp("pool")
     objects = make_pool(directory, tool("as"))
     return objects, {str(path): read_elf(str(path)) for path in objects}
 
 
 @pytest.mark.parametrize("which", ["gnu", "lld"])
-def test_generated_scripts(tmp_path, tool, pool, which):
+def test_generated_scripts(tmp_path: Path, tool: Tool, pool: Pool, which: str) -> None:
     linker = tool("ld.bfd", "ld") if which == "gnu" else tool("ld.lld", "ld.lld-14")
     objects, files = pool
     linked = compared = 0

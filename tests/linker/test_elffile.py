@@ -12,10 +12,11 @@ from elftools.elf.sections import SymbolTableSection
 from linker.elffile import Elf, read_elf
 from linker.errors import LayoutInputError
 from tests.linker.linking import MAIN, assemble, link
+from tests.needs import Tool
 
 
 @pytest.fixture(params=["gnu32", "gnu64", "lld64", "bash"])
-def path(request, tool, tmp_path) -> Path:
+def path(request: pytest.FixtureRequest, tool: Tool, tmp_path: Path) -> Path:
     if request.param == "bash":
         return Path(shutil.which("bash") or "/bin/sh")
     bits = int(request.param[-2:])
@@ -25,7 +26,7 @@ def path(request, tool, tmp_path) -> Path:
     return link(linker, tmp_path, "k", script, objects, bits)[2]
 
 
-def test_headers_and_symbols_as_pyelftools_reads_them(path):
+def test_headers_and_symbols_as_pyelftools_reads_them(path: Path) -> None:
     ours = read_elf(str(path))
     with path.open("rb") as stream:
         theirs = ELFFile(stream)
@@ -75,12 +76,12 @@ def test_headers_and_symbols_as_pyelftools_reads_them(path):
 
 
 @pytest.mark.parametrize("size", [0, 3, 15, 19, 40])
-def test_cut_files_are_refused(path, size):
+def test_cut_files_are_refused(path: Path, size: int) -> None:
     with pytest.raises(LayoutInputError):
         Elf("cut", path.read_bytes()[:size])
 
 
-def test_tables_outside_of_the_file_are_refused(path):
+def test_tables_outside_of_the_file_are_refused(path: Path) -> None:
     data = bytearray(path.read_bytes())
     at, width = (40, 8) if data[4] == 2 else (32, 4)
     data[at : at + width] = (len(data) + 5).to_bytes(width, "little")

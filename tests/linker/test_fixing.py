@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from linker import rules
 from linker.elffile import read_elf
+from linker.findings import Rule
 from linker.fixing import Fixed, diff, fix, fixable
 from linker.lint import Diagnostic, Report
 from linker.locate import FileEdit
@@ -17,6 +19,7 @@ from linker.session import Request, lint_files
 from linker.source import FilePlace
 from tests.linker.linking import MAIN, OTHER, assemble, link, run
 from tests.linker.test_pairs import HARM, MECHANICAL, PAIRS
+from tests.needs import Tool
 
 
 def mended(path: Path) -> Report:
@@ -36,7 +39,7 @@ LEFT = {"05-data-lma-odd": {"lma-not-charged"}}
 
 
 @pytest.mark.parametrize("name", MECHANICAL)
-def test_a_mended_pair_links_is_clean_and_harmless(name, tool, tmp_path):
+def test_a_mended_pair_links_is_clean_and_harmless(name: str, tool: Tool, tmp_path: Path) -> None:
     script = tmp_path / f"{name}.ld"
     script.write_text((PAIRS / f"{name}.bad.ld").read_text())
     assert {d.rule for d in mended(script).diagnostics} == LEFT.get(name, set())
@@ -51,7 +54,7 @@ def test_a_mended_pair_links_is_clean_and_harmless(name, tool, tmp_path):
 
 
 @pytest.fixture
-def objects(tool, tmp_path):
+def objects(tool: Tool, tmp_path: Path) -> list[Path]:
     return [assemble(tmp_path, name, text, 64, tool("as")) for name, text in (("a", MAIN), ("b", OTHER))]
 
 
@@ -79,7 +82,9 @@ SECTIONS
         ("*(.rodata.str) . += 1;", "*(.rodata.str) . += 1; . = ALIGN(4);"),
     ],
 )
-def test_the_end_is_aligned_of_what_has_bytes_in_the_rom(body, aligned, between, tool, tmp_path, objects):
+def test_the_end_is_aligned_of_what_has_bytes_in_the_rom(
+    body: str, aligned: str, between: str, tool: Tool, tmp_path: Path, objects: list[Path]
+) -> None:
     script = tmp_path / "k.lds"
     script.write_text(COPIED.format(body, between))
     found = lint_files(Request((str(script),))).diagnostics
@@ -103,7 +108,7 @@ FIXING = [
 
 
 @pytest.mark.parametrize("rule", FIXING, ids=lambda rule: rule.id)
-def test_a_mended_example_links(rule, tool, tmp_path, objects):
+def test_a_mended_example_links(rule: Rule, tool: Tool, tmp_path: Path, objects: list[Path]) -> None:
     script = tmp_path / "k.lds"
     script.write_text(rule.bad.script)
     before = lint_files(Request((str(script),)))
@@ -152,7 +157,7 @@ ZEROS = (
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_scripts_with_many_defects(seed, tool, tmp_path, objects):
+def test_scripts_with_many_defects(seed: int, tool: Tool, tmp_path: Path, objects: list[Path]) -> None:
     pick = random.Random(seed).choice
     body = "\n".join(partial(pick)(kinds) for kinds in (TEXTS, TABLES, TABLES, DATAS, ZEROS))
     text = f"{REGIONS}\nENTRY(_start)\nSECTIONS\n{{\n{body}\n}}\n"
@@ -168,22 +173,22 @@ def test_scripts_with_many_defects(seed, tool, tmp_path, objects):
     )  # fmt: skip
 
 
-def edit(line, column, text, end=None):
+def edit(line: int, column: int, text: str, end: int | None = None) -> FileEdit:
     return FileEdit(FilePlace("k.lds", line, column, line, end or column), text, "mend")
 
 
-def report(*fixes, usable=True):
+def report(*fixes: tuple[FileEdit, ...], usable: bool = True) -> Report:
     found = tuple(Diagnostic("r", "warning", one[0].text, "k.lds", 1, 1, fix=one) for one in fixes)
     return Report(found, 0, usable, ("k.lds",))
 
 
-def test_a_fix_that_breaks_the_script_is_not_made(tmp_path, monkeypatch):
+def test_a_fix_that_breaks_the_script_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three fixes the second makes a text that cannot be read: the others are made all the same."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "k.lds").write_text("abc\n")
     fixes = {"A": (edit(1, 1, "A", 2),), "!": (edit(1, 2, "!", 3),), "C": (edit(1, 3, "C", 4),)}
 
-    def lint(texts):
+    def lint(texts: Mapping[str, str]) -> Report:
         text = texts.get("k.lds", "abc\n")
         return report(*(fix for mark, fix in fixes.items() if mark not in text), usable="!" not in text)
 
@@ -192,16 +197,18 @@ def test_a_fix_that_breaks_the_script_is_not_made(tmp_path, monkeypatch):
     assert [(one.message, one.fix) for one in left.diagnostics] == [("!", ())]
 
 
-def test_the_diff_tells_of_a_missing_line_end():
+def test_the_diff_tells_of_a_missing_line_end() -> None:
     text = diff([Fixed("k.lds", "a\nb", "a\nc\n")])
     assert text == "--- a/k.lds\n+++ b/k.lds\n@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+c\n"
 
 
-def test_a_fix_that_does_not_end_its_finding_is_not_made(tmp_path, monkeypatch):
+def test_a_fix_that_does_not_end_its_finding_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "k.lds").write_text("abc\n")
 
-    def lint(texts):
+    def lint(texts: Mapping[str, str]) -> Report:
         text = texts.get("k.lds", "abc\n")
         found = [Diagnostic("stays", "warning", "m", "k.lds", fix=(edit(1, 1, "x"),))]
         if "C" not in text:

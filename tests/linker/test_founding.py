@@ -6,6 +6,8 @@ where the script shows it, from the map, and from the ELF.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from linker.elffile import read_elf
@@ -15,6 +17,7 @@ from linker.mapfile import read_map
 from linker.settings import DEFAULTS
 from linker.source import read_script
 from tests.linker.linking import MAIN, assemble, link, run
+from tests.needs import Tool
 
 HEAD = "ENTRY(_start)\nSECTIONS\n{\n  . = 0x100000;\n  .text : { *(.text .text.*) *(.rodata*) *(.table) }\n"
 TAIL = "\n  .bss : { *(.bss) *(COMMON) }\n  _end = .;\n}\n"
@@ -68,13 +71,13 @@ def rules(inputs: Inputs) -> set[str]:
 
 
 @pytest.fixture(scope="module", params=["gnu", "lld"])
-def linker(request, tool):
+def linker(request: pytest.FixtureRequest, tool: Tool) -> str:
     return tool("ld.bfd", "ld") if request.param == "gnu" else tool("ld.lld", "ld.lld-14")
 
 
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_defect_is_found(tmp_path, tool, linker, variant, bits):
+def test_defect_is_found(tmp_path: Path, tool: Tool, linker: str, variant: str, bits: int) -> None:
     data, aligned = VARIANTS[variant]
     source = ALIGNED if aligned else MAIN
     objects = [assemble(tmp_path, variant, source, bits, tool("as"))]
@@ -95,7 +98,7 @@ def test_defect_is_found(tmp_path, tool, linker, variant, bits):
 
 
 @pytest.mark.parametrize("variant", ["missing", "missing-aligned"])
-def test_orphan_lies_outside_of_the_symbols(tmp_path, tool, variant):
+def test_orphan_lies_outside_of_the_symbols(tmp_path: Path, tool: Tool, variant: str) -> None:
     """What makes the orphan a defect even when it is aligned: `_edata` does not cover it."""
     data, aligned = VARIANTS[variant]
     objects = [assemble(tmp_path, variant, ALIGNED if aligned else MAIN, 32, tool("as"))]

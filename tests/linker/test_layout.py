@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from linker.contents import PT_GNU_RELRO, contents_of, target_of
@@ -13,7 +16,8 @@ from linker.mapfile import read_map
 from linker.model import model
 from linker.outline import Outline
 from linker.parser import parse
-from tests.linker.linking import MAIN, OTHER, assemble, link, run
+from tests.linker.linking import MAIN, OTHER, Linked, assemble, link, run
+from tests.needs import Tool
 
 KERNEL = """
 ENTRY(_start)
@@ -76,12 +80,16 @@ SECTIONS {
 CORPUS = {"kernel": KERNEL, "regions": REGIONS, "forward": FORWARD, "orphans": ORPHANS}
 
 
+# Of a script's name, the width and a linker: the objects and what came of them.
+Make = Callable[..., tuple[list[Path], Linked]]
+
+
 @pytest.fixture(scope="module")
-def linked(tmp_path_factory, tool):
+def linked(tmp_path_factory: pytest.TempPathFactory, tool: Tool) -> Make:
     directory = tmp_path_factory.mktemp("layout")
     assembler, linker = tool("as"), tool("ld.bfd", "ld")
 
-    def make(name, bits, which=linker):
+    def make(name: str, bits: int, which: str = linker) -> tuple[list[Path], Linked]:
         objects = [
             assemble(directory, "main", MAIN, bits, assembler),
             assemble(directory, "other", OTHER, bits, assembler),
@@ -94,7 +102,7 @@ def linked(tmp_path_factory, tool):
 
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", CORPUS)
-def test_computed_layout_is_what_ld_did(linked, name, bits):
+def test_computed_layout_is_what_ld_did(linked: Make, name: str, bits: int) -> None:
     objects, (_, link_map, elf_path, _) = linked(name, bits)
     elf = read_elf(str(elf_path))
     outline = Outline(parse(CORPUS[name]))
@@ -125,7 +133,7 @@ def test_computed_layout_is_what_ld_did(linked, name, bits):
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", CORPUS)
 @pytest.mark.parametrize("linker", ["ld.bfd", "ld.lld"])
-def test_map_agrees_with_elf(linked, tool, name, bits, linker):
+def test_map_agrees_with_elf(linked: Make, tool: Tool, name: str, bits: int, linker: str) -> None:
     which = tool("ld.bfd", "ld") if linker == "ld.bfd" else tool("ld.lld", "ld.lld-14")
     if linker == "ld.lld" and name in {"forward", "regions"}:
         # lld 14 has no LOG2CEIL and no ALIGN_WITH_INPUT: two scripts of GNU ld's dialect only.
@@ -152,7 +160,7 @@ def test_map_agrees_with_elf(linked, tool, name, bits, linker):
     assert checked or name == "orphans"
 
 
-def test_patterns_take_what_the_map_says(linked):
+def test_patterns_take_what_the_map_says(linked: Make) -> None:
     _, (_, link_map, elf_path, _) = linked("kernel", 32)
     read = read_map(str(link_map))
     data = next(output for output in read.outputs if output.name == ".data")
@@ -166,7 +174,7 @@ def test_patterns_take_what_the_map_says(linked):
     assert [segment.type for segment in joined.segments].count(1) >= 1
 
 
-def test_hosted_program_with_the_default_script(tool, tmp_path):
+def test_hosted_program_with_the_default_script(tool: Tool, tmp_path: Path) -> None:
     """libc's objects by ld's own script, relro included: every section is where ld has put it."""
     compiler = tool("gcc", "cc")
     (tmp_path / "m.c").write_text("int main(void) { return 0; }\n")
@@ -192,7 +200,7 @@ def test_hosted_program_with_the_default_script(tool, tmp_path):
 
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", ["kernel", "orphans"])
-def test_computed_layout_is_what_lld_did(linked, tool, name, bits):
+def test_computed_layout_is_what_lld_did(linked: Make, tool: Tool, name: str, bits: int) -> None:
     _, (_, link_map, elf_path, _) = linked(name, bits, tool("ld.lld", "ld.lld-14"))
     elf, read = read_elf(str(elf_path)), read_map(str(link_map))
     layout = model(Outline(parse(CORPUS[name])), read, elf).computed
@@ -228,7 +236,7 @@ SECTIONS {
 """
 
 
-def test_the_section_that_comes_next():
+def test_the_section_that_comes_next() -> None:
     """What ld 2.44 of Debian trixie makes of it: it counts sections that it makes, in the script's order."""
     contents = {
         name: Contents(((Piece(name, "o", size, alignment),),))
@@ -240,7 +248,7 @@ def test_the_section_that_comes_next():
     assert [section.address for section in layout.sections] == [Known(0x1020), Known(0x1100), Known(0x1110)]
 
 
-def test_what_cannot_be_computed_says_why():
+def test_what_cannot_be_computed_says_why() -> None:
     outline = Outline(parse("SECTIONS { x = symbol_of_an_object + 1; . = CONSTANT(MAXPAGESIZE); y = .; }"))
     layout = simulate(outline, {})
     assert layout.symbols["x"] == Unknown("'symbol_of_an_object' is defined in an object file")

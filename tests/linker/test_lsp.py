@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from linker.keywords import KEYWORDS
 from linker.parser import parse
 from linker.printer import print_script
 from tests.linker.linking import MAIN, assemble, link
+from tests.needs import Tool
 
 COMMAND = [sys.executable, "-m", "domainbuilder", "lint", "--lsp"]
 SCRIPT = """ENTRY(reset)
@@ -34,8 +36,10 @@ SECTIONS
 """
 
 
-@pytest_lsp.fixture(config=ClientServerConfig(server_command=COMMAND), scope="module")
-async def client(lsp_client: LanguageClient, tmp_path_factory):
+@pytest_lsp.fixture(  # type: ignore[untyped-decorator]
+    config=ClientServerConfig(server_command=COMMAND), scope="module"
+)
+async def client(lsp_client: LanguageClient, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[None]:
     Editor.root = tmp_path_factory.mktemp("project")
     await lsp_client.initialize_session(
         types.InitializeParams(
@@ -55,7 +59,7 @@ class Editor:
 
     root: ClassVar[Path]
 
-    def __init__(self, client, name, text, directory=None):
+    def __init__(self, client: LanguageClient, name: str, text: str, directory: Path | None = None) -> None:
         self.client = client
         self.path = (directory or self.root / str(next(_directories))) / name
         self.path.parent.mkdir(exist_ok=True, parents=True)
@@ -65,14 +69,14 @@ class Editor:
         self.text = text
         self.version = 1
 
-    async def open(self):
+    async def open(self) -> list[types.Diagnostic]:
         self.expect()
         self.client.text_document_did_open(
             types.DidOpenTextDocumentParams(types.TextDocumentItem(self.uri, "ld", 1, self.text))
         )
         return await self.told()
 
-    async def type(self, text):
+    async def type(self, text: str) -> list[types.Diagnostic]:
         self.text, self.version = text, self.version + 1
         self.expect()
         self.client.text_document_did_change(
@@ -83,11 +87,11 @@ class Editor:
         )
         return await self.told()
 
-    def expect(self):
+    def expect(self) -> None:
         """Forget what was said of this file."""
         self.client.diagnostics.pop(self.uri, None)
 
-    async def told(self):
+    async def told(self) -> list[types.Diagnostic]:
         """Wait for findings about this file."""
         for _ in range(3000):
             if self.uri in self.client.diagnostics:
@@ -95,40 +99,53 @@ class Editor:
             await asyncio.sleep(0.01)
         raise AssertionError(f"nothing was said of {self.uri}")
 
-    def at(self, text, shift=0):
+    def at(self, text: str, shift: int = 0) -> types.Position:
         """Return the place of a text, in UTF-16 as the client counts."""
         before = self.text[: self.text.index(text) + shift]
         line = before.rpartition("\n")[2]
         return types.Position(before.count("\n"), len(line.encode("utf-16-le")) // 2)
 
-    def range(self, text):
+    def range(self, text: str) -> types.Range:
         return types.Range(self.at(text), self.at(text, len(text)))
 
-    async def hover(self, text, shift=0):
+    async def hover(self, text: str, shift: int = 0) -> str:
         found = await self.client.text_document_hover_async(
             types.HoverParams(self.document, self.at(text, shift))
         )
-        return found.contents.value if found is not None else ""
+        if found is None:
+            return ""
+        assert isinstance(found.contents, types.MarkupContent)
+        return found.contents.value
 
-    async def definition(self, text, shift=0):
-        return await self.client.text_document_definition_async(
+    async def definition(self, text: str, shift: int = 0) -> Sequence[types.Location]:
+        found = await self.client.text_document_definition_async(
             types.DefinitionParams(self.document, self.at(text, shift))
         )
+        assert isinstance(found, Sequence)
+        return [place for place in found if isinstance(place, types.Location)]
 
-    async def actions(self, text):
-        return await self.client.text_document_code_action_async(
+    async def actions(self, text: str) -> list[types.CodeAction]:
+        found = await self.client.text_document_code_action_async(
             types.CodeActionParams(self.document, self.range(text), types.CodeActionContext([]))
         )
+        return [action for action in found or () if isinstance(action, types.CodeAction)]
 
-    def edited(self, edits):
+    def acted(self, action: types.CodeAction) -> str:
+        """Return the text with an action's edits made."""
+        assert action.edit is not None
+        assert action.edit.changes is not None
+        return self.edited(action.edit.changes[self.uri])
+
+    def edited(self, edits: Sequence[types.TextEdit] | None) -> str:
         """Return the text with edits made, by an editor's rules."""
+        assert edits
         lines = self.text.split("\n")
         starts = [0]
         for line in lines:
             starts.append(starts[-1] + len((line + "\n").encode("utf-16-le")))
         data = self.text.encode("utf-16-le")
 
-        def offset(position):
+        def offset(position: types.Position) -> int:
             return min(starts[min(position.line, len(lines))] + 2 * position.character, len(data))
 
         for edit in sorted(edits, key=lambda edit: offset(edit.range.start), reverse=True):
@@ -137,12 +154,12 @@ class Editor:
         return data.decode("utf-16-le")
 
 
-def seen(diagnostics):
+def seen(diagnostics: Iterable[types.Diagnostic]) -> set[tuple[int | str | None, int, int]]:
     return {(one.code, one.range.start.line, one.range.start.character) for one in diagnostics}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_diagnostics_as_one_types(client):
+async def test_diagnostics_as_one_types(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     found = await editor.open()
     assert {one.code for one in found} >= {"not-kept", "page-aligned-order"}
@@ -158,7 +175,7 @@ async def test_diagnostics_as_one_types(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_last_of_many_keys_counts(client):
+async def test_the_last_of_many_keys_counts(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     editor.expect()
@@ -178,7 +195,7 @@ async def test_the_last_of_many_keys_counts(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_hover(client):
+async def test_hover(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     assert "the first instruction" in (await editor.hover("ENTRY")).lower()
@@ -196,7 +213,7 @@ async def test_hover(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_hover_explains_the_rule_of_a_suppression(client):
+async def test_hover_explains_the_rule_of_a_suppression(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", "/* lint: disable-file=not-kept */\n" + SCRIPT)
     await editor.open()
     # A rule's name has hyphens: the word under the pointer is a part of it.
@@ -204,7 +221,7 @@ async def test_hover_explains_the_rule_of_a_suppression(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_definitions(client):
+async def test_definitions(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     for use, shift, target in (
@@ -219,7 +236,7 @@ async def test_definitions(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_formatting(client):
+async def test_formatting(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     parameters = types.DocumentFormattingParams(editor.document, types.FormattingOptions(4, True))
@@ -233,37 +250,39 @@ async def test_formatting(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_code_actions_mend_and_suppress(client):
+async def test_code_actions_mend_and_suppress(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     actions = await editor.actions(".ctors")
     by_title = {action.title: action for action in actions}
     mend = next(action for action in actions if action.is_preferred and "KEEP" in action.title)
     assert mend.kind == types.CodeActionKind.QuickFix
-    mended = editor.edited(mend.edit.changes[editor.uri])
+    mended = editor.acted(mend)
     assert mended == SCRIPT.replace("*(.ctors)", "KEEP(*(.ctors))")
-    quiet = editor.edited(by_title["switch not-kept off for this line"].edit.changes[editor.uri])
+    quiet = editor.acted(by_title["switch not-kept off for this line"])
     assert "  /* lint: disable=not-kept */\n  .text" in quiet
     everything = next(action for action in actions if action.kind == types.CodeActionKind.SourceFixAll)
-    assert "KEEP(*(.ctors))" in editor.edited(everything.edit.changes[editor.uri])
+    assert "KEEP(*(.ctors))" in editor.acted(everything)
     assert "not-kept" not in {one.code for one in await editor.type(mended)}
     assert "not-kept" not in {one.code for one in await editor.type(quiet)}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_symbols_and_completion(client):
+async def test_symbols_and_completion(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     await editor.open()
     symbols = await client.text_document_document_symbol_async(types.DocumentSymbolParams(editor.document))
+    assert symbols
     assert [one.name for one in symbols] == ["_heap", "_top", ".head", ".text", "_etext", ".data", "_size"]
     offered = await client.text_document_completion_async(
         types.CompletionParams(editor.document, editor.at("SECTIONS"))
     )
+    assert isinstance(offered, Sequence)
     assert {item.label for item in offered} >= {*KEYWORDS, ".data", "_heap", "RAM"}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_part_is_judged_in_the_script_that_includes_it(client):
+async def test_a_part_is_judged_in_the_script_that_includes_it(client: LanguageClient) -> None:
     main = Editor(client, "k.lds", "SECTIONS { INCLUDE sub/part.ld .data : { *(.data) } }\n")
     part = Editor(client, "sub/part.ld", ".text : { . = ALIGN(6); *(.text) *(.bss) }\n", main.path.parent)
     found = await part.open()
@@ -302,7 +321,7 @@ action .init_array: mend everything that can be mended
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_screen_of_answers(client):
+async def test_a_screen_of_answers(client: LanguageClient) -> None:
     """What a person sees of one small script: findings under their lines, then what is asked."""
     text = "".join(line[5:] + "\n" for line in SCREEN.partition("\n\n")[0].splitlines() if line[1].isdigit())
     editor = Editor(client, "k.lds", text)
@@ -312,6 +331,7 @@ async def test_a_screen_of_answers(client):
         screen.append(f"{number + 1:2} | {line}")
         for one in found:
             start, end = one.range.start, one.range.end
+            assert one.severity is not None
             if start.line == number and one.severity <= types.DiagnosticSeverity.Warning:
                 marks = " " * start.character + "^" * (end.character - start.character)
                 screen.append(f"   | {marks} {one.severity.name} {one.code}")
@@ -328,7 +348,7 @@ async def test_a_screen_of_answers(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_closing_clears(client):
+async def test_closing_clears(client: LanguageClient) -> None:
     editor = Editor(client, "k.lds", SCRIPT)
     assert await editor.open()
     editor.expect()
@@ -337,7 +357,7 @@ async def test_closing_clears(client):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_is_no_script_is_a_diagnostic(client, tool):
+async def test_what_is_no_script_is_a_diagnostic(client: LanguageClient, tool: Tool) -> None:
     tool("cpp", "gcc", "clang")
     editor = Editor(client, "k.lds.S", '#include "nowhere.h"\n')
     (found,) = await editor.open()
@@ -346,7 +366,7 @@ async def test_what_is_no_script_is_a_diagnostic(client, tool):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_values_of_the_linked_kernel(tool, tmp_path):
+async def test_values_of_the_linked_kernel(tool: Tool, tmp_path: Path) -> None:
     objects = [assemble(tmp_path, "a", MAIN, 64, tool("as"))]
     text = SCRIPT.replace("*(.text)", "*(.text .text.*) *(.rodata .rodata.* .table)").replace(
         "> RAM\n}", "> RAM }"
@@ -376,10 +396,10 @@ async def test_values_of_the_linked_kernel(tool, tmp_path):
         assert "In this link 1 of them, 27 bytes" in await editor.hover("*(.text .", 3)
         await client.shutdown_session()
     finally:
-        await client.stop()
+        await client.stop()  # type: ignore[no-untyped-call]
 
 
-def test_without_the_library_it_says_what_to_install(tmp_path):
+def test_without_the_library_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "pygls.py").write_text("raise ImportError('no', name='pygls')\n")
     done = subprocess.run(
         COMMAND, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
@@ -391,7 +411,7 @@ def test_without_the_library_it_says_what_to_install(tmp_path):
 
 
 @pytest.mark.parametrize("word", sorted(KEYWORDS))
-def test_keywords_are_explained(word):
+def test_keywords_are_explained(word: str) -> None:
     keyword = KEYWORDS[word]
     assert word in keyword.usage
     assert keyword.text.endswith(".")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import jsonschema
 import pytest
 from junitparser import JUnitXml
+from pydantic import BaseModel
 
 from linker import rules
 from linker.elffile import Elf
@@ -30,7 +32,7 @@ ODD = Diagnostic(
 )  # fmt: skip
 
 
-def reports():
+def reports() -> Iterator[tuple[str, Report]]:
     yield "nothing", Report((), 0, usable=True)
     yield "script", run(Inputs(Source("kernel.lds", SCRIPT)))
     yield "syntax", run(Inputs(Source("kernel.lds", "SECTIONS { .text { } }")))
@@ -48,7 +50,7 @@ REPORTS = dict(reports())
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_sarif_is_valid(name):
+def test_sarif_is_valid(name: str) -> None:
     report = REPORTS[name]
     log = json.loads(sarif.render(report))
     jsonschema.Draft4Validator(SCHEMA).validate(log)
@@ -60,7 +62,7 @@ def test_sarif_is_valid(name):
     assert len(set(prints)) == len(prints)
 
 
-def test_the_schema_refuses_what_is_wrong():
+def test_the_schema_refuses_what_is_wrong() -> None:
     log = json.loads(sarif.render(REPORTS["script"]))
     log["runs"][0]["results"][0]["level"] = "catastrophe"
     with pytest.raises(jsonschema.ValidationError):
@@ -68,7 +70,7 @@ def test_the_schema_refuses_what_is_wrong():
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_junit_is_read_back(name):
+def test_junit_is_read_back(name: str) -> None:
     report = REPORTS[name]
     document = junit.render(report, [rule.id for rule in rules.load()])
     suites = JUnitXml.fromfile(BytesIO(document.encode()))
@@ -80,7 +82,7 @@ def test_junit_is_read_back(name):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_json_is_of_its_model(name):
+def test_json_is_of_its_model(name: str) -> None:
     report = REPORTS[name]
     if name == "odd":
         # JSON is UTF-8: half a surrogate cannot come from a file, which is decoded with replacement.
@@ -94,7 +96,7 @@ def test_json_is_of_its_model(name):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_github_commands_are_one_line_each(name):
+def test_github_commands_are_one_line_each(name: str) -> None:
     report = REPORTS[name]
     *commands, _ = github.render(report).rstrip("\n").split("\n")
     assert len(commands) == len(report.diagnostics)
@@ -103,7 +105,7 @@ def test_github_commands_are_one_line_each(name):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_text_has_place_rule_and_caret(name):
+def test_text_has_place_rule_and_caret(name: str) -> None:
     lines = text.render(REPORTS[name]).splitlines()
     heads = [line for line in lines if line.endswith("]") and "[" in line]
     assert len(heads) >= len(REPORTS[name].diagnostics)
@@ -112,7 +114,7 @@ def test_text_has_place_rule_and_caret(name):
         assert any(f"[{diagnostic.rule}]" in line for line in heads)
 
 
-def test_caret_stands_under_the_token():
+def test_caret_stands_under_the_token() -> None:
     source = Source("a.lds", "SECTIONS\n{\n\t.data : { *(.data)\t*(.data.page_aligned) }\n}\n")
     lines = text.render(run(Inputs(source))).splitlines()
     at = next(i for i, line in enumerate(lines) if "page-aligned-order" in line)
@@ -121,7 +123,7 @@ def test_caret_stands_under_the_token():
     assert [c for c in shown[: caret.index("^")] if c == "\t"] == [c for c in caret if c == "\t"]
 
 
-def test_fingerprints_survive_edits_elsewhere():
+def test_fingerprints_survive_edits_elsewhere() -> None:
     before = run(Inputs(Source("a.lds", SCRIPT)))
     edited = "/* new */\n\n" + SCRIPT.replace("  .data :", "  .rodata : { *(.rodata) }\n  .data  :")
     edited = edited.replace("  .data  :", "  .data :")
@@ -130,7 +132,7 @@ def test_fingerprints_survive_edits_elsewhere():
     assert [d.line for d in before.diagnostics] != [d.line for d in after.diagnostics]
 
 
-def test_baseline_hides_what_it_lists_and_nothing_new(tmp_path):
+def test_baseline_hides_what_it_lists_and_nothing_new(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     old = run(Inputs(Source("a.lds", SCRIPT)))
     text, count = baseline([old])
@@ -148,7 +150,7 @@ def test_baseline_hides_what_it_lists_and_nothing_new(tmp_path):
     ("name", "model"),
     [("lint.schema.json", models.ReportModel), ("lint-regions.schema.json", fill.RegionsModel)],
 )
-def test_published_schemas_are_those_of_the_models(name, model):
+def test_published_schemas_are_those_of_the_models(name: str, model: type[BaseModel]) -> None:
     published = json.loads((ROOT / "docs" / name).read_text())
     assert published == model.model_json_schema()
     jsonschema.Draft202012Validator.check_schema(published)

@@ -23,6 +23,7 @@ from linker.settings import DEFAULTS
 from linker.source import read_script
 from tests.linker.examples import rule_of
 from tests.linker.linking import run
+from tests.needs import Tool
 
 DATA = Path(__file__).resolve().parent / "data"
 PAIRS = DATA / "pairs"
@@ -91,13 +92,16 @@ RULES = {
 }
 
 
+Make = Callable[..., tuple[str, Path, Path, Path]]
+
+
 @pytest.fixture(params=["gnu", "lld"])
-def linked(request, tool, tmp_path):
+def linked(request: pytest.FixtureRequest, tool: Tool, tmp_path: Path) -> Make:
     """`linked(name, variant)`: (which linker, script, map, ELF)."""
     which = request.param
     linker = tool("ld.bfd", "ld") if which == "gnu" else tool("ld.lld", "ld.lld-14")
 
-    def make(name: str, variant: str, script: Path | None = None):
+    def make(name: str, variant: str, script: Path | None = None) -> tuple[str, Path, Path, Path]:
         script = script or PAIRS / f"{name}.{variant}.ld"
         object_file, elf, link_map = (tmp_path / f"{variant}{suffix}" for suffix in (".o", ".elf", ".map"))
         run(tool("as"), "--64", "-o", object_file, PAIRS / f"{name}.s")
@@ -115,13 +119,13 @@ def found(inputs: Inputs) -> set[str]:
     return {diagnostic.rule for diagnostic in lint(inputs).diagnostics}
 
 
-def test_every_pair_has_a_harm_and_a_rule():
+def test_every_pair_has_a_harm_and_a_rule() -> None:
     assert set(NAMES) == set(HARM) == set(RULES)
     assert len(NAMES) >= 14
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_harm_is_real(linked, name):
+def test_the_harm_is_real(linked: Make, name: str) -> None:
     which, *_, elf = linked(name, "bad")
     assert HARM[name](read_elf(str(elf))) is ((name, which) not in HARMLESS)
     *_, elf = linked(name, "good")
@@ -129,13 +133,13 @@ def test_the_harm_is_real(linked, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_script_alone_tells(name):
+def test_the_script_alone_tells(name: str) -> None:
     assert RULES[name] in found(Inputs(load_script(str(PAIRS / f"{name}.bad.ld"))))
     assert found(Inputs(load_script(str(PAIRS / f"{name}.good.ld")))) == set()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_map_and_elf_say_nothing_of_the_good_one(linked, name):
+def test_map_and_elf_say_nothing_of_the_good_one(linked: Make, name: str) -> None:
     _, script, link_map, elf = linked(name, "good")
     severe = [
         diagnostic
@@ -148,7 +152,7 @@ def test_map_and_elf_say_nothing_of_the_good_one(linked, name):
 
 
 @pytest.mark.parametrize("path", sorted((DATA / "quiet").glob("*.ld")), ids=lambda path: path.stem)
-def test_what_only_looks_like_a_defect_is_left_alone(path):
+def test_what_only_looks_like_a_defect_is_left_alone(path: Path) -> None:
     assert found(Inputs(load_script(str(path)))) == set()
 
 
@@ -159,7 +163,7 @@ MECHANICAL = sorted(
 
 
 @pytest.mark.parametrize("name", MECHANICAL)
-def test_the_edits_end_the_harm(linked, tmp_path, name):
+def test_the_edits_end_the_harm(linked: Make, tmp_path: Path, name: str) -> None:
     text = (PAIRS / f"{name}.bad.ld").read_text()
     rule = rule_of(RULES[name])
     edits = {edit for hit in rule.check(Context(DEFAULTS, Outline(parse(text)))) for edit in hit.fix}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ SECTIONS {
 """
 
 
-def spans(node):
+def spans(node: object) -> Iterator[tuple[tuple[object, ...], ast.Span]]:
     if isinstance(node, tuple):
         span = getattr(node, "span", None)
         if isinstance(span, ast.Span) and span != ast.NOWHERE:
@@ -33,7 +34,7 @@ def spans(node):
             yield from spans(part)
 
 
-def test_spans_cover_exactly_what_was_written():
+def test_spans_cover_exactly_what_was_written() -> None:
     script = parse(SCRIPT)
     assert script.problems == ()
     texts = {SCRIPT[span.start : span.end] for _, span in spans(script.commands)}
@@ -48,13 +49,13 @@ def test_spans_cover_exactly_what_was_written():
     assert SCRIPT[section.span.start : section.span.end].endswith("=0x90")
 
 
-def test_every_node_lies_inside_of_its_parent():
+def test_every_node_lies_inside_of_its_parent() -> None:
     for node, span in spans(parse(SCRIPT).commands):
         for _, inner in spans(tuple(node)):
             assert span.start <= inner.start <= inner.end <= span.end
 
 
-def test_line_markers_lead_to_other_files(tmp_path):
+def test_line_markers_lead_to_other_files(tmp_path: Path) -> None:
     header = tmp_path / "pages.lds.h"
     header.write_text("/* header */\n#define D *(.data)\nx = ;\n")
     text = f'# 1 "top.lds.S"\n# 1 "{header}" 1\n\n\nx = ;\n# 2 "top.lds.S" 2\ny = ;\n'
@@ -64,7 +65,7 @@ def test_line_markers_lead_to_other_files(tmp_path):
     assert places[0].text == "x = ;"
 
 
-def test_recovery_reports_several_errors_and_keeps_the_rest():
+def test_recovery_reports_several_errors_and_keeps_the_rest() -> None:
     text = (
         "x = ;\nSECTIONS {\n .a : { *(.a) y = 1 z = 2; *(.b) }\n .c { *(.c) }\n .d : { *(.d) }\n}\n"
         "ENTRY(a b)\nz = 3;\n"
@@ -81,7 +82,7 @@ def test_recovery_reports_several_errors_and_keeps_the_rest():
     [("10", 10), ("0x10", 16), ("$10", 16), ("10h", 16), ("010", 8), ("1K", 1024), ("0x1M", 1 << 20),
      ("101b", 5), ("17o", 15), ("9d", 9), ("1G", None), ("0x", None), ("08", None)],
 )  # fmt: skip
-def test_numbers(text, value):
+def test_numbers(text: str, value: int | None) -> None:
     assert number_value(text) == value
 
 
@@ -95,13 +96,13 @@ def test_numbers(text, value):
         ("17 % 5", 2), ("6 & 3 == 3", 0), ("2 ^ 3", 1),
     ],
 )  # fmt: skip
-def test_arithmetic_is_that_of_c(text, value):
+def test_arithmetic_is_that_of_c(text: str, value: int) -> None:
     result = evaluate(assigned(f"v = {text};"), CONSTANTS)
     assert isinstance(result, Known)
     assert result.value == value
 
 
-def test_unknown_says_why():
+def test_unknown_says_why() -> None:
     value = assigned("v = 1 / (x - x) + 2;")
     assert evaluate(value, CONSTANTS) == Unknown("the value of 'x' is known only when linking")
     value = assigned("v = 1 / 0;")
@@ -115,7 +116,7 @@ def assigned(text: str) -> ast.Expr:
     return assign.value
 
 
-def test_depth_and_length_are_bounded():
+def test_depth_and_length_are_bounded() -> None:
     for text in (
         "x = " + "(" * 5000,
         "x = " + "1 + " * 5000 + "1;",
@@ -129,7 +130,7 @@ def test_depth_and_length_are_bounded():
 
 
 @pytest.fixture
-def token_by_token(monkeypatch):
+def token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
     never = re.compile(r"(?!)")
     for module, name in (
         (section_parser, "_PLAIN_INPUT"),
@@ -145,7 +146,7 @@ def token_by_token(monkeypatch):
     monkeypatch.setattr(section_parser, "_MAY_BE_ASSIGNED", re.compile(""))
 
 
-def real_scripts():
+def real_scripts() -> list[str]:
     found = [rule.bad.script for rule in rules.load() if rule.bad.script]
     found += [rule.good.script for rule in rules.load() if rule.good.script]
     found += [path.read_text() for path in sorted((Path(__file__).parent / "data").rglob("*.ld"))]
@@ -175,7 +176,7 @@ TAILS = [
 ]  # fmt: skip
 
 
-def test_one_go_and_token_by_token_are_one(request):
+def test_one_go_and_token_by_token_are_one(request: pytest.FixtureRequest) -> None:
     texts = [
         *real_scripts(),
         ODD,

@@ -14,7 +14,7 @@ import pytest
 from linker.diff import compare
 from linker.diff import render as diff_text
 from linker.discover import settings_for
-from linker.elffile import read_elf
+from linker.elffile import Elf, read_elf
 from linker.lint import Inputs
 from linker.lint import run as lint
 from linker.mapfile import read_map
@@ -32,6 +32,7 @@ from tests.linker.test_cli import VECTORS
 from tests.linker.test_diff import SCRIPT as DIFF_SCRIPT
 from tests.linker.test_diff import SOURCE
 from tests.linker.test_regions import MEMORY, SCRIPTS
+from tests.needs import Tool
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = ROOT / "samples" / "layout"
@@ -41,7 +42,7 @@ DOCUMENT = ROOT / "docs" / "linker.md"
 @pytest.mark.parametrize(
     ("name", "rule"), [("missing", "missing-pattern"), ("behind", "page-aligned-order"), ("first", None)]
 )
-def test_samples(name, rule, tool, tmp_path):
+def test_samples(name: str, rule: str | None, tool: Tool, tmp_path: Path) -> None:
     script = LAYOUT / f"{name}.lds"
     found = {d.rule for d in lint_files(Request((str(script),))).diagnostics}
     assert found == ({rule} if rule else set())
@@ -63,13 +64,13 @@ def test_samples(name, rule, tool, tmp_path):
     assert ("symbol-alignment" in {d.rule for d in report.diagnostics}) is (rule is not None)
 
 
-def test_samples_are_formatted():
+def test_samples_are_formatted() -> None:
     for path in LAYOUT.glob("*.lds"):
         text = path.read_text()
         assert print_script(parse(text), text) == text, path.name
 
 
-def test_hooks_name_commands_that_exist():
+def test_hooks_name_commands_that_exist() -> None:
     text = (ROOT / ".pre-commit-hooks.yaml").read_text()
     entries = re.findall(r"^  entry: (.*)$", text, re.MULTILINE)
     assert [shlex.split(entry)[:2] for entry in entries] == [["domainbuilder", "lint"]] * 2
@@ -133,7 +134,7 @@ def test_action_takes_globs_and_blanks(action: Action) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    def scripts(text):
+    def scripts(text: str) -> list[str]:
         (line,) = action(SCRIPTS=text)
         return re.findall("<(.*?)>", line.partition("<-->")[2])
 
@@ -148,7 +149,7 @@ def test_action_takes_globs_and_blanks(action: Action) -> None:
     assert action(SCRIPTS="nowhere*.lds", code=2) == ["::error::no file matches 'nowhere*.lds'"]
 
 
-def test_hooks_leave_version_scripts_and_parts_alone(tmp_path):
+def test_hooks_leave_version_scripts_and_parts_alone(tmp_path: Path) -> None:
     """What the hooks run, on texts that are no whole scripts: nothing fails and nothing changes."""
     texts = {
         "version.lds": "V1 {  global: a;  local: *; };\n", "part.ld": ".text :  { *(.text) }\n",
@@ -164,7 +165,7 @@ def test_hooks_leave_version_scripts_and_parts_alone(tmp_path):
     assert {name: (tmp_path / name).read_text() for name in texts} == texts
 
 
-def test_document_lists_every_rule_and_setting():
+def test_document_lists_every_rule_and_setting() -> None:
     from linker import rules
     from linker.config import LayoutModel
 
@@ -174,7 +175,7 @@ def test_document_lists_every_rule_and_setting():
     assert [key for key in keys if key not in text] == []
 
 
-def test_every_rule_is_in_a_chapter():
+def test_every_rule_is_in_a_chapter() -> None:
     from linker import rules
 
     text = (DOCUMENT.parent / "linker-rules.md").read_text()
@@ -184,7 +185,7 @@ def test_every_rule_is_in_a_chapter():
     assert named - ids == set()
 
 
-def test_the_chapters_scripts_are_clean():
+def test_the_chapters_scripts_are_clean() -> None:
     text = (DOCUMENT.parent / "linker-rules.md").read_text()
     blocks = re.findall(r"```ld\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
@@ -192,7 +193,7 @@ def test_the_chapters_scripts_are_clean():
         assert lint(Inputs(Source("doc.lds", block))).diagnostics == ()
 
 
-def test_document_examples_are_scripts():
+def test_document_examples_are_scripts() -> None:
     blocks = re.findall(r"```ld\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
@@ -200,7 +201,7 @@ def test_document_examples_are_scripts():
         lint(Inputs(Source("doc.lds", block)))
 
 
-def test_documented_runs(tool, tmp_path, monkeypatch):
+def test_documented_runs(tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outputs that the document shows are those of today."""
     text = DOCUMENT.read_text()
     objects = [
@@ -221,7 +222,7 @@ def test_documented_runs(tool, tmp_path, monkeypatch):
         f"$ domainbuilder lint regions firmware.lds --map firmware.map --elf firmware.elf\n{shown}```" in text
     )
 
-    def linked(name, grow):
+    def linked(name: str, grow: int) -> Elf:
         kernel = assemble(tmp_path, name, SOURCE.format(grow=grow, where="data", more=""), 64, tool("as"))
         script = DIFF_SCRIPT.format("", 0x1000)
         linker = tool("ld.bfd", "ld")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -17,11 +19,12 @@ from linker.outline import Outline
 from linker.output import fill as forms
 from linker.output import svg
 from linker.output.units import in_units, percent
-from linker.regions import CODE, CONSTANT, DATA, ZERO, Part, fill, parts_of_elf
+from linker.regions import CODE, CONSTANT, DATA, ZERO, Fill, Part, fill, parts_of_elf
 from linker.settings import DEFAULTS
 from tests.linker.elftext import build
 from tests.linker.examples import bad_example, settings_of
-from tests.linker.linking import MAIN, OTHER, assemble, link
+from tests.linker.linking import MAIN, OTHER, Linked, assemble, link
+from tests.needs import Tool
 
 MEMORY = (
     "MEMORY { FLASH (rx) : ORIGIN = 0x08000000, LENGTH = 64K  RAM (rwx) : ORIGIN = 0x20000000, LENGTH = 32K"
@@ -49,7 +52,7 @@ def by_ld(said: str) -> dict[str, int]:
 
 
 @pytest.fixture(params=SCRIPTS)
-def linked(request, tool, tmp_path):
+def linked(request: pytest.FixtureRequest, tool: Tool, tmp_path: Path) -> Linked:
     objects = [assemble(tmp_path, name, text, 64, tool("as")) for name, text in (("a", MAIN), ("b", OTHER))]
     return link(
         tool("ld.bfd", "ld"), tmp_path, request.param, MEMORY + SCRIPTS[request.param], objects, 64,
@@ -57,7 +60,7 @@ def linked(request, tool, tmp_path):
     )  # fmt: skip
 
 
-def test_used_is_what_ld_prints(linked):
+def test_used_is_what_ld_prints(linked: Linked) -> None:
     lds, link_map, elf, said = linked
     outline = Outline(read(lds.read_text()).script)
     expected = by_ld(said)
@@ -75,7 +78,7 @@ def test_used_is_what_ld_prints(linked):
             assert (one.shares != ()) is (one.used > 0)
 
 
-def test_largest_are_the_object_files_of_the_map(linked):
+def test_largest_are_the_object_files_of_the_map(linked: Linked) -> None:
     _, link_map, elf, _ = linked
     the_map = read_map(str(link_map))
     flash = fill(None, the_map, read_elf(str(elf)), DEFAULTS)[0]
@@ -84,13 +87,13 @@ def test_largest_are_the_object_files_of_the_map(linked):
     assert flash.used - flash.gaps >= sum(sizes) > 0.9 * (flash.used - flash.gaps) - 256
 
 
-def example(budget):
+def example(budget: str) -> list[Fill]:
     text = f'[[region]]\nname = "RAM"\norigin = "4K"\nlength = "0x10K"\nbudget = {budget}\n'
     elf = Elf("a.elf", build("elf32 entry=0x1000\nload 0x1000 0x2000 rwx\nsection .t<&|x 0x1800 0x100 ax\n"))
     return fill(None, None, elf, settings_of(text))
 
 
-def test_forms_of_the_table():
+def test_forms_of_the_table() -> None:
     fills = example('"1K"')
     assert (fills[0].used, fills[0].gaps, fills[0].over) == (0x900, 0x800, True)
     text = forms.render(fills)
@@ -106,7 +109,7 @@ def test_forms_of_the_table():
 
 
 @pytest.mark.parametrize("text", ['"4X"', '"K"', '"-1"', "-1", "1.5", "true", '"99999999999999999999"'])
-def test_sizes_that_are_none(text):
+def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(LayoutInputError, match=r"region\.0\.budget"):
         example(text)
 
@@ -116,7 +119,7 @@ def test_sizes_that_are_none(text):
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def boxes(document):
+def boxes(document: ElementTree.Element) -> Iterator[tuple[float, float, float, float, str | None]]:
     """Where each text is: a monospace character is at most 0.61 em wide."""
     for node in document.iter(_SVG + "text"):
         x, y, width = float(node.get("x", "")), float(node.get("y", "")), 0.61 * 11 * len(node.text or "")
@@ -124,7 +127,7 @@ def boxes(document):
         yield left, y - 9, left + width, y + 2, node.text
 
 
-def check_drawing(text):
+def check_drawing(text: str) -> ElementTree.Element:
     document = ElementTree.fromstring(text)
     width, height = float(document.get("width", "")), float(document.get("height", ""))
     found = sorted(boxes(document), key=lambda box: box[1])
@@ -139,7 +142,7 @@ def check_drawing(text):
     return document
 
 
-def test_drawing_has_a_bar_for_each_section():
+def test_drawing_has_a_bar_for_each_section() -> None:
     elf = Elf("a.elf", build(bad_example("xen-shared-page").elf))
     document = check_drawing(svg.render(parts_of_elf(elf), 'title <&"'))
     titles = [node.text for node in document.iter(_SVG + "title")]
@@ -147,7 +150,7 @@ def test_drawing_has_a_bar_for_each_section():
     assert any(".data.page_aligned: 0x4000 to 0x4800, 2048 bytes" in (title or "") for title in titles)
 
 
-def test_drawing_shows_images_and_what_is_free():
+def test_drawing_shows_images_and_what_is_free() -> None:
     parts = [
         Part(".text", 0x8000000, 0x1000, CODE, 0x8000000),
         Part(".data", 0x20000000, 0x200, DATA, 0x8001000),
@@ -163,7 +166,7 @@ def test_drawing_shows_images_and_what_is_free():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_labels_never_overlap(seed):
+def test_labels_never_overlap(seed: int) -> None:
     source = random.Random(seed)
     parts = [
         Part(
@@ -191,11 +194,11 @@ def test_labels_never_overlap(seed):
         ((1 << 1100) + 1, f"{1 << 1070}.0 GiB"),
     ],
 )  # fmt: skip
-def test_sizes_as_people_write_them(size, said):
+def test_sizes_as_people_write_them(size: int, said: str) -> None:
     assert in_units(size) == said
 
 
-def test_shares_as_people_write_them():
+def test_shares_as_people_write_them() -> None:
     assert percent(1, 3) == "33.33%"
     assert percent(2, 3, 1) == "66.7%"
     assert percent(1 << 1200, 1 << 1201) == "50.00%"

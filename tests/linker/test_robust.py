@@ -11,8 +11,10 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +56,7 @@ numbers = st.one_of(
 operators = st.sampled_from(list(PRECEDENCE))
 
 
-def _calls(inner):
+def _calls(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.one_of(
         st.tuples(st.sampled_from(["ALIGN", "ABSOLUTE", "NEXT", "LOG2CEIL", "BLOCK"]), inner).map(
             "{0[0]}({0[1]})".format
@@ -144,7 +146,7 @@ scripts = st.tuples(
 
 @PROFILE
 @given(scripts)
-def test_generated_scripts_round_trip(script):
+def test_generated_scripts_round_trip(script: str) -> None:
     tree = parse(script)
     if tree.problems:
         # A pattern may be a keyword, an operator chain too long: refused, not misread.
@@ -160,7 +162,7 @@ def test_generated_scripts_round_trip(script):
 
 @PROFILE
 @given(scripts)
-def test_most_generated_scripts_are_understood(script):
+def test_most_generated_scripts_are_understood(script: str) -> None:
     known = ("quoted", "nested", "operators", "expected", "number", "end")
     assert all(any(word in problem.message for word in known) for problem in parse(script).problems)
 
@@ -168,7 +170,7 @@ def test_most_generated_scripts_are_understood(script):
 # Mutations
 
 
-def _seeds():
+def _seeds() -> list[str]:
     out = [rule.bad.script for rule in rules.load() if rule.bad.script]
     out += [
         path.read_text(errors="replace")
@@ -225,7 +227,7 @@ def mutate(seed: int) -> str:
 
 @PROFILE
 @given(st.integers(0, 1 << 62))
-def test_mutated_scripts(seed):
+def test_mutated_scripts(seed: int) -> None:
     text = mutate(seed)
     tree = parse(text)
     assert isinstance(tree, Script)
@@ -243,7 +245,7 @@ MAPS = [rule.bad.map for rule in rules.load() if rule.bad.map]
 
 @PROFILE
 @given(st.integers(0, 1 << 62))
-def test_mutated_elf_files(seed):
+def test_mutated_elf_files(seed: int) -> None:
     source = random.Random(seed)
     data = bytearray(source.choice(ELVES))
     for _ in range(source.randrange(1, 8)):
@@ -260,7 +262,7 @@ def test_mutated_elf_files(seed):
 
 @PROFILE
 @given(st.integers(0, 1 << 62))
-def test_mutated_maps(seed):
+def test_mutated_maps(seed: int) -> None:
     source = random.Random(seed)
     text = list(source.choice(MAPS))
     for _ in range(source.randrange(1, 10)):
@@ -274,7 +276,7 @@ def test_mutated_maps(seed):
 
 # No quadratic blow-up: eight times the input takes about eight times the calls, counted and not timed.
 
-GROWING = {
+GROWING: dict[str, Callable[[int], str]] = {
     "comments": lambda n: "/* x */ " * n,
     "stars": lambda n: "/*" + "*" * n,
     "open parentheses": lambda n: "x = " + "(" * n,
@@ -329,7 +331,7 @@ def _calls_of(text: str) -> int:
     """Return how many functions, Python's own included, linting the text calls."""
     count = 0
 
-    def hook(_frame, event, _argument):
+    def hook(_frame: FrameType, event: str, _argument: object) -> None:
         nonlocal count
         count += event in {"call", "c_call"}
 
@@ -342,13 +344,13 @@ def _calls_of(text: str) -> int:
 
 
 @pytest.mark.parametrize("shape_of", GROWING)
-def test_cost_grows_with_size_not_its_square(shape_of):
+def test_cost_grows_with_size_not_its_square(shape_of: str) -> None:
     small, large = (GROWING[shape_of](n) for n in (300, 2400))
     run(Inputs(Source("a.lds", small)))
     assert _calls_of(large) < 12 * _calls_of(small) + 2000
 
 
-def test_hostile_globs_end():
+def test_hostile_globs_end() -> None:
     assert not matches("*a" * 40 + "b", "a" * 5000)
     assert matches("*a" * 40 + "*", "a" * 5000)
 
@@ -366,7 +368,7 @@ def test_hostile_globs_end():
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_every_reader_has_an_end(words, tmp_path):
+def test_every_reader_has_an_end(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "k.lds").write_text("SECTIONS { .text : { *(.text) } }\n")
     (tmp_path / "marker.lds").write_text('# 1 "/dev/zero"\nSECTIONS { .text : { . = ALIGN(6); } }\n')
     done = subprocess.run(
@@ -386,7 +388,7 @@ main(["lint", *sys.argv[1:]])
 """
 
 
-def test_a_map_without_a_heading_ends(tmp_path, monkeypatch):
+def test_a_map_without_a_heading_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapfile, "MAX_PREAMBLE", 1 << 16)
     path = tmp_path / "k.map"
     path.write_bytes(b"y\n" * (1 << 16))
@@ -398,7 +400,7 @@ def test_a_map_without_a_heading_ends(tmp_path, monkeypatch):
         read_map(str(path))
 
 
-def test_maps_and_elf_files_come_through_pipes(tmp_path):
+def test_maps_and_elf_files_come_through_pipes(tmp_path: Path) -> None:
     for option, data in (("--map", MAPS[0].encode()), ("--elf", ELVES[0])):
         path = tmp_path / "input"
         path.write_bytes(data)
@@ -415,7 +417,7 @@ def test_maps_and_elf_files_come_through_pipes(tmp_path):
 
 @PROFILE
 @given(st.integers(0, 1 << 62))
-def test_an_editor_may_ask_anywhere(seed):
+def test_an_editor_may_ask_anywhere(seed: int) -> None:
     text = mutate(seed)
     analysis = Analysis("/nowhere/a.lds", Request(), {"/nowhere/a.lds": text})
     source = random.Random(seed)

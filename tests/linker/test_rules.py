@@ -6,8 +6,8 @@ import pytest
 
 from linker import rules
 from linker.elffile import Elf
-from linker.findings import OFF, SEVERITIES, WARNING, Example
-from linker.lint import Inputs, run
+from linker.findings import OFF, SEVERITIES, WARNING, Example, Rule
+from linker.lint import Inputs, Report, run
 from linker.mapfile import parse_map
 from linker.source import Source
 from tests.linker.elftext import build
@@ -18,11 +18,11 @@ ALL = rules.load()
 ASKED = {rule.id: WARNING for rule in ALL if rule.severity == OFF}
 
 
-def shown(rule):
+def shown(rule: Rule) -> str:
     return ASKED.get(rule.id, rule.severity)
 
 
-def report(example: Example):
+def report(example: Example) -> Report:
     settings = settings_of(example.config)
     settings = settings._replace(severities={**ASKED, **settings.severities})
     return run(
@@ -36,7 +36,7 @@ def report(example: Example):
 
 
 @pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.id)
-def test_bad_example_is_found(rule):
+def test_bad_example_is_found(rule: Rule) -> None:
     found = report(rule.bad)
     assert found.usable
     assert [d.severity for d in found.diagnostics if d.rule == rule.id] != []
@@ -44,14 +44,14 @@ def test_bad_example_is_found(rule):
 
 
 @pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.id)
-def test_good_example_is_clean(rule):
+def test_good_example_is_clean(rule: Rule) -> None:
     found = report(rule.good)
     assert found.usable
     assert rule.id not in {diagnostic.rule for diagnostic in found.diagnostics}
 
 
 @pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.id)
-def test_rule_is_complete(rule):
+def test_rule_is_complete(rule: Rule) -> None:
     assert any(rule.bad[:3]), "no bad example"
     assert any(rule.good[:3]), "no good example"
     assert rule.bad != rule.good
@@ -60,5 +60,5 @@ def test_rule_is_complete(rule):
     assert rule.check.__doc__
 
 
-def test_ids_are_unique():
+def test_ids_are_unique() -> None:
     assert len({rule.id for rule in ALL}) == len(ALL)

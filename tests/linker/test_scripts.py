@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from linker import kinds
 from linker.include import follow
-from linker.lint import Inputs, run
+from linker.lint import Inputs, Report, run
 from linker.session import Preprocessing, Request, lint_files, load_script
 from linker.source import Source
 from tests.linker.linking import run as run_tool
+from tests.needs import Tool
 
 MAIN = "SECTIONS {{ INCLUDE {} .data : {{ *(.data) *(.data.page_aligned) }} }}\n"
 PART = ".text : { . = ALIGN(6); *(.text) }\n"
 
 
-def rules_of(report):
+def rules_of(report: Report) -> set[str]:
     return {diagnostic.rule for diagnostic in report.diagnostics}
 
 
+Put = Callable[[str, str], str]
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     monkeypatch.chdir(tmp_path)
 
-    def put(name, text):
+    def put(name: str, text: str) -> str:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -34,7 +40,7 @@ def here(tmp_path, monkeypatch):
     return put
 
 
-def test_include_is_followed_and_findings_are_in_their_files(here):
+def test_include_is_followed_and_findings_are_in_their_files(here: Put) -> None:
     here("main.ld", MAIN.format("part.ld"))
     here("lib/part.ld", PART)
     assert rules_of(lint_files(Request(("main.ld",)))) >= {"include-not-found", "page-aligned-order"}
@@ -47,7 +53,7 @@ def test_include_is_followed_and_findings_are_in_their_files(here):
     assert report.files == ("main.ld", "lib/part.ld")
 
 
-def test_include_is_looked_for_where_ld_does(here, tool):
+def test_include_is_looked_for_where_ld_does(here: Put, tool: Tool) -> None:
     """The working directory wins over -L, for ld and for us; what is beside the script comes last."""
     here("x/main.ld", "INCLUDE part.ld\n")
     here("x/part.ld", "which = 1;\n")
@@ -55,13 +61,13 @@ def test_include_is_looked_for_where_ld_does(here, tool):
     here("empty.s", "")
     run_tool(tool("as"), "-o", "e.o", "empty.s")
 
-    def by_ld():
+    def by_ld() -> str:
         subprocess.run(
             [tool("ld.bfd", "ld"), "-e0", "-L", "lib", "-T", "x/main.ld", "-o", "a.out", "e.o"], check=True
         )
         return run_tool(tool("nm"), "a.out")
 
-    def ours(*library):
+    def ours(*library: str) -> str:
         return load_script("x/main.ld", Preprocessing(library=library)).text
 
     assert "00000002 A which" in by_ld()
@@ -72,7 +78,7 @@ def test_include_is_looked_for_where_ld_does(here, tool):
     assert "which = 3" in ours("lib")
 
 
-def test_include_inside_memory_and_output_sections(here):
+def test_include_inside_memory_and_output_sections(here: Put) -> None:
     here("regions.ld", "ROM : ORIGIN = 0, LENGTH = 4K")
     here("inputs.ld", "*(.text.hot)\n*(.text)")
     here("main.ld", "MEMORY { INCLUDE regions.ld }\nSECTIONS { .text : { INCLUDE inputs.ld } > ROM }\n")
@@ -87,7 +93,7 @@ def test_include_inside_memory_and_output_sections(here):
     assert source.offset("main.ld", 2, 42) == at
 
 
-def test_include_ends(here):
+def test_include_ends(here: Put) -> None:
     here("self.ld", "a = 1;\nINCLUDE self.ld\n")
     report = lint_files(Request(("self.ld",)))
     assert not report.usable
@@ -99,7 +105,7 @@ def test_include_ends(here):
     assert not lint_files(Request(("wide.ld",))).usable
 
 
-def test_commented_and_quoted_includes_are_none():
+def test_commented_and_quoted_includes_are_none() -> None:
     text = '/* INCLUDE a.ld */ # INCLUDE b.ld\nx = ASSERT(1, "INCLUDE c.ld"); .INCLUDE = 1;'
     assert follow(Source("m.ld", text)).text == text
     assert "include-not-found" not in rules_of(run(Inputs(Source("m.ld", text))))
@@ -120,24 +126,24 @@ def test_commented_and_quoted_includes_are_none():
         ("", "script"),
     ],
 )
-def test_what_a_text_is(text, kind):
+def test_what_a_text_is(text: str, kind: str) -> None:
     assert kinds.read(text).kind == kind
 
 
-def test_a_part_alone_is_judged_by_what_no_other_line_can_change(here):
+def test_a_part_alone_is_judged_by_what_no_other_line_can_change(here: Put) -> None:
     report = lint_files(Request((here("part.ld", PART.replace("(.text)", "(.text) *(.bss)")),)))
     assert report.usable
     assert rules_of(report) == {"fragment", "align-not-power-of-two"}
 
 
-def test_a_part_is_judged_in_its_context_when_that_is_there(here):
+def test_a_part_is_judged_in_its_context_when_that_is_there(here: Put) -> None:
     here("main.ld", MAIN.format("part.ld"))
     here("part.ld", PART)
     report = lint_files(Request(("part.ld", "main.ld")))
     assert [d.rule for d in report.diagnostics if d.file == "part.ld"] == ["align-not-power-of-two"]
 
 
-def test_version_script_is_recognised_and_ld_takes_it(here, tool):
+def test_version_script_is_recognised_and_ld_takes_it(here: Put, tool: Tool) -> None:
     text = "V1 { global: f; local: *; };\n"
     here("v.lds", text)
     here("f.s", ".globl f\nf: .byte 1\n")
@@ -159,7 +165,7 @@ SECTIONS { .text : { *(.text) } >rom }
 """
 
 
-def test_comments_that_only_look_like_directives(here, tool):
+def test_comments_that_only_look_like_directives(here: Put, tool: Tool) -> None:
     tool("cpp", "cc", "gcc")
     here("a.ld", HASHES)
     here("b.ld", "SECTIONS\n{\n  # define .vectors here\n  .text : { *(.vectors) *(.text) }\n}\n")
@@ -170,7 +176,7 @@ def test_comments_that_only_look_like_directives(here, tool):
     run_tool(tool("ld.bfd", "ld"), "-e0", "-T", "a.ld", "-o", "a.out", "e.o")
 
 
-def test_a_directive_that_fails_is_not_taken_for_a_comment(here, tool):
+def test_a_directive_that_fails_is_not_taken_for_a_comment(here: Put, tool: Tool) -> None:
     from linker.errors import LayoutInputError
 
     tool("cpp", "cc", "gcc")
@@ -179,7 +185,7 @@ def test_a_directive_that_fails_is_not_taken_for_a_comment(here, tool):
         load_script("a.ld")
 
 
-def test_scripts_for_cpp_without_a_directive(here, tool):
+def test_scripts_for_cpp_without_a_directive(here: Put, tool: Tool) -> None:
     tool("cpp", "cc", "gcc")
     here("a.ld", "// SPDX\nSECTIONS { .text : { *(.text) } }\n")
     here(
@@ -191,14 +197,14 @@ def test_scripts_for_cpp_without_a_directive(here, tool):
     assert [(d.rule, d.line, d.column) for d in report.diagnostics] == [("align-not-power-of-two", 2, 26)]
 
 
-def test_line_markers_and_comments_that_begin_with_a_number():
+def test_line_markers_and_comments_that_begin_with_a_number() -> None:
     text = "# 64 KiB for the loader\nx = 1;\n"
     source = Source("a.ld", text)
     assert source.locate(text.index("x"), text.index("x") + 1)[:2] == ("a.ld", 2)
     assert [comment.text for comment in kinds.read(text).script.comments] == ["64 KiB for the loader"]
 
 
-def test_one_unusable_script_does_not_hide_the_others(here):
+def test_one_unusable_script_does_not_hide_the_others(here: Put) -> None:
     here("a.ld", "SECTIONS { .text : { . = ALIGN(6); } }\n")
     here("b.ld", "\0")
     here("c.ld", "SECTIONS {")
