@@ -126,9 +126,9 @@ class Host:
 
     def switch(self, bridge: str) -> Switch:
         """The bridge of that name, which is made where there is none yet."""
-        from hvcore.backends.net_switch import Switch
+        from hvcore.backends.net_switch import bridge_of
 
-        return self.switches.setdefault(bridge, Switch())
+        return bridge_of(self.switches, bridge)
 
     # -- back within this process
 
@@ -259,7 +259,7 @@ class Host:
     def close(self) -> None:
         """Give the engine's memory back, and close the images of disks."""
         for m in self.machines.values():
-            for device in m.devices.values():
+            for device in m.devices.backends.values():
                 device.close()
         self.engine.close()
         self.pages.close()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
+from hvcore.backends.domain_devices import DomainDevices
 from hvcore.backends.libxl_nodes import Rings, add_domain
-from hvcore.backends.xenbus import XenbusDevice
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.clock import TURN_NS, Clock
 from hvcore.common.grant_map import map_for_backend
@@ -48,8 +48,6 @@ from hvcore.wiring import connect_domains, connect_processor, create_domain
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
-    from hvcore.backends.net_outside import Outside
-    from hvcore.backends.net_switch import Switch
     from hvcore.backends.vif import Vif
     from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
@@ -91,8 +89,8 @@ class Machine:
 
     WIRING = frozenset(
         (
-            "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices", "disks", "vifs",
-            "outsides", "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context",
+            "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices",
+            "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context",
             "crash", "skip_loops", "watcher", "listeners", "_has_lanes", "_running", "boot", "heap_top",
         )
     )  # fmt: skip
@@ -180,50 +178,26 @@ class Machine:
         store = self.host.xenstored
         rings = Rings(image.store_mfn, image.store_evtchn, image.console_mfn, image.console_evtchn)
         add_domain(store, d, self.name, rings)
-        self.disks, self.vifs = tuple(disk for disk, _ in disks), tuple(vifs)
-        self.devices: dict[str, XenbusDevice] = {}
-        self.outsides: dict[int, Outside] = {}
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
-        if disks:
-            from hvcore.backends.block import VBD, BlockBackend  # most domains have none
-
-            for disk, disk_image in disks:
-                self.devices[f"{VBD}{disk.devid}"] = BlockBackend(d, dom0, store, disk, disk_image)
-        if vifs:
-            from hvcore.backends.net import VIF, NetBackend
-
-            for devid, vif in enumerate(vifs):
-                switch = self._outside(devid) if vif.is_outside else self.host.switch(vif.bridge)
-                self.devices[f"{VIF}{devid}"] = NetBackend(d, dom0, store, vif, devid, switch)
+        self.devices = DomainDevices(d, dom0, store, self.host.switches)
+        self.devices.add_disks(disks)
+        self.devices.add_vifs(vifs)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             wanted = (image.store_evtchn, image.console_evtchn)
             raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")
 
-    def _outside(self, devid: int) -> Switch:
-        """A cable that leads out of the host."""
-        from hvcore.backends.net_outside import Cable, Outside
-
-        name = f"outside{self.domain.domain_id}.{devid}"
-        self.outsides[devid] = Outside(name)
-        cable = self.host.switches[name] = Cable()
-        cable.plug(self.outsides[devid])
-        return cable
-
     def remove_devices(self) -> None:
         """The domain goes: its backends are closed, and let go of what they have mapped."""
-        for device in self.devices.values():
-            device.remove()
-        for outside in self.outsides.values():
-            self.host.switches.pop(outside.name, None)
+        self.devices.remove()
         for ring in (self.console, self.xenstore):
             ring.disconnect()
 
     def timer_action(self, kind: str, number: int) -> Callable[[], None]:
         """What the timer (kind, number) of this domain does."""
-        device = self.devices.get(f"{kind}{number}")
+        device = self.devices.backends.get(f"{kind}{number}")
         return device.answer_due if device is not None else timer_action(self.domain, kind, number)
 
     def _connect(self, upper_ptwr: bool) -> None:
@@ -376,16 +350,11 @@ class Machine:
     def _give(self, given: Given) -> None:
         """Input is a reason for the guest's turn to end, as the interrupt that announces it is under Xen."""
         if isinstance(given, OutsideFrame):
-            self._frame_in(given)
+            self.devices.frame_in(self.clock.now(), given)
         else:
             self.console.input(given)
         self.clock.end_turn()
         self.typed(self.clock.now(), given)
-
-    def _frame_in(self, given: OutsideFrame) -> None:
-        outside = self.outsides.get(given.devid)
-        if outside is not None:
-            outside.give(self.clock.now(), given.data)
 
     def _schedule(self) -> None:
         """The next turn begins: whose it is, what that vCPU is to know, and until when."""

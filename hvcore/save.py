@@ -189,7 +189,7 @@ def owners(m: Machine) -> Iterator[tuple[str, object]]:
     yield "xenstore", m.xenstore
     for v in m.domain.vcpus:
         yield f"vcpu{v.vcpu_id}", v
-    for name, device in m.devices.items():
+    for name, device in m.devices.backends.items():
         yield name, device
         for part, owner in device.owners():
             yield f"{part}-{name}", owner
@@ -226,8 +226,8 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
         "upper_ptwr": m.ro_page_fault.upper_tables,
         "cap": m.cap,
         "name": m.name,
-        "disks": [asdict(disk) for disk in m.disks],
-        "vifs": [asdict(vif) for vif in m.vifs],
+        "disks": [asdict(disk) for disk in m.devices.disks],
+        "vifs": [asdict(vif) for vif in m.devices.vifs],
     }
     return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), layers_of(m), saved)
 
@@ -238,7 +238,7 @@ def layers_of(m: Machine) -> dict[str, dict[int, bytes]]:
 
 
 def _layers(m: Machine) -> Iterator[tuple[str, Layer]]:
-    for name, device in m.devices.items():
+    for name, device in m.devices.backends.items():
         if isinstance(device, BlockBackend) and isinstance(device.image, Layer):
             yield name, device.image
 
@@ -253,7 +253,7 @@ def check_saved_domain(m: Machine, state: DomainState) -> None:
     """Whether a domain that was created anew can be given this state. Raises StateError."""
     d = m.domain
     kinds = OwnerKinds(d.mem, len(d.vcpus))
-    for name, device in m.devices.items():
+    for name, device in m.devices.backends.items():
         device.prepare({part.removesuffix(f"-{name}") for part in state.owners if part.endswith(f"-{name}")})
     fresh = save_domain(m, d.engine.save_context()).owners
     _expect_fifo(d, state.owners, fresh)
@@ -306,7 +306,7 @@ def restore_domain(m: Machine, state: DomainState) -> None:
         restore_owner(owner, saved[name])
     for name in SAVED_DOMAIN_WORDS:
         setattr(d.words, name, words[name])
-    for device in m.devices.values():
+    for device in m.devices.backends.values():
         device.restored()
     for name, layer in _layers(m):
         layer.blocks = dict(state.layers.get(name, {}))

@@ -154,7 +154,7 @@ def _save(server: Served, path: str, form: str, after: str) -> int:
 def _block_list(server: Served) -> list[dict[str, Any]]:
     """The disks as both ends have them in the store: libxl_device_disk_getinfo(); -1: not there."""
     machine, found = _dom(server).machine, []
-    for disk in machine.disks:
+    for disk in machine.devices.disks:
         front = f"device/vbd/{disk.devid}"
         told = {name: machine.xenstore.read(f"{front}/{node}") or "" for name, node in _NODES}
         numbers = {

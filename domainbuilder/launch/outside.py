@@ -30,8 +30,8 @@ class Outside:
         self._machine = machine
         self._links: dict[int, Passt] = {}
         try:
-            for devid, outside in machine.outsides.items():
-                vif = machine.vifs[devid]
+            for devid, outside in machine.devices.outsides.items():
+                vif = machine.devices.vifs[devid]
                 link = Passt(mtu=vif.mtu, tcp=forwards(vif.tcp), udp=forwards(vif.udp))
                 self._links[devid] = link
                 outside.sink = link.send

@@ -339,7 +339,7 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
     # What a run is recorded or traced as is the run as it went, once.
     alone = options.record is None and options.replay is None and options.observing == NOTHING
     alone = alone and options.xenstore is None
-    alone = alone and not options.plain and not any(disk.is_written for disk in dom.machine.disks)
+    alone = alone and not options.plain and not any(disk.is_written for disk in dom.machine.devices.disks)
     server = stack.enter_context(GdbServer(dom, address, waits=options.gdb_waits, goes_back=alone, say=say))
     if not address.is_local:
         say(f"anybody who reaches {server.address} can read and change the guest, and end it")

@@ -94,7 +94,9 @@ class Runner:
             self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._outside: Outside | None = None
-        if self.machine.outsides and options.replay is None and start.is_trusted:  # no file opens ports here
+        if (
+            self.machine.devices.outsides and options.replay is None and start.is_trusted
+        ):  # no file opens ports here
             from domainbuilder.launch.outside import Outside  # few domains have one
 
             self._outside = Outside(self.machine)

@@ -342,7 +342,9 @@ class RunningDomain(Runner):
 
     def check_can_be_copied(self) -> None:
         """Raise RuntimeError where a copy would write to the same disk, or writes outlast a rewind."""
-        written = [disk for m in self.machine.host.machines.values() for disk in m.disks if disk.is_written]
+        written = [
+            disk for m in self.machine.host.machines.values() for disk in m.devices.disks if disk.is_written
+        ]
         if written:
             raise RuntimeError(f"{written[0].target} is written: a copy or rewind needs a snapshot of it")
         if self._outside is not None:
@@ -471,7 +473,7 @@ class RunningDomain(Runner):
             raise RuntimeError("the domain has ended")
         if self._shares_host:
             raise RuntimeError("a domain that shares its host cannot be saved alone")
-        if self.machine.disks and not with_disks:
+        if self.machine.devices.disks and not with_disks:
             raise RuntimeError("a domain with disks is saved in the frozen form alone, and not moved")
 
     def console_state(self) -> dict[str, int | bytes]:

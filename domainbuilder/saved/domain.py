@@ -52,8 +52,8 @@ def freeze(dom: RunningDomain) -> Frozen:
     }
     note = build_note(plan, boot["first_mfn"], boot["shared_info_mfn"]) if plan is not None else None
     session = {"console": dom.console_state(), "build": note}
-    if machine.disks:
-        session["disks"] = {disk.vdev: identity(disk) for disk in machine.disks}
+    if machine.devices.disks:
+        session["disks"] = {disk.vdev: identity(disk) for disk in machine.devices.disks}
     return Frozen(about, session, state)
 
 

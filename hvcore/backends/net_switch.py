@@ -96,3 +96,8 @@ class Switch:
                 if sum(len(port.learned) for port in ports) >= MAX_ADDRESSES:
                     return
         source.learned[address] = when
+
+
+def bridge_of(switches: dict[str, Switch], name: str) -> Switch:
+    """The bridge of that name, which is made where there is none."""
+    return switches.setdefault(name, Switch())

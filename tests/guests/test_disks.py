@@ -109,7 +109,7 @@ def test_files_survive_from_one_debian_to_the_next(prepared: Prepare, image: Pat
 
 def save_with_requests_under_way(machine: Machine) -> HostState:
     """The host where the disk has taken requests that it has not answered."""
-    host, backend = machine.host, machine.devices["vbd51712"]
+    host, backend = machine.host, machine.devices.backends["vbd51712"]
     assert isinstance(backend, BlockBackend)
     host.idle = host.advance_to
     while not backend.answers:
@@ -142,7 +142,7 @@ def test_what_is_written_cannot_be_copied_or_moved(
         with pytest.raises(RuntimeError, match="saved in the frozen form alone"):
             dom.save(tmp_path / "saved", "xen")
     with domainbuilder.launch(hello, disks=[parse_disk(f"{disk},raw,xvda,w", snapshot=True)]) as dom:
-        device = dom.machine.devices["vbd51712"]
+        device = dom.machine.devices.backends["vbd51712"]
         assert isinstance(device, BlockBackend)
         layer = device.image
         layer.write(0, [memoryview(b"a" * 512)])

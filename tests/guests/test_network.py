@@ -94,7 +94,7 @@ def go_on_restored(
     domains[1].console.expect("3 packets received")
     host = domains[1].machine.host
     host.idle = host.advance_to
-    backends = [dom.machine.devices["vif0"] for dom in domains]
+    backends = [dom.machine.devices.backends["vif0"] for dom in domains]
     while not any(isinstance(b, NetBackend) and b.waiting and b.answers for b in backends):
         host.set_timer("look", host.now() + 5_000, host.pause)
         host.run()

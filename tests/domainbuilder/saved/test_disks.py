@@ -35,7 +35,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def layer_of(dom: RunningDomain) -> Layer:
-    device = dom.machine.devices["vbd51712"]
+    device = dom.machine.devices.backends["vbd51712"]
     assert isinstance(device, BlockBackend)
     assert isinstance(device.image, Layer)
     return device.image
@@ -118,7 +118,7 @@ def test_a_disk_whose_file_is_written(
 ) -> None:
     with launch(sample_guest("hello"), 16, disks=[f"{image},raw,xvda,w"]) as dom:
         dom.console.expect(PROMPT)
-        device = dom.machine.devices["vbd51712"]
+        device = dom.machine.devices.backends["vbd51712"]
         assert isinstance(device, BlockBackend)
         device.image.write(0, [memoryview(b"a" * SECTOR)])
         dom.save(tmp_path / "saved")
