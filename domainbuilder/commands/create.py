@@ -91,7 +91,7 @@ def create(
       domainbuilder create -n guest.cfg
     """
     from domainbuilder.launch.create import create as run
-    from domainbuilder.launch.run import LaunchOptions
+    from domainbuilder.launch.launch_options import LaunchOptions
 
     domain = read_told(config, settings, quiet=quiet, dryrun=dryrun)
     if domain is None:

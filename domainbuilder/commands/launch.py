@@ -284,9 +284,10 @@ def launch(
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
     from domainbuilder.errors import BuildError
+    from domainbuilder.launch.launch_options import LaunchOptions
     from domainbuilder.launch.observing import Observing
     from domainbuilder.launch.options import disks_of, vifs_of
-    from domainbuilder.launch.run import LaunchOptions, run_launch
+    from domainbuilder.launch.run import run_launch
 
     if (until is None) != (keep is None):
         raise BuildError("--until says when, and --keep by which name: both or neither")

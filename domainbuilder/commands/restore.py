@@ -86,9 +86,10 @@ def restore(
     2 unusable input; 3 the domain crashed; 4 timed out, or idle for good.
     """
     from domainbuilder.kept_files import find_named
+    from domainbuilder.launch.launch_options import LaunchOptions
     from domainbuilder.launch.observing import Observing
     from domainbuilder.launch.options import disks_of
-    from domainbuilder.launch.run import LaunchOptions, run_restore
+    from domainbuilder.launch.run import run_restore
 
     options = LaunchOptions(
         file=find_named(file),

@@ -17,8 +17,9 @@ from domainbuilder.bootloader.disk import PartOfDisk, open_disk
 from domainbuilder.bootloader.pygrub import read_boot, survey, wanted
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.inputs import open_input
+from domainbuilder.launch.launch_options import LaunchOptions
 from domainbuilder.launch.options import vifs_of
-from domainbuilder.launch.run import LaunchOptions, run_launch
+from domainbuilder.launch.run import run_launch
 from domainbuilder.xl.config_json import is_json, parse_json
 from domainbuilder.xl.config_syntax import ConfigError, Source, parse
 from domainbuilder.xl.domain_config import DomainConfig, Read, read_config

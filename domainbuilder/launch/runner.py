@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.inputs import is_elf
 from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.interruptions import Interruptions
 from domainbuilder.launch.options import Chosen
@@ -94,9 +95,8 @@ class Runner:
             self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._outside: Outside | None = None
-        if (
-            self.machine.devices.outsides and options.replay is None and start.is_trusted
-        ):  # no file opens ports here
+        opens_ports = options.replay is None and start.is_trusted  # no file does
+        if opens_ports and self.machine.devices.outsides:
             from domainbuilder.launch.outside import Outside  # few domains have one
 
             self._outside = Outside(self.machine)
@@ -226,6 +226,28 @@ class Runner:
             found = Names(self.plan, self._symbols, cache=self._cache)
             self._names = ref(found)
         return found
+
+    @property
+    def has_symbols(self) -> bool:
+        """Whether names are at hand: a file of symbols was given, or the kernel is a plain ELF file."""
+        if self._symbols is not None:
+            return True
+        if self.plan is None:
+            return False
+        return is_elf(self.plan.kernel)
+
+    def _names_at_hand(self) -> Names | None:
+        return self.names() if self.has_symbols else None
+
+    def run_by(self, runner: Callable[[], Stop] | None) -> None:
+        """Have `runner` called in place of `Machine.run()`, of which it does the same; None: no more."""
+        self._runner = runner
+
+    def rearm(self) -> None:
+        """Have limits, input and watchers looked at from now on, wherever in the guest's time that is."""
+        self._arm_tick()
+        for watcher in self._watchers:
+            watcher.arm()
 
     # -- what the machine calls
 

@@ -12,63 +12,35 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from domainbuilder.errors import BuildError
-from domainbuilder.inputs import is_elf
 from domainbuilder.launch.hypercall_names import hypercall_name
-from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.record import InputRecord
+from domainbuilder.launch.rewinding import Rewinding
 from domainbuilder.launch.run_stats import HostUse, Statistics
-from domainbuilder.launch.runner import TICK, Runner
+from domainbuilder.launch.runner import TICK
 from domainbuilder.launch.session import Input, Outcome
-from domainbuilder.launch.snapshot import Snapshot
-from domainbuilder.launch.start import Start
 from domainbuilder.launch.transcript import Transcript
-from hvcore.machine import BOOT_TIME_NS, Stop
+from hvcore.machine import BOOT_TIME_NS
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
     from domainbuilder.launch.guest_control import GuestControl
-    from domainbuilder.launch.names import Names
-    from domainbuilder.launch.past import FrameChange, Happened, Moment, Past, Write
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.saved.migrate import Migration
-    from domainbuilder.symbols.table import Symbols
-    from hvcore.debug.events import Event
     from hvcore.debug.periodic import Periodic
 
 _END = "end"  # the name of run_for()'s timer among the host's
 
 
-class RunningDomain(Runner):
+class RunningDomain(Rewinding):
     """A domain that runs whenever it is asked to: by `console.expect` and `wait`, and not in between.
 
     A context manager; leaving it destroys the domain. `plan` is the domain's, None where its kernel is not
     known; `machine` and its `host` are the hypervisor, for experts. Where the domain shares its host with
     others, they run beside it.
     """
-
-    def __init__(
-        self,
-        start: Start,
-        options: Chosen,
-        *,
-        shares_host: bool,
-        started: float,
-        symbols: Symbols | None = None,
-    ) -> None:
-        super().__init__(start, options, shares_host=shares_host, started=started, symbols=symbols)
-        self._past: Past | None = None
-        if options.past:
-            from domainbuilder.launch.past import Past
-
-            try:
-                self.check_can_be_copied()
-            except RuntimeError as error:
-                raise BuildError(f"no past can be kept: {error}") from None
-            self._past = Past(self.machine, self._names_at_hand, self.went_back)
-            self.run_by(self._past.run)
 
     def __enter__(self) -> Self:
         return self
@@ -113,19 +85,9 @@ class RunningDomain(Runner):
             self._watchers.remove(timer)
             timer.stop()
 
-    def run_by(self, runner: Callable[[], Stop] | None) -> None:
-        """Have `runner` called in place of `Machine.run()`, of which it does the same; None: no more."""
-        self._runner = runner
-
     def end_run(self) -> None:
         """End the run that is under way, and any other, as who closes the console does."""
         self._is_to_end = True
-
-    def rearm(self) -> None:
-        """Have limits, input and watchers looked at from now on, wherever in the guest's time that is."""
-        self._arm_tick()
-        for watcher in self._watchers:
-            watcher.arm()
 
     @property
     def takes_input(self) -> bool:
@@ -201,80 +163,6 @@ class RunningDomain(Runner):
         assert outcome is not None
         return outcome
 
-    # -- the past, of a domain that was launched with past=True
-
-    def moment(self) -> Moment:
-        """Where the domain stands. This, and all of the past, raises RuntimeError while the domain runs,
-        while somebody listens to it, and where it was launched without `past`.
-        """
-        return self._kept_past().moment()
-
-    def at(
-        self,
-        moment: Moment | None = None,
-        *,
-        guest_ns: int | None = None,
-        instruction: int | None = None,
-        event: Event | None = None,
-    ) -> Moment:
-        """Be where the domain stood at a moment, at `guest_ns` of the guest's time, before an instruction
-        (Moment.instruction), or before the instruction that led to an event. It goes on from there as it
-        did, with the same input, until something else is typed.
-
-        What was printed is not printed again. Raises LookupError where it was not there, or that is not kept.
-        """
-        past = self._kept_past()
-        if event is not None:
-            if (moment, guest_ns, instruction) != (None, None, None):
-                raise TypeError("at() takes one of a moment, guest_ns, instruction and event")
-            return past.before_event(event)
-        return past.at(moment, guest_ns, instruction)
-
-    def back(self, instructions: int = 1) -> Moment:
-        """Be so many instructions of the vCPU's before. Raises LookupError where there are not so many."""
-        return self._kept_past().back(instructions)
-
-    def last_event(
-        self, kind: type[Event], condition: str | None = None, *, before: Moment | None = None
-    ) -> Happened:
-        """Be before the last event of a kind (hvcore/debug/events.py), before a moment (None: now).
-
-        `condition` is about its fields and the registers then, numbers without a sign, as in
-        "number == 1 && result >> 63"; see hvcore/debug/condition.py, whose ConditionError it raises. Raises
-        LookupError where there was none.
-        """
-        return self._kept_past().last_event(kind, condition, before)
-
-    def last_write(self, address: int, size: int = 8, *, before: Moment | None = None) -> Write:
-        """Be where one of `size` bytes at a virtual address was about to be written last, and by whom.
-
-        The address is of the vCPU that ran last; who writes to its memory at another is not found. What Xen
-        writes is found where it changes something. Raises LookupError where nothing was written in the past
-        that is kept, or nothing is mapped there.
-        """
-        return self._kept_past().last_write(address, size, before)
-
-    def last_change(self, mfn: int, *, before: Moment | None = None) -> FrameChange:
-        """Be where something last made a machine frame what it is in use as, or was refused to.
-
-        Xen holds a frame to a type (page table of a level, writable, ...) while it is in use as one. Raises
-        LookupError where that did not change, and IndexError for a frame that there is none of.
-        """
-        return self._kept_past().last_change(mfn, before)
-
-    def went_back(self) -> None:
-        """The domain stands elsewhere in its time: it is not over there, unless it is."""
-        if not self.machine.is_over:
-            self._outcome = None
-        self._counts.clear()
-        self.rearm()
-
-    def _kept_past(self) -> Past:
-        self.check_at_rest()
-        if self._past is None:
-            raise RuntimeError("the domain was launched without past=True")
-        return self._past
-
     def fork(
         self, *, console_output: Callable[[bytes], None] | None = None, timeout: float | None = None
     ) -> Clone:
@@ -288,69 +176,6 @@ class RunningDomain(Runner):
         from domainbuilder.clones.clone import fork
 
         return fork([self], console_output=console_output, timeout=timeout)[0]
-
-    def snapshot(self) -> Snapshot:
-        """Where the domain stands, to `rewind()` to, in this process and in tenths of a millisecond.
-
-        Raises RuntimeError while the domain runs, and where it shares its host, whose snapshot it is then;
-        EngineError where memory is short.
-        """
-        self._check_alone()
-        return Snapshot(self.machine.host, [self])
-
-    def rewind(self, snapshot: Snapshot) -> None:
-        """Be where the domain was at the snapshot, whatever happened since: it crashed, for one.
-
-        It goes on from there as it did then, and with the same input to the same end. The time that `launch`
-        allowed does not start anew. Raises RuntimeError as `snapshot()` does, and for that of another domain.
-        """
-        self._check_alone()
-        snapshot.go_back([self])
-
-    def _check_alone(self) -> None:
-        self.check_at_rest()
-        if self._shares_host:
-            raise RuntimeError("the domain shares its host, which goes back as a whole: Host.snapshot()")
-        if self._past is not None:
-            raise RuntimeError(
-                "the domain was launched with past=True, and goes back by at(): a Moment is kept"
-            )
-
-    def keep(self) -> Callable[[], None]:
-        """What gives this object back what it knows of the domain now."""
-        transcript, used, counts = self._transcript.save(), self.console.used, list(self._counts)
-        outcome, printed = self._outcome, self._console_bytes
-        tape = self._tape
-        position = tape.position() if tape is not None else (0, False)
-
-        def give_back() -> None:
-            self._transcript.be(transcript)
-            self.console.use(used)
-            self._counts.clear()
-            self._counts.extend(counts)
-            self._outcome, self._console_bytes = outcome, printed
-            if tape is not None:
-                tape.wind_back(position)
-
-        return give_back
-
-    def check_at_rest(self) -> None:
-        """Raise RuntimeError where the domain is destroyed, or running: in a callback, or another thread."""
-        self._check_open()
-        if self._interruptions.running:
-            raise RuntimeError("the domain is running")
-
-    def check_can_be_copied(self) -> None:
-        """Raise RuntimeError where a copy would write to the same disk, or writes outlast a rewind."""
-        written = [
-            disk for m in self.machine.host.machines.values() for disk in m.devices.disks if disk.is_written
-        ]
-        if written:
-            raise RuntimeError(f"{written[0].target} is written: a copy or rewind needs a snapshot of it")
-        if self._outside is not None:
-            raise RuntimeError(
-                "an interface leads out of the host: a copy or rewind would share its connections"
-            )
 
     @property
     def is_unobserved(self) -> bool:
@@ -506,18 +331,6 @@ class RunningDomain(Runner):
                 self.machine.lanes.counts(),
             ),
         )
-
-    @property
-    def has_symbols(self) -> bool:
-        """Whether names are at hand: a file of symbols was given, or the kernel is a plain ELF file."""
-        if self._symbols is not None:
-            return True
-        if self.plan is None:
-            return False
-        return is_elf(self.plan.kernel)
-
-    def _names_at_hand(self) -> Names | None:
-        return self.names() if self.has_symbols else None
 
     def look(self) -> StopReport:
         """Where every vCPU stands, what is pending, which timer is next, what was done and printed last.

@@ -15,8 +15,9 @@ import pytest
 import domainbuilder
 from domainbuilder.build.image import save_image
 from domainbuilder.errors import BuildError
+from domainbuilder.launch.launch_options import LaunchOptions
 from domainbuilder.launch.observing import Observing
-from domainbuilder.launch.run import LaunchOptions, run_launch
+from domainbuilder.launch.run import run_launch
 from domainbuilder.launch.script import Step
 from domainbuilder.reports.launch_report import LaunchReport
 from hvcore.backends.vif import Vif

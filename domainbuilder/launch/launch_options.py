@@ -1,0 +1,129 @@
+"""What `domainbuilder launch` and its kin are asked for, and whether all of it can be had at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from domainbuilder.errors import BuildError, Where
+from domainbuilder.inputs import names_socket
+from domainbuilder.launch.observing import NOTHING, Observing
+from domainbuilder.launch.options import Options
+from domainbuilder.launch.record import InputRecord, load_record
+from domainbuilder.launch.script import Step
+from domainbuilder.output import refuse_to_overwrite
+
+if TYPE_CHECKING:
+    from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """The command line of `domainbuilder launch`, parsed."""
+
+    file: str
+    memory_mib: int | None = None
+    ramdisk: str | None = None
+    cmdline: str = ""
+    vcpus: int = 1
+    upper_ptwr: bool = False
+    disks: tuple[Disk, ...] = ()
+    vifs: tuple[Vif, ...] = ()
+    cap: int = 0
+    name: str = "guest"
+    steps: tuple[Step, ...] = ()
+    until_match: bool = False
+    timeout: float | None = None
+    max_guest_seconds: float | None = None
+    console_log: Path | None = None
+    record: Path | None = None
+    replay: Path | None = None
+    plain: bool = False
+    stats: bool = False
+    json: bool = False
+    observing: Observing = NOTHING
+    symbols: str | None = None
+    cache: bool = True
+    save_at: str | None = None
+    output: Path | None = None
+    core: Path | None = None
+    save_as: Literal["frozen", "xen"] = "frozen"
+    gdb: str | None = None
+    gdb_waits: bool = True
+    resume_at: str | None = None
+    xenstore: str | None = None
+
+
+def asked_of(options: LaunchOptions) -> Options:
+    """What launch() is asked for, whatever the domain comes from."""
+    return Options(
+        vcpus=options.vcpus,
+        cap=options.cap,
+        name=options.name,
+        disks=options.disks,
+        vifs=options.vifs,
+        upper_ptwr=options.upper_ptwr,
+        timeout=options.timeout,
+        max_guest_seconds=options.max_guest_seconds,
+        symbols=options.symbols,
+        plain=options.plain or None,
+        cache=options.cache,
+    )
+
+
+def check(options: LaunchOptions) -> tuple[list[Step], InputRecord | None]:
+    """What is expected, and what is replayed. Raises BuildError for what cannot be, before anything runs."""
+    for step in options.steps:
+        _ = step.pattern if step.kind == "expect" else step.data
+    expects = [step for step in options.steps if step.kind == "expect"]
+    if options.until_match and not expects:
+        raise BuildError("--until-match needs an --expect")
+    if options.replay is not None and len(expects) < len(options.steps):
+        raise BuildError("--replay types what was recorded: it goes with no --send")
+    if (options.save_at is None) != (options.output is None):
+        raise BuildError("--save-at says when, and -o where to: both or neither")
+    if options.save_at is not None:
+        expects.append(_saved_at(options.save_at, options))
+    _check_files(options)
+    options.observing.check()
+    _check_sockets(options)
+    return expects, load_record(options.replay) if options.replay is not None else None
+
+
+def _saved_at(when: str, options: LaunchOptions) -> Step:
+    if options.until_match:
+        raise BuildError("--until-match and --save-at are two ends of a run")
+    if options.disks and (options.save_as != "frozen" or names_socket(options.output or "")):
+        raise BuildError("a domain with --disk is saved in the frozen form alone, and not moved")
+    step = Step("expect", when)
+    _ = step.pattern
+    return step
+
+
+def _check_files(options: LaunchOptions) -> None:
+    """Raise BuildError where an output is an input, or cannot be made."""
+    inputs = [options.file, options.ramdisk, options.symbols, options.replay]
+    inputs += [disk.target for disk in options.disks if disk.target]
+    outputs = [options.record, options.output, options.core, *options.observing.outputs]
+    refuse_to_overwrite([options.console_log, *outputs], inputs)
+    for path in outputs:
+        if path is not None and not names_socket(path) and not path.parent.is_dir():
+            raise BuildError("there is no such directory", where=Where(str(path.parent)))
+
+
+def _check_sockets(options: LaunchOptions) -> None:
+    """Raise BuildError for what cannot be listened at, or not in such a run."""
+    if options.gdb is not None:
+        from domainbuilder.launch.gdb_server import parse_address
+
+        parse_address(options.gdb)
+    elif not options.gdb_waits:
+        raise BuildError("--gdb-later goes with --gdb")
+    if options.xenstore is not None:
+        from domainbuilder.launch.xenstore_server import socket_path
+
+        socket_path(options.xenstore)
+        if options.record is not None or options.replay is not None:
+            raise BuildError("--xenstore: what tools write is no part of a record")
