@@ -19,8 +19,9 @@ from hvcore.backends.block import Answer, BlockBackend
 from hvcore.backends.block_image import Layer
 from hvcore.backends.net import Arrival, TxAnswer
 from hvcore.backends.net_frame import Frame
+from hvcore.backends.xenstore_kept import Message, Request, Watch
 from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Transaction
-from hvcore.backends.xenstored import Message, Request, Watch, Xenstored
+from hvcore.backends.xenstored import Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry
 from hvcore.common.grant_entries import Mapping as GrantMapping

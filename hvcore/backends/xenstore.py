@@ -12,10 +12,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from hvcore.backends.device import Device
+from hvcore.backends.xenstore_kept import Message, Watch
 from hvcore.backends.xenstore_nodes import Account, Transaction
 from hvcore.backends.xenstore_privileged import QUOTA_OUTSTANDING, QUOTA_TRANSACTIONS, QUOTA_WATCHES
 from hvcore.backends.xenstore_tree import QUOTA_MEMORY
-from hvcore.backends.xenstored import Connection, Message, Watch, Xenstored
+from hvcore.backends.xenstored import Connection, Xenstored
 from hvcore.public.xs_wire import (
     XENSTORE_ERROR,
     XENSTORE_ERROR_PROTO,

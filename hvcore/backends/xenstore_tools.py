@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from hvcore.backends.xenstore_kept import Message, Watch
 from hvcore.backends.xenstore_nodes import Account, Transaction, XenstoreError
-from hvcore.backends.xenstored import Connection, Message, Watch, Xenstored
+from hvcore.backends.xenstored import Connection, Xenstored
 from hvcore.public.errno import ENOSPC
 from hvcore.public.xs_wire import (
     XENSTORE_PAYLOAD_MAX,
