@@ -2,28 +2,44 @@
 
 passt (https://passt.top) turns the guest's TCP and UDP into sockets of this machine. The guest has an address
 of its own there, always the same; the gateway's address leads to the loopback of this machine, and names are
-looked up as this machine does. It takes and gives Ethernet frames, each behind its length as 32 bits, big end
-first.
+looked up by whom this machine asks. It takes and gives Ethernet frames, each behind its length as 32 bits,
+big end first.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 from domainbuilder.errors import BuildError
 
-GUEST, GATEWAY, NAMESERVER, NETMASK = "10.0.2.15", "10.0.2.2", "10.0.2.3", "255.255.255.0"
+GUEST, GATEWAY, NETMASK = "10.0.2.15", "10.0.2.2", "255.255.255.0"
+RESOLV_CONF = Path("/etc/resolv.conf")
 GATEWAY_MAC = "52:55:0a:00:02:02"
 _MOST_FRAME = 65535 + 18
 _MOST_UNSENT = 1 << 20  # frames of the guest that passt has not taken; the rest is lost, as on a wire
 _MOST_AT_ONCE = 1 << 18
 _LENGTH = struct.Struct(">I")
 _PATIENCE = 5.0  # seconds until a passt that is to go is killed
+
+
+def _names() -> list[str]:
+    """Options for the guest's look-ups of names: it asks whom this machine asks, as passt tells it by DHCP.
+
+    A resolver on the loopback is asked at the gateway's address, from where passt has to know the way.
+    """
+    try:
+        servers = re.findall(r"^nameserver\s+(\S+)", RESOLV_CONF.read_text("utf-8", "replace"), re.MULTILINE)
+    except OSError:
+        servers = []
+    is_local = bool(servers) and servers[0].startswith("127.")
+    return ["--dns-forward", GATEWAY] if is_local else []
 
 
 class Passt:
@@ -43,7 +59,7 @@ class Passt:
         command = [
             program, "--foreground", "--quiet", "--stderr", "--fd", str(theirs.fileno()), "--ipv4-only",
             "--address", GUEST, "--netmask", NETMASK, "--gateway", GATEWAY, "--mac-addr", GATEWAY_MAC,
-            "--dns", NAMESERVER, "--dns-forward", NAMESERVER, "--mtu", str(mtu), *forwards,
+            "--mtu", str(mtu), *_names(), *forwards,
         ]  # fmt: skip
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         with theirs:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
+import socketserver
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from domainbuilder import launch
+from domainbuilder.launch import passt
 from domainbuilder.launch.record import load_record, save_record
 from tests.needs import find_tool
 
@@ -44,6 +48,42 @@ def web_port() -> Iterator[int]:
         thread.join()
 
 
+class OneName(socketserver.BaseRequestHandler):
+    """Answers every DNS question with 192.0.2.7 (RFC 1035, section 4)."""
+
+    def handle(self) -> None:
+        """See BaseRequestHandler."""
+        question, ours = self.request
+        head = question[:2] + bytes.fromhex("8180 0001 0001 0000 0000")
+        answer = bytes.fromhex("c00c 0001 0001 0000003c 0004") + bytes((192, 0, 2, 7))
+        ours.sendto(head + question[12:] + answer, self.client_address)
+
+
+@pytest.fixture
+def resolver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """passt finds a resolver on the loopback, as systemd has it. Only root can have one: else False."""
+    if os.geteuid():
+        yield False
+        return
+    conf, wrapper = tmp_path / "resolv.conf", tmp_path / "bin" / "passt"
+    conf.write_text("nameserver 127.0.0.53\n")
+    wrapper.parent.mkdir()
+    inner = f'mount --bind {conf} /etc/resolv.conf && exec {find_tool("passt")} "$@"'
+    wrapper.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{inner}' passt \"$@\"\n")
+    wrapper.chmod(0o755)
+    if subprocess.run([wrapper, "--version"], capture_output=True, check=False).returncode:
+        yield False  # a container without mount namespaces
+        return
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(passt, "RESOLV_CONF", conf)
+    with socketserver.UDPServer(("127.0.0.53", 53), OneName) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield True
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def free_port() -> int:
     with socket.socket() as s:
@@ -54,7 +94,7 @@ def free_port() -> int:
 
 def test_there_and_back_and_again_without(
     guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path], web_port: int, free_port: int,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    resolver: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     find_tool("passt")
     modules = {"xen-netfront.ko": guest_kernel("xen-netfront-bookworm-amd64.ko").read_bytes()}
@@ -79,6 +119,7 @@ def test_there_and_back_and_again_without(
         save_record(dom.input_record(outcome.reason), tmp_path / "run.record")
     assert "leased 10.0.2.15 via 10.0.2.2, mtu 1500" in said
     assert f"{hashlib.sha256(PAGE).hexdigest()} page" in said
+    assert ("Address: 192.0.2.7" in said) == resolver
     assert answers == [b"from the guest\n"]
 
     monkeypatch.setenv("PATH", "")  # a replay needs nobody
