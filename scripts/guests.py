@@ -297,6 +297,9 @@ def main() -> int:
         print(f"guests: {error}", file=sys.stderr)
         print("guests: this needs a network; tests of real kernels skip without it", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"guests: {error.filename or 'the cache'}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

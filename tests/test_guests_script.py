@@ -44,6 +44,12 @@ def test_a_full_cache_asks_nobody(tmp_path: Path) -> None:
     assert f"all {len(names(tmp_path))} are in" in done.stdout
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "guests").write_text("no folder")
+    done = run(tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"guests: {tmp_path}/guests: File exists\n")
+
+
 def test_without_apt_it_says_what_it_needs(tmp_path: Path) -> None:
     done = run(tmp_path, path=str(tmp_path))
     assert done.returncode == 2

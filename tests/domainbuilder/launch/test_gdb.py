@@ -387,6 +387,7 @@ def test_a_restored_domain_in_gdb(tmp_path: Path, debug_pvkernel: Path) -> None:
 
 def test_gdbs_own_commands_are_ours(debug_pvkernel: Path) -> None:
     """`checkpoint` and `restart` of a gdb that domainbuilder has started."""
+    find_tool("gdb")
     commands = "checkpoint", "break spawn", "continue", "restart 1", "info checkpoints", "kill"
     line = [sys.executable, "-m", "domainbuilder", "gdb", str(debug_pvkernel), "--batch"]
     for command in commands:
