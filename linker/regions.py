@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from .elffile import SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, Elf
+from .elffile import SHF_EXECINSTR, SHF_WRITE, SHN_ABS, SHT_NOBITS, Elf
 from .mapfile import LinkMap, MapOutput
 from .match import any_match
 from .outline import Outline
@@ -156,6 +156,24 @@ def regions_of(
     for name, extent in found.items():
         unique.setdefault(extent, name)
     return {name: extent for extent, name in unique.items()}
+
+
+def symbols_of(
+    outline: Outline | None, elf: Elf | None, extents: Iterable[tuple[int, int]]
+) -> dict[str, int]:
+    """Return the addresses of the symbols that the script assigns; numbers, such as sizes, are left out.
+
+    A symbol that lies in no section is an address when it is an end of one of the regions of `extents`.
+    """
+    if outline is None or elf is None:
+        return {}
+    ends = {end for origin, length in extents for end in (origin, origin + length)}
+    found = elf.find(statement.target for statement in outline.assignments)
+    return {
+        name: found[name].address
+        for name in (statement.target for statement in outline.assignments)
+        if name in found and (found[name].section != SHN_ABS or found[name].address in ends)
+    }
 
 
 def fill(

@@ -141,7 +141,7 @@ def _fills(request: Request) -> list[Fill]:
 def _draw(request: Request, output: Path | None) -> None:
     from linker.errors import LayoutInputError
     from linker.output import svg
-    from linker.regions import parts_of_elf, parts_of_map, regions_of
+    from linker.regions import parts_of_elf, parts_of_map, regions_of, symbols_of
     from linker.session import load_inputs
     from linker.settings import DEFAULTS
 
@@ -152,11 +152,11 @@ def _draw(request: Request, output: Path | None) -> None:
         parts, name = parts_of_map(given.map), given.map.path
     else:
         raise LayoutInputError("a drawing needs addresses", expected="--elf or --map")
-    regions = [
-        svg.Extent(region, *extent)
-        for region, extent in regions_of(_outline(request), given.map, DEFAULTS).items()
-    ]
-    _write(svg.render(parts, Path(name).name, regions), output)
+    outline = _outline(request)
+    found = regions_of(outline, given.map, DEFAULTS)
+    regions = [svg.Extent(region, *extent) for region, extent in found.items()]
+    marks = [svg.Mark(*item) for item in symbols_of(outline, given.elf, found.values()).items()]
+    _write(svg.render(parts, Path(name).name, regions, marks), output)
 
 
 def _judge(request: Request, *, fix: bool, show: bool) -> tuple[Report, bool]:

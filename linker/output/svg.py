@@ -1,13 +1,15 @@
-"""A drawing of memory: a bar a section where it runs and where its image is loaded, and what is free.
+"""A drawing of memory: a bar a section where it runs and where its image is loaded, symbols, what is free.
 
 Heights grow with the logarithm of the size, so that a page and a megabyte fit on one sheet. Every bar, gap
 and heading has a row of its own that is as high as a line of text, and texts are cut to the room they have
-(titles have all of it): labels do not overlap. The text is selectable.
+(titles have all of it): labels do not overlap. A symbol stands beside its address; where that lies inside of
+a bar, the bar is cut. The text is selectable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -18,8 +20,9 @@ from .units import in_units
 MAX_BARS = 400
 _LINE = 16  # the least height of a row: a line of text and a little
 _CHAR = 6.7  # the advance of a character at the size used, at most
-_ADDRESS, _BAR, _LABEL = 132, 150, 330
-_COLUMN = _ADDRESS + _BAR + _LABEL
+_ADDRESS, _BAR, _LABEL = 260, 150, 330  # the widest that columns of addresses and of labels get
+_SPACE = 12  # between a bar and its texts
+_LEGEND = 84
 _MARGIN = 20
 
 _COLORS = {CODE: "#4878a8", DATA: "#c8883c", ZERO: "#b8b8b8", CONSTANT: "#5a9a68"}
@@ -33,6 +36,22 @@ class Extent(NamedTuple):
     name: str
     origin: int
     length: int
+
+
+class Mark(NamedTuple):
+    """A symbol at its address."""
+
+    name: str
+    address: int
+
+
+class Column(NamedTuple):
+    """What one column shows, under its heading; without regions, just what runs."""
+
+    heading: str
+    parts: Sequence[Part]
+    regions: Sequence[Extent] = ()
+    marks: Sequence[Mark] = ()
 
 
 class Bar(NamedTuple):
@@ -59,6 +78,10 @@ class _Row(NamedTuple):
     def height(self) -> int:
         return _LINE + 3 * max(0, self.size.bit_length() - 6) if self.fill else _LINE
 
+    @property
+    def behind_bar(self) -> bool:
+        return bool(self.fill) or self.dashed
+
 
 def _clean(text: str) -> str:
     return escape("".join(char if char.isprintable() else "\ufffd" for char in text[:240]))
@@ -80,86 +103,109 @@ def _bars(parts: Iterable[Part], *, images: bool) -> list[Bar]:
     ]
 
 
-def render(parts: Sequence[Part], title: str, regions: Sequence[Extent] = ()) -> str:
+def render(
+    parts: Sequence[Part], title: str, regions: Sequence[Extent] = (), marks: Sequence[Mark] = ()
+) -> str:
     """Return the drawing as SVG 1.1, lowest address at the top.
 
     With regions, each has what runs and what is loaded in it and what is free; without, load addresses have
     a column of their own.
     """
-    runs, images = _bars(parts, images=False), _bars(parts, images=True)
-    if regions:
-        return _document(title, [("", list(_rows(runs + images, regions)))])
-    columns = [("where it runs", list(_rows(runs, ())))]
-    if images:
-        fixed = [part for part in parts if part.kind != ZERO and not part.loaded_elsewhere]
-        columns.append(("where it is loaded", list(_rows(_bars(fixed, images=False) + images, ()))))
-    return _document(title, columns)
+    images = _bars(parts, images=True)
+    if regions or not images:
+        return beside(title, [Column("", parts, regions, marks)])
+    fixed = [part for part in parts if part.kind != ZERO and not part.loaded_elsewhere]
+    loaded = list(_rows(_bars(fixed, images=False) + images, (), ()))
+    runs = list(_rows(_bars(parts, images=False), (), marks))
+    return _document(title, [("where it runs", runs), ("where it is loaded", loaded)])
+
+
+def beside(title: str, columns: Iterable[Column]) -> str:
+    """Return a drawing of several memories side by side, or of one image before and after a change."""
+    out = []
+    for column in columns:
+        bars = _bars(column.parts, images=False)
+        if column.regions:
+            bars += _bars(column.parts, images=True)
+        out.append((column.heading, list(_rows(bars, column.regions, column.marks))))
+    return _document(title, out)
 
 
 def _holds(region: Extent, address: int) -> bool:
     return region.origin <= address < region.origin + region.length
 
 
-def _rows(bars: Iterable[Bar], regions: Sequence[Extent]) -> Iterator[_Row]:
+def _rows(bars: Iterable[Bar], regions: Sequence[Extent], marks: Iterable[Mark]) -> Iterator[_Row]:
     ordered = sorted(bars, key=lambda bar: (bar.address, bar.size))
     rest = list(ordered[:MAX_BARS])
-    for region in sorted(regions, key=lambda region: (region.origin, region.length)):
+    names: dict[int, list[str]] = {}
+    for mark in sorted(marks, key=lambda mark: mark.address)[:MAX_BARS]:
+        names.setdefault(mark.address, []).append(mark.name)
+    marked = {address: ", ".join(several) for address, several in names.items()}
+    for number, region in enumerate(sorted(regions, key=lambda region: (region.origin, region.length))):
         inside = [bar for bar in rest if _holds(region, bar.address)]
         rest = [bar for bar in rest if not _holds(region, bar.address)]
-        end = region.origin + region.length
-        yield _Row("", title="")
-        yield _Row(f"{region.name}: {in_units(region.length)}", f"{region.origin:#x}")
-        yield from _sequence(inside, region.origin, end)
+        if number:
+            yield _Row("")
+        yield _Row(f"{region.name}: {in_units(region.length)}")
+        yield from _sequence(inside, region, marked)
     if rest:
         if regions:
             yield _Row("")
             yield _Row("in no region")
-        yield from _sequence(rest, None, None)
+        yield from _sequence(rest, None, marked)
     if len(ordered) > MAX_BARS:
         yield _Row(f"and {len(ordered) - MAX_BARS} more")
 
 
-def _sequence(bars: Sequence[Bar], start: int | None, end: int | None) -> Iterator[_Row]:
-    """Yield bars with what is free between them; `start` and `end` are those of a region, if there is one."""
-    at = start
+def _sequence(bars: Sequence[Bar], region: Extent | None, marked: dict[int, str]) -> Iterator[_Row]:
+    """Yield bars, the gaps between them and what is free; the marks that are shown leave `marked`."""
+    at = None if region is None else region.origin
     for bar in bars:
         if at is not None and bar.address > at:
-            yield _gap(at, bar.address - at, free=start is not None)
+            yield from _cut_at(
+                marked, at, bar.address, _gap(at, bar.address, "gap", in_region=region is not None)
+            )
         over = at - bar.address if at is not None and bar.address < at else 0
         label = f"{bar.name}  {in_units(bar.size)}" + (f", overlaps by {in_units(over)}" if over else "")
         numbers = f"{bar.address:#x} to {bar.address + bar.size:#x}, {bar.size} bytes"
-        yield _Row(
-            label,
-            f"{bar.address:#x}",
-            f"{bar.name}: {numbers}",
-            _COLORS[bar.kind],
-            size=bar.size,
-            bad=bool(over),
-        )
+        row = _Row(label, "", f"{bar.name}: {numbers}", _COLORS[bar.kind], bad=bool(over))
+        yield from _cut_at(marked, bar.address, bar.address + bar.size, row)
         at = max(at or 0, bar.address + bar.size)
-    if end is not None and at is not None and at < end:
-        yield _gap(at, end - at, free=True)
-    if end is not None and at is not None and at > end:
-        yield _Row(f"over the end by {in_units(at - end)}", f"{at:#x}", bad=True)
-    elif at is not None:
-        yield _Row("", f"{at:#x}")
+    if at is None:
+        return
+    end = at if region is None else region.origin + region.length
+    if at < end:
+        yield from _cut_at(marked, at, end, _gap(at, end, "free", in_region=True))
+    last = max(at, end)
+    over_by = f"over the end by {in_units(at - end)}" if at > end else ""
+    yield _Row(over_by, _beside(marked, last), bad=at > end)
 
 
-def _gap(at: int, size: int, *, free: bool) -> _Row:
-    if free:
-        return _Row(
-            f"{in_units(size)} free",
-            f"{at:#x}",
-            f"free: {at:#x} to {at + size:#x}, {size} bytes",
-            _FREE,
-            True,
-            size,
-        )
-    return _Row(f"gap of {in_units(size)}", dashed=True)
+def _gap(start: int, end: int, what: str, *, in_region: bool) -> _Row:
+    size = in_units(end - start)
+    label = f"{size} free" if what == "free" else f"gap of {size}"
+    if not in_region:
+        return _Row(label, dashed=True)
+    return _Row(label, "", f"{what}: {start:#x} to {end:#x}, {end - start} bytes", _FREE, dashed=True)
 
 
-def _draw(row: _Row, x: int, y: int) -> Iterator[str]:
-    bar = x + _ADDRESS
+def _cut_at(marked: dict[int, str], start: int, end: int, row: _Row) -> Iterator[_Row]:
+    """Yield the row of what lies from `start` to `end`, cut at marks; its first part has the label."""
+    for low, high in pairwise((start, *sorted(at for at in marked if start < at < end), end)):
+        address = _beside(marked, low) if row.fill or low in marked else ""
+        yield row._replace(label=row.label if low == start else "", address=address, size=high - low)
+
+
+def _beside(marked: dict[int, str], address: int) -> str:
+    """Return what stands left of a bar: the marks, which leave `marked`, and the address."""
+    number = f"{address:#x}"
+    names = marked.pop(address, "")
+    return f"{_cut(names, _ADDRESS - _CHAR * (len(number) + 2))}  {number}" if names else number
+
+
+def _draw(row: _Row, bar: int, y: int) -> Iterator[str]:
+    """Draw one row; `bar` is the left edge of the bars of its column."""
     middle = y + row.height // 2
     if row.fill:
         dash = f' stroke-dasharray="4 4" stroke="{_FRAME}"' if row.dashed else ' stroke="#ffffff"'
@@ -170,32 +216,45 @@ def _draw(row: _Row, x: int, y: int) -> Iterator[str]:
     elif row.dashed:
         yield f'<path d="M{bar} {middle} H{bar + _BAR}" stroke="{_FRAME}" stroke-dasharray="4 4"/>'
     if row.address:
-        text = _clean(_cut(row.address, _ADDRESS - 8))
-        yield f'<text x="{bar - 8}" y="{y + 12}" text-anchor="end">{text}</text>'
+        yield f'<text x="{bar - 8}" y="{y + 12}" text-anchor="end">{_clean(row.address)}</text>'
     if row.label:
         color = f' fill="{_BAD}"' if row.bad else ""
-        left = bar + _BAR + 12 if row.fill or row.dashed else bar
-        room = x + _COLUMN - left
-        yield f'<text x="{left}" y="{middle + 4}"{color}>{_clean(_cut(row.label, room))}</text>'
+        left = bar + (_BAR + _SPACE if row.behind_bar else 0)
+        text = _clean(_cut(row.label, _LABEL if row.behind_bar else _BAR + _LABEL))
+        yield f'<text x="{left}" y="{middle + 4}"{color}>{text}</text>'
+
+
+def _widths(heading: str, rows: Sequence[_Row]) -> tuple[int, int]:
+    """Return how wide a column is left of its bars, and from there on."""
+    left = max((len(row.address) for row in rows), default=0) * _CHAR + _SPACE
+    right = len(heading) * _CHAR
+    for row in rows:
+        needed = len(row.label) * _CHAR
+        right = max(
+            right, _BAR + _SPACE + min(needed, _LABEL) if row.behind_bar else min(needed, _BAR + _LABEL)
+        )
+    return int(left), int(max(right, _BAR)) + _SPACE
 
 
 def _document(title: str, columns: Sequence[tuple[str, Sequence[_Row]]]) -> str:
-    width = 2 * _MARGIN + _COLUMN * len(columns)
     body: list[str] = []
-    bottom = 0
-    for index, (heading, rows) in enumerate(columns):
-        x, y = _MARGIN + index * _COLUMN, 64
-        if len(columns) > 1:
-            body.append(f'<text x="{x + _ADDRESS}" y="58" font-weight="bold">{heading}</text>')
+    bottom, x, first = 0, _MARGIN, 0
+    for heading, rows in columns:
+        left, right = _widths(heading, rows)
+        bar, y = x + left, 64
+        first = first or bar
+        if heading:
+            body.append(f'<text x="{bar}" y="58" font-weight="bold">{_clean(heading)}</text>')
         for row in rows:
-            body.extend(_draw(row, x, y))
+            body.extend(_draw(row, bar, y))
             y += row.height
         bottom = max(bottom, y)
+        x = bar + right
+    width = max(x, first + _LEGEND * len(_LABELS)) + _MARGIN
     height = bottom + _MARGIN
-    left = _MARGIN + _ADDRESS
     legend = "".join(
-        f'<rect x="{left + 84 * index}" y="28" width="10" height="10" fill="{_COLORS[kind]}"/>'
-        f'<text x="{left + 84 * index + 14}" y="37">{label}</text>'
+        f'<rect x="{first + _LEGEND * index}" y="28" width="10" height="10" fill="{_COLORS[kind]}"/>'
+        f'<text x="{first + _LEGEND * index + 14}" y="37">{label}</text>'
         for index, (kind, label) in enumerate(_LABELS.items())
     )
     return "\n".join(
@@ -206,7 +265,7 @@ def _document(title: str, columns: Sequence[tuple[str, Sequence[_Row]]]) -> str:
             ),
             f"<title>{_clean(title)}</title>",
             '<rect width="100%" height="100%" fill="#ffffff"/>',
-            f'<text x="{left}" y="16">{_clean(_cut(title, _BAR + _LABEL))}</text>',
+            f'<text x="{first}" y="16">{_clean(_cut(title, width - first - _MARGIN))}</text>',
             legend,
             *body,
             "</svg>",

@@ -19,12 +19,12 @@ from linker.outline import Outline
 from linker.output import fill as forms
 from linker.output import svg
 from linker.output.units import in_units, percent
-from linker.regions import CODE, CONSTANT, DATA, ZERO, Fill, Part, fill, parts_of_elf
+from linker.regions import CODE, CONSTANT, DATA, ZERO, Fill, Part, fill, parts_of_elf, symbols_of
 from linker.settings import DEFAULTS
 from tests.linker.elftext import build
 from tests.linker.examples import bad_example, settings_of
-from tests.linker.linking import MAIN, OTHER, Linked, assemble, link
-from tests.needs import Tool
+from tests.linker.linking import MAIN, OTHER, Linked, assemble, link, run
+from tests.needs import Tool, find_tool
 
 MEMORY = (
     "MEMORY { FLASH (rx) : ORIGIN = 0x08000000, LENGTH = 64K  RAM (rwx) : ORIGIN = 0x20000000, LENGTH = 32K"
@@ -165,6 +165,39 @@ def test_drawing_shows_images_and_what_is_free() -> None:
     assert {"where it runs", "where it is loaded"} <= set(columns)
 
 
+def test_symbols_stand_at_their_addresses() -> None:
+    parts = [Part(".text", 0x8000000, 0x1000, CODE, 0x8000000), Part(".bss", 0x20000010, 0x100, ZERO, 0)]
+    regions = [svg.Extent("FLASH", 0x8000000, 0x10000), svg.Extent("RAM", 0x20000000, 0x4000)]
+    marks = [
+        svg.Mark("_etext", 0x8001000), svg.Mark("_sbss", 0x20000010), svg.Mark("_same", 0x20000010),
+        svg.Mark("_inside", 0x20000050), svg.Mark("_estack", 0x20004000), svg.Mark("_nowhere", 0x123),
+    ]  # fmt: skip
+    document = check_drawing(svg.render(parts, "k", regions, marks))
+    texts = [node.text for node in document.iter(_SVG + "text")]
+    for text in (
+        "_etext  0x8001000", "_sbss, _same  0x20000010", "_inside  0x20000050", "_estack  0x20004000",
+    ):  # fmt: skip
+        assert texts.count(text) == 1, text
+    assert "_nowhere" not in " ".join(text or "" for text in texts)
+    bars = [node.find(f"{_SVG}rect") for node in document.iter(_SVG + "g") if ".bss" in (node[0].text or "")]
+    assert len(bars) == 2, "the bar is cut where a symbol lies in it"
+    assert [one.get("fill") for one in bars if one is not None] == ["#b8b8b8"] * 2
+
+
+def test_symbols_of_the_script_by_a_real_link(linked: Linked) -> None:
+    text = linked.script.read_text().replace("SECTIONS {", "SECTIONS { size = 0x40; ", 1)
+    text = text.replace("*(.bss ", "_sbss = .; *(.bss ", 1) + "_estack = ORIGIN(RAM) + LENGTH(RAM);\n"
+    script = linked.script.with_name("marked.lds")
+    script.write_text(text)
+    elf = script.with_suffix(".elf")
+    objects = sorted(script.parent.glob("*64.o"))
+    run(find_tool("ld.bfd", "ld"), "-T", script, "-o", elf, "--no-warn-rwx-segments", *objects)
+    outline = Outline(read(text).script)
+    found = symbols_of(outline, read_elf(str(elf)), [(0x20000000, 32 << 10)])
+    by_nm = {line.split()[2]: int(line.split()[0], 16) for line in run(find_tool("nm"), elf).splitlines()}
+    assert found == {"_sbss": by_nm["_sbss"], "_estack": 0x20008000}
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_labels_never_overlap(seed: int) -> None:
     source = random.Random(seed)
@@ -182,7 +215,14 @@ def test_labels_never_overlap(seed: int) -> None:
         svg.Extent("R" * source.randrange(1, 90), source.randrange(1 << 64), 1 << source.randrange(1, 60))
         for _ in range(source.randrange(4))
     ]
-    check_drawing(svg.render(parts, "t" * source.randrange(300), regions))
+    marks = [
+        svg.Mark(source.choice(["_end", "_a_long_one" * source.randrange(1, 9)]), part.address + shift)
+        for part in parts[:20]
+        for shift in (0, source.randrange(part.size), part.size)
+    ]
+    check_drawing(svg.render(parts, "t" * source.randrange(300), regions, marks))
+    halves = [svg.Column("h" * source.randrange(90), half, marks=marks) for half in (parts[::2], parts[1::2])]
+    check_drawing(svg.beside("t", halves))
 
 
 @pytest.mark.parametrize(
