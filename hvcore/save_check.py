@@ -16,6 +16,7 @@ from hvcore.backends.block import VBD
 from hvcore.backends.block_image import BLOCK
 from hvcore.backends.net import MAX_MULTICAST, MAX_WAITING_BYTES, MAX_WAITING_FRAMES, VIF
 from hvcore.backends.net_switch import MAX_ADDRESSES
+from hvcore.backends.vif import MOST_VIFS
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
 MOST_PAGES = 1 << 22  # 16 GB: the frame table alone takes 80 MB then
 MOST_DOMAINS = 64
 MOST_DISKS = 256
-MOST_VIFS = 64
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _MOST_NS = 1 << 62
 _REASON = Kind(

@@ -36,12 +36,16 @@ def disks_of(disks: Sequence[Disk | str], *, snapshot: bool = False) -> tuple[Di
 
 
 def vifs_of(vifs: Sequence[Vif | str]) -> tuple[Vif, ...]:
-    """The network interfaces as data. Raises BuildError for text that is none."""
+    """The network interfaces as data, with numbers. Raises BuildError: text that is none, a number twice."""
     if not vifs:
         return ()
     from domainbuilder.xl.vif import parse_vif
+    from hvcore.backends.vif import numbered
 
-    return tuple(parse_vif(vif) if isinstance(vif, str) else vif for vif in vifs)
+    try:
+        return numbered([parse_vif(vif) if isinstance(vif, str) else vif for vif in vifs])
+    except ValueError as error:
+        raise BuildError(str(error)) from None
 
 
 class HostOptions(TypedDict, total=False):

@@ -29,12 +29,21 @@ class Outside:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._links: dict[int, Passt] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Have somebody at each interface that leads out now, and at no other. Raises BuildError."""
+        devices = self._machine.devices
+        for devid in [devid for devid in self._links if devid not in devices.outsides]:
+            self._links.pop(devid).close()
+        vifs = {vif.devid: vif for vif in devices.vifs}
         try:
-            for devid, outside in machine.devices.outsides.items():
-                vif = machine.devices.vifs[devid]
-                link = Passt(mtu=vif.mtu, tcp=forwards(vif.tcp), udp=forwards(vif.udp))
-                self._links[devid] = link
-                outside.sink = link.send
+            for devid, outside in devices.outsides.items():
+                if devid not in self._links:
+                    vif = vifs[devid]
+                    link = Passt(mtu=vif.mtu, tcp=forwards(vif.tcp), udp=forwards(vif.udp))
+                    self._links[devid] = link
+                    outside.sink = link.send
         except BaseException:
             self.close()
             raise
@@ -48,6 +57,8 @@ class Outside:
     def take(self) -> bool:
         """Give the guest what has come; whether something has. Raises BuildError where a passt has ended."""
         came = False
+        if len(self._links) != len(self._machine.devices.outsides):
+            self.look()  # one was detached
         for devid, link in self._links.items():
             if self._machine.pending_input < _MOST_PENDING:
                 for frame in link.receive():
@@ -57,5 +68,5 @@ class Outside:
 
     def close(self) -> None:
         """End what is there."""
-        for link in self._links.values():
-            link.close()
+        while self._links:
+            self._links.popitem()[1].close()

@@ -95,14 +95,20 @@ class Runner:
             self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._outside: Outside | None = None
-        opens_ports = options.replay is None and start.is_trusted  # no file does
-        if opens_ports and self.machine.devices.outsides:
-            from domainbuilder.launch.outside import Outside  # few domains have one
-
-            self._outside = Outside(self.machine)
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
             self._tape = Tape(self.machine, start.subject(), options.replay, self._interruptions.keep)
+        if options.replay is None and start.is_trusted:  # no file opens ports here
+            self._look_outside()  # nothing fails behind it, and would leave a process
+
+    def _look_outside(self) -> None:
+        """Have somebody at the other end of each interface that leads out. Raises BuildError."""
+        if self._outside is not None:
+            self._outside.look()
+        elif self.machine.devices.outsides:
+            from domainbuilder.launch.outside import Outside  # few domains have one
+
+            self._outside = Outside(self.machine)
 
     def _pause(self) -> None:
         self.machine.host.pause()

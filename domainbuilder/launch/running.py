@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.saved.migrate import Migration
+    from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
     from hvcore.debug.periodic import Periodic
 
 _END = "end"  # the name of run_for()'s timer among the host's
@@ -145,13 +147,45 @@ class RunningDomain(Rewinding):
         """Have the guest use so many of its vCPUs, the first ones, as `xl vcpu-set` does."""
         self._guest_control().set_vcpus(count)
 
+    def trigger_nmi(self, vcpu: int = 0) -> None:
+        """Send a vCPU a non-maskable interrupt, as `xl trigger nmi` does."""
+        self._guest_control().send_nmi(vcpu)
+
+    # -- devices, of a domain that runs
+
+    def attach_disk(self, disk: Disk | str) -> None:
+        """Give the domain one more disk, which the guest finds while it runs: `xl block-attach`.
+
+        This and the next raise as shutdown() does, BuildError for text that is no device too, OSError for a
+        file that cannot be opened.
+        """
+        self._guest_control().attach_disk(disk)
+
+    def detach_disk(self, vdev: str, *, force: bool = False) -> None:
+        """Ask the guest to let go of a disk, which goes then; or take it away at once: `xl block-detach`."""
+        self._guest_control().detach_disk(vdev, force=force)
+
+    def attach_vif(self, vif: Vif | str) -> int:
+        """Give the domain one more network interface; its number: `xl network-attach`."""
+        devid = self._guest_control().attach_vif(vif)
+        try:
+            self._look_outside()
+        except BuildError:
+            self.detach_vif(str(devid), force=True)
+            raise
+        return devid
+
+    def detach_vif(self, which: str, *, force: bool = False) -> None:
+        """The same with an interface, which is named by its number or its address: `xl network-detach`."""
+        self._guest_control().detach_vif(which, force=force)
+
     def _guest_control(self) -> GuestControl:
         from domainbuilder.launch.guest_control import GuestControl
 
         self.check_at_rest()
         if self.machine.is_over:
             raise RuntimeError("the domain is over")
-        self.check_nobody_repeats("a guest is told something by the store")
+        self.check_nobody_repeats("a guest is told something from outside")
         return GuestControl(self.machine)
 
     def wait(self, timeout: float | None = None) -> Outcome:

@@ -40,14 +40,21 @@ class Snapshot:
         self._host = host
         self._domains = list(domains)
         self._given_back = [dom.keep() for dom in domains]
+        self._device_changes = _device_changes(host)
         self._mark = host.mark()
 
     def go_back(self, domains: Sequence[Kept]) -> None:
         """Bring these back, which have to be those of the snapshot. Raises RuntimeError."""
         if list(domains) != self._domains:
             raise RuntimeError("the snapshot is of other domains")
+        if _device_changes(self._host) != self._device_changes:
+            raise RuntimeError("devices were attached or detached since the snapshot")
         for dom in domains:
             dom.check_at_rest()
         self._host.rewind(self._mark)
         for give_back in self._given_back:
             give_back()
+
+
+def _device_changes(host: Host) -> list[int]:
+    return [machine.devices.changes for machine in host.machines.values()]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from domainbuilder.errors import BuildError, Where
-from hvcore.backends.vif import MTU, Vif
+from hvcore.backends.vif import MOST_VIFS, MTU, Vif
 
 _MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
@@ -22,7 +22,7 @@ _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 _USECS = {"": 1000000, "m": 1000, "u": 1}
 _DEFAULT_INTERVAL_US = 50000
 _IDLE = frozenset(("vifname", "model", "netdev", "accel"))
-_REFUSED = frozenset(("gatewaydev", "backend", "devid", "forwarddev"))
+_REFUSED = frozenset(("gatewaydev", "backend", "forwarddev"))
 
 
 def forwards(text: str) -> list[str]:
@@ -75,6 +75,7 @@ _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
     "ip": (lambda text: text.isprintable(), "addresses"),
     "rate": (lambda text: parse_rate(text) is not None, "such as 10Mb/s or 1MB/s@20ms"),
     "mtu": (lambda text: text.isdecimal() and 68 <= int(text[:6]) <= 65517, "68 to 65517"),
+    "devid": (lambda text: text.isdecimal() and int(text[:6]) < MOST_VIFS, f"0 to {MOST_VIFS - 1}"),
     "trusted": (lambda text: text in ("0", "1"), "0 or 1"),
     "tcp": (_are_forwards, _FORWARDS),
     "udp": (_are_forwards, _FORWARDS),
@@ -116,4 +117,5 @@ def parse_vif(text: str) -> Vif:
         is_outside=is_outside,
         tcp=chosen.get("tcp", ""),
         udp=chosen.get("udp", ""),
+        devid=int(chosen.get("devid", "-1")),
     )

@@ -1,11 +1,20 @@
-"""The disks and interfaces of a domain, and what is behind each: an image, a switch, or the outside."""
+"""The disks and interfaces of a domain, and what is behind each: an image, a switch, or the outside.
+
+They are there from the start, or attached and detached while the domain runs, as libxl does it. A device that
+is to go is asked to: its backend's state says Closing, and the frontend closes. It goes with that, at the
+frontend's time; or at once, by force. Source: libxl__initiate_device_generic_remove() and
+libxl__device_destroy() in tools/libs/light/libxl_device.c of Xen 4.17.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from hvcore.backends.libxl_nodes import path_cleanup
 from hvcore.backends.xenbus import XenbusDevice
+from hvcore.public.xenbus import XenbusStateClosed, XenbusStateClosing
 
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
@@ -17,12 +26,15 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
     from hvcore.given import OutsideFrame
 
+MOST_DISKS = 256
+
 
 class DomainDevices:
     """What blkback and netback serve a domain with.
 
     `backends` are all of them, by name ("vbd51712", "vif0"); `outsides` the ends of cables that lead out of
-    the host, by the number of the interface. `switches` are the host's.
+    the host, by the number of the interface. `switches` are the host's. `changes` counts how often devices
+    were attached or detached.
     """
 
     def __init__(self, domain: Domain, dom0: Domain, store: Xenstored, switches: dict[str, Switch]) -> None:
@@ -30,31 +42,39 @@ class DomainDevices:
         self.vifs: tuple[Vif, ...] = ()
         self.backends: dict[str, XenbusDevice] = {}
         self.outsides: dict[int, Outside] = {}
+        self.changes = 0
         self._domain, self._dom0, self._store, self._switches = domain, dom0, store, switches
 
     def add_disks(self, disks: Sequence[tuple[Disk, BlockImage]]) -> None:
         """Serve these, whose images the backends close."""
         if not disks:
             return
-        from hvcore.backends.block import VBD, BlockBackend  # most domains have none
+        from hvcore.backends.block import BlockBackend  # most domains have none
 
         self.disks += tuple(disk for disk, _ in disks)
         for disk, image in disks:
-            backend = BlockBackend(self._domain, self._dom0, self._store, disk, image)
-            self.backends[f"{VBD}{disk.devid}"] = backend
+            self._add(BlockBackend(self._domain, self._dom0, self._store, disk, image))
 
     def add_vifs(self, vifs: Sequence[Vif]) -> None:
-        """Serve these, which are numbered in their order."""
+        """Serve these, which are numbered in their order where they have no number of their own.
+
+        Raises ValueError where two have the same.
+        """
         if not vifs:
             return
-        from hvcore.backends.net import VIF, NetBackend
+        from hvcore.backends.net import NetBackend
         from hvcore.backends.net_switch import bridge_of
+        from hvcore.backends.vif import numbered
 
-        first, self.vifs = len(self.vifs), (*self.vifs, *vifs)
-        for devid, vif in enumerate(vifs, first):
-            switch = self._cable(devid) if vif.is_outside else bridge_of(self._switches, vif.bridge)
-            backend = NetBackend(self._domain, self._dom0, self._store, vif, devid, switch)
-            self.backends[f"{VIF}{devid}"] = backend
+        there, self.vifs = len(self.vifs), numbered((*self.vifs, *vifs))
+        for vif in self.vifs[there:]:
+            switch = self._cable(vif.devid) if vif.is_outside else bridge_of(self._switches, vif.bridge)
+            self._add(NetBackend(self._domain, self._dom0, self._store, vif, vif.devid, switch))
+
+    def _add(self, backend: XenbusDevice) -> None:
+        name = f"{backend.kind}{backend.devid}"
+        backend.gone = partial(self._unplug, name)
+        self.backends[name] = backend
 
     def _cable(self, devid: int) -> Switch:
         """A cable that leads out of the host."""
@@ -65,6 +85,66 @@ class DomainDevices:
         cable = self._switches[name] = Cable()
         cable.plug(self.outsides[devid])
         return cable
+
+    # -- while the domain runs
+
+    def attach_disk(self, disk: Disk) -> None:
+        """`xl block-attach`. Raises ValueError where the domain has one of that number; OSError."""
+        if disk.devid in [one.devid for one in self.disks]:
+            raise ValueError(f"there is a disk {disk.vdev} already")
+        if len(self.disks) >= MOST_DISKS:
+            raise ValueError(f"a domain has at most {MOST_DISKS} disks")
+        from hvcore.backends.images import open_image
+
+        self.add_disks([(disk, open_image(disk))])
+        self.changes += 1
+
+    def attach_vif(self, vif: Vif) -> int:
+        """`xl network-attach`; the interface's number. Raises ValueError where there is one of its number."""
+        from hvcore.backends.vif import MOST_VIFS
+
+        if len(self.vifs) >= MOST_VIFS:
+            raise ValueError(f"a domain has at most {MOST_VIFS} interfaces")
+        self.add_vifs([vif])
+        self.changes += 1
+        return self.vifs[-1].devid
+
+    def detach(self, name: str, *, force: bool = False) -> None:
+        """Ask the guest to let go of a device, which then goes; or take it away, with `force`.
+
+        Raises ValueError where there is no such device.
+        """
+        backend = self.backends.get(name)
+        if backend is None:
+            raise ValueError(f"there is no device {name}")
+        self.changes += 1
+        backend.tell("online", 0)
+        if force:
+            path_cleanup(self._store, backend.front)
+            backend.close_ring()
+            backend.switch_state(XenbusStateClosed)
+        elif backend.state != XenbusStateClosed:
+            backend.tell("state", XenbusStateClosing)
+        if backend.state == XenbusStateClosed and name in self.backends:
+            self._unplug(name)
+
+    def _unplug(self, name: str) -> None:
+        """The frontend has let go of the device."""
+        backend = self.backends.pop(name)
+        backend.remove()
+        kind, devid = backend.kind, backend.devid
+        if kind == "vbd":
+            self.disks = tuple(disk for disk in self.disks if disk.devid != devid)
+        else:
+            self.vifs = tuple(vif for vif in self.vifs if vif.devid != devid)
+            outside = self.outsides.pop(devid, None)
+            if outside is not None:
+                self._switches.pop(outside.name, None)
+        libxl = f"/libxl/{self._domain.domain_id}/device/{kind}/{devid}"
+        for path in (backend.front, libxl, backend.back):
+            path_cleanup(self._store, path)
+
+    # -- the outside, and the end
 
     def frame_in(self, when: int, given: OutsideFrame) -> None:
         """A frame came from outside, for an interface that may be gone."""

@@ -138,3 +138,12 @@ def remove_domain(store: Xenstored, domain: Domain) -> None:
         store.rm(_vm_path(domain))
     store.rm(home_of(domid))
     store.rm(f"/libxl/{domid}")
+
+
+def path_cleanup(store: Xenstored, path: str) -> None:
+    """libxl__xs_path_cleanup(): the node is removed, and those above it that are empty then."""
+    store.rm(path)
+    while path := path.rpartition("/")[0]:
+        if store.read(path) != "" or store.ls(path):
+            break
+        store.rm(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING
 
 from hvcore.backends.device import Device
@@ -43,7 +43,7 @@ class FrontendError(Exception):
 class XenbusDevice(Device):
     """The backend of device `devid` of `guest`, in domain `backend`. Nodes are there before it is."""
 
-    WIRING = frozenset((*Device.WIRING, "store", "home", "front", "back", "kind", "devid"))
+    WIRING = frozenset((*Device.WIRING, "store", "home", "front", "back", "kind", "devid", "gone"))
 
     def __init__(self, kind: str, devid: int, guest: Domain, backend: Domain, store: Xenstored) -> None:
         super().__init__(guest)
@@ -55,6 +55,7 @@ class XenbusDevice(Device):
         self.back = backend_path(guest.domain_id, kind, devid)
         self.state = XenbusStateInitialising
         self.handles: list[int] = []  # of the ring's frames, mapped
+        self.gone: Callable[[], None] = lambda: None  # called where it is closed, and was to go
         store.watch(self.back, f"{self.front}/state", self._frontend_changed)
 
     # -- nodes
@@ -106,6 +107,8 @@ class XenbusDevice(Device):
         elif state == XenbusStateClosed:
             self.close_ring()
             self.switch_state(XenbusStateClosed)
+            if self.store.read(f"{self.back}/online") == "0":
+                self.gone()
         elif state != XenbusStateInitWait or self.state != XenbusStateInitWait:
             self.fatal(FrontendError(EINVAL, f"saw state {state} at frontend"))
 

@@ -204,10 +204,15 @@ def _register_vcpu_time_memory_area(_curr: Vcpu, v: Vcpu, arg: int) -> int:
 def _send_nmi(_curr: Vcpu, v: Vcpu, arg: int) -> int:
     if arg:
         return -EINVAL
+    send_nmi(v)
+    return 0
+
+
+def send_nmi(v: Vcpu) -> None:
+    """VCPUOP_send_nmi and XEN_DOMCTL_SENDTRIGGER_NMI."""
     if not v.nmi_pending:
         v.nmi_pending = True
         vcpu_kick(v)
-    return 0
 
 
 def _get_physid(_curr: Vcpu, _v: Vcpu, _arg: int) -> int:
