@@ -26,6 +26,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.launch.create import action_of, booted
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.options import vifs_of
+from domainbuilder.launch.unix_socket import Peer
 from domainbuilder.xl.config_json import parse_json
 from domainbuilder.xl.config_syntax import Source, parse
 from domainbuilder.xl.domain_config import DomainConfig, read_config
@@ -41,15 +42,14 @@ _MOST_CONFIG = 4 << 20
 _UCRED = struct.Struct("3i")
 
 
-class Client:
+class Client(Peer):
     """Somebody who is connected. `is_console`: what comes is typed, and what the guest prints goes out."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+        super().__init__(sock)
         self.is_console = False
         self.request = bytearray()
         self.out = bytearray()
-        self.is_gone = False
 
     def send(self, data: bytes) -> None:
         """Have `data` sent as the other end takes it; one who takes none for too long is dropped."""
@@ -60,30 +60,8 @@ class Client:
 
     def flush(self) -> None:
         """Send what the other end takes now."""
-        try:
-            while self.out and not self.is_gone:
-                del self.out[: self.sock.send(self.out)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-
-    def receive(self) -> bytes:
-        """What came; nothing where the other end is gone."""
-        try:
-            data = self.sock.recv(_PIECE)
-        except BlockingIOError:
-            return b""
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-        return data
-
-    def close(self) -> None:
-        """No more of this one."""
-        self.is_gone = True
-        self.sock.close()
+        while self.out and (taken := self.give(self.out)):
+            del self.out[:taken]
 
 
 class Server:
@@ -171,7 +149,6 @@ class Server:
             sock, _ = self.place.listener.accept()
         except OSError:  # gone again
             return
-        sock.setblocking(False)
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         if _UCRED.unpack(raw)[1] not in (os.getuid(), 0):
             sock.close()
@@ -185,7 +162,7 @@ class Server:
         self._clients.append(client)
 
     def _hear(self, client: Client) -> None:
-        data = client.receive()
+        data = client.take(_PIECE)
         if client.is_console:
             if data and self.dom is not None and self.ended is None:
                 self.dom.send(data)

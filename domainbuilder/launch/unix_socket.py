@@ -1,4 +1,4 @@
-"""Unix sockets that a launch listens at: for their owner alone, never in a file's place."""
+"""Unix sockets that a launch listens at, for their owner alone and never in a file's place; who connects."""
 
 from __future__ import annotations
 
@@ -39,3 +39,45 @@ def _remove_stale(path: str) -> None:
                 Path(path).unlink()
                 return
         raise OSError("somebody listens there already")
+
+
+class Peer:
+    """Who is connected to a socket of ours, and is never waited for. `is_gone` is for good."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.is_gone = False
+
+    def fileno(self) -> int:
+        """For select()."""
+        return self.sock.fileno()
+
+    def take(self, most: int) -> bytes:
+        """What came, at most so many bytes; nothing where nothing did, or the other end is gone."""
+        try:
+            data = self.sock.recv(most)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        return data
+
+    def give(self, data: bytes | bytearray | memoryview) -> int:
+        """How many bytes of `data` the other end has taken now: 0 where it takes none, or is gone."""
+        if self.is_gone:
+            return 0
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.close()
+            return 0
+
+    def close(self) -> None:
+        """No more of this one."""
+        self.is_gone = True
+        self.sock.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from domainbuilder.errors import BuildError, Where
-from domainbuilder.launch.unix_socket import listen_at
+from domainbuilder.launch.unix_socket import Peer, listen_at
 from hvcore.backends.xenstore_tools import ToolConnection, ToolRequest
 from hvcore.debug.periodic import Periodic
 
@@ -60,18 +60,13 @@ class Served(Protocol):
         """Have tools heard while the domain is idle."""
 
 
-class _Client:
+class _Client(Peer):
     """A tool that is connected. `is_waiting`: for a request to be answered where the guest stands."""
 
     def __init__(self, sock: socket.socket, connection: ToolConnection) -> None:
-        self.sock = sock
+        super().__init__(sock)
         self.connection = connection
         self.is_waiting = False
-        self.is_gone = False
-
-    def fileno(self) -> int:
-        """For select()."""
-        return self.sock.fileno()
 
     @property
     def is_heard(self) -> bool:
@@ -80,34 +75,26 @@ class _Client:
 
     def receive(self) -> None:
         """Take what has come."""
-        try:
-            data = self.sock.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data = self.take(_CHUNK)
         if data:
             self.connection.feed(data)
-        else:
-            self.close()
 
     def flush(self) -> None:
         """Send what it takes now; who takes nothing for too long is dropped."""
-        try:
-            while self.connection.out:
-                self.connection.sent(self.sock.send(next(self.connection.pieces())))
-        except BlockingIOError:
-            if self.connection.is_behind:
+        while self.connection.out and not self.is_gone:
+            taken = self.give(next(self.connection.pieces()))
+            if taken:
+                self.connection.sent(taken)
+            elif self.connection.is_behind:
                 self.close()
-        except OSError:
-            self.close()
+            else:
+                break
 
     def close(self) -> None:
-        """It is gone."""
+        """See Peer."""
         if not self.is_gone:
-            self.is_gone = True
             self.connection.close()
-            self.sock.close()
+        super().close()
 
 
 class XenstoreServer:
@@ -235,7 +222,6 @@ class XenstoreServer:
         if len(self._clients) >= _MOST_CLIENTS:
             sock.close()
             return
-        sock.setblocking(False)
         self._clients.append(_Client(sock, ToolConnection(self._dom.machine.xenstore.store)))
 
     def _answer(self, client: _Client) -> None:

@@ -61,7 +61,9 @@ def test_disks_and_interfaces_come_and_go(
         dom.run_for(1.0)
         assert said("cat /sys/class/net/eth0/address") == "00:16:3e:00:00:07"
         sent: list[bytes] = []
-        machine.host.switches["xenbr0"].taps.append(lambda _when, _port, frame: sent.append(bytes(frame.data)))
+        machine.host.switches["xenbr0"].taps.append(
+            lambda _when, _port, frame: sent.append(bytes(frame.data))
+        )
         said("ifconfig eth0 10.0.0.1; ping -c 1 -W 1 10.0.0.2")
         assert any(frame[12:14] == b"\x08\x06" for frame in sent)  # it asks who has that address
         dom.detach_vif("00:16:3e:00:00:07")
