@@ -1,18 +1,12 @@
 """Random hypercalls and stores by the hundred thousand: `python -m tests.hvcore.hostile.fuzz --seed S`.
 
-Work comes in rounds of ROUND acts, each on a domain of its own and from a seed of its own (made of the run's
-seed and the round's number), so that a shard is simply every Nth round and a failing round can be run alone:
-`--seed S --round R`. What is passed is biased: frames that are page tables or lately were, boundary sizes,
-bad pointers, huge counts.
+Rounds and shards are those of shards.py. What is passed is biased: frames that are page tables or lately
+were, boundary sizes, bad pointers, huge counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +14,11 @@ from random import Random
 
 from hvcore.public.memory import xen_memory_exchange, xen_memory_reservation
 from hvcore.public.xen import Hypercall
+from tests.hvcore.hostile import shards
 from tests.hvcore.hostile.fifo_acts import event_channel_problems, fifo
 from tests.hvcore.hostile.grant_acts import COUNTS, GRANT_ACTS
+from tests.hvcore.hostile.shards import ROUND
 from tests.hvcore.hostile.world import GUESTS, PRESENT, World, words
-
-ROUND = 2500  # acts on one domain
-CHECK_EVERY = 500  # acts between two looks at everything
-RSS_GROWTH = 96 << 20
 
 H = Hypercall
 _FLAGS = (0x1, 0x3, 0x21, 0x23, 0x61, 0x63, 0x67, 0x27, 0x25, 0x0, 0x20, 0xE3, 0x81, 0x11, 0x103, 0xFF, 0xE01)
@@ -73,6 +65,10 @@ class Fuzzer:
             return partial(grant, self)
         act: Callable[[], None] = getattr(self, kind)
         return act
+
+    def do(self, kind: str) -> None:
+        """An act of that kind."""
+        self._act_of(kind)()
 
     def act(self) -> None:
         self.kinds[int(self.random() * len(self.kinds))]()
@@ -421,77 +417,23 @@ _WEIGHTS = {
 }  # fmt: skip
 
 
-class Failure(AssertionError):
-    """What broke, and how to see it again."""
-
-
 def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter[str]:
     """One round; what was done. Raises Failure."""
     world = World(GUESTS[number % len(GUESTS)], folder)
     fuzzer = Fuzzer(world, Random(f"{seed}/{number}"))
-    done = 0
+
+    def problems() -> list[str]:
+        return world.problems() + event_channel_problems(world.d)
+
     try:
-        for done in range(1, acts + 1):
-            fuzzer.act()
-            if not done % CHECK_EVERY or done == acts:
-                problems = world.problems() + event_channel_problems(world.d)
-                assert not problems, "\n".join(problems[:20])
-    except Exception as error:
-        again = f"python -m tests.hvcore.hostile.fuzz --seed {seed} --round {number}"
-        raise Failure(f"act {done} of round {number}: {error!r}\nagain: {again}") from error
+        shards.run_acts(
+            fuzzer.act, acts, problems, f"tests.hvcore.hostile.fuzz --seed {seed} --round {number}"
+        )
     finally:
         world.close()
     fuzzer.counts["crashes"] += world.crashes
     return fuzzer.counts
 
 
-def run_shard(seed: int, count: int, shard: int, shards: int) -> Counter[str]:
-    """Every `shards`-th round of `count` acts in all; the counts. Raises Failure."""
-    total: Counter[str] = Counter()
-    rounds = range(shard - 1, -(-count // ROUND), shards)
-    with tempfile.TemporaryDirectory() as folder:
-        before = 0
-        for i, number in enumerate(rounds):
-            total += run_round(seed, number, folder)
-            if i == min(4, len(rounds) - 1):
-                before = rss()
-    grown = rss() - before
-    if grown > RSS_GROWTH:
-        raise Failure(f"the process has grown by {grown >> 20} MB")
-    return total
-
-
-def rss() -> int:
-    """Peak resident memory of this process, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Random hypercalls and page-table writes.")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=100_000, help="acts over all shards")
-    parser.add_argument("--shard", default="1/1", metavar="I/N")
-    parser.add_argument("--round", type=int, help="only this round")
-    arguments = parser.parse_args()
-    shard, shards = map(int, arguments.shard.split("/"))
-    started = time.perf_counter()
-    try:
-        if arguments.round is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                counts = run_round(arguments.seed, arguments.round, folder)
-        else:
-            counts = run_shard(arguments.seed, arguments.count, shard, shards)
-    except Failure as failure:
-        import traceback
-
-        traceback.print_exception(failure.__cause__)
-        print(failure, file=sys.stderr)
-        return 1
-    seconds = time.perf_counter() - started
-    print(f"{dict(counts)} in {seconds:.1f} s, {rss() >> 20} MB")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shards.main("Random hypercalls and page-table writes.", run_round))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hvcore.hostile import fuzz
+from tests.hvcore.hostile.shards import Failure
 from tests.hvcore.hostile.world import World
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,5 +54,5 @@ def test_what_breaks_is_told_with_its_seed(tmp_path: Path, monkeypatch: pytest.M
         return put_page(world, mfn)
 
     monkeypatch.setattr(World, "write_cr3", lose_a_reference)
-    with pytest.raises(fuzz.Failure, match=r"count \d+, recounted \d+[\s\S]*again: .*--seed 7 --round 1$"):
+    with pytest.raises(Failure, match=r"count \d+, recounted \d+[\s\S]*again: .*--seed 7 --round 1$"):
         fuzz.run_round(7, 1, str(tmp_path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.build.domain_image import build
 from domainbuilder.plan.domain_plan import DomainPlan, plan
@@ -19,10 +19,17 @@ from hvcore.host import Host
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import PGT_l1_page_table, PGT_seg_desc_page
 from hvcore.public.errno import NAMES
-from hvcore.public.xen import Hypercall
+from hvcore.public.xen import PAGE_SIZE, Hypercall
 from hvcore.pv.audit import audit
 from hvcore.pv.hypercall import HypercallTable
 from tests.domainbuilder.elfwriter import EM_386, EM_X86_64, RWX, ElfWriter, xen_notes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
+    from hvcore.machine import Machine
 
 MEMORY_MIB = 4
 VCPUS = 2
@@ -65,15 +72,34 @@ def _plan(guest: str, folder: str) -> DomainPlan:
 
 
 class World:
-    """One machine with its domain, one of GUESTS; `folder` is a place for the kernel file."""
+    """One machine with its domain, one of GUESTS; `folder` is a place for the kernel file.
 
-    def __init__(self, guest: str, folder: str) -> None:
+    `domains` is how many its host has room for; one that is `beside` another shares that one's host.
+    """
+
+    def __init__(
+        self,
+        guest: str,
+        folder: str,
+        *,
+        domains: int = 1,
+        beside: World | None = None,
+        disks: Sequence[Disk] = (),
+        vifs: Sequence[Vif] = (),
+    ) -> None:
+        self.machine: Machine
         planned = _plan(guest, folder)
+        pages = planned.nr_pages
         self.abi: Abi = ABIS[planned.guest_type]
-        memory = MachineMemory(planned.nr_pages)
-        image = build(planned, ram=memory.ram, shared_info_mfn=memory.first_mfn - 1)
+        host = (
+            Host(MachineMemory(domains * pages, domains=domains)) if beside is None else beside.machine.host
+        )
+        memory, first = host.mem, host.room_for(pages)
+        start = (first - memory.first_mfn) * PAGE_SIZE
+        ram = memory.ram[start : start + pages * PAGE_SIZE]
+        image = build(planned, ram=ram, first_mfn=first, shared_info_mfn=memory.next_xenheap_mfn)
         self.image = image
-        self.machine = Host(memory).create(image.boot_image(), vcpus=VCPUS)
+        self.machine = host.create(image.boot_image(), vcpus=VCPUS, disks=disks, vifs=vifs)
         d = self.d = self.machine.domain
         self.mm = d.mm
         self.v = d.vcpus[0]
@@ -88,6 +114,10 @@ class World:
 
     def close(self) -> None:
         self.machine.host.close()
+
+    def enter(self) -> None:
+        """It is this domain's turn, where its host has others."""
+        self.machine.host._enter(self.machine)
 
     # -- what is there
 
@@ -227,7 +257,7 @@ class World:
         }
         found = []
         for pg in range(mm.nr):
-            if mm.ptype[pg] != PGT_l1_page_table or not mm.tcount[pg]:
+            if mm.ptype[pg] != PGT_l1_page_table or not mm.tcount[pg] or mm.owner[pg] != mm.domid:
                 continue
             start = pg << mm.shift
             for slot, entry in enumerate(mm.e[start : start + mm.entries].tolist()):
