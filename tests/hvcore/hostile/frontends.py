@@ -80,7 +80,7 @@ class Hostile:
         self.fuzzer = Fuzzer(world, rng)
         self.counts: Counter[str] = self.fuzzer.counts
         self.side = Side(world)
-        devices = world.machine.devices.values()
+        devices = world.machine.devices.backends.values()
         disks = [d for d in devices if isinstance(d, BlockBackend)]
         self.disks = [Vbd(self, disk, 7 * i) for i, disk in enumerate(disks)]
         self.netif = Netif(self, next(d for d in devices if isinstance(d, NetBackend)), 22)

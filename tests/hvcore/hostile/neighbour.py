@@ -35,7 +35,7 @@ class Neighbour:
         self.wire = wire
         self.rng = rng
         self.side = side = Side(world)
-        devices = world.machine.devices
+        devices = world.machine.devices.backends
         self.disk = next(d for d in devices.values() if isinstance(d, BlockBackend))
         self.vif = next(d for d in devices.values() if isinstance(d, NetBackend))
         self.word = world.abi.word

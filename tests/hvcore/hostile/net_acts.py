@@ -81,7 +81,7 @@ class Netif:
         switch, devid = old.switch, old.devid
         old.remove()
         self.device = NetBackend(old.guest, old.home, old.store, old.vif, devid, switch)
-        machine.devices[f"{VIF}{devid}"] = self.device
+        machine.devices.backends[f"{VIF}{devid}"] = self.device
 
     def connect(self) -> None:
         """Through the states to rings again, most of the time as it should be."""
