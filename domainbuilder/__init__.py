@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import DomainImage, build
     from domainbuilder.build.image import load_image, save_image
-    from domainbuilder.clones.clone import Clone, CloneLost
+    from domainbuilder.clones.clone import Clone
+    from domainbuilder.clones.process import CloneLost
     from domainbuilder.errors import (
         BuildError,
         ElfError,
@@ -109,7 +110,8 @@ _HOMES = {
     for module, names in {
         "build.domain_image": "DomainImage build",
         "build.image": "load_image save_image",
-        "clones.clone": "Clone CloneLost",
+        "clones.clone": "Clone",
+        "clones.process": "CloneLost",
         "errors": (
             "BuildError ElfError ExitCode ImageError KernelFormatError LayoutError NotesError SavedError"
         ),

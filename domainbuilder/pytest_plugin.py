@@ -173,7 +173,7 @@ def _sections(name: str, dom: RunningDomain | Clone) -> list[tuple[str, str]]:
 
         sections.append((f"crash of the {name}", render_crash(outcome.report)))
     elif outcome is None and not dom.closed:
-        from domainbuilder.clones.clone import CloneLost
+        from domainbuilder.clones.process import CloneLost
         from domainbuilder.launch.stop_text import render_stop
 
         with suppress(CloneLost):

@@ -14,11 +14,8 @@ with `close()`, with the Clone, and with the process that holds it, whatever end
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import socket
-import threading
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,10 +24,9 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from domainbuilder.clones.process import HELD, CloneLost, Process
 from domainbuilder.clones.server import Server, handled_signals
 from domainbuilder.clones.values import from_plain
-from domainbuilder.clones.wire import Closed, Kind, receive, send
-from domainbuilder.errors import BuildError
 from domainbuilder.launch.options import check_limit
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.rehearsal import Script, rehearsals
@@ -44,14 +40,6 @@ if TYPE_CHECKING:
     from domainbuilder.launch.session import Console
     from domainbuilder.launch.stop_report import StopReport
 
-_ERRORS: dict[str, type[Exception]] = {
-    "BuildError": BuildError, "RuntimeError": RuntimeError, "OSError": OSError,
-}  # fmt: skip
-
-
-class CloneLost(Exception):
-    """The process of a clone has ended, and nobody here ended it."""
-
 
 def fork(
     domains: Sequence[RunningDomain],
@@ -61,16 +49,16 @@ def fork(
 ) -> list[Clone]:
     """One process with a copy of each of the domains, which share a host; see RunningDomain.fork()."""
     check_limit(timeout)
-    with _FORKING:
+    with HELD.forking:
         for dom in domains:
             dom.check_at_rest()
             dom.check_can_be_copied()
-        _CHILDREN.reap()
+        HELD.reap()
         script = rehearsals(domains[0].machine.host).begin(domains)
         server = partial(Server, domains={dom.domain_id: dom for dom in domains}, handled=handled_signals())
         here, there = socket.socketpair()
         try:
-            pid = os.fork()
+            pid = HELD.fork()
         except BaseException:
             here.close()
             there.close()
@@ -78,7 +66,7 @@ def fork(
         if not pid:
             _serve(here, partial(server, there), timeout)
     there.close()
-    _CHILDREN.pids.add(pid)
+    HELD.pids.add(pid)
     process = Process(here, pid)
     return [Clone(process, dom.domain_id, dom, console_output, script) for dom in domains]
 
@@ -92,136 +80,6 @@ def _serve(here: socket.socket, server: Callable[[], Server], timeout: float | N
         traceback.print_exc()
     finally:
         os._exit(1)
-
-
-class _Children:
-    """The processes of clones that this process has to reap."""
-
-    def __init__(self) -> None:
-        self.pids: set[int] = set()
-
-    def reap(self, pid: int | None = None) -> str:
-        """Reap those that have ended, and wait for `pid`; how that ended, as far as it is known."""
-        how = ""
-        for child in [pid] if pid is not None else list(self.pids):
-            try:
-                found, status = os.waitpid(child, 0 if child == pid else os.WNOHANG)
-            except ChildProcessError:  # reaped by others, or by the kernel
-                found, status = child, 0
-            if found:
-                self.pids.discard(child)
-                how = _how(status)
-        return how
-
-
-def _how(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"with status {os.WEXITSTATUS(status)}"
-
-
-_CHILDREN = _Children()
-_FORKING = threading.Lock()  # a second thread finds the domain at rest, and not rehearsing
-
-
-class Process:
-    """The process of a clone, at the other end of a socket. Several threads may ask, one after the other."""
-
-    def __init__(self, sock: socket.socket, pid: int) -> None:
-        self.pid = pid
-        self.clones: weakref.WeakValueDictionary[int, Clone] = weakref.WeakValueDictionary()  # by domain
-        self._sock = sock
-        self._lock = threading.Lock()
-        self._number = 0
-        self._has_clones = False
-        self.snapshots = 0  # that were made; those that nobody has any more are
-        self.forgotten: list[int] = []
-        weakref.finalize(self, sock.close).atexit = False
-        _PROCESSES.add(self)
-
-    @property
-    def gone(self) -> bool:
-        """Whether nothing can be asked any more."""
-        return self._sock.fileno() < 0
-
-    def ask(self, name: str, domid: int, passed: socket.socket | None = None, **arguments: Any) -> Any:
-        """What the clone answers. Raises CloneLost, and what went wrong there.
-
-        Whatever is raised here while the clone runs (by a signal, by who is given its output) ends the run.
-        """
-        with self._lock:
-            if self.gone:
-                raise RuntimeError("the domain was closed")
-            self._number += 1
-            try:
-                send(self._sock, Kind.REQUEST, [self._number, name, domid, arguments])
-                if passed is not None:
-                    self._pass(passed)
-                kind, rest = self._answer(tell=True)
-            except Closed:
-                raise self._lost() from None
-            except BaseException:
-                self._pause()
-                raise
-        if kind is Kind.ANSWER:
-            return rest[0]
-        error, message = rest
-        raise _ERRORS[error](message) if error else CloneLost(f"an error in the clone:\n{message}")
-
-    def _answer(self, *, tell: bool) -> tuple[Kind, list[Any]]:
-        """The answer to the last request. What is printed meanwhile is noted, and told if it shall be."""
-        while True:
-            kind, data = receive(self._sock)
-            if kind is not Kind.OUTPUT:
-                number, *rest = json.loads(data)
-                if number == self._number:
-                    return kind, rest
-            elif clone := self.clones.get(data[0]):
-                clone.printed(data[1:], tell=tell)
-
-    def _pass(self, passed: socket.socket) -> None:
-        try:
-            socket.send_fds(self._sock, [b"\0"], [passed.fileno()])
-        except OSError as error:
-            raise Closed from error
-        self._has_clones = True
-
-    def _pause(self) -> None:
-        """Nobody waits for the answer any more: have it at once, so that the next request can be made."""
-        try:
-            send(self._sock, Kind.PAUSE)
-            self._answer(tell=False)
-        except BaseException:  # a second signal: whoever sends it wants an end
-            self._sock.close()
-
-    def _lost(self) -> CloneLost:
-        self._sock.close()
-        how = _CHILDREN.reap(self.pid) if self.pid in _CHILDREN.pids else ""
-        return CloneLost(f"the clone's process, {self.pid}, has ended {how}".rstrip())
-
-    def end(self) -> None:
-        """The last domain is closed, and the process ends: be there until it has, if nothing holds it up."""
-        self._sock.close()
-        if self.pid in _CHILDREN.pids and not self._has_clones:
-            _CHILDREN.reap(self.pid)
-
-    def forsake(self) -> None:
-        """In another process, to which this one's socket came by a fork."""
-        self._sock.close()
-
-
-_PROCESSES: weakref.WeakSet[Process] = weakref.WeakSet()
-
-
-def _forsake_all() -> None:
-    global _FORKING  # noqa: PLW0603
-    _FORKING = threading.Lock()
-    for process in list(_PROCESSES):
-        process.forsake()
-    _CHILDREN.pids.clear()
-
-
-os.register_at_fork(after_in_child=_forsake_all)
 
 
 class CloneSnapshot:

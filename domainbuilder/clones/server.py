@@ -23,6 +23,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
+from domainbuilder.clones.process import HELD
 from domainbuilder.clones.values import to_plain
 from domainbuilder.clones.wire import Closed, Kind, receive, send
 from domainbuilder.errors import BuildError
@@ -32,6 +33,7 @@ from domainbuilder.launch.snapshot import Snapshot
 from domainbuilder.launch.transcript import Search
 
 _MOST_DESCRIPTORS = 1024  # looked at where there is no /proc
+_SIGNALS = [int(number) for number in signal.valid_signals()]
 
 
 class _Paused(Exception):
@@ -48,9 +50,7 @@ class Server:
     `handled` are the signals that the holder handles.
     """
 
-    def __init__(
-        self, sock: socket.socket, domains: dict[int, RunningDomain], handled: list[signal.Signals | int]
-    ) -> None:
+    def __init__(self, sock: socket.socket, domains: dict[int, RunningDomain], handled: list[int]) -> None:
         self._sock = sock
         self._handled = handled
         self._domains = domains
@@ -209,7 +209,7 @@ class Server:
         domains = [self._domains[domid] for domid in domids]
         rehearsals(domains[0].machine.host).begin(domains)
         self._handled = handled_signals()
-        pid = os.fork()
+        pid = HELD.fork()
         if pid:
             sock.close()
             self._has_clones = True
@@ -223,9 +223,9 @@ class Server:
         raise _Begun
 
 
-def handled_signals() -> list[signal.Signals | int]:
+def handled_signals() -> list[int]:
     """The signals that Python functions handle: told before a fork, for looking copies a clone's pages."""
-    return [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
+    return [number for number in _SIGNALS if callable(signal.getsignal(number))]
 
 
 def part_from_streams(kept: set[int]) -> None:

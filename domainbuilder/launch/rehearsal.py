@@ -83,13 +83,15 @@ class Rehearsals:
 
     def _prepare(self, host: Host, domains: Sequence[RunningDomain]) -> None:
         acts = self._known
-        if self._clones < self._next or not acts or not all(dom.is_unobserved for dom in domains):
-            host.pages.settle()
-            return
-        self._next = self._clones * _FACTOR
-        if acts != self._done:
+        is_due = self._clones >= self._next and acts and all(dom.is_unobserved for dom in domains)
+        if is_due:
+            self._next = self._clones * _FACTOR
+        if is_due and acts != self._done:
             self._done = acts.copy()
             rehearse(host, domains, self._done)
+        elif self._clones != _FIRST:
+            return
+        host.pages.settle()
 
 
 def rehearse(host: Host, domains: Sequence[RunningDomain], acts: Sequence[Act]) -> None:

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 import domainbuilder
-from domainbuilder.clones.clone import Clone, CloneLost
+from domainbuilder.clones.clone import Clone
+from domainbuilder.clones.process import CloneLost
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.domain import ExpectTimeout, RunningDomain, launch
 from domainbuilder.launch.host import Host
@@ -284,6 +286,31 @@ def test_its_process_has_no_share_in_the_pipes_of_its_holder(booted: RunningDoma
         clone.console.send("about\n")
         clone.console.expect("command line")
     os.close(read_end)
+
+
+def test_a_clone_has_nothing_of_those_before_it(booted: RunningDomain) -> None:
+    def faults(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    def sockets(pid: int) -> list[str]:
+        return [
+            target for fd in Path(f"/proc/{pid}/fd").iterdir() if "socket" in (target := str(fd.readlink()))
+        ]
+
+    clones, needed = [], []
+    for _ in range(150):
+        clone = booted.fork()
+        clone.console.send("about\n")
+        clone.console.expect("command line")
+        clones.append(clone)
+        needed.append(faults(clone.pid))
+    of_clone = clone.fork()
+    of_clone.stats()
+    assert [len(sockets(one.pid)) for one in (clones[0], clone, of_clone)] == [1, 1, 1]
+    middle = len(needed) // 2
+    assert median(needed[middle:]) < median(needed[20:middle]) + 12
+    for one in [*clones, of_clone]:
+        one.close()
 
 
 def test_a_fork_of_the_holder_has_no_share_in_its_clones(booted: RunningDomain) -> None:
