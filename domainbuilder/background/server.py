@@ -27,6 +27,7 @@ from domainbuilder.launch.create import action_of, booted
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.options import vifs_of
 from domainbuilder.launch.unix_socket import Peer
+from domainbuilder.launch.waiting import Ends
 from domainbuilder.xl.config_json import parse_json
 from domainbuilder.xl.config_syntax import Source, parse
 from domainbuilder.xl.domain_config import DomainConfig, read_config
@@ -84,18 +85,17 @@ class Server:
 
     # -- what the runner asks: see launch/session.py's Input
 
-    def read(self, seconds: float | None) -> bytes:
-        """Wait for somebody for so long; the runner is to come to rest then."""
-        self.detached = bool(self._ready(seconds))
-        return b""
+    def ends(self) -> Ends[Client | socket.socket]:
+        """Where somebody comes, asks, types, or takes what is for him."""
+        self._clients = [client for client in self._clients if not client.is_gone]
+        full = self.dom is None or self.dom.machine.pending_input >= _MOST_TYPED
+        asking = [one for one in self._clients if not (one.is_console and full)]
+        return Ends([*asking, self.place.listener], [one for one in self._clients if one.out])
 
-    @property
-    def fds(self) -> list[int]:
-        """What to wait for, beside the network."""
-        return [
-            self.place.listener.fileno(),
-            *(one.sock.fileno() for one in self._clients if not one.is_gone),
-        ]
+    def read(self) -> bytes:
+        """Where somebody wants something, the runner is to come to rest."""
+        self.detached = bool(self._ready(0.0))
+        return b""
 
     def printed(self, data: bytes) -> None:
         """The guest printed `data`."""
@@ -136,13 +136,9 @@ class Server:
         self.detached = False
 
     def _ready(self, seconds: float | None) -> list[Client | socket.socket]:
-        self._clients = [client for client in self._clients if not client.is_gone]
-        full = self.dom is None or self.dom.machine.pending_input >= _MOST_TYPED
-        by_socket = {client.sock: client for client in self._clients}
-        readers = [one.sock for one in self._clients if not (one.is_console and full)]
-        writers = [one.sock for one in self._clients if one.out]
-        more, room, _ = select.select([*readers, self.place.listener], writers, [], seconds)
-        return [by_socket.get(sock, sock) for sock in dict.fromkeys([*more, *room])]
+        ends = self.ends()
+        more, room, _ = select.select(ends.readers, ends.writers, [], seconds)
+        return list(dict.fromkeys([*more, *room]))
 
     def _accept(self) -> None:
         try:

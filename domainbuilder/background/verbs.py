@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from domainbuilder.launch.guest_control import GuestControl
 from domainbuilder.launch.session import Input
+from domainbuilder.launch.waiting import Ends
 from hvcore.public.xs_wire import XENSTORE_REL_PATH_MAX
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ class _Nobody:
 
     open = detached = real_time = False
 
-    def read(self, _seconds: float | None) -> bytes:
+    def ends(self) -> Ends[int]:
+        return Ends()
+
+    def read(self) -> bytes:
         return b""
 
 

@@ -6,11 +6,10 @@ guest's time, and a replay gives it again without anybody outside.
 
 from __future__ import annotations
 
-import select
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.passt import Passt
+from domainbuilder.launch.waiting import Ends
 from domainbuilder.xl.vif import forwards
 from hvcore.given import OutsideFrame
 
@@ -48,11 +47,10 @@ class Outside:
             self.close()
             raise
 
-    def wait(self, seconds: float | None, others: Sequence[int]) -> None:
-        """Until a frame comes, or there is something at one of the other descriptors, or so long."""
-        for link in self._links.values():
-            link.flush()
-        select.select([*(link.fileno() for link in self._links.values()), *others], [], [], seconds)
+    def ends(self) -> Ends[Passt]:
+        """Where frames come, and where some wait to go."""
+        links = self._links.values()
+        return Ends([*links], [link for link in links if link.is_behind])
 
     def take(self) -> bool:
         """Give the guest what has come; whether something has. Raises BuildError where a passt has ended."""

@@ -76,6 +76,11 @@ class Passt:
         """What to wait for."""
         return self._socket.fileno()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether passt has not taken all that it was sent."""
+        return bool(self._unsent)
+
     def send(self, frame: bytes) -> None:
         """Give passt a frame of the guest's; it is lost where passt takes too little."""
         self.flush()

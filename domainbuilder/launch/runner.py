@@ -23,6 +23,7 @@ from domainbuilder.launch.session import Console, Input, Outcome
 from domainbuilder.launch.start import Start
 from domainbuilder.launch.tape import Tape
 from domainbuilder.launch.transcript import Search
+from domainbuilder.launch.waiting import wait_for
 from domainbuilder.launch.watchdog import WATCHDOG
 from hvcore.clock import NEVER
 from hvcore.errors import EngineError
@@ -197,7 +198,7 @@ class Runner:
     @property
     def _is_waited_for(self) -> bool:
         """Whether somebody outside may still wake a guest that is idle for good."""
-        if self._outside is not None or self._has_input:
+        if self._outside is not None or self._is_listening:
             return True
         return self._tools is not None and self._tools.has_clients
 
@@ -283,9 +284,7 @@ class Runner:
         self._counts.append((self.machine.clock.now(), bytes(self.machine.domain.trace.hypercalls)))
         self._check_limits()
         if not self._expired:
-            self._take_input(0.0)
-            if self._outside is not None:
-                self._outside.take()
+            self._take()
             self._arm_tick()
 
     def _check_limits(self) -> None:
@@ -307,21 +306,23 @@ class Runner:
         self._check_open()
         self.machine.input(data)
 
-    def _take_input(self, seconds: float | None) -> bool:
-        """Pass on what was typed within so many seconds; whether something was, or a tool wants something."""
+    def _take(self) -> None:
+        """Pass on what was typed, and what came to its interfaces."""
         source = self._input
-        if source is None or not source.open or self.machine.pending_input >= _INPUT_ROOM:
-            return False
-        came = False
-        with self._interruptions.allowed():
-            if seconds != 0 and self._tools is not None:
-                came, seconds = self._tools.wait(source, self._patience(seconds)), 0.0
-            data = source.read(self._patience(seconds))
-        if source.detached:
-            self._pause()
-        elif data:
-            self.machine.input(data)
-        return came or bool(data)
+        if source is not None and self._is_listening:
+            with self._interruptions.allowed():
+                data = source.read()
+            if source.detached:
+                self._pause()
+            elif data:
+                self.machine.input(data)
+        if self._outside is not None:
+            self._outside.take()
+
+    @property
+    def _is_listening(self) -> bool:
+        """Whether what is typed is read: there is room for it."""
+        return self._has_input and self.machine.pending_input < _INPUT_ROOM
 
     def _patience(self, seconds: float | None) -> float | None:
         """So many seconds, but not beyond the deadline."""
@@ -355,37 +356,26 @@ class Runner:
             return False
         due = due if due == NEVER else min(due, self._guest_limit)
         if self._outside is not None or (self._input is not None and self._input.real_time):
-            self._wait(due)
+            self._wait_in_real_time(due)
             return True
-        # A pipe is waited for only where nothing else can ever happen.
         host.advance_to(due)
-        self._take_input(None if due == NEVER else 0.0)
-        if due == NEVER and self._tools is not None and self._tools.has_clients and not self._has_input:
-            with self._interruptions.allowed():
-                self._tools.wait(None, self._patience(None))
+        if due == NEVER and self._is_waited_for:  # not before nothing else can ever happen
+            self._wait(None)
+        self._take()
         return True
 
     @property
     def _has_input(self) -> bool:
         return self._input is not None and self._input.open
 
-    def _wait(self, due: int) -> None:
-        """Wait for input as long as the guest would."""
+    def _wait_in_real_time(self, due: int) -> None:
+        """Wait for whoever may wake the guest, as long as it would, and let as much of its time pass."""
         now, started = self.machine.clock.now(), time.monotonic_ns()
-        seconds = None if due == NEVER else max(due - now, 0) / 1e9
-        if self._outside is None:
-            typed = self._take_input(seconds)
-        else:
-            source = self._input
-            others = list(getattr(source, "fds", ()))  # an input of a test may have none
-            if self._tools is not None:
-                others += self._tools.filenos()
-            with self._interruptions.allowed():
-                self._outside.wait(self._patience(seconds), others)
-            typed = self._take_input(0.0)
-            typed = self._outside.take() or typed
-            typed = (self._tools is not None and self._tools.is_wanted) or typed
-        passed = now + time.monotonic_ns() - started
-        source = self._input
-        is_early = typed or due == NEVER or (source is not None and source.detached)
-        self.machine.host.advance_to(min(passed, due) if is_early else due)
+        self._wait(None if due == NEVER else max(due - now, 0) / 1e9)
+        self._take()
+        self.machine.host.advance_to(min(now + time.monotonic_ns() - started, due))
+
+    def _wait(self, seconds: float | None) -> None:
+        sources = [self._input if self._is_listening else None, self._tools, self._outside]
+        with self._interruptions.allowed():
+            wait_for([one for one in sources if one is not None], self._patience(seconds))

@@ -16,6 +16,7 @@ from domainbuilder.launch.visible import console_lines
 
 if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
+    from domainbuilder.launch.waiting import Ends, HasFileno
 
 _EXIT_CODES: dict[str, ExitCode] = {
     **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset"), ExitCode.FINE),
@@ -111,8 +112,11 @@ class Input(Protocol):
     def real_time(self) -> bool:
         """Whether an idle guest's time is to pass as the user's does."""
 
-    def read(self, seconds: float | None) -> bytes:
-        """What came within so many seconds (None: without end); empty where nothing did."""
+    def ends(self) -> Ends[HasFileno | int]:
+        """Where to wait for it."""
+
+    def read(self) -> bytes:
+        """What has come; empty where nothing has."""
 
 
 class Console:

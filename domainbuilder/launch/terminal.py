@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from domainbuilder.launch.waiting import Ends
+
 ESCAPE = b"\x1d"  # Ctrl-], as in xl console
 _CHUNK = 1024
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -26,15 +28,14 @@ class FileInput:
         self.fd = fd
         self.open = True
 
-    @property
-    def fds(self) -> list[int]:
+    def ends(self) -> Ends[int]:
         """What to wait for."""
-        return [self.fd] if self.open else []
+        return Ends([self.fd] if self.open else [])
 
-    def read(self, seconds: float | None) -> bytes:
-        """What is there within so many seconds (None: without end); empty where nothing is."""
+    def read(self) -> bytes:
+        """What is there; empty where nothing is."""
         try:
-            if not select.select([self.fd], [], [], seconds)[0]:
+            if not select.select([self.fd], [], [], 0)[0]:
                 return b""
             data = os.read(self.fd, _CHUNK)
         except (OSError, ValueError):  # closed, or hung up
@@ -48,9 +49,9 @@ class TerminalInput(FileInput):
 
     real_time = True
 
-    def read(self, seconds: float | None) -> bytes:
+    def read(self) -> bytes:
         """As FileInput.read; what is typed behind Ctrl-] is lost, as is a terminal that goes away."""
-        typed, escape, _ = super().read(seconds).partition(ESCAPE)
+        typed, escape, _ = super().read().partition(ESCAPE)
         if escape or not self.open:
             self.detached, self.open = True, False
         return typed

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import select
 import socket
-import time
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -19,20 +18,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.launch.unix_socket import Peer, listen_at
+from domainbuilder.launch.waiting import Ends
 from hvcore.backends.xenstore_tools import ToolConnection, ToolRequest
 from hvcore.debug.periodic import Periodic
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from domainbuilder.launch.session import Input
     from hvcore.machine import Machine
 
 _POLL_NS = 10_000_000  # of the guest's time: how often a running domain looks for tools
 _MOST_CLIENTS = 32
 _MOST_REQUESTS = 256  # that are answered at a time, until the guest has run on
 _LINGER = 0.001  # seconds: how long a tool that got its answer is waited for
-_SLICE = 0.02  # seconds: how often input is looked at that cannot be waited for together with tools
 _CHUNK = 8192
 _MOST_UNREAD = 65536  # bytes that a tool has not taken, beyond which it is not listened to
 
@@ -150,38 +148,9 @@ class XenstoreServer:
 
     # -- while the domain is idle
 
-    def wait(self, source: Input | None, seconds: float | None) -> bool:
-        """Wait until a tool wants something, or somebody types: whether it is a tool.
-
-        For so many seconds; None: without end.
-        """
-        typed = list(getattr(source, "fds", ()))  # an input of a test may have none
-        in_slices = source is not None and not typed
-        end = None if seconds is None else time.monotonic() + seconds
-        while True:
-            left = None if end is None else max(end - time.monotonic(), 0.0)
-            if in_slices:
-                left = _SLICE if left is None else min(left, _SLICE)
-            readable, writable = self._readable(), self._writable()
-            try:
-                came, able, _ = select.select([*readable, *typed], writable, [], left)
-            except (OSError, ValueError):
-                return False  # the input is closed, which who reads it finds out
-            if came or able:
-                return bool(able) or any(one not in typed for one in came)
-            if in_slices:
-                return False
-            if end is not None and time.monotonic() >= end:
-                return False
-
-    def filenos(self) -> list[int]:
-        """What there is to wait for, for who waits for others, too."""
-        return [one.fileno() for one in self._readable()]
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a tool wants something now."""
-        return bool(select.select(self._readable(), [], [], 0.0)[0])
+    def ends(self) -> Ends[socket.socket | _Client]:
+        """Where tools come, ask, and take their answers."""
+        return Ends(self._readable(), self._writable())
 
     def _readable(self) -> list[socket.socket | _Client]:
         return [self._listener, *(client for client in self._clients if client.is_heard)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from tests.domainbuilder.elfwriter import EM_386, RWX, ElfWriter, xen_notes
 
 CODE = 0xC0100000  # where the code is, virtually
@@ -36,4 +38,8 @@ def kernel(code: bytes, symbols: list[tuple[str, int, int, int]] | None = None) 
 
 SPIN = b"\xeb\xfe"
 IDLE = hypercall(29, 1, 0) + b"\xeb\xec"  # SCHEDOP_block, again and again
+# SCHEDOP_poll, again and again, for the store's port, which is quiet: struct sched_poll is behind the code.
+ASLEEP = (hypercall(29, 3, CODE + 0x20) + b"\xeb\xed").ljust(0x20) + struct.pack(
+    "<IIQI", CODE + 0x30, 1, 0, 1
+)
 UD2 = b"\x0f\x0b"

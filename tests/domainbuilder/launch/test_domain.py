@@ -20,9 +20,10 @@ import domainbuilder
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.kernel.unpacked import LEAST_BYTES
 from domainbuilder.launch.domain import ExpectEOF, ExpectError, ExpectTimeout, launch
+from domainbuilder.launch.terminal import FileInput
 from hvcore.clock import NS_PER_EXIT
 from tests.domainbuilder.bzimage import bzimage
-from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, hypercall, kernel
+from tests.domainbuilder.tiny_guest import ASLEEP, IDLE, SPIN, UD2, hypercall, kernel
 
 PROMPT = r"^hello> "
 
@@ -94,6 +95,16 @@ def test_idle_for_good_can_be_woken_by_input(hello: Path) -> None:
         assert dom.outcome is None
         dom.console.send("halt\n")
         assert dom.wait().reason == "poweroff"
+
+
+def test_who_never_reads_is_idle_whatever_is_typed(tmp_path: Path) -> None:
+    guest, typed = tmp_path / "idle", tmp_path / "typed"
+    guest.write_bytes(kernel(ASLEEP))
+    typed.write_bytes(bytes(1 << 20))
+    with typed.open("rb") as file, launch(guest, timeout=60) as dom:
+        dom.attach(FileInput(file.fileno()))
+        assert dom.wait().reason == "idle"
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) < 16384  # and the rest stays where it is
 
 
 def test_an_expectation_of_an_idle_guest_fails_at_once(hello: Path) -> None:

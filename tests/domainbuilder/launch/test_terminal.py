@@ -206,9 +206,9 @@ def test_a_file_ends_and_stays_ended(tmp_path: Path) -> None:
     path.write_bytes(b"typed")
     with path.open("rb") as file:
         source = FileInput(file.fileno())
-        assert source.read(0) == b"typed"
+        assert source.read() == b"typed"
         assert source.open
-        assert source.read(None) == b""
+        assert source.read() == b""
         assert not source.open
         assert not source.detached
 
@@ -217,14 +217,14 @@ def test_nothing_typed_is_nothing() -> None:
     reader, writer = os.pipe()
     try:
         source = FileInput(reader)
-        assert source.read(0) == b""
+        assert source.read() == b""
         assert source.open
         os.write(writer, b"x")
-        assert source.read(0) == b"x"
+        assert source.read() == b"x"
     finally:
         os.close(reader)
         os.close(writer)
-    assert source.read(0) == b""
+    assert source.read() == b""
     assert not source.open
 
 
@@ -232,7 +232,7 @@ def test_what_is_typed_before_the_escape_key_counts() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"abc" + ESCAPE + b"def")
     source = TerminalInput(reader)
-    assert source.read(0) == b"abc"
+    assert source.read() == b"abc"
     assert source.detached
     assert not source.open
     os.close(reader)
