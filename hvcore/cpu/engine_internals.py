@@ -133,7 +133,18 @@ def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
     core.hv_set_check_exit_request(ctypes.c_void_p(address_of(check)))
     core.hv_set_tcg_functions(addresses)
     PATCHES.patch(slot, address_of_routine(core, "hv_gen_call"))
-    return "hv_count" if all(found) and _numbers_operations_alike(lib, core) else "hv_pace_and_leave"
+    if not all(found) or not _numbers_operations_alike(lib, core):
+        return "hv_pace_and_leave"
+    _keep_jumps_out_that_have_no_target(lib, core)
+    return "hv_count"
+
+
+def _keep_jumps_out_that_have_no_target(lib: ctypes.CDLL, core: ctypes.CDLL) -> None:
+    """Have the core see to the jumps between blocks, if it can (core/branches.c)."""
+    link = function(lib, "tb_set_jmp_target")
+    slot = jump_slot(lib, address_of(link)) if link else 0
+    if link and slot and core.hv_set_link_function(ctypes.c_void_p(address_of(link))):
+        PATCHES.patch(slot, address_of_routine(core, "hv_set_jmp_target"))
 
 
 def _numbers_operations_alike(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:

@@ -24,8 +24,8 @@
 /* coverage.c: the block at `address` is about to run. */
 void hv_cover(const struct hv_engine *e, uint64_t address, uint32_t size);
 
-/* branches.c: the guest is about to go on at `rip`. */
-void hv_unlearn_branches(const struct hv_engine *e, uint64_t rip);
+/* branches.c: the guest is about to go on. */
+void hv_unlearn_branches(const struct hv_engine *e);
 
 /* The engine whose Unicorn handle or CPUState `key` is; NULL for one that is not ours. */
 struct hv_engine *hv_engine_of(const void *key);

@@ -2,8 +2,10 @@
 #include "core.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { BUCKETS = 256 };
+enum { PAGE_SIZE = 4096, PLACE_IN_PAGE = 0x100 };
 
 struct node { /* never freed, so that other threads may look while Python enters and leaves */
     struct node *next;
@@ -40,9 +42,16 @@ static bool enter(const void *key, struct hv_engine *engine) {
     return true;
 }
 
-HV_EXPORT struct hv_engine *hv_new_words(void) { return calloc(1, sizeof(struct hv_engine)); }
+/* Each block of guest code stores to `left`, and a load from an address with the same lower twelve bits waits for a
+ * store (4K aliasing). At the end of a page, where kernels have their stack, that made a boot a third slower; here,
+ * 3,840 bytes below the top of a stack, few loads are.
+ */
+HV_EXPORT struct hv_engine *hv_new_words(void) {
+    uint8_t *page = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
+    return page ? memset(page + PLACE_IN_PAGE, 0, sizeof(struct hv_engine)) : NULL;
+}
 
-HV_EXPORT void hv_free_words(struct hv_engine *e) { free(e); }
+HV_EXPORT void hv_free_words(struct hv_engine *e) { free((uint8_t *)e - PLACE_IN_PAGE); }
 
 /* Make an engine known by its handle and its CPUState. Called under Python's lock; 0 without memory. */
 HV_EXPORT int hv_register(struct hv_engine *e) {

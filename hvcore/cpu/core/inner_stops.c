@@ -2,19 +2,12 @@
  *
  * A block is paid for at its head. Where it is left in the middle, the caller is told where it ends: what is left
  * of it is paid, and given back when the guest goes on there (hvcore/cpu/inner_stops.py).
- * Source: struct TranslationBlock in include/exec/exec-all.h of QEMU 5.0.1 as Unicorn 2.1.4 carries it.
  */
+#include "blocks.h"
 #include "inner_stops.h"
 
 enum { CF_COUNT_MASK = 0x7fff };
 enum { PAGE_MASK = 4095 };
-
-struct translation_block {
-    uint64_t pc, cs_base;
-    uint32_t flags;
-    uint16_t size, icount;
-    uint32_t cflags;
-};
 
 typedef const struct translation_block *lookup_function(void *tcg, uintptr_t host_address);
 typedef void exit_function(void *cpu, uintptr_t host_address);

@@ -13,6 +13,7 @@
  * are moved to before the store, and the store is made nothing.
  * Source: include/tcg/tcg.h, tcg-op.h and accel/tcg/translator.c of QEMU 5.0.1 as Unicorn 2.1.4 carries it.
  */
+#include "blocks.h"
 #include "inner_stops.h"
 
 enum { TCG_TYPE_I32, TCG_TYPE_I64 };
@@ -56,6 +57,7 @@ struct tcg_functions { /* in the order in which the loader gives them */
 
 static struct tcg_functions library;
 static _Thread_local struct hv_engine *running;
+static _Thread_local bool is_ours; /* the block that was translated last */
 static void *block_hook; /* hv_count() or hv_pace_and_leave() */
 
 typedef int start_function(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
@@ -69,7 +71,7 @@ HV_EXPORT void hv_set_tcg_functions(const struct tcg_functions *found) { library
 HV_EXPORT int hv_run(struct hv_engine *e, start_function *uc_emu_start, uint64_t rip) {
     struct hv_engine *outer = running;
     running = e;
-    hv_unlearn_branches(e, rip);
+    hv_unlearn_branches(e);
     int error = uc_emu_start((void *)e->uc, rip, 0, 0, 0);
     running = outer;
     return error;
@@ -206,6 +208,23 @@ static void gen_at_instruction(void *tcg, struct hv_engine *e, struct tcg_temp *
     library.temp_free(tcg, data);
 }
 
+/* What one of our blocks has in place of a call; false where it has the call. */
+static bool gen_instead(void *tcg, struct hv_engine *e, void *function, struct tcg_temp **args) {
+    if (function == library.check_exit_request)
+        return true;
+    if (function == (void *)hv_at_instruction) {
+        gen_at_instruction(tcg, e, args[0], args[1], args[2]);
+        return true;
+    }
+    if (function == library.uc_tracecode) {
+        gen_at_instruction(tcg, e, args[2], args[3], args[0]);
+        return true;
+    }
+    return function == (void *)hv_count && !e->coverage && gen_count(tcg, e, args[2]);
+}
+
+bool hv_translates_ours(void) { return is_ours; }
+
 /* tcg_gen_callN() */
 HV_EXPORT void hv_gen_call(void *tcg, void *function, struct tcg_temp *result, int nargs, struct tcg_temp **args) {
     struct hv_engine *e = running;
@@ -213,17 +232,7 @@ HV_EXPORT void hv_gen_call(void *tcg, void *function, struct tcg_temp *result, i
         e->translator = (uintptr_t)tcg;
         block_hook = function;
     }
-    if (e && e->translator == (uintptr_t)tcg && function == (void *)hv_at_instruction) {
-        gen_at_instruction(tcg, e, args[0], args[1], args[2]);
-        return;
-    }
-    if (e && e->translator == (uintptr_t)tcg && function == library.uc_tracecode) {
-        gen_at_instruction(tcg, e, args[2], args[3], args[0]);
-        return;
-    }
-    if (e && function == (void *)hv_count && !e->coverage && gen_count(tcg, e, args[2])) /* or it is called */
-        return;
-    if (e && function == library.check_exit_request && e->translator == (uintptr_t)tcg)
-        return;
-    library.gen_call(tcg, function, result, nargs, args);
+    is_ours = e && e->translator == (uintptr_t)tcg;
+    if (!is_ours || !gen_instead(tcg, e, function, args))
+        library.gen_call(tcg, function, result, nargs, args);
 }
