@@ -1,7 +1,8 @@
 """The layout lld gives to known contents: its passes over the statements, which are not GNU ld's.
 
-Follows LLVM 14, lld/ELF/LinkerScript.cpp (assignAddresses, assignOffsets, findMemoryRegion) and Writer.cpp
-(createPhdrs). All arithmetic is on whole addresses; a load address belongs to a segment, not to a section.
+Follows LLVM 14 to 22, lld/ELF/LinkerScript.cpp (assignAddresses, assignOffsets, findMemoryRegion) and
+Writer.cpp (createPhdrs). All arithmetic is on whole addresses; a load address belongs to a segment, not to a
+section.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .layout_values import Piece, Target, extent
 
 _PASSES = 7  # assignAddresses runs once, and until symbols converge, at most five times more
 _AETHER = "*aether*"  # the section of what stands before the first one
+_RELRO_PADDING = ".relro_padding"  # from LLVM 18 on: up to the end of the page, and '.' stays where it was
 _BY_PHDRS = "*PHDRS*"  # no section of a script is called so
 _PHDRS = "with PHDRS, the load address goes by lld's segments"
 
@@ -194,8 +196,12 @@ class LldSizing:
             segment.difference = self._difference
         self._current = self._last = output
         self._body(output)
+        behind = self.dot
+        if output.name == _RELRO_PADDING and isinstance(behind, Known):
+            self._move_to(Known(align_up(behind.value, self.target.common_page or 1)))
         self._current = None
         output.size = _size(output.address, self.dot)
+        self.dot = behind
         if not output.contents.allocated:
             self.dot = saved
         elif output.contents.thread_zero:

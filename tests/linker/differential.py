@@ -1,10 +1,11 @@
 """Compares what the linter computes with what GNU ld and lld do, on generated scripts.
 
-    python -m tests.linker.differential [--count 10000] [--seed 0] [--linker gnu|lld|both]
+    python -m tests.linker.differential [--count 10000] [--seed 0] [--linker gnu|lld|new-lld|all]
 
-Each script is linked with `--orphan-handling=warn --print-memory-usage -Map` (lld 14 has no memory usage).
-Compared are which pattern took which input, the orphans, addresses and load addresses of the sections, the
-symbols, and how full the regions are. What is not equal has to be unknown, with a reason.
+Each script is linked with `--orphan-handling=warn --print-memory-usage -Map` (lld 14 has no memory usage; the
+newer one in the wheel of ziglang has). Compared are which pattern took which input, the orphans, addresses
+and load addresses of the sections, the symbols, and how full the regions are. What is not equal has to be
+unknown, with a reason.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import collections
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +30,7 @@ from linker.mapfile import LinkMap, read_map
 from linker.outline import Outline
 from linker.parser import parse
 from tests.linker.generated import Script, make_pool
+from tests.needs import find_tool
 
 _ORPHAN = re.compile(r"orphan section `?'?([^'`]+)'? from `?'?([^'`]+?)'? being placed in section")
 _LLD_ORPHAN = re.compile(r"warning: (\S+?):\((\S+)\) is being placed in '")
@@ -37,42 +38,60 @@ _USAGE = re.compile(r"^\s*(\S+):\s+(\d+) (B|KB|MB|GB)", re.MULTILINE)
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
+class Linker(NamedTuple):
+    """A linker: how it is called, whether it is lld, whether it prints how full regions are."""
+
+    words: tuple[str, ...]
+    lld: bool
+    usage: bool
+
+
+LINKERS = {"gnu": ("ld.bfd", "ld"), "lld": ("ld.lld", "ld.lld-14"), "new-lld": ()}
+
+
+def linker_of(which: str) -> Linker:
+    """Return GNU ld or lld of this machine, or the newer lld that comes with ziglang."""
+    names = LINKERS[which]
+    words = (find_tool(*names),) if names else (sys.executable, "-m", "ziglang", "ld.lld")
+    said = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True).stdout
+    return Linker(words, "lld" in which, "--print-memory-usage" in said)
+
+
 class Outcome(NamedTuple):
-    """What came of one script: `differences` are complaints, `unknown` counts reasons."""
+    """What came of one script: `filled` of the `compared` are fills of regions, `unknown` counts reasons."""
 
     linked: bool
     compared: int
+    filled: int
     differences: list[str]
     unknown: collections.Counter[str]
 
 
-def link(linker: str, directory: Path, script: Script, pool: list[Path]) -> tuple[Path, Path, str] | None:
+def link(linker: Linker, directory: Path, script: Script, pool: list[Path]) -> tuple[Path, Path, str] | None:
     """Link the script with its objects; None when the linker refuses it."""
     objects = [pool[number] for number in script.inputs if number not in script.added]
     path, elf, link_map = (directory / f"case{suffix}" for suffix in (".ld", ".elf", ".map"))
     path.write_text(script.text_with(pool))
     elf.unlink(missing_ok=True)
     words = [
-        linker, "-m", "elf_x86_64", "-z", "max-page-size=4096", "--build-id=none", "--orphan-handling=warn",
-        "--print-memory-usage", "--no-check-sections", "-z", "relro" if script.relro else "norelro",
-        "-T", path, "-o", elf, "-Map", link_map, *objects,
+        *linker.words, "-m", "elf_x86_64", "-z", "max-page-size=4096", "--build-id=none",
+        "--no-check-sections", "--orphan-handling=warn", *(("--print-memory-usage",) if linker.usage else ()),
+        "-z", "relro" if script.relro else "norelro", "-T", path, "-o", elf, "-Map", link_map, *objects,
     ]  # fmt: skip
-    if "lld" in linker:
-        words.remove("--print-memory-usage")
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     if done.returncode or not elf.exists():
         return None
     return elf, link_map, done.stdout + done.stderr
 
 
-def compare(linker: str, directory: Path, seed: int, pool: list[Path], files: dict[str, Elf]) -> Outcome:
+def compare(linker: Linker, directory: Path, seed: int, pool: list[Path], files: dict[str, Elf]) -> Outcome:
     """Link the script of this seed and compare."""
-    lld = "lld" in linker
+    lld = linker.lld
     script = Script(seed, portable=lld)
     made = link(linker, directory, script, pool)
     unknown: collections.Counter[str] = collections.Counter()
     if made is None:
-        return Outcome(False, 0, [], unknown)
+        return Outcome(False, 0, 0, [], unknown)
     elf_path, map_path, said = made
     elf, link_map = read_elf(str(elf_path)), read_map(str(map_path))
     outline = Outline(parse(script.text_with(pool)))
@@ -96,12 +115,13 @@ def compare(linker: str, directory: Path, seed: int, pool: list[Path], files: di
     for name, value in layout.symbols.items():
         if name in names:
             judge.hold(name, value, names[name].address)
-    for name, theirs, unit in _usage(said):
+    usage = list(_usage(said))
+    for name, theirs, unit in usage:
         filled = layout.used.get(name, Unknown("no such region"))
         if isinstance(filled, Known) and filled.value // unit * unit == theirs:
             filled = Known(theirs)  # the linker rounds
         judge.hold(f"region {name}", filled, theirs)
-    return Outcome(True, judge.compared, differences, unknown)
+    return Outcome(True, judge.compared, len(usage), differences, unknown)
 
 
 class _Judge:
@@ -199,31 +219,32 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--linker", choices=("gnu", "lld", "both"), default="both")
+    parser.add_argument("--linker", choices=(*LINKERS, "all"), default="all")
     parser.add_argument("--show", type=int, default=5)
     options = parser.parse_args(words)
-    linkers = {"gnu": ["ld.bfd"], "lld": ["ld.lld"], "both": ["ld.bfd", "ld.lld"]}[options.linker]
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        pool = make_pool(directory, shutil.which("as") or "as")
+        pool = make_pool(directory, find_tool("as"))
         files = {str(path): read_elf(str(path)) for path in pool}
-        for linker in linkers:
-            linked = compared = 0
+        for which in LINKERS if options.linker == "all" else (options.linker,):
+            linker = linker_of(which)
+            linked = compared = filled = 0
             unknown: collections.Counter[str] = collections.Counter()
             for seed in range(options.seed, options.seed + options.count):
-                outcome = compare(shutil.which(linker) or linker, directory, seed, pool, files)
+                outcome = compare(linker, directory, seed, pool, files)
                 linked += outcome.linked
                 compared += outcome.compared
+                filled += outcome.filled
                 unknown += outcome.unknown
                 if outcome.differences:
                     failed += 1
                     if failed <= options.show:
-                        print(f"{linker} seed {seed}:\n" + Script(seed, portable="lld" in linker).text)
+                        print(f"{which} seed {seed}:\n" + Script(seed, portable=linker.lld).text)
                         print("\n".join("  " + line for line in outcome.differences))
             print(
-                f"{linker}: {options.count} scripts, {linked} linked, {compared} values compared, "
-                f"{failed} differ"
+                f"{which}: {options.count} scripts, {linked} linked, {compared} values compared "
+                f"({filled} fills of regions), {failed} differ"
             )
             for reason, count in unknown.most_common():
                 print(f"  {count} unknown: {reason}")

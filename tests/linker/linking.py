@@ -79,14 +79,21 @@ def assemble(directory: Path, name: str, source: str, bits: int, assembler: str)
 
 
 def link(
-    linker: str, directory: Path, name: str, script: str, objects: Iterable[Path], bits: int, *options: str
+    linker: str | tuple[str, ...],
+    directory: Path,
+    name: str,
+    script: str,
+    objects: Iterable[Path],
+    bits: int,
+    *options: str,
 ) -> Linked:
     """Link with the script; return its files."""
     lds, elf, link_map = (directory / f"{name}{suffix}" for suffix in (".lds", ".elf", ".map"))
     lds.write_text(script)
     emulation = "elf_i386" if bits == 32 else "elf_x86_64"
+    words = (linker,) if isinstance(linker, str) else linker
     said = run(
-        linker, "-m", emulation, "-z", "max-page-size=4096", "--build-id=none", "-T", lds, "-o", elf,
+        *words, "-m", emulation, "-z", "max-page-size=4096", "--build-id=none", "-T", lds, "-o", elf,
         "-Map", link_map, *options, *objects,
     )  # fmt: skip
     return Linked(lds, link_map, elf, said)

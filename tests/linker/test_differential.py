@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from linker.elffile import Elf, read_elf
-from tests.linker.differential import compare
+from tests.linker.differential import LINKERS, compare, linker_of
 from tests.linker.generated import make_pool
 from tests.needs import Tool
 
-SEEDS = range(int(os.environ.get("LAYOUT_LINKS", "120")))
+SEEDS = range(int(os.environ.get("LAYOUT_LINKS", "80")))
 
 
 Pool = tuple[list[Path], dict[str, Elf]]
@@ -30,19 +30,21 @@ def pool(tmp_path_factory: pytest.TempPathFactory, tool: Tool) -> Pool:
     return objects, {str(path): read_elf(str(path)) for path in objects}
 
 
-@pytest.mark.parametrize("which", ["gnu", "lld"])
-def test_generated_scripts(tmp_path: Path, tool: Tool, pool: Pool, which: str) -> None:
-    linker = tool("ld.bfd", "ld") if which == "gnu" else tool("ld.lld", "ld.lld-14")
+@pytest.mark.parametrize("which", LINKERS)
+def test_generated_scripts(tmp_path: Path, pool: Pool, which: str) -> None:
+    linker = linker_of(which)
     objects, files = pool
-    linked = compared = 0
+    linked = compared = filled = 0
     unknown: collections.Counter[str] = collections.Counter()
     for seed in SEEDS:
         outcome = compare(linker, tmp_path, seed, objects, files)
         assert outcome.differences == [], seed
         linked += outcome.linked
         compared += outcome.compared
+        filled += outcome.filled
         unknown += outcome.unknown
     assert linked > 0.8 * len(SEEDS)
     assert compared > 10 * linked
+    assert (filled > 0.5 * linked) is linker.usage
     assert all(unknown)
     assert sum(unknown.values()) < 0.15 * compared

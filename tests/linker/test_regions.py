@@ -1,4 +1,4 @@
-"""How full regions are, held to `ld --print-memory-usage`; the table in its forms; drawings."""
+"""How full regions are, held to `--print-memory-usage` of ld and lld; the table in its forms; drawings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ from linker.output import svg
 from linker.output.units import in_units, percent
 from linker.regions import CODE, CONSTANT, DATA, ZERO, Fill, Part, fill, parts_of_elf, symbols_of
 from linker.settings import DEFAULTS
+from tests.linker.differential import linker_of
 from tests.linker.elftext import build
 from tests.linker.examples import bad_example, settings_of
 from tests.linker.linking import MAIN, OTHER, Linked, assemble, link, run
@@ -51,13 +53,17 @@ def by_ld(said: str) -> dict[str, int]:
     return {name: int(used) * _UNITS[unit] for name, used, unit, _, _ in _USED.findall(said)}
 
 
-@pytest.fixture(params=SCRIPTS)
+@pytest.fixture(params=product(SCRIPTS, ("gnu", "new-lld")), ids="-".join)
 def linked(request: pytest.FixtureRequest, tool: Tool, tmp_path: Path) -> Linked:
+    """A link of each script by GNU ld and by an lld that has --print-memory-usage."""
+    name, which = request.param
     objects = [assemble(tmp_path, name, text, 64, tool("as")) for name, text in (("a", MAIN), ("b", OTHER))]
+    linker = linker_of(which)
+    assert linker.usage
+    options = () if linker.lld else ("--no-warn-rwx-segments",)
     return link(
-        tool("ld.bfd", "ld"), tmp_path, request.param, MEMORY + SCRIPTS[request.param], objects, 64,
-        "--print-memory-usage", "--no-warn-rwx-segments",
-    )  # fmt: skip
+        linker.words, tmp_path, name, MEMORY + SCRIPTS[name], objects, 64, "--print-memory-usage", *options
+    )
 
 
 def test_used_is_what_ld_prints(linked: Linked) -> None:
@@ -79,9 +85,11 @@ def test_used_is_what_ld_prints(linked: Linked) -> None:
 
 
 def test_largest_are_the_object_files_of_the_map(linked: Linked) -> None:
-    _, link_map, elf, _ = linked
+    lds, link_map, elf, _ = linked
     the_map = read_map(str(link_map))
-    flash = fill(None, the_map, read_elf(str(elf)), DEFAULTS)[0]
+    # GNU ld's map lists the regions, lld's does not.
+    outline = None if the_map.regions else Outline(read(lds.read_text()).script)
+    flash = fill(outline, the_map, read_elf(str(elf)), DEFAULTS)[0]
     assert [name for name, _ in flash.shares] == ["a64.o", "b64.o"]
     sizes = [size for _, size in flash.shares]
     assert flash.used - flash.gaps >= sum(sizes) > 0.9 * (flash.used - flash.gaps) - 256
