@@ -89,7 +89,7 @@ class Action:
         names = ("SCRIPTS", "MAP", "ELF", "CONFIG", "BASELINE", "SARIF", "REGIONS", "ARGUMENTS")
         environment = {name: given.get(name, "") for name in names}
         done = subprocess.run(
-            ["bash", "-e", "-c", self.script],
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", self.script],
             env={"PATH": f"{self.programs}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": "", **environment},
             cwd=self.work,
             capture_output=True,
@@ -117,15 +117,27 @@ def action(tmp_path: Path) -> Action:
 def test_action_runs_the_linter_with_its_inputs(action: Action) -> None:
     for name in ("a.lds", "b.lds"):
         (action.work / name).touch()
-    sarif, regions, github = action(
+    github, sarif, regions = action(
         SCRIPTS="a.lds\nb.lds", MAP="k map", BASELINE="b.json", SARIF="out.sarif", REGIONS="fill.md",
-        ARGUMENTS="-I include -D 'A=b c' $(touch x)",
+        ARGUMENTS="-I include -D 'A=b c' -DX --ignore not-kept $(touch x)",
     )  # fmt: skip
-    words = "<-I><include><-D><A=b c><$(touch><x)><--map><k map><--baseline><b.json><--><a.lds><b.lds>"
-    assert sarif == "<lint><--format><sarif><--output><out.sarif>" + words
-    assert regions == "<lint><regions><--format><markdown><--output><fill.md><--map><k map><--><a.lds>"
-    assert github == "<lint><--format><github>" + words
+    read = "<-I><include><-D><A=b c><-DX>"
+    words = read + "<--ignore><not-kept><$(touch><x)><--map><k map><--baseline><b.json><--><a.lds><b.lds>"
+    quiet = "<lint><--ignore><fragment><--ignore><version-script>"
+    assert github == quiet + "<--format><github>" + words
+    assert sarif == quiet + "<--format><sarif><--output><out.sarif>" + words
+    table = "<lint><regions><--format><markdown><--output><fill.md>"
+    assert regions == table + read + "<--map><k map><--><a.lds>"
     assert not (action.work / "x").exists()
+
+
+def test_action_ends_with_the_worst_exit_code(action: Action) -> None:
+    """What cannot be written fails the step, and hides no annotation."""
+    shim = action.programs / "domainbuilder"
+    shim.write_text('#!/bin/sh\necho "$5 $7"\ncase "$*" in *sarif*) exit 2;; *github*) exit 1;; esac\n')
+    (action.work / "a.lds").touch()
+    assert action(SCRIPTS="a.lds", code=1) == ["version-script github"]
+    assert len(action(SCRIPTS="a.lds", SARIF="no/x.sarif", REGIONS="fill.md", code=2)) == 3
 
 
 def test_action_takes_globs_and_blanks(action: Action) -> None:
