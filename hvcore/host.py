@@ -298,9 +298,9 @@ class Host:
         """Whose turn it is: that of the domain in the engine to its end, then of the one that is behind."""
         m = self._on_cpu
         alone = len(self.machines) == 1
-        if m is not None and not m.is_over and (alone or not (m.turn_is_over() or m.waits())):
+        if m is not None and m.may_run and (alone or not (m.turn_is_over() or m.waits())):
             return m
-        alive = [m for m in self.machines.values() if not m.is_over]
+        alive = [m for m in self.machines.values() if m.may_run]
         if not alive:
             return None
         m = min(alive, key=Machine.due)
@@ -311,7 +311,7 @@ class Host:
 
     def others_due(self, m: Machine) -> int:
         """When another domain has something to do next; NEVER, if none ever has."""
-        others = (other.due()[0] for other in self.machines.values() if other is not m and not other.is_over)
+        others = (other.due()[0] for other in self.machines.values() if other is not m and other.may_run)
         return min(others, default=NEVER)
 
     def _enter(self, m: Machine) -> None:
@@ -324,10 +324,14 @@ class Host:
         m.clock.attach(self.engine.cell)
         self.engine.set_handlers(m.traps)
         self._on_cpu = m
+        if m.watcher is not None:
+            m.watcher.comes()
 
     def _leave(self) -> None:
         m, self._on_cpu = self._on_cpu, None
         if m is not None:
+            if m.watcher is not None:
+                m.watcher.goes()
             m.clock.detach()
             m.context = self.engine.save_context()
 
@@ -373,7 +377,7 @@ class Host:
 
     def next_deadline(self) -> int:
         """When the next timer of a domain is due, or one of the holder's; or NEVER."""
-        deadlines = (m.clock.next_deadline() for m in self.machines.values() if not m.is_over)
+        deadlines = (m.clock.next_deadline() for m in self.machines.values() if m.may_run)
         return min(min(deadlines, default=NEVER), self.timers.next_deadline())
 
     def advance_to(self, when: int) -> None:
@@ -381,7 +385,7 @@ class Host:
         if when == NEVER:
             return
         for m in self.machines.values():
-            if not m.is_over:
+            if m.may_run:
                 m.clock.advance_to(min(when, m.clock.next_deadline()))
 
     def _serve(self, m: Machine) -> bool:
@@ -404,7 +408,7 @@ class Host:
         self.idle(when)
         if when != NEVER or self._paused or self._asked:
             return False
-        return all(m.waits() and not m.turn_is_over() for m in self.machines.values() if not m.is_over)
+        return all(m.waits() and not m.turn_is_over() for m in self.machines.values() if m.may_run)
 
 
 def _opened(disks: Sequence[Disk]) -> list[tuple[Disk, BlockImage]]:

@@ -71,6 +71,12 @@ class Watcher(Protocol):
     def left(self, stop: InnerStop | None) -> None:
         """The engine was left, and where if that was inside a block: pass_instruction(), or have it pause."""
 
+    def comes(self) -> None:
+        """The domain has the engine now, after another or for the first time."""
+
+    def goes(self) -> None:
+        """Another domain is about to have the engine."""
+
 
 class Stop(Enum):
     """Why `Host.run()` came back."""
@@ -91,7 +97,8 @@ class Machine:
         (
             "host", "mem", "engine", "clock", "domain", "xenstore", "console", "devices",
             "frames", "traps", "hypercalls", "ro_page_fault", "lanes", "typed", "context",
-            "crash", "skip_loops", "watcher", "listeners", "_has_lanes", "_running", "boot", "heap_top",
+            "crash", "skip_loops", "watcher", "is_held", "listeners", "_has_lanes", "_running", "boot",
+            "heap_top",
         )
     )  # fmt: skip
 
@@ -127,6 +134,7 @@ class Machine:
         self.context: EngineContext | None = None  # what it left in the engine, while it is not there
         self.skip_loops = True  # tests compare with what happens otherwise
         self.watcher: Watcher | None = None  # a debugger, where there is one
+        self.is_held = False  # by it: others of the host may go on without this one
         self.listeners = 0  # who are told of events (debug/taps.py)
         self._running: Vcpu | None = None  # whose registers are in the engine
         self._is_idle = False  # and which has left the processor all the same
@@ -281,6 +289,11 @@ class Machine:
         if v is not self._running:
             return v.saved_state or b""
         return self.engine.save_state() if self.context is None else self.context.state
+
+    @property
+    def may_run(self) -> bool:
+        """Whether there is a turn for it: it is not over, nor held; half a store is carried out first."""
+        return not self.is_over and (not self.is_held or self.ro_page_fault.pending)
 
     def waits(self) -> bool:
         """Every vCPU is blocked, and there is nothing to wake one but time and others."""

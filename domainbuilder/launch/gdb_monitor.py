@@ -22,7 +22,7 @@ from hvcore.page_info import NO_OWNER, PGT_NAMES, PGT_pinned, PGT_validated
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
     from hvcore.debug.debugger import Stopped
-    from hvcore.debug.gdb.stub import Stub
+    from hvcore.debug.gdb.process import Process
     from hvcore.debug.timeline import Bookmark, Timeline
 
 HELP = """\
@@ -50,7 +50,7 @@ class Monitor:
     def __init__(self, dom: RunningDomain, moved: Callable[[Stopped], None] = lambda _stopped: None) -> None:
         self._dom = dom
         self.moved = moved  # told where the guest stands, where it stands elsewhere in its time
-        self.stub: Stub | None = None
+        self.process: Process | None = None
         self.timeline: Timeline | None = None
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._listening = ExitStack()
@@ -105,8 +105,8 @@ class Monitor:
 
     def _view(self) -> GuestView:
         view = GuestView(self._dom.machine)
-        if self.stub is not None and self.stub.root_mfn is not None:
-            view.root_mfn = self.stub.root_mfn
+        if self.process is not None and self.process.root_mfn is not None:
+            view.root_mfn = self.process.root_mfn
         return view
 
     def _map(self, rest: str) -> Iterator[str]:
@@ -143,13 +143,13 @@ class Monitor:
         yield f"{frames.count[pg]} references"
 
     def _as(self, rest: str) -> Iterator[str]:
-        if self.stub is None:
+        if self.process is None:
             return
         value = None if rest == "off" else self._number(rest)
         if value is None and rest != "off":
             yield "as CR3: the machine address of a root page table; or as off"
             return
-        self.stub.root_mfn = None if value is None else value >> 12
+        self.process.root_mfn = None if value is None else value >> 12
         yield "memory is looked at " + (
             "as the selected vCPU sees it" if value is None else f"by the page tables at {value & -4096:#x}"
         )
@@ -233,7 +233,7 @@ class Monitor:
 
     def _restart(self, rest: str) -> Iterator[str]:
         bookmark = self._bookmark(rest)
-        if bookmark is None or self.timeline is None or self.stub is None:
+        if bookmark is None or self.timeline is None:
             yield _NO_CHECKPOINT
             return
         self._listening.close()

@@ -1,382 +1,342 @@
-"""GDB at the other end of a socket, for a domain that is launched: who listens where, and who runs when.
+"""GDB for the domains of a host: which of them it has, and who runs when.
 
-The server stands between the domain and its machine: it runs the machine when GDB says so, and talks to GDB
-while the machine stands. A domain without a GDB runs as ever; one that comes stops it where it is.
+The server stands between domains and their machines: it runs them when GDB says so, and talks to GDB
+while all of them stand. Domains without a GDB run as ever; one that comes stops them where they are.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
-import select
-import socket
-from collections import deque
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
-from domainbuilder.errors import BuildError, Where
-from domainbuilder.inputs import is_elf
-from domainbuilder.launch.gdb_monitor import Monitor
-from domainbuilder.launch.unix_socket import listen_at
-from hvcore.debug.debugger import Debugger, Stopped
-from hvcore.debug.gdb.packets import Acknowledged, Damaged, Interrupted, Packet, PacketReader, packet
-from hvcore.debug.gdb.stub import Leave, Resume, Stub
+from domainbuilder.launch.gdb_domain import GdbDomain
+from domainbuilder.launch.gdb_line import Address, GdbLine
+from hvcore.debug.gdb.stub import Attach, Leave, Listed, Resume, Stub
 from hvcore.debug.periodic import Periodic
-from hvcore.debug.timeline import Timeline
 from hvcore.machine import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from domainbuilder.launch.running import RunningDomain
+    from hvcore.debug.debugger import Stopped
 
-_POLL_NS = 10_000_000  # of the guest's time: how often a running domain looks for GDB
-_WAIT = 0.2  # seconds: how often one that stands looks at its limits
-_CHUNK = 1 << 16
-_MOST_WAITING = 256  # packets of a client that does not wait for answers
-_POLL_STEPS = 64
-_PORT = re.compile(r"(?:(?P<host>\[[^\]]*\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})\Z")
-_REASONS = {"shutdown": Stop.SHUTDOWN, "crashed": Stop.CRASHED, "idle": Stop.IDLE}
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: a unix socket, or a TCP port of a host's."""
-
-    path: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-
-    @property
-    def is_local(self) -> bool:
-        """Whether nobody from outside of this machine gets there."""
-        if self.path is not None or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        """As GDB's `target remote` takes it."""
-        return self.path if self.path is not None else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """`PORT`, `HOST:PORT` or `unix:PATH`; other text is the path of a unix socket. Raises BuildError."""
-    match = _PORT.match(text)
-    if match is not None:
-        port = int(match["port"])
-        if port > 0xFFFF:
-            raise BuildError("that is no TCP port", found=match["port"], expected="0-65535")
-        return Address(host=match["host"] or "127.0.0.1", port=port)
-    path = text.removeprefix("unix:")
-    if not path:
-        raise BuildError("--gdb wants [HOST:]PORT or unix:PATH", found=text)
-    return Address(path=path)
-
-
-def _listen(address: Address) -> socket.socket:
-    """A listening socket; that of a path is for its owner alone (mode 0600)."""
-    try:
-        if address.path is None:
-            host = address.host.strip("[]")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, address.port))
-            listener.listen(1)
-        else:
-            return listen_at(address.path)
-    except (OSError, OverflowError, UnicodeError, ValueError) as error:
-        raise BuildError(f"GDB cannot be listened for: {error}", where=Where(str(address))) from error
-    return listener
+_POLL_NS = 10_000_000  # of the guest's time: how often running domains look for GDB
+_WAIT = 0.2  # seconds: how often those that stand look at their limits
+_SIGABRT, _SIGSEGV = 6, 11
 
 
 class GdbServer:
-    """GDB for one domain: a context manager that stands between it and its machine while the block lasts.
+    """A context manager that stands between a host's domains and their machines while the block lasts.
 
-    `waits`: the domain does not begin before GDB has come and said so. `goes_back`: GDB can go back in time,
-    of a domain that nobody else listens to. `say` is told what the user is to know.
+    GDB has the first of them when it comes, and attaches to others; what it has not goes on with what it
+    has. `waits`: none begins before GDB has come and said so. `goes_back`: GDB can go back in time, of a
+    single domain that nobody else listens to. `say` is told what the user is to know.
     """
 
     def __init__(
         self,
-        dom: RunningDomain,
+        *doms: RunningDomain,
         address: Address,
-        *,
         waits: bool = True,
         goes_back: bool = False,
-        say: Callable[[str], None],
+        say: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        self._dom = dom
+        self.closed = False
+        self._all: list[RunningDomain] = []
         self._say = say
-        self._listener = _listen(address)
-        port = self._listener.getsockname()[1] if address.path is None else 0
-        self.address = address if address.path is not None else Address(host=address.host, port=port)
-        self._client: socket.socket | None = None
-        self._reader = PacketReader()
-        self._waiting: deque[bytes] = deque()
-        self._interrupted = False
-        self._last = b""
-        self._debugger: Debugger | None = None
-        self._stub: Stub | None = None
-        self._timeline: Timeline | None = None
-        self._over: Stopped | None = None  # how the domain ended, while GDB looks at what is left
+        self._line = GdbLine(address)
         self._goes_back = goes_back
-        self._monitor = Monitor(dom, self._moved)
-        self._resume: Resume | None = None if waits else Resume()  # how the domain goes on; None: it stands
+        self._stub: Stub | None = None  # while there is a GDB
+        self._domains: dict[int, GdbDomain] = {}  # that it has, by domid
+        self._killed: list[RunningDomain] = []  # by it: they stand as long as it is listened for
+        self._stands = waits  # all that GDB has stand, and it is listened to
+        self._resume: Resume | None = None  # how they go on if not
         self._owes_reply = False  # GDB has said how to go on, and waits for the next stop
         self._watching = ExitStack()
-        self._periodic = Periodic(dom.machine, "gdb", _POLL_NS, self._poll)
+        self._host = doms[0].machine.host
+        self._periodic = Periodic(doms[0].machine, "gdb", _POLL_NS, self._poll)
+        for dom in doms:
+            self.add(dom)
+
+    @property
+    def address(self) -> Address:
+        """Where GDB is listened for."""
+        return self._line.address
+
+    def add(self, dom: RunningDomain) -> None:
+        """A domain more of the host, which GDB can attach to."""
+        self._all.append(dom)
+        dom.run_by(partial(self._run, dom))
+        self._watching.enter_context(dom.watching(self._periodic))
 
     def __enter__(self) -> GdbServer:
-        self._dom.run_by(self._run)
-        self._watching.enter_context(self._dom.watching(self._periodic))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send GDB away, and have the domains run without."""
+        if self.closed:
+            return
         self._watching.close()
-        self._dom.run_by(None)
-        self._drop_client()
-        self._listener.close()
-        if self.address.path is not None:
-            with suppress(OSError):
-                Path(self.address.path).unlink()
+        for dom in self._all:
+            dom.run_by(None)
+            dom.machine.is_held = False
+        self._gone()
+        self._line.close()
+        self._all.clear()
+        self.closed = True
 
-    # -- running: what the domain calls in place of Machine.run()
+    # -- running: what a domain calls in place of Machine.run()
 
-    def _run(self) -> Stop:
+    def _run(self, dom: RunningDomain) -> Stop:
         """Until the domain's holder is wanted; GDB has its say in between."""
         while True:
-            if self._resume is None:
+            if dom in self._killed:
+                return Stop.PAUSED
+            had = self._domains.get(dom.domain_id)
+            if dom.machine.is_over and (had is None or had.over is None):
+                return Stop.CRASHED if dom.machine.crash is not None else Stop.SHUTDOWN
+            if self._stands:
                 if not self._talk():
                     return Stop.PAUSED
-            elif self._debugger is None:
-                stop = self._dom.machine.run()
-                if stop is not Stop.PAUSED or self._client is None:
-                    return stop
-                self._attached()
-            else:
-                ended = self._go(self._debugger)
-                if ended is not None:
-                    return ended
+                continue
+            stop = self._go() if self._domains else self._go_without(dom)
+            if stop is not None:
+                return stop
 
-    def _go(self, debugger: Debugger) -> Stop | None:
-        """As GDB said; where the domain ended or somebody else is wanted, that."""
-        assert self._resume is not None
-        if self._resume.is_back and self._timeline is not None:
-            back, vcpu = self._timeline, self._resume.vcpu
-            self._over = None
-            self._monitor.close()  # what is executed again would be heard again
-            self._tell_stop(back.continue_back() if vcpu is None else back.step_back(vcpu))
+    def _go_without(self, dom: RunningDomain) -> Stop | None:
+        """GDB has no domain, or there is none: a GDB may come, or ask for one."""
+        stop = dom.machine.run()
+        if stop is not Stop.PAUSED or not self._line.is_up:
+            return stop
+        if self._stub is None:
+            self._attached()
             return None
-        if self._over is not None:
-            return self._leave(self._over)
-        stopped = self._step(debugger, self._resume)
-        if self._interrupted:
-            self._interrupted = False
-            self._tell_stop(stopped)
+        if not self._line.has_packets:
+            return stop
+        while self._line.has_packets and not self._domains:
+            self._answer(self._line.next_packet() or b"")
+        return None
+
+    def _go(self) -> Stop | None:
+        """As GDB said; where somebody else is wanted, that."""
+        resume = self._resume
+        lead = self._domains.get(resume.pid) if resume is not None else None
+        if resume is None or lead is None:  # it is gone: GDB has to say more
+            self._stands = True
+            return None
+        if resume.is_back and lead.timeline is not None:
+            self._tell_stop(lead, lead.go_back(resume.vcpu))
+            return None
+        going = [domain for pid, domain in self._domains.items() if pid in resume.goes_on]
+        for domain in going:
+            if domain.over is not None or domain.dom.closed:
+                self._tell_end(domain)
+                return None
+        who, stopped = self._run_together(lead, going, resume)
+        if self._line.interrupted:
+            self._line.interrupted = False
+            self._tell_stop(who, stopped)
             return None
         if stopped.reason == "paused":
             return Stop.PAUSED  # the rest of a step comes when the domain goes on
         if stopped.reason == "idle":
-            return self._idle(stopped)
-        if stopped.reason in ("shutdown", "crashed"):
-            return self._ended(stopped)
-        self._tell_stop(stopped)
+            return self._idle(who, stopped)
+        if stopped.reason not in ("shutdown", "crashed"):
+            self._tell_stop(who, stopped)
+        elif who.has_crashed:  # GDB may look at what is left, and go back, until it goes on
+            who.over = stopped
+            self._tell_stop(who, stopped)
+        else:
+            self._tell_end(who)
         return None
 
-    def _step(self, debugger: Debugger, resume: Resume) -> Stopped:
-        if resume.vcpu is None:
-            return debugger.go()
-        for count in range(1 << 62):
-            stopped = debugger.step(resume.vcpu)
-            if stopped.reason != "step" or not resume.start <= stopped.rip < resume.end:
-                break
-            point = debugger.breakpoint_at(stopped.rip)
-            if point is not None:
-                return Stopped("breakpoint", stopped.vcpu_id, stopped.rip, point)
-            if count % _POLL_STEPS == _POLL_STEPS - 1:
-                self._poll()
-                if self._interrupted:
-                    break
-        return stopped
+    def _run_together(
+        self, lead: GdbDomain, going: list[GdbDomain], resume: Resume
+    ) -> tuple[GdbDomain, Stopped]:
+        """Run those that go on, the others of GDB's held: who stands now for a reason, and where."""
+        for domain in self._domains.values():
+            domain.machine.is_held = domain not in going
+        others = [domain for domain in going if domain is not lead]
+        with ExitStack() as stack:
+            for domain in others:
+                stack.enter_context(domain.debugger.beside())
+            stopped = lead.go(resume)
+        if stopped.reason == "paused":
+            for domain in others:
+                if domain.machine.is_over:
+                    return domain, domain.stop_at_end
+                if domain.debugger.stopped is not None:
+                    return domain, domain.debugger.stopped
+        return lead, stopped
 
-    def _idle(self, stopped: Stopped) -> Stop | None:
+    def _idle(self, who: GdbDomain, stopped: Stopped) -> Stop | None:
         """Nothing can ever happen but by GDB, or by input."""
-        if self._dom.takes_input:
+        if any(dom.takes_input for dom in self._all):
             return Stop.IDLE
-        while self._client is not None and not self._interrupted:
+        while self._line.is_up and not self._line.interrupted:
             if not self._receive(_WAIT) and self._is_wanted():
                 return Stop.PAUSED
-        if self._client is None:
+        if not self._line.is_up:
             return Stop.IDLE
-        self._interrupted = False
-        self._tell_stop(stopped)
+        self._line.interrupted = False
+        self._tell_stop(who, stopped)
         return None
 
-    def _ended(self, stopped: Stopped) -> Stop | None:
-        """The domain is over. After a crash GDB may look at what is left, and go back, until it goes on."""
-        if stopped.reason == "crashed" or self._dom.machine.shutdown_reason == "crash":
-            self._over = stopped
-            self._tell_stop(stopped)
-            return None
-        return self._leave(stopped)
-
-    def _leave(self, stopped: Stopped) -> Stop:
-        """GDB is told that there is nothing any more."""
-        crashed = stopped.reason == "crashed" or self._dom.machine.shutdown_reason == "crash"
-        self._send((b"X0b" if stopped.reason == "crashed" else b"X06") if crashed else b"W00")
-        self._drop_client()
-        return _REASONS[stopped.reason]
-
-    def _moved(self, stopped: Stopped) -> None:
-        """The domain stands elsewhere in its time, by `monitor restart`."""
-        assert self._stub is not None
-        self._stub.stop_reply(stopped)
-        self._over = None
-
-    def _tell_stop(self, stopped: Stopped) -> None:
-        self._resume = None
+    def _tell_stop(self, domain: GdbDomain, stopped: Stopped) -> None:
+        self._stands, self._resume = True, None
         if self._stub is not None and self._owes_reply:
             self._owes_reply = False
-            self._send(self._stub.stop_reply(stopped))
+            self._line.send(self._stub.stop_reply(domain.process, stopped))
 
-    # -- talking: the domain stands
+    def _tell_end(self, domain: GdbDomain) -> None:
+        """GDB is told that there is a domain no more; it goes with the last of them."""
+        assert self._stub is not None
+        crash = _SIGSEGV if domain.machine.crash is not None else _SIGABRT
+        pid = domain.process.pid
+        self._line.send(self._stub.end_reply(pid, crash if domain.has_crashed else None))
+        self._owes_reply = False
+        self._drop(pid)
+        self._stands, self._resume = bool(self._domains), None
+        if not self._domains and not (self._stub.is_extended and any(self._alive())):
+            self._gone()
+
+    # -- talking: the domains stand
 
     def _talk(self) -> bool:
-        """Answer GDB until the domain is to go on; False where its holder is wanted."""
-        while self._resume is None:
-            if self._waiting:
-                self._answer(self._waiting.popleft())
+        """Answer GDB until domains are to go on; False where their holder is wanted."""
+        while self._stands:
+            if self._line.is_up and self._stub is None:
+                self._attached()
+            data = self._line.next_packet()
+            if data is not None:
+                self._answer(data)
             elif not self._receive(_WAIT) and self._is_wanted():
                 return False
         return True
 
     def _is_wanted(self) -> bool:
         """Whether a limit has come, or a signal."""
-        host = self._dom.machine.host
-        host.attend()
-        return host.is_to_pause
+        self._host.attend()
+        return self._host.is_to_pause
 
     def _answer(self, data: bytes) -> None:
         assert self._stub is not None
         answer = self._stub.handle(data)
         if isinstance(answer, Resume):
-            self._resume, self._owes_reply = answer, True
+            self._resume, self._owes_reply, self._stands = answer, True, False
         elif isinstance(answer, Leave):
-            self._send(b"OK")
-            self._drop_client()
-            if answer.kills:
-                self._dom.end_run()
-                self._dom.machine.host.pause()
+            self._leave(answer)
+        elif isinstance(answer, Attach):
+            self._attach(answer.pid)
         else:
-            self._send(answer)
+            self._line.send(answer)
+            self._line.wants_no_acks = self._stub.no_ack
+
+    def _leave(self, leave: Leave) -> None:
+        self._line.send(b"OK")
+        for pid in leave.pids:
+            domain = self._drop(pid)
+            if leave.kills and domain is not None:
+                self._killed.append(domain.dom)
+                domain.machine.is_held = True
+                domain.dom.end_run()
+                self._host.pause()
+        if leave.hangs_up:
+            self._gone()
+        elif not self._domains:
+            self._stands = False
+
+    def _attach(self, pid: int) -> None:
+        assert self._stub is not None
+        for dom in self._alive():
+            if dom.domain_id == pid:
+                domain = self._take(dom)
+                self._stub.add(domain.process)
+                self._stands = True
+                stopped = domain.debugger.stopped_here("attached")
+                self._line.send(self._stub.stop_reply(domain.process, stopped))
+                return
+        self._line.send(b"E01")
+
+    def _alive(self) -> Iterator[RunningDomain]:
+        """The domains that GDB can have, or has."""
+        return (dom for dom in self._all if not (dom.closed or dom.machine.is_over))
+
+    def _take(self, dom: RunningDomain) -> GdbDomain:
+        """GDB has a domain from now on."""
+        domain = GdbDomain(dom, goes_back=self._goes_back, poll=self._poll_within_steps)
+        self._domains[dom.domain_id] = domain
+        return domain
+
+    def _drop(self, pid: int) -> GdbDomain | None:
+        """GDB has a domain no more, which goes on when any does."""
+        domain = self._domains.pop(pid, None)
+        if domain is not None:
+            if self._stub is not None:
+                self._stub.drop(pid)
+            domain.close()
+        return domain
 
     def _attached(self) -> None:
-        """A GDB has come: the debugger is there, and the domain stands."""
-        self._debugger = Debugger(self._dom.machine)
-        plan = self._dom.plan
-        kernel = str(Path(plan.kernel).resolve()) if plan is not None and is_elf(plan.kernel) else None
-        if self._goes_back:
-            self._timeline = Timeline(self._debugger, went_back=self._dom.went_back)
-        line = self._timeline
-        self._stub = Stub(
-            self._debugger,
-            exec_file=kernel,
-            monitor=self._monitor,
-            goes_back=line is not None,
-            written=line.changed if line is not None else lambda: None,
-        )
-        self._monitor.stub, self._monitor.timeline = self._stub, self._timeline
-        self._stub.stopped = Stopped("paused", self._dom.machine.domain.current_id, 0)
-        self._resume, self._owes_reply, self._interrupted = None, False, False
+        """A GDB has come: it has the first domain, which stands, and attaches to others if it wants them."""
+        first = next(self._alive(), self._all[0])
+        self._stub = Stub([self._take(first).process], listed=self._listed, goes_back=self._goes_back)
+        self._stands, self._resume, self._owes_reply = True, None, False
 
-    # -- the socket
+    def _listed(self) -> Iterator[Listed]:
+        for dom in self._all:
+            if not dom.closed:
+                vcpus = sum(v.is_initialised for v in dom.machine.domain.vcpus)
+                state = (
+                    "over"
+                    if dom.machine.is_over
+                    else "debugged"
+                    if dom.domain_id in self._domains
+                    else "free"
+                )
+                kernel = dom.plan.kernel if dom.plan is not None else ""
+                columns = (
+                    ("name", dom.machine.name),
+                    ("kernel", kernel),
+                    ("vcpus", str(vcpus)),
+                    ("state", state),
+                )
+                yield Listed(dom.domain_id, columns)
+
+    # -- the line
 
     def _poll(self) -> None:
-        """While the domain runs: is there somebody, or something said?"""
-        if self._receive(0) and (self._interrupted or self._client is None or self._debugger is None):
-            self._dom.machine.host.pause()
+        """While domains run: is there somebody, or something said?"""
+        if self._receive(0) and (self._line.interrupted or not self._domains):
+            self._host.pause()
+
+    def _poll_within_steps(self) -> bool:
+        self._poll()
+        return self._line.interrupted
 
     def _receive(self, seconds: float) -> bool:
-        """Take what comes within so many seconds; whether something did."""
-        source = self._client or self._listener
-        try:
-            if not select.select([source], [], [], seconds)[0]:
-                return False
-            if self._client is None:
-                self._accept()
-                return True
-            data = self._client.recv(_CHUNK)
-        except (OSError, ValueError):
-            data = b""
-        if not data:
-            self._drop_client()
-            return True
-        for item in self._reader.feed(data):
-            self._take(item)
-        return True
+        was_up = self._line.is_up
+        came = self._line.receive(seconds)
+        if self._stands:
+            self._line.interrupted = False  # nothing runs
+        if was_up and not self._line.is_up:
+            self._gone()
+        return came
 
-    def _accept(self) -> None:
-        self._client, _ = self._listener.accept()
-        if self._client.family != socket.AF_UNIX:
-            self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._client.settimeout(10)
-        self._reader = PacketReader()
-        self._waiting.clear()
-        if self._resume is None:  # it stands, and waits for GDB
-            self._attached()
-
-    def _take(self, item: Packet | Damaged | Acknowledged | Interrupted) -> None:
-        acknowledges = self._stub is None or not self._stub.no_ack
-        if isinstance(item, Packet):
-            if acknowledges:
-                self._write(b"+")
-            if len(self._waiting) >= _MOST_WAITING:
-                self._drop_client()
-            else:
-                self._waiting.append(item.data)
-        elif isinstance(item, Damaged):
-            if acknowledges:
-                self._write(b"-")
-        elif isinstance(item, Acknowledged):
-            if not item.good and acknowledges:
-                self._write(self._last)
-        elif self._resume is not None:
-            self._interrupted = True
-
-    def _send(self, data: bytes) -> None:
-        self._last = packet(data)
-        self._write(self._last)
-
-    def _write(self, data: bytes) -> None:
-        if self._client is None:
-            return
-        try:
-            self._client.sendall(data)
-        except OSError:
-            self._drop_client()
-
-    def _drop_client(self) -> None:
-        """GDB has gone, or is sent away: nothing of it is left, and the domain goes on."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
-            if not self._dom.machine.is_over:
-                self._say("gdb has gone; the domain goes on")
-        self._waiting.clear()
-        self._monitor.close()
+    def _gone(self) -> None:
+        """GDB has gone, or is sent away: nothing of it is left, and the domains go on."""
+        had_one = self._stub is not None
+        self._line.hang_up()
+        for pid in list(self._domains):
+            self._drop(pid)
         if self._stub is not None:
             self._stub.close()
-        if self._timeline is not None:
-            self._timeline.close()
-        if self._debugger is not None:
-            self._debugger.close()
-        self._debugger = self._stub = self._timeline = self._over = None
-        self._monitor.stub = self._monitor.timeline = None
-        self._interrupted = False
-        self._resume = self._resume or Resume()
+        self._stub = self._resume = None
+        self._stands = self._owes_reply = False
+        alive = len(list(self._alive()))
+        if had_one and alive:
+            self._say("gdb has gone; " + ("the domain goes on" if alive == 1 else "the domains go on"))

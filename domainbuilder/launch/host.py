@@ -30,6 +30,7 @@ from hvcore.machine_memory import MachineMemory
 
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
+    from domainbuilder.launch.gdb_server import GdbServer
 
 MAX_DOMAINS = 32
 _MIB_PAGES = 256
@@ -50,6 +51,7 @@ class Host:
         except (OSError, ValueError, OverflowError, EngineError) as error:
             raise LayoutError(f"no host of {memory_mib} MB: {error}") from error
         self._domains: list[RunningDomain] = []
+        self._gdb: GdbServer | None = None
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -83,7 +85,27 @@ class Host:
             raise BuildError("the host has as many domains as it can", found=str(MAX_DOMAINS))
         dom = launch_on(self.host, kernel, memory_mib, **options)
         self._domains = [*self.domains, dom]
+        if self._gdb is not None and not self._gdb.closed:
+            self._gdb.add(dom)
         return dom
+
+    def gdb(self, address: str, *, waits: bool = True) -> GdbServer:
+        """Let gdb have the host's domains, as its processes, until the server's `with` or the host ends.
+
+        `address` is that of `launch --gdb`: a unix socket's path, PORT or HOST:PORT; the server's own is
+        what gdb's `target extended-remote` takes. `waits`: when a domain is waited for, none begins before
+        gdb has come and said so. What is launched later gdb can attach to. Raises BuildError where nobody
+        can listen there, RuntimeError where the host has no domain or a gdb already.
+        """
+        from domainbuilder.launch.gdb_line import parse_address
+        from domainbuilder.launch.gdb_server import GdbServer
+
+        if not self.domains:
+            raise RuntimeError("the host has no domain")
+        if self._gdb is not None and not self._gdb.closed:
+            raise RuntimeError(f"gdb is listened for already, at {self._gdb.address}")
+        self._gdb = GdbServer(*self.domains, address=parse_address(address), waits=waits)
+        return self._gdb
 
     def fork(self, *, timeout: float | None = None) -> HostClone:
         """A copy of the host with its domains as they stand, in a process of its own.
@@ -112,6 +134,8 @@ class Host:
         """Destroy the domains and give the memory back. What they printed, their outcomes and counts stay."""
         if self._closed:
             return
+        if self._gdb is not None:
+            self._gdb.close()
         for dom in self.domains:
             dom.close()
         self._closed = True

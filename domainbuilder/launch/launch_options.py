@@ -116,7 +116,7 @@ def _check_files(options: LaunchOptions) -> None:
 def _check_sockets(options: LaunchOptions) -> None:
     """Raise BuildError for what cannot be listened at, or not in such a run."""
     if options.gdb is not None:
-        from domainbuilder.launch.gdb_server import parse_address
+        from domainbuilder.launch.gdb_line import parse_address
 
         parse_address(options.gdb)
     elif not options.gdb_waits:

@@ -173,7 +173,8 @@ def _serve_xenstore(dom: RunningDomain, options: LaunchOptions, progress: Progre
 
 def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
     """Listen for GDB for as long as `stack` lasts, and say where."""
-    from domainbuilder.launch.gdb_server import GdbServer, parse_address
+    from domainbuilder.launch.gdb_line import parse_address
+    from domainbuilder.launch.gdb_server import GdbServer
 
     def say(text: str) -> None:
         if not options.json:
@@ -187,7 +188,9 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
     alone = options.record is None and options.replay is None and options.observing == NOTHING
     alone = alone and options.xenstore is None
     alone = alone and not options.plain and not any(disk.is_written for disk in dom.machine.devices.disks)
-    server = stack.enter_context(GdbServer(dom, address, waits=options.gdb_waits, goes_back=alone, say=say))
+    server = stack.enter_context(
+        GdbServer(dom, address=address, waits=options.gdb_waits, goes_back=alone, say=say)
+    )
     if not address.is_local:
         say(f"anybody who reaches {server.address} can read and change the guest, and end it")
     say(f"{'waiting for gdb: ' if options.gdb_waits else ''}target remote {server.address}")

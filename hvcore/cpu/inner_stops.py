@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from hvcore.clock import CELL_LEFT, CELL_SPENT
@@ -71,6 +72,16 @@ class _Rest(NamedTuple):
     spent: int
 
 
+@dataclass(slots=True)
+class _Hook:
+    """Instructions that are hooked, for so many who asked for just these."""
+
+    callback: object  # which the library calls as long as there is the hook
+    handle: ctypes.c_size_t
+    instructions: tuple[int, int]
+    users: int = 1
+
+
 class InnerStops(Exits):
     """Exits that can also be left at instructions and before accesses."""
 
@@ -78,7 +89,7 @@ class InnerStops(Exits):
         self, library: Library, window: sw.StateWindow, internals: Internals, core: ctypes.CDLL | None
     ) -> None:
         super().__init__(library, window, internals, core)
-        self._hooks: dict[ctypes.c_size_t | int, object] = {}
+        self._hooks: dict[int, _Hook] = {}  # by handle
         self._watch_words = (ctypes.c_uint64 * (3 * (_MOST_WATCHES + 4)))()
         self.words.watches = ctypes.addressof(self._watch_words)
         self._watches: list[Watch] = []  # of whoever asked for them
@@ -106,6 +117,10 @@ class InnerStops(Exits):
 
         Raises EngineError where this build of the library offers no way.
         """
+        for hook in self._hooks.values():
+            if hook.instructions == (first, last):
+                hook.users += 1  # two hooks at an instruction could not both be passed
+                return hook.handle
         if self.native_pacing and self.internals.is_lean and not self._stops_natively:
             raise EngineError("this Unicorn library cannot be stopped inside a block of code")
         if self._stops_natively:
@@ -117,7 +132,7 @@ class InnerStops(Exits):
                 self._block_hook = self._hook(UC_HOOK_BLOCK, self._block_callback)
         handle = self._hook(UC_HOOK_CODE, callback, addresses=(first, last))
         del self._keep[-2:]
-        self._hooks[handle.value] = (callback, handle)
+        self._hooks[handle.value] = _Hook(callback, handle, (first, last))
         self.flush_code()
         return handle
 
@@ -128,6 +143,10 @@ class InnerStops(Exits):
 
     def unhook(self, handle: ctypes.c_size_t) -> None:
         """Take back `hook_instructions()`."""
+        hook = self._hooks[handle.value]
+        hook.users -= 1
+        if hook.users:
+            return
         del self._hooks[handle.value]
         self._delete_hook(handle)
         if not self._hooks and self._block_hook is not None:
@@ -172,12 +191,16 @@ class InnerStops(Exits):
 
     def set_watches(self, watches: list[Watch]) -> None:
         """Stop before each access to these; in place of those before. Raises EngineError."""
+        self.check_watches(watches)
+        self._watches = watches
+        self.arm_watches()
+
+    def check_watches(self, watches: list[Watch]) -> None:
+        """Raise EngineError where set_watches() would."""
         if watches and not self.can_watch:
             raise EngineError("accesses to memory cannot be watched with this engine")
         if len(watches) > _MOST_WATCHES:
             raise EngineError(f"no more than {_MOST_WATCHES} ranges of memory can be watched")
-        self._watches = watches
-        self.arm_watches()
 
     def arm_watches(self, *, own_only: bool = False) -> None:
         """Have the core watch what debug registers name, save those met already, and what was asked for."""

@@ -13,18 +13,17 @@ watchpoint makes accesses to its page slower. Setting one has all code translate
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from hvcore.cpu.inner_stops import LOAD, STORE, InnerStop, Watch
-from hvcore.debug.condition import ConditionError, Environment, parse_condition
+from hvcore.debug.condition import ConditionError
 from hvcore.debug.events import Event
+from hvcore.debug.points import Breakpoint, EventBreak, Point, Stopped, Test, Watchpoint, holds, read
 from hvcore.debug.registers import RegisterFile
 from hvcore.debug.taps import listen
-from hvcore.debug.view import GuestView
 from hvcore.machine import Stop
 
 if TYPE_CHECKING:
@@ -40,113 +39,6 @@ _TIMER = "debugger"
 _ENDS = {Stop.SHUTDOWN: "shutdown", Stop.CRASHED: "crashed", Stop.IDLE: "idle", Stop.PAUSED: "paused"}
 
 
-class Test(Protocol):
-    """A condition: text that was read, or a client's bytecode."""
-
-    @property
-    def text(self) -> str:
-        """What it was written as."""
-
-    def evaluate(self, env: Environment) -> int:
-        """Its value. Raises ConditionError where it has none."""
-
-
-def _read(condition: str | Test | None) -> Test | None:
-    return (parse_condition(condition) if condition else None) if isinstance(condition, str) else condition
-
-
-@dataclass(slots=True)
-class Breakpoint:
-    """Stop before the instruction at linear `address`, where `condition` holds; `vcpu`: of that one alone.
-
-    The first `ignore` times do not count. `error` is why the condition had no value, the last time it had
-    none.
-    """
-
-    number: int
-    address: int
-    condition: Test | None
-    vcpu: int | None = None
-    ignore: int = 0
-    hits: int = 0
-    error: str = ""
-
-
-@dataclass(slots=True)
-class Watchpoint:
-    """Stop after an instruction that makes one of `accesses` (LOAD, STORE) to [address, address + size)."""
-
-    number: int
-    address: int
-    size: int
-    accesses: int
-    condition: Test | None
-    hits: int = 0
-    error: str = ""
-
-
-@dataclass(slots=True)
-class EventBreak:
-    """Stop after an event of `kind` for which `condition` holds: at the next block of code."""
-
-    number: int
-    kind: type[Event]
-    condition: Test | None
-    hits: int = 0
-    error: str = ""
-
-
-Point = Breakpoint | Watchpoint | EventBreak
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Why the domain stands: "breakpoint", "watchpoint", "event", "step", "time", "count", "paused", "idle",
-    "shutdown" or "crashed"; "begin" of what is known. With its vCPU, that one's RIP, and the position
-    (Debugger.position): that of the instruction that made the access, for a watchpoint.
-    """
-
-    reason: str
-    vcpu_id: int
-    rip: int
-    point: Point | None = None
-    access: Access | None = None
-    event: Event | None = None
-    position: int = field(default=0, compare=False)
-
-
-class _Environment:
-    """What conditions are about: the vCPU that runs, how often the point was met, and the event."""
-
-    def __init__(self, machine: Machine, hits: int, event: Event | None = None) -> None:
-        self._machine, self._hits, self._event = machine, hits, event
-
-    def name(self, name: str) -> int | None:
-        machine = self._machine
-        own = {"hits": self._hits, "vcpu": machine.domain.current_id}
-        if name in own:
-            return own[name]
-        if name == "ns":
-            return machine.clock.now()
-        event = self._event
-        if event is not None:
-            if name.startswith("arg") and name[3:].isdecimal():
-                args = getattr(event, "args", ())
-                return args[int(name[3:])] if int(name[3:]) < len(args) else None
-            if name in {field.name for field in fields(event)}:
-                value = getattr(event, name)
-                return value if isinstance(value, int) else None
-        return RegisterFile(machine, machine.domain.current).read(name)
-
-    def read(self, address: int, size: int) -> bytes:
-        return GuestView(self._machine).read(address, size)
-
-
-def holds(machine: Machine, condition: Test, event: Event | None = None, hits: int = 0) -> bool:
-    """Whether a condition is true of the vCPU that runs, and of an event. Raises ConditionError."""
-    return bool(condition.evaluate(_Environment(machine, hits, event)))
-
-
 class Debugger:
     """`run` runs the host until it pauses or the domain ends, as `Machine.run()`, the default, does."""
 
@@ -159,7 +51,8 @@ class Debugger:
         self._all_hook: ctypes.c_size_t | None = None
         self._countdown = 0
         self.resumed: Callable[[], None] = lambda: None  # told before the domain goes on
-        self._stopped: Stopped | None = None
+        self.stopped: Stopped | None = None  # where a run of the host's ended, if for this domain
+        self._passing: int | None = None  # is_passing of the engine's, while another domain has that
         self._wants_step = False
         self._to_head = False  # time has come inside a block, which is executed to its end
         self._step_vcpu: int | None = None  # who executes one instruction now
@@ -187,7 +80,7 @@ class Debugger:
         self._listening.close()
         for address in list(self._hooks):
             self.machine.engine.unhook(self._hooks.pop(address))
-        if self.machine.engine.words.nr_watches:
+        if self.machine.context is None and self.machine.engine.words.nr_watches:
             self.arm_watches()
         self.machine.watcher, self.machine.skip_loops = self._had
 
@@ -197,8 +90,8 @@ class Debugger:
         self, address: int, condition: str | Test | None = None, *, vcpu: int | None = None, ignore: int = 0
     ) -> Breakpoint:
         """Set a breakpoint. Raises ConditionError for a condition that cannot be read."""
-        read = _read(condition)
-        point = Breakpoint(self._number(), address, read, vcpu, ignore)
+        test = read(condition)
+        point = Breakpoint(self._number(), address, test, vcpu, ignore)
         self.points[point.number] = point
         return point
 
@@ -206,8 +99,8 @@ class Debugger:
         self, address: int, size: int, accesses: int = STORE, condition: str | Test | None = None
     ) -> Watchpoint:
         """Set a watchpoint. Raises EngineError where the engine has none, ConditionError as break_at()."""
-        read = _read(condition)
-        point = Watchpoint(self._number(), address, size, accesses, read)
+        test = read(condition)
+        point = Watchpoint(self._number(), address, size, accesses, test)
         self.points[point.number] = point
         try:
             self.arm_watches()
@@ -218,8 +111,8 @@ class Debugger:
 
     def break_on(self, kind: type[Event], condition: str | Test | None = None) -> EventBreak:
         """Stop on events. Raises ConditionError as break_at()."""
-        read = _read(condition)
-        point = EventBreak(self._number(), kind, read)
+        test = read(condition)
+        point = EventBreak(self._number(), kind, test)
         self.points[point.number] = point
         return point
 
@@ -233,15 +126,17 @@ class Debugger:
         return number
 
     def arm_watches(self) -> None:
-        """Have the engine watch what watchpoints there are, and nothing else."""
+        """Have the engine watch what watchpoints there are, and nothing else, while it has the domain."""
         engine = self.machine.engine
-        engine.set_watches(
-            [
-                Watch(point.address, point.address + point.size, point.accesses)
-                for point in self.points.values()
-                if isinstance(point, Watchpoint)
-            ]
-        )
+        watches = [
+            Watch(point.address, point.address + point.size, point.accesses)
+            for point in self.points.values()
+            if isinstance(point, Watchpoint)
+        ]
+        if self.machine.context is None:
+            engine.set_watches(watches)
+        else:
+            engine.check_watches(watches)
 
     # -- running
 
@@ -310,20 +205,41 @@ class Debugger:
             self._all_hook = None
 
     def _resume(self, *, passes: bool = True) -> Stopped:
+        with self._running(passes=passes):
+            stop = self._run()
+        if self.stopped is not None and stop is Stop.PAUSED:
+            return self.stopped
+        return self.stopped_here(_ENDS[stop])
+
+    @contextmanager
+    def _running(self, *, passes: bool) -> Iterator[None]:
+        """The domain goes on while the block lasts; `stopped` is where a point is met."""
         machine = self.machine
         machine.skip_loops = False  # they could be where something is to be met
         self.resumed()
-        self._stopped, self._to_head = None, False
+        self.stopped, self._to_head = None, False
         if passes:
-            machine.engine.pass_instruction(RegisterFile(machine, machine.domain.current).linear_rip)
+            at = RegisterFile(machine, machine.domain.current).linear_rip
+            if machine.context is None:
+                machine.engine.pass_instruction(at)
+            else:
+                self._passing = at
         try:
-            stop = self._run()
+            yield
         finally:
-            machine.engine.words.is_passing = 0
+            self._passing = None
+            if machine.context is None:
+                machine.engine.words.is_passing = 0
             machine.skip_loops = self._had[1]
-        if self._stopped is not None and stop is Stop.PAUSED:
-            return self._stopped
-        return self.stopped_here(_ENDS[stop])
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """As go(), while the block runs the host for another domain of it. A point that is met pauses the
+        host, and is in `stopped`.
+        """
+        self._set_hooks()
+        with self._running(passes=True):
+            yield
 
     def stopped_here(self, reason: str, **more: object) -> Stopped:
         """A stop where the domain stands, for that reason."""
@@ -337,14 +253,14 @@ class Debugger:
     def position(self) -> int:
         """Where the domain is: the time at the head of the block, and the bytes of it that are executed."""
         machine = self.machine
-        return machine.clock.now() - (machine.engine.words.paid if machine.context is None else 0)
+        return machine.clock.now() - (machine.context or machine.engine.words).paid
 
     def _report(self, reason: str, **more: object) -> None:
-        self._stopped = self.stopped_here(reason, **more)
+        self.stopped = self.stopped_here(reason, **more)
         self.machine.host.pause()
 
     def _time_has_come(self) -> None:
-        if self._stopped is None:
+        if self.stopped is None:
             self._to_head = bool(self.machine.engine.words.paid)
             if not self._to_head:
                 self._report("time")
@@ -359,6 +275,25 @@ class Debugger:
             self._hooks[address] = engine.hook_instructions(address, address)
 
     # -- where the domain stops: Watcher
+
+    def comes(self) -> None:
+        """See Watcher."""
+        if any(isinstance(point, Watchpoint) for point in self.points.values()):
+            self.arm_watches()
+        if self._passing is not None:
+            self.machine.engine.pass_instruction(self._passing)
+            self._passing = None
+
+    def goes(self) -> None:
+        """See Watcher. What is hooked stays: another domain passes it."""
+        engine = self.machine.engine
+        self._passing = engine.words.passing if engine.words.is_passing else None
+        engine.words.is_passing = 0
+        if self._step_hook is not None:  # nothing of the step is executed
+            engine.unhook(self._step_hook)
+            self._step_hook = None
+        if engine.words.nr_watches:
+            engine.set_watches([])
 
     def wants_one_block(self) -> bool:
         """See Watcher."""
@@ -441,7 +376,7 @@ class Debugger:
             return True
 
     def _event(self, event: Event) -> None:
-        if self._stopped is not None:
+        if self.stopped is not None:
             return
         for point in self.points.values():
             if isinstance(point, EventBreak) and point.kind is type(event) and self._holds(point, event):

@@ -33,8 +33,10 @@ class Periodic:
 
     def arm(self) -> None:
         """The next time is the next multiple."""
-        due = (self._machine.clock.now() // self._period_ns + 1) * self._period_ns
-        self._machine.host.set_timer(self._key, due, self._due)
+        host = self._machine.host
+        now = max(self._machine.clock.now(), host.now())  # a domain that waits may be far behind the others
+        due = (now // self._period_ns + 1) * self._period_ns
+        host.set_timer(self._key, due, self._due)
 
     def idle(self) -> None:
         """The domain is idle from now on, until this is armed again."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.debug.condition import ConditionError, Environment
-from hvcore.debug.debugger import Debugger, holds
+from hvcore.debug.debugger import Debugger
 from hvcore.debug.events import (
     KINDS,
     ConsoleEvent,
@@ -23,6 +23,7 @@ from hvcore.debug.events import (
     SubcallEvent,
     UnfinishedEvent,
 )
+from hvcore.debug.points import holds
 from hvcore.debug.taps import listen
 from hvcore.debug.timeline import Timeline
 from hvcore.debug.view import GuestView
@@ -30,7 +31,7 @@ from hvcore.page_info import NO_OWNER, PGT_NAMES, PGT_pinned, PGT_validated
 
 if TYPE_CHECKING:
     from hvcore.cpu.inner_stops import Access
-    from hvcore.debug.debugger import Test
+    from hvcore.debug.points import Test
     from hvcore.machine import Machine
     from hvcore.refusal import Refusal
 

@@ -85,6 +85,11 @@ class _Walk:
         """See Watcher."""
         return False
 
+    def comes(self) -> None:
+        """See Watcher: there is no other domain."""
+
+    goes = comes
+
     def left(self, stop: InnerStop | None) -> None:
         """See Watcher."""
         machine = self._debugger.machine

@@ -1,4 +1,4 @@
-"""File transfer to GDB: the kernel's file and no other, to be read.
+"""File transfer to GDB: the kernels' files and no others, to be read.
 
 Source: "Host I/O Packets" in GDB's manual; its errno values are in "Errno Values" there.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Container
 
 from hvcore.debug.gdb.packets import PACKET_SIZE, escape
 
@@ -21,19 +22,18 @@ _PREAD = re.compile(rb"pread:([0-9a-f]{1,8}),([0-9a-f]{1,16}),([0-9a-f]{1,16})\Z
 
 
 class HostFiles:
-    """The file at `path`, open while GDB reads it; None: there is no file."""
+    """A file that is open while GDB reads it."""
 
-    def __init__(self, path: str | None) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._file: int | None = None
 
-    def handle(self, request: bytes) -> bytes:
-        """The answer to what is behind `vFile:`."""
+    def handle(self, request: bytes, allowed: Container[str | None]) -> bytes:
+        """The answer to what is behind `vFile:`, of files that are `allowed`."""
         name, _, rest = request.partition(b":")
         if name == b"setfs":
             return b"F0"
         if name == b"open":
-            return self._open(rest)
+            return self._open(rest, allowed)
         if name == b"close":
             self.close()
             return b"F0"
@@ -50,16 +50,16 @@ class HostFiles:
             os.close(self._file)
             self._file = None
 
-    def _open(self, rest: bytes) -> bytes:
+    def _open(self, rest: bytes, allowed: Container[str | None]) -> bytes:
         try:
             wanted = bytes.fromhex(rest.partition(b",")[0].decode("ascii")).decode()
         except ValueError:
             return _error(_EINVAL)
-        if self._path is None or wanted != self._path:
+        if wanted not in allowed:
             return _error(_ENOENT)
         self.close()
         try:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(wanted, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             return _error(error.errno or _EIO)
         return b"F%x" % _FD

@@ -59,16 +59,22 @@ def launched(
         process.communicate()
 
 
+def gdb_command(
+    *commands: str, where: object, mode: str = "remote", program: Path | None = None
+) -> list[str]:
+    """The command line of a gdb that connects there and does these."""
+    line = [find_tool("gdb"), "-nx", "-batch", "-iex", "set sysroot /"]
+    for command in ("set pagination off", f"target {mode} {where}", *commands):
+        line += ["-ex", command]
+    return line if program is None else [*line, str(program)]
+
+
 def gdb(where: Path | str, *commands: str, program: Path | None = None) -> str:
     """What gdb says to these commands."""
-    line = [find_tool("gdb"), "-nx", "-batch", "-iex", "set sysroot /"]
-    for command in ("set pagination off", f"target remote {where}", *commands):
-        line += ["-ex", command]
-    if program is not None:
-        line.append(str(program))
     done = subprocess.run(
-        line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
+        gdb_command(*commands, where=where, program=program),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
     return done.stdout + done.stderr
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainbuilder.launch.domain import launch
+from domainbuilder import Host
 from hvcore.debug.condition import ConditionError, parse_condition
 from hvcore.debug.debugger import Debugger
 from hvcore.debug.gdb.agent_expression import AgentExpression
@@ -36,7 +36,8 @@ from hvcore.debug.gdb.packets import (
     packet,
     unescape,
 )
-from hvcore.debug.gdb.stub import Leave, Resume, Stub
+from hvcore.debug.gdb.process import Process
+from hvcore.debug.gdb.stub import Attach, Leave, Listed, Resume, Stub
 from hvcore.debug.gdb.target import target
 from tests.domainbuilder.tiny_guest import SPIN, kernel
 
@@ -48,7 +49,8 @@ PIECES = (
     b"Z3,", b"Z4,", b"z0,", b"z2,", b"qThreadExtraInfo,", b"c", b"s", b"r", b"0", b"1",
     b"ffffffffffffffff", b"c0100000", b",", b";", b":", b"-1", b"=", b"00", b"4", b"1000", b";X4,",
     b"220022", b"27", b"6d6170203078", b"7472616365206f6e", b"\x00", b"}", b"\xff", b"k", b"D",
-    b"vKill;1",
+    b"vKill;1", b"vAttach;", b"qXfer:osdata:read:", b"processes:0,", b"p1.", b"p2", b"p-1.-1", b"D;2", b"!",
+    b"qSupported:multiprocess+",
 )  # fmt: skip
 
 
@@ -152,23 +154,61 @@ def test_conditions_have_cs_precedence() -> None:
 
 @pytest.fixture
 def stub(sample_guest: Callable[[str], Path]) -> Iterator[Stub]:
-    with launch(sample_guest("hello"), memory_mib=32) as dom, Debugger(dom.machine) as debugger:
-        yield Stub(debugger, exec_file=str(sample_guest("hello")), monitor=lambda text: text)
+    hello = sample_guest("hello")
+    with Host(memory_mib=64) as host, ExitStack() as stack:
+        machines = [host.launch(hello, memory_mib=16).machine for _ in range(2)]
+        debuggers = [stack.enter_context(Debugger(machine)) for machine in machines]
+        yield Stub(
+            [Process(debugger, exec_file=str(hello), monitor=lambda text: text) for debugger in debuggers],
+            listed=lambda: [Listed(1, (("name", "<&>"),)), Listed(2)],
+        )
 
 
 def test_a_hostile_client_gets_answers(stub: Stub) -> None:
-    """Whatever is asked in whatever order: an answer of a bounded size, and the guest does not go by it."""
+    """Whatever is asked in whatever order: an answer of a bounded size, and the guests do not go by it."""
     chance = random.Random(7)
+    debuggers = [process.debugger for process in stub.processes.values()]
     for _ in range(int(os.environ.get("GDB_PACKETS", "4000"))):
         data = b"".join(chance.choices(PIECES, k=chance.randrange(1, 7)))
         if chance.random() < 0.2:
             at = chance.randrange(len(data))
             data = data[:at] + chance.randbytes(2) + data[at:]
         answer = stub.handle(data)
-        assert isinstance(answer, bytes | Resume | Leave)
+        assert isinstance(answer, bytes | Resume | Leave | Attach)
         assert not isinstance(answer, bytes) or len(answer) <= PACKET_SIZE
+        assert not isinstance(answer, Resume) or answer.pid in answer.goes_on <= {1, 2}
     stub.close()
-    assert not stub.debugger.points
+    assert not any(debugger.points for debugger in debuggers)
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [
+        (b"c", Resume(1, goes_on=frozenset((1, 2)))),
+        (b"c:p1.-1", Resume(1, goes_on=frozenset((1,)))),
+        (b"c:p2.-1", Resume(2, goes_on=frozenset((2,)))),
+        (b"s:p2.1;c", Resume(2, 0, goes_on=frozenset((1, 2)))),
+        (b"s:p2.1;c:p2.-1", Resume(2, 0, goes_on=frozenset((2,)))),
+        (b"r10,20:p1.1", Resume(1, 0, 0x10, 0x20, goes_on=frozenset((1,)))),
+        (b"c:p-1.-1", Resume(1, goes_on=frozenset((1, 2)))),
+        (b"s:1;c", Resume(1, 0, goes_on=frozenset((1, 2)))),
+        (b"c:p3.-1", b"E01"),
+        (b"x:p1.1", b"E01"),
+        (b"c:p1.1.1", b"E01"),
+    ],
+)
+def test_who_goes_on(stub: Stub, actions: bytes, expected: object) -> None:
+    stub.handle(b"qSupported:multiprocess+")
+    assert stub.handle(b"vCont;" + actions) == expected
+
+
+def test_the_domains_are_listed_as_xml(stub: Stub) -> None:
+    answer = stub.handle(b"qXfer:osdata:read:processes:0,1000")
+    assert isinstance(answer, bytes)
+    columns = [column.text for column in ElementTree.fromstring(answer[1:].decode()).iter("column")]
+    assert columns == ["1", "<&>", "2"]
+    assert b"processes" in bytes(stub.handle(b"qXfer:osdata:read::0,1000"))  # type: ignore[arg-type]
+    assert stub.handle(b"qXfer:osdata:read:files:0,1000") == b"E01"
 
 
 def test_a_hostile_client_at_the_socket(tmp_path: Path) -> None:
