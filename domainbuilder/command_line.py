@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from domainbuilder.command_names import ABOUT, COMMANDS, completing
 from domainbuilder.errors import ExitCode
@@ -25,8 +25,27 @@ def load(name: str) -> Any:
 def typer_command(name: str) -> Any:
     """The Typer command of that name, a key of COMMANDS."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    single.command(name, context_settings=CONTEXT_SETTINGS)(load(name))
+    single.command(name, cls=SectionedCommand, context_settings=CONTEXT_SETTINGS)(load(name))
     return typer.main.get_command(single)
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose help has its options in sections, where they have some (rich_help_panel)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, options that are in no section, and the sections in the order of their first options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            section = getattr(parameter, "rich_help_panel", None) or kind
+            sections.setdefault(section, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 class LazyGroup(TyperGroup):

@@ -121,14 +121,18 @@ def _record(cls: type, values: list[Any]) -> object:
 
 
 def state_fields(owner: object) -> list[str]:
-    """The names of the fields of `owner` that are its state, sorted."""
-    names: set[str] = set(getattr(owner, "__dict__", ()))
-    for cls in type(owner).__mro__:
+    """The names of the fields of `owner` that are its state, sorted.
+
+    What stands in a method's place is a listener's (debug/taps.py), and no state.
+    """
+    kind = type(owner)
+    names = {name for name in getattr(owner, "__dict__", ()) if not callable(getattr(kind, name, None))}
+    for cls in kind.__mro__:
         slots = cls.__dict__.get("__slots__", ())
         names.update((slots,) if isinstance(slots, str) else slots)
         if issubclass(cls, ctypes.Structure):
             names.update(name for name in get_annotations(cls) if not name.startswith("_"))
-    return sorted(names - set(type(owner).WIRING) - {"__dict__", "__weakref__"})  # type: ignore[attr-defined]
+    return sorted(names - set(kind.WIRING) - {"__dict__", "__weakref__"})  # type: ignore[attr-defined]
 
 
 def save_owner(owner: object) -> Fields:

@@ -80,6 +80,20 @@ def _parameters(parameters: list[Any], *, options: bool) -> Iterator[str]:
         yield from _filled(parameter.help or "")
 
 
+def _options(parameters: list[Any]) -> Iterator[str]:
+    """All options, in the sections that help has them in."""
+    sections: dict[str | None, list[Any]] = {}
+    for parameter in parameters:
+        sections.setdefault(getattr(parameter, "rich_help_panel", None), []).append(parameter)
+    others = sections.pop(None, [])
+    for title, members in sections.items():
+        yield f".SS {quoted(str(title))}"
+        yield from _parameters(members, options=True)
+    if sections and any(one.param_type_name == "option" for one in others):
+        yield ".SS Other options"
+    yield from _parameters(others, options=True)
+
+
 def _tail(related: list[str]) -> Iterator[str]:
     yield ".SH EXIT STATUS"
     for line in EXIT_CODES.splitlines():
@@ -107,7 +121,7 @@ def command_page(command: str) -> str:
     ]
     lines += _paragraphs(typed.help or "")
     lines += [".SH ARGUMENTS", *_parameters(parameters, options=False)] if arguments else []
-    lines += [".SH OPTIONS", *_parameters(parameters, options=True)]
+    lines += [".SH OPTIONS", *_options(parameters)]
     lines += [".TP", "\\fB\\-h, \\-\\-help\\fR", "Show the help and exit."]
     first = command.split(maxsplit=1)[0]
     related = [page_name(name) for name in COMMANDS if name != command and name.split()[0] == first]

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domainbuilder.commands.launch import (
-    ConsoleLog,
-    Expect,
-    Format,
-    MaxGuestSeconds,
-    NoCache,
-    OutputFormat,
-    Plain,
-    Send,
-    SnapshotDisks,
-    Stats,
-    SymbolsFile,
-    Timeout,
-    UntilMatch,
-    steps_of,
-)
+from domainbuilder.commands._run_options import NoCache, RunOptions, SnapshotDisks, takes_options
 
 if TYPE_CHECKING:
     from domainbuilder.xl.domain_config import DomainConfig
@@ -58,31 +44,23 @@ def read_told(config: str, settings: list[str] | None, *, quiet: bool, dryrun: b
     return read.config
 
 
+@takes_options
 def create(
     ctx: typer.Context,
     config: Config,
+    run: RunOptions,
     settings: Settings = None,
     dryrun: DryRun = False,
     quiet: Quiet = False,
     _foreground: Foreground = False,
     snapshot: SnapshotDisks = False,
-    expect: Expect = None,
-    send: Send = None,
-    until_match: UntilMatch = False,
-    timeout: Timeout = None,
-    max_guest_seconds: MaxGuestSeconds = None,
-    console_log: ConsoleLog = None,
-    symbols: SymbolsFile = None,
-    plain: Plain = False,
-    stats: Stats = False,
     no_cache: NoCache = False,
-    output_format: OutputFormat = Format.text,
 ) -> None:
     """Run a domain as an xl.cfg(5) describes it, with its console.
 
     Every key of xl.cfg(5) is known: it is honoured, or has no effect here and that is said, or asks for what
     cannot be had and is refused. What ends the domain is followed by what on_poweroff, on_reboot and
-    on_crash say; with --expect or --send it runs once.
+    on_crash say; it runs once where a script, a debugger or a file is about one run.
 
     \b
     Examples:
@@ -90,23 +68,11 @@ def create(
       domainbuilder create guest.cfg 'memory=512' 'extra="single"'
       domainbuilder create -n guest.cfg
     """
-    from domainbuilder.launch.create import create as run
-    from domainbuilder.launch.launch_options import LaunchOptions
+    from domainbuilder.launch.create import create as create_domain
 
     domain = read_told(config, settings, quiet=quiet, dryrun=dryrun)
     if domain is None:
         return
-    options = LaunchOptions(
-        file="",
-        steps=steps_of(ctx, expect, send),
-        until_match=until_match,
-        timeout=timeout,
-        max_guest_seconds=max_guest_seconds,
-        console_log=console_log,
-        symbols=symbols,
-        plain=plain,
-        stats=stats,
-        cache=not no_cache,
-        json=output_format is Format.json,
-    )
-    raise typer.Exit(run(domain.with_snapshots() if snapshot else domain, options, quiet=quiet))
+    options = replace(run.launch_options(ctx, ""), cache=not no_cache)
+    domain = domain.with_snapshots() if snapshot else domain
+    raise typer.Exit(create_domain(domain, options, quiet=quiet))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from domainbuilder.commands.launch import (
+from domainbuilder.commands._run_options import (
     Cmdline,
     ConsoleLog,
     File,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainbuilder.commands.launch import Format, SymbolsFile
+from domainbuilder.commands._run_options import Format, SymbolsFile
 
 File = Annotated[
     str, typer.Argument(metavar="CORE", help="A dump of `launch --core`, or of xl.", show_default=False)

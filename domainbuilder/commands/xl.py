@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from domainbuilder.commands._run_options import NoCache, SaveForm, SnapshotDisks
 from domainbuilder.commands.create import Config, DryRun, Quiet, Settings, read_told
-from domainbuilder.commands.launch import NoCache, SaveForm, SnapshotDisks
 
 if TYPE_CHECKING:
     from domainbuilder.background.runtime import Domain

@@ -81,7 +81,7 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
                 )
             )
         action = action_of(config, ended.reason)
-        if not action.endswith("restart") or options.steps or options.save_at is not None:
+        if not action.endswith("restart") or options.is_of_one_run:
             return ended.code
         if deadline is not None:
             options = replace(options, timeout=max(deadline - time.monotonic(), _LEAST_TIME))

@@ -55,6 +55,11 @@ class LaunchOptions:
     resume_at: str | None = None
     xenstore: str | None = None
 
+    @property
+    def is_of_one_run(self) -> bool:
+        """Whether something is asked for that a second run would do over: a script, a file, a debugger."""
+        return bool(self.steps or self.save_at or self.observing.outputs or self.gdb or self.record)
+
 
 def asked_of(options: LaunchOptions) -> Options:
     """What launch() is asked for, whatever the domain comes from."""

@@ -15,6 +15,7 @@ import pytest
 
 from domainbuilder.conform.run import MEMORY_MIB, VCPUS, bundled
 from domainbuilder.launch.domain import RunningDomain, launch
+from hvcore.debug.taps import listen
 from hvcore.errors import EngineError
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS, Stop
@@ -139,6 +140,13 @@ def test_every_field_is_saved_or_said_to_be_none(running: RunningDomain) -> None
         saved = save_owner(owner)
         assert list(saved) == state_fields(owner), name
         assert not [field for field in type(owner).WIRING if not hasattr(owner, field)], name  # type: ignore[attr-defined]
+
+
+def test_who_listens_is_not_saved(running: RunningDomain) -> None:
+    host = running.machine.host
+    before = host.save()
+    with listen(running.machine, lambda _event: None):
+        assert host.save() == before
 
 
 def test_restoring_what_was_saved_is_what_was_saved(running: RunningDomain) -> None:

@@ -42,6 +42,15 @@ def test_a_domain_runs(config: Path) -> None:
     assert "vif has no effect" not in ran.stderr
 
 
+def test_a_run_is_watched_and_saved_as_one_of_launch_is(config: Path, tmp_path: Path) -> None:
+    trace, saved = tmp_path / "run.txt", tmp_path / "hello.domain"
+    ran = _create("-q", config, "--timeout", "60", "--trace", trace, "--save-at", "hello> ", "-o", saved)
+    assert ran.returncode == 0, ran.stderr
+    assert "set_trap_table" in trace.read_text()
+    again = [sys.executable, "-m", "domainbuilder", "restore", str(saved), "--send", r"halt\n"]
+    assert subprocess.run(again, capture_output=True, check=False, timeout=60).returncode == 0
+
+
 def test_settings_of_the_command_line_go_before_the_files(config: Path) -> None:
     ran = _create(
         "-q", config, "extra='ticks=2'", "memory=32", "--timeout", "60", "--expect", "tick 2", "--until-match"
