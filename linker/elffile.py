@@ -64,7 +64,6 @@ class ElfSection(NamedTuple):
     offset: int
     size: int
     alignment: int
-    entry_size: int
     link: int
 
     @property
@@ -221,8 +220,8 @@ class Elf:
         if 0 < names < len(raw):
             strings = self.bytes_at(raw[names][4], raw[names][5])
         return tuple(
-            ElfSection(_string(strings, name), kind, flags, address, offset, size, align, entry, link)
-            for name, kind, flags, address, offset, size, link, _info, align, entry in raw
+            ElfSection(_string(strings, name), kind, flags, address, offset, size, align, link)
+            for name, kind, flags, address, offset, size, link, _info, align, _entry in raw
         )
 
     def _table(self, offset: int, count: int, layout: Struct, what: str) -> list[tuple[int, ...]]:

@@ -241,51 +241,78 @@ def _name(node: ast.Call) -> str:
 
 
 def _call(node: ast.Call, scope: Scope) -> Value:
-    function = node.function
-    if function in _SECTION_FUNCTIONS:
-        facts = scope.section(_name(node))
-        if isinstance(facts, Unknown):
-            return facts
-        if function in {"SIZEOF", "ALIGNOF"}:
-            count = facts.size if function == "SIZEOF" else facts.alignment
-            if count is None:
-                return Unknown(f"the size of '{_name(node)}' is not known")
-            return Known(count, number=True)
-        address = facts.address if function == "ADDR" else facts.load
-        if isinstance(address, Unknown):
-            return address
-        return Known(address.value & MASK, home=_name(node) if function == "ADDR" else "")
-    if function in {"ORIGIN", "LENGTH"}:
-        origin, length = scope.region(_name(node))
-        if isinstance(origin, Unknown) or function == "ORIGIN":
-            return origin if isinstance(origin, Unknown) else Known(origin.value, home=scope.inside)
-        return length if isinstance(length, Unknown) else Known(length.value, number=True)
-    if function == "CONSTANT":
-        return scope.constant(_name(node))
-    if function == "DEFINED":
-        defined = scope.defined(_name(node))
-        if defined is None:
-            return Unknown(f"whether '{_name(node)}' is defined is known only when linking")
-        return Known(int(defined), number=True)
-    if function == "SEGMENT_START":
-        # The default holds unless -Ttext-segment and the like are given.
-        value = evaluate(node.arguments[1], scope)
-        return value if isinstance(value, Unknown) else Known(value.value, home=scope.inside)
-    if function == "ASSERT":
-        return evaluate(node.arguments[0], scope)
+    named = _NAMED.get(node.function)
+    if named is not None:
+        return named(node, scope)
     values = []
     for argument in node.arguments:
         value = evaluate(argument, scope)
         if isinstance(value, Unknown):
             return value
         values.append(value)
-    if function in {"ALIGN", "BLOCK", "NEXT"} and len(values) == 1:
+    if node.function in {"ALIGN", "BLOCK", "NEXT"} and len(values) == 1:
         dot = scope.counter()
         if isinstance(dot, Unknown):
             return dot
-        home = "" if function == "NEXT" else dot.home
+        home = "" if node.function == "NEXT" else dot.home
         return Known(align_up(dot.value, values[0].value) & MASK, dot.number, home)
-    return _arithmetic_call(function, values, scope)
+    return _arithmetic_call(node.function, values, scope)
+
+
+def _section_count(node: ast.Call, scope: Scope) -> Value:
+    facts = scope.section(_name(node))
+    if isinstance(facts, Unknown):
+        return facts
+    count = facts.size if node.function == "SIZEOF" else facts.alignment
+    return (
+        Unknown(f"the size of '{_name(node)}' is not known") if count is None else Known(count, number=True)
+    )
+
+
+def _section_address(node: ast.Call, scope: Scope) -> Value:
+    facts = scope.section(_name(node))
+    if isinstance(facts, Unknown):
+        return facts
+    relative = node.function == "ADDR"
+    address = facts.address if relative else facts.load
+    if isinstance(address, Unknown):
+        return address
+    return Known(address.value & MASK, home=_name(node) if relative else "")
+
+
+def _region_fact(node: ast.Call, scope: Scope) -> Value:
+    origin, length = scope.region(_name(node))
+    if node.function == "LENGTH":
+        return length if isinstance(length, Unknown) else Known(length.value, number=True)
+    return origin if isinstance(origin, Unknown) else Known(origin.value, home=scope.inside)
+
+
+def _defined(node: ast.Call, scope: Scope) -> Value:
+    defined = scope.defined(_name(node))
+    if defined is None:
+        return Unknown(f"whether '{_name(node)}' is defined is known only when linking")
+    return Known(int(defined), number=True)
+
+
+def _segment_start(node: ast.Call, scope: Scope) -> Value:
+    # The default holds unless -Ttext-segment and the like are given.
+    value = evaluate(node.arguments[1], scope)
+    return value if isinstance(value, Unknown) else Known(value.value, home=scope.inside)
+
+
+# Functions of names, and those that do not evaluate all of their arguments.
+_NAMED: dict[str, Callable[[ast.Call, Scope], Value]] = {
+    "SIZEOF": _section_count,
+    "ALIGNOF": _section_count,
+    "ADDR": _section_address,
+    "LOADADDR": _section_address,
+    "ORIGIN": _region_fact,
+    "LENGTH": _region_fact,
+    "CONSTANT": lambda node, scope: scope.constant(_name(node)),
+    "DEFINED": _defined,
+    "SEGMENT_START": _segment_start,
+    "ASSERT": lambda node, scope: evaluate(node.arguments[0], scope),
+}
 
 
 def _arithmetic_call(function: str, values: list[Known], scope: Scope) -> Value:
@@ -306,4 +333,3 @@ def _arithmetic_call(function: str, values: list[Known], scope: Scope) -> Value:
 
 
 _PAIRS: dict[str, Callable[[int, int], int]] = {"ALIGN": align_up, "MAX": max, "MIN": min}
-_SECTION_FUNCTIONS = frozenset({"ADDR", "LOADADDR", "SIZEOF", "ALIGNOF"})

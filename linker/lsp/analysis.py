@@ -121,16 +121,23 @@ class Analysis:
             if placed.section.name == name:
                 yield placed.section.name_span
         for command in self.outline.script.commands:
-            if isinstance(command, ast.Memory):
-                for region in command.regions:
-                    if isinstance(region, ast.Region) and region.name == name:
-                        yield ast.Span(region.span.start, region.span.start + len(name))
-            elif isinstance(command, ast.Phdrs):
-                for header in command.headers:
-                    if header.name == name:
-                        yield ast.Span(header.span.start, header.span.start + len(name))
-            elif isinstance(command, ast.Command) and command.name == "REGION_ALIAS":
-                yield from (command.span,) if command.arguments[0] == name else ()
+            for said, span in _declared(command):
+                if said == name:
+                    yield span
+
+
+def _declared(command: ast.TopLevel) -> Iterator[tuple[str, ast.Span]]:
+    """Yield the regions, aliases and program headers that a command declares, and where their names stand."""
+    if isinstance(command, ast.Memory):
+        named = [(one.name, one.span.start) for one in command.regions if isinstance(one, ast.Region)]
+    elif isinstance(command, ast.Phdrs):
+        named = [(one.name, one.span.start) for one in command.headers]
+    else:
+        named = []
+        if isinstance(command, ast.Command) and command.name == "REGION_ALIAS":
+            yield command.arguments[0], command.span
+    for name, start in named:
+        yield name, ast.Span(start, start + len(name))
 
 
 def includers(path: str, root: str, texts: Mapping[str, str], request: Request) -> Iterator[str]:

@@ -65,8 +65,7 @@ def pattern_variants(context: Context) -> Iterator[Hit]:
                 at = taken[1].span.end
                 yield Hit(
                     f"'{name}' has a pattern and '{name}.*' has none: what compilers call so lands outside "
-                    "of "
-                    f"{command.name}, behind {end}",
+                    f"of {command.name}, behind {end}",
                     script_place(taken[1].span, name),
                     (Edit(ast.Span(at, at), f" {name}.*", f"take {name}.* as well"),)
                     if not taken[1].sorts

@@ -198,14 +198,9 @@ class Script:
         if kind == "bss" and self._r.random() < 0.2:
             head += " (NOLOAD)"
         head += " :"
-        roll = self._r.random()
-        if roll < 0.12:
-            at = self._r.choice(["0x1000000", "ADDR(" + name + ") + 0x100000"])
-            if self._named:
-                before = self._r.choice(self._named)
-                at = self._r.choice([at, f"LOADADDR({before}) + SIZEOF({before})"])
-            head += f" AT({at})"
-            lma = "at"
+        if self._r.random() < 0.12:
+            lma = f" AT({self._load_address(name)})"
+            head += lma
         if self._r.random() < 0.2:
             head += f" ALIGN({self._r.choice((4, 8, 32, 256))})"
         if self._r.random() < 0.08:
@@ -222,6 +217,13 @@ class Script:
         if name not in self._named:
             self._named.append(name)
         return f"  {head} {{ {' '.join(self._inner(kind))} }}{tail}"
+
+    def _load_address(self, name: str) -> str:
+        at = self._r.choice(["0x1000000", "ADDR(" + name + ") + 0x100000"])
+        if self._named:
+            before = self._r.choice(self._named)
+            at = self._r.choice([at, f"LOADADDR({before}) + SIZEOF({before})"])
+        return at
 
     def _inner(self, kind: str) -> list[str]:
         out: list[str] = []
