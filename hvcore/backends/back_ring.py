@@ -6,7 +6,6 @@ cannot be end the ring.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 from hvcore.public.ring import RING_ENTRIES, RING_REQ_EVENT, RING_REQ_PROD, RING_RSP_EVENT, RING_RSP_PROD
@@ -15,8 +14,8 @@ from hvcore.public.xen import PAGE_SIZE
 if TYPE_CHECKING:
     from hvcore.machine_memory import MachineMemory
 
-_U32 = struct.Struct("<I")
 _WORD = 0xFFFFFFFF
+_WORDS_PER_PAGE = PAGE_SIZE // 4
 
 
 class BackRing:
@@ -34,17 +33,19 @@ class BackRing:
         self.req_cons = self.rsp_prod = self._word(RING_RSP_PROD)  # BACK_RING_ATTACH()
 
     def _word(self, at: int) -> int:
-        word: int = _U32.unpack_from(self._memory.frame(self.frames[0]), at)[0]
-        return word
+        memory = self._memory
+        return memory.d[(self.frames[0] - memory.base_mfn) * _WORDS_PER_PAGE + at // 4]
 
     def _set_word(self, at: int, value: int) -> None:
-        _U32.pack_into(self._memory.frame(self.frames[0]), at, value & _WORD)
+        memory = self._memory
+        memory.d[(self.frames[0] - memory.base_mfn) * _WORDS_PER_PAGE + at // 4] = value & _WORD
 
     def unconsumed(self) -> int | None:
         """How many requests wait; None where the guest claims more than there can be."""
-        waiting = self._word(RING_REQ_PROD) - self.req_cons & _WORD
-        # RING_REQUEST_PROD_OVERFLOW()
-        return None if self._word(RING_REQ_PROD) - self.rsp_prod & _WORD > self.entries else waiting
+        produced = self._word(RING_REQ_PROD)
+        if produced - self.rsp_prod & _WORD > self.entries:  # RING_REQUEST_PROD_OVERFLOW()
+            return None
+        return produced - self.req_cons & _WORD
 
     def is_full(self) -> bool:
         """RING_REQUEST_CONS_OVERFLOW(): as many requests as the ring holds have no response yet."""

@@ -63,6 +63,7 @@ _REQUEST_NS = 20_000
 _BYTES_PER_NS = 1
 _FLUSH_NS = 100_000
 _DISCARD_NODES = {"discard-granularity": PAGE_SIZE, "discard-alignment": 0, "discard-secure": 0}
+_FLUSHES = frozenset((BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE))
 _TRANSFERS = frozenset((BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_INDIRECT))  # fmt: skip
 
@@ -220,7 +221,7 @@ class BlockBackend(XenbusDevice):
             status = BLKIF_RSP_ERROR
         except OSError as error:
             status = BLKIF_RSP_EOPNOTSUPP if error.errno == errno.EOPNOTSUPP else BLKIF_RSP_ERROR
-        flushes = operation in (BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE)
+        flushes = operation in _FLUSHES
         if operation == BLKIF_OP_INDIRECT:
             operation = request[1]  # an answer is one to what it was to do
         begin = max(self.busy_until, self.guest.clock.now())
@@ -229,37 +230,44 @@ class BlockBackend(XenbusDevice):
 
     def _transfer(self, request: bytes, operation: int, sector: int) -> int:
         """Blkback's dispatch_rw_block_io: how many bytes were read or written. Raises _Refused, OSError."""
-        barrier = operation == BLKIF_OP_WRITE_BARRIER
-        flush = barrier or operation == BLKIF_OP_FLUSH_DISKCACHE
         is_read, segments = self._segments(request, operation)
-        if not segments and not flush:
+        if not segments and operation not in _FLUSHES:
             raise _Refused
-        size = sum(s.last - s.first + 1 for s in segments) * SECTOR_SIZE
-        self._check_extent(sector, size // SECTOR_SIZE, is_read=is_read)
+        count = sum([last - first for _, first, last in segments]) + len(segments)
+        self._check_extent(sector, count, is_read=is_read)
         handles: list[int] = []
-        frames: list[int] = []
         try:
-            for segment in segments:
-                frames.append(self._map(segment.ref, handles, is_read=is_read))
-            buffers = [
-                self.guest.mem.frame(mfn)[s.first * SECTOR_SIZE : (s.last + 1) * SECTOR_SIZE]
-                for mfn, s in zip(frames, segments, strict=True)
-            ]
-            if flush:
-                self.image.flush()
-            if is_read:
-                self.image.read(sector * SECTOR_SIZE, buffers)
-            elif buffers:
-                self.image.write(sector * SECTOR_SIZE, buffers)
-            if barrier:
-                self.image.flush()
-        finally:
-            if is_read:
-                for mfn in frames:
+            frames = [self._map(segment[0], handles, is_read=is_read) for segment in segments]
+            try:
+                self._move(operation, sector * SECTOR_SIZE, self._buffers(frames, segments), is_read=is_read)
+            finally:  # what was read of a file that is cut short is there, too
+                for mfn in frames if is_read else ():
                     self.guest.engine.wrote_frame(mfn)
+        finally:
             for handle in handles:
                 unmap_for_backend(self.home, handle)
-        return size
+        return count * SECTOR_SIZE
+
+    def _buffers(self, frames: list[int], segments: list[Segment]) -> list[memoryview]:
+        """The guest's memory that a request is about. The frames are mapped, so there are such."""
+        mem = self.guest.mem
+        view, base = mem.view, mem.base_mfn
+        found = []
+        for mfn, (_, first, last) in zip(frames, segments, strict=True):
+            start = (mfn - base) * PAGE_SIZE
+            found.append(view[start + first * SECTOR_SIZE : start + (last + 1) * SECTOR_SIZE])
+        return found
+
+    def _move(self, operation: int, offset: int, buffers: list[memoryview], *, is_read: bool) -> None:
+        """The bytes to or from the disk; a barrier has what came before it there, and itself."""
+        if operation in _FLUSHES:
+            self.image.flush()
+        if is_read:
+            self.image.read(offset, buffers)
+        elif buffers:
+            self.image.write(offset, buffers)
+        if operation == BLKIF_OP_WRITE_BARRIER:
+            self.image.flush()
 
     def _segments(self, request: bytes, operation: int) -> tuple[bool, list[Segment]]:
         """Whether it is a read, and the pages of a request, each looked at as blkback looks at it."""
@@ -335,10 +343,12 @@ class BlockBackend(XenbusDevice):
 
 def _parse(data: bytes, count: int) -> list[Segment]:
     """Segments of whole sectors within a page, or _Refused."""
-    size = blkif_request_segment.size
-    found = [Segment(*blkif_request_segment.unpack_from(data, i * size)) for i in range(count)]
-    if any(s.last >= _SECTORS_PER_PAGE or s.last < s.first for s in found):
-        raise _Refused
+    found = [
+        *map(Segment._make, blkif_request_segment.iter_unpack(data[: count * blkif_request_segment.size]))
+    ]
+    for _, first, last in found:
+        if last >= _SECTORS_PER_PAGE or last < first:
+            raise _Refused
     return found
 
 
