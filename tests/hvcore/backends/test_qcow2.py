@@ -1,17 +1,15 @@
 """qcow2 against QEMU's own tools: what they made is read, what is written they check, compare and read.
 
-`QCOW2_SEQUENCES=10000` for that many random sequences of acts instead of a few.
+Sequences of acts on images of every geometry are in test_qcow2_chains.py.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import signal
-import struct
 import subprocess
-import time
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,8 @@ from hvcore.backends.block_image import BlockImage, Layer
 from hvcore.backends.disk import Disk
 from hvcore.backends.images import open_image
 from hvcore.backends.qcow2 import Qcow2Error, Qcow2Image
-from tests.needs import find_tool
+from tests.hvcore.backends.qcow2_chain import SECTOR, contents, do, note, random_acts, tool
 
-SECTOR = 512
 SIZE = 3 << 20
 OPTIONS = (
     "cluster_size=512,compat=1.1",
@@ -36,26 +33,22 @@ OPTIONS = (
 
 
 def qemu_img(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [find_tool("qemu-img"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return tool("qemu-img", *arguments)
+
+
+def acts(image: BlockImage, model: bytearray, chance: random.Random, count: int) -> None:
+    """So many random acts, on the image and on the model."""
+    for act in islice(random_acts(chance, len(model)), count):
+        found = do(image, act)
+        if act.kind == "read":
+            assert found == model[act.offset : act.offset + act.length]
+        note(model, act)
 
 
 def made(path: Path, options: str, *more: object, size: int = SIZE) -> Path:
     done = qemu_img("create", "-q", "-f", "qcow2", "-o", options, *more, path, size)
     assert done.returncode == 0, done.stderr
     return path
-
-
-def contents(size: int, seed: int) -> bytes:
-    """Half random, half zeros and repetitions, in pieces."""
-    chance, out = random.Random(seed), bytearray()
-    while len(out) < size:
-        piece = chance.randrange(1, 40) * SECTOR
-        kind = chance.random()
-        out += (
-            chance.randbytes(piece) if kind < 0.5 else bytes(piece) if kind < 0.75 else b"ab" * (piece // 2)
-        )
-    return bytes(out[:size])
 
 
 def read(image: BlockImage, offset: int, size: int) -> bytes:
@@ -76,7 +69,7 @@ def checked(path: Path, model: bytes) -> None:
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 def test_what_qemu_made_is_read(tmp_path: Path, options: str, packed: bool) -> None:
-    model = contents(SIZE, 1)
+    model = contents(SIZE, random.Random(1))
     raw, path = tmp_path / "raw", tmp_path / "disk.qcow2"
     raw.write_bytes(model)
     pack = ["-c"] if packed else []
@@ -91,45 +84,8 @@ def test_what_qemu_made_is_read(tmp_path: Path, options: str, packed: bool) -> N
     checked(path, model[:1536] + b"x" * 5120 + model[6656:])
 
 
-def acts(image: BlockImage, model: bytearray, chance: random.Random, count: int) -> None:
-    """Random reads, writes and discards, on the image and on the model."""
-    sectors = len(model) // SECTOR
-    for _ in range(count):
-        at = chance.randrange(sectors)
-        size = min(chance.choice((1, 2, 7, 8, 63, 200, 900)), sectors - at) * SECTOR
-        start, kind = at * SECTOR, chance.random()
-        if kind < 0.6:
-            data = chance.randbytes(size)
-            image.write(start, [memoryview(data)[:SECTOR], memoryview(data)[SECTOR:]])
-            model[start : start + size] = data
-        elif kind < 0.75:
-            image.discard(start, size)
-            model[start : start + size] = bytes(size)
-        else:
-            assert read(image, start, size) == model[start : start + size]
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_random_acts_against_a_model_and_qemu_img(tmp_path: Path, options: str) -> None:
-    rounds = int(os.environ.get("QCOW2_SEQUENCES", "7")) // len(OPTIONS)
-    for seed in range(rounds):
-        chance = random.Random(f"{options}{seed}")
-        base, path = tmp_path / "base", tmp_path / "disk.qcow2"
-        below = contents(SIZE - 700 * SECTOR, seed)
-        base.write_bytes(below)
-        made(path, options, "-b", base.name, "-F", "raw")
-        model = bytearray(below + bytes(SIZE - len(below)))
-        for _ in range(2):
-            image = Qcow2Image(str(path), writable=True)
-            acts(image, model, chance, 25)
-            image.flush()
-            image.close()
-        checked(path, bytes(model))
-        assert base.read_bytes() == below
-
-
 def test_a_snapshot_of_qemus_stays_as_it_was(tmp_path: Path) -> None:
-    path, before = made(tmp_path / "disk.qcow2", OPTIONS[1]), contents(SIZE, 3)
+    path, before = made(tmp_path / "disk.qcow2", OPTIONS[1]), contents(SIZE, random.Random(3))
     image = Qcow2Image(str(path), writable=True)
     image.write(0, [memoryview(before)])
     image.close()
@@ -163,39 +119,11 @@ def test_backing_files_behind_each_other(tmp_path: Path) -> None:
 def test_refcounts_grow(tmp_path: Path) -> None:
     """Clusters of 512 bytes fill a refcount table of one cluster after 8 MB."""
     size = 12 << 20
-    path, model = made(tmp_path / "disk.qcow2", OPTIONS[0], size=size), contents(size, 2)
+    path, model = made(tmp_path / "disk.qcow2", OPTIONS[0], size=size), contents(size, random.Random(2))
     image = Qcow2Image(str(path), writable=True)
     image.write(0, [memoryview(model)])
     image.close()
     checked(path, model)
-
-
-def test_who_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
-    """Whatever was answered is there, and QEMU finds nothing wrong but clusters that nobody uses."""
-    for seed in range(int(os.environ.get("QCOW2_KILLS", "4"))):
-        path = made(tmp_path / f"{seed}.qcow2", OPTIONS[seed % len(OPTIONS)])
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try:
-                image, chance = Qcow2Image(str(path), writable=True), random.Random(seed)
-                while True:
-                    at = chance.randrange(SIZE // 4096)
-                    image.write(at * 4096, [memoryview(bytes((at % 255 + 1,)) * 4096)])
-                    os.write(writer, struct.pack("<I", at))
-            finally:
-                os._exit(1)
-        os.close(writer)
-        time.sleep(0.02 + 0.01 * seed)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        with os.fdopen(reader, "rb") as answered:
-            places = {place for (place,) in struct.iter_unpack("<I", answered.read())}
-        assert qemu_img("check", "-f", "qcow2", path).returncode in (0, 3)  # 3: leaked clusters alone
-        image = Qcow2Image(str(path), writable=False)
-        for place in places:
-            assert read(image, place * 4096, 4096) == bytes((place % 255 + 1,)) * 4096
-        image.close()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +173,7 @@ def test_backing_files_that_are_none(tmp_path: Path) -> None:
 
 def test_damaged_images_give_errors_alone(tmp_path: Path) -> None:
     """Random bytes in headers and tables: every access works or fails with an OSError."""
-    model = contents(SIZE, 4)
+    model = contents(SIZE, random.Random(4))
     raw, path, bad = tmp_path / "raw", tmp_path / "disk.qcow2", tmp_path / "bad.qcow2"
     raw.write_bytes(model)
     assert qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", OPTIONS[1], raw, path).returncode == 0
