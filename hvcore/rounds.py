@@ -65,17 +65,16 @@ def leave_out_rounds(m: Machine) -> bool:
 
 def _look(m: Machine, va: int, size: int) -> bytes:
     """Memory of the running vCPU, with no trace of having been read. Raises GuestError."""
-    d = m.domain
-    data = bytearray()
+    d, data = m.domain, b""
     while size:
         va &= d.abi.word_mask
         page, fitting = d.mm.look(d.current_root(), va), min(size, PAGE_SIZE - va % PAGE_SIZE)
         if page < 0:
             raise GuestError(EFAULT)
         start = page + va % PAGE_SIZE
-        data += m.mem.view[start : start + fitting]
+        data += bytes(m.mem.view[start : start + fitting])
         va, size = va + fitting, size - fitting
-    return bytes(data)
+    return data
 
 
 def _next_event(m: Machine, v: Vcpu) -> int:

@@ -136,6 +136,7 @@ def lean_translation(lib: ctypes.CDLL, core: ctypes.CDLL) -> str | None:
     if not all(found) or not _numbers_operations_alike(lib, core):
         return "hv_pace_and_leave"
     _keep_jumps_out_that_have_no_target(lib, core)
+    _find_blocks(lib, core)
     return "hv_count"
 
 
@@ -145,6 +146,17 @@ def _keep_jumps_out_that_have_no_target(lib: ctypes.CDLL, core: ctypes.CDLL) -> 
     slot = jump_slot(lib, address_of(link)) if link else 0
     if link and slot and core.hv_set_link_function(ctypes.c_void_p(address_of(link))):
         PATCHES.patch(slot, address_of_routine(core, "hv_set_jmp_target"))
+
+
+def _find_blocks(lib: ctypes.CDLL, core: ctypes.CDLL) -> None:
+    """Have the core find blocks for the library, if it can (core/blocks.c)."""
+    found = [function(lib, name) for name in ("tb_htable_lookup", "get_page_addr_code", "tb_flush")]
+    lookup, page, flush = (address_of(one) if one else 0 for one in found)
+    slots = [jump_slot(lib, target) if target else 0 for target in (lookup, flush)]
+    if page and all(slots):
+        core.hv_set_block_functions(*map(ctypes.c_void_p, (lookup, page, flush)))
+        for slot, name in zip(slots, ("hv_find_block", "hv_flush_blocks"), strict=True):
+            PATCHES.patch(slot, address_of_routine(core, name))
 
 
 def _numbers_operations_alike(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from hvcore.cpu.loop_decode import (
@@ -45,6 +46,7 @@ from hvcore.errors import GuestError
 ENDLESS = 1 << 62
 _MOST_INSTRUCTIONS = 24
 _MOST_BYTES = 15
+_CODE_READ = 128  # bytes: more than most loops have
 _RCX = 1
 _BRANCHES = (JMP, JCC, LOOP)
 _LT, _LE, _EQ = range(3)  # of a difference and zero
@@ -94,7 +96,8 @@ class _Interpreter:
         self.start = rip
         self.width = 64 if is_64bit else 32
         self.read = read
-        self._code: dict[int, Insn] = {}
+        self._insns: dict[int, Insn] = {}
+        self._code, self._code_at = b"", 0  # what was read of it, and where that begins
 
     def round(self) -> _Round:
         """Interpret from `start` until RIP is there again. Raises UnknownInstruction if it does not come."""
@@ -116,14 +119,24 @@ class _Interpreter:
                 return r
 
     def _fetch(self, rip: int) -> Insn:
-        insn = self._code.get(rip)
+        insn = self._insns.get(rip)
         if insn is None:
-            to_page_end = 4096 - (rip & 4095)
-            code = self.read(rip, min(_MOST_BYTES, to_page_end))
-            if len(code) < _MOST_BYTES:
-                code += self.read(rip + to_page_end, _MOST_BYTES - to_page_end)
-            insn = self._code[rip] = decode(code, rip, self.width == 64)
+            insn = _decoded(self._code_of(rip), rip, self.width == 64)
+            if insn is None:
+                raise UnknownInstruction
+            self._insns[rip] = insn
         return insn
+
+    def _code_of(self, rip: int) -> bytes:
+        """As many bytes of code at `rip` as an instruction can have."""
+        begin = rip - self._code_at
+        if not 0 <= begin <= len(self._code) - _MOST_BYTES:
+            begin, self._code_at = 0, rip
+            to_page_end = 4096 - (rip & 4095)
+            self._code = self.read(rip, min(_CODE_READ, to_page_end))
+            if to_page_end < _MOST_BYTES:
+                self._code += self.read(rip + to_page_end, _MOST_BYTES - to_page_end)
+        return self._code[begin : begin + _MOST_BYTES]
 
     def _range(self, r: _Round, value: int, width: int) -> int:
         r.ranged.append(value)
@@ -214,6 +227,15 @@ class _Interpreter:
         r.tests.append((test, a - b))
         holds = (a < b, a <= b, a == b)[test]
         return holds != bool(condition & 1)
+
+
+@lru_cache(4096)  # a guest is found in the same loops many times
+def _decoded(code: bytes, rip: int, is_64bit: bool) -> Insn | None:
+    """The instruction at `rip`; None for one that is not known."""
+    try:
+        return decode(code, rip, is_64bit)
+    except UnknownInstruction:
+        return None
 
 
 def counting_loop(regs: list[int], rip: int, is_64bit: bool, read: Read) -> Loop | None:

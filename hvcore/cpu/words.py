@@ -96,6 +96,7 @@ class EngineWords(ctypes.Structure):
     watches: int
     nr_watches: int
     coverage: int
+    found_blocks: int
 
     _fields_ = _fields(__annotations__)
 

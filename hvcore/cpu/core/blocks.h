@@ -17,6 +17,12 @@ struct translation_block {
     uintptr_t jmp_target_arg[2];
 };
 
+/* The blocks that were found last, by a hash of their address. They lie behind the words. */
+enum { FOUND_BLOCKS_BITS = 13, FOUND_BLOCKS_SIZE = sizeof(struct translation_block *) << FOUND_BLOCKS_BITS };
+static inline struct translation_block **hv_found_blocks(const struct hv_engine *e) {
+    return (struct translation_block **)e->found_blocks;
+}
+
 /* translate.c: whether the block that this thread translated last is of an engine of ours. */
 bool hv_translates_ours(void);
 

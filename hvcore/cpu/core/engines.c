@@ -1,5 +1,5 @@
 /* Which engines of this process are ours: what is put into the library's jump slots is called for all. */
-#include "core.h"
+#include "blocks.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -47,8 +47,13 @@ static bool enter(const void *key, struct hv_engine *engine) {
  * 3,840 bytes below the top of a stack, few loads are.
  */
 HV_EXPORT struct hv_engine *hv_new_words(void) {
-    uint8_t *page = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
-    return page ? memset(page + PLACE_IN_PAGE, 0, sizeof(struct hv_engine)) : NULL;
+    uint8_t *pages = aligned_alloc(PAGE_SIZE, PAGE_SIZE + FOUND_BLOCKS_SIZE);
+    if (!pages)
+        return NULL;
+    memset(pages, 0, PAGE_SIZE + FOUND_BLOCKS_SIZE);
+    struct hv_engine *e = (struct hv_engine *)(pages + PLACE_IN_PAGE);
+    e->found_blocks = (uintptr_t)(pages + PAGE_SIZE);
+    return e;
 }
 
 HV_EXPORT void hv_free_words(struct hv_engine *e) { free((uint8_t *)e - PLACE_IN_PAGE); }

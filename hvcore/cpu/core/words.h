@@ -62,7 +62,8 @@
     WORD(stop_block_size) \
     WORD(watches)             /* struct hv_watch */ \
     WORD(nr_watches) \
-    WORD(coverage)            /* struct hv_coverage; 0: nobody asks which blocks run */
+    WORD(coverage)            /* struct hv_coverage; 0: nobody asks which blocks run */ \
+    WORD(found_blocks)        /* those that were found last (blocks.c) */
 
 /* A vCPU's block: fields of struct vcpu (hvcore/vcpu.py). */
 #define HV_VCPU_WORDS(WORD) \
