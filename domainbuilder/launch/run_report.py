@@ -52,7 +52,7 @@ def report(
 ) -> None:
     """Say on stderr how it went, with where the domain stands if it did not end by itself; dump its core."""
     outcome = result.outcome
-    message = _message(result, len(expects))
+    message = _message(result, expects)
     stopped = outcome.reason in {"timeout", "idle"} and code is not ExitCode.FINE
     stop = dom.look() if stopped else None
     if options.core is not None and (stopped or outcome.report is not None):
@@ -70,11 +70,13 @@ def report(
         sys.stderr.write(piece)
 
 
-def _message(result: Result, expects: int) -> str:
-    if result.failure is None:
-        return str(result.outcome)
-    where = f"expectation {result.met + 1} of {expects}"
-    return f"{where}: {result.failure.pattern!r} did not appear: {result.outcome}"
+def _message(result: Result, expects: list[Step]) -> str:
+    if result.failure is not None:
+        where = f"expectation {result.met + 1} of {len(expects)}"
+        return f"{where}: {result.failure.pattern!r} did not appear: {result.outcome}"
+    if result.met < len(expects):  # all but the end that --save-at names by the guest's time
+        return f"{result.outcome}, and was not saved: {expects[result.met].text} s of its time did not come"
+    return str(result.outcome)
 
 
 def _text(

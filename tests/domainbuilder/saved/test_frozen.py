@@ -87,6 +87,14 @@ def test_it_goes_on_in_another_process_by_the_command_line(hello: Path, tmp_path
     assert third.stderr.partition(ours)[0] == whole.stderr.partition(ours)[0]
 
 
+def test_a_guest_that_ends_before_it_is_saved(hello: Path, tmp_path: Path) -> None:
+    path = tmp_path / "domain"
+    ran = cli("launch", hello, "--send", r"halt\n", "--save-at", "900", "-o", path)
+    assert (ran.returncode, path.exists()) == (1, False)
+    said = "the guest powered off, and was not saved: 900 s of its time did not come"
+    assert ran.stderr == f"domainbuilder: {said}\n"
+
+
 def test_it_comes_through_a_pipe(saved: Path, tmp_path: Path) -> None:
     """And a pipe that nobody writes is one line, not a wait."""
     pipe = tmp_path / "pipe"
