@@ -71,7 +71,46 @@ COMMANDS: dict[str, Command] = {
         "Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on.",
     ),
     "xl save": Command("xl", "save", "Save a domain in the background to a file, and end it."),
-    "xl block-list": Command("xl", "block_list", "List the disks of a domain in the background."),
+    "xl restore": Command(
+        "xl", "restore", "Go on in the background with a domain that was saved, here or by Xen's xl."
+    ),
+    "xl migrate": Command(
+        "xl", "migrate", "Move a domain in the background, while it runs, to who awaits it."
+    ),
+    "xl block-list": Command("xl_devices", "block_list", "List the disks of a domain in the background."),
+    "xl block-attach": Command(
+        "xl_devices",
+        "block_attach",
+        "Give a domain in the background one more disk, which its guest finds while it runs.",
+    ),
+    "xl block-detach": Command(
+        "xl_devices",
+        "block_detach",
+        "Take a disk from a domain in the background, when its guest has let go of it.",
+    ),
+    "xl network-list": Command(
+        "xl_devices", "network_list", "List the network interfaces of a domain in the background."
+    ),
+    "xl network-attach": Command(
+        "xl_devices",
+        "network_attach",
+        "Give a domain in the background one more network interface, which its guest finds while it runs.",
+    ),
+    "xl network-detach": Command(
+        "xl_devices", "network_detach", "Take a network interface from a domain in the background."
+    ),
+    "xl vcpu-list": Command(
+        "xl_devices",
+        "vcpu_list",
+        "List the vCPUs of domains in the background: state and the time that each has run.",
+    ),
+    "xl trigger": Command(
+        "xl_devices", "trigger", "Send a non-maskable interrupt to a vCPU of a domain in the background."
+    ),
+    "xl dmesg": Command(
+        "xl_devices", "dmesg", "Print what Xen's console would say of domains in the background."
+    ),
+    "xl info": Command("xl_devices", "info", "Print which machine this is, and which Xen its domains meet."),
     "xl sysrq": Command("xl", "sysrq", "Send a magic SysRq letter to a Linux in the background."),
     "xl xenstore-ls": Command(
         "xl",
@@ -82,9 +121,13 @@ COMMANDS: dict[str, Command] = {
         "xl", "xenstore_read", "Print a node of the store of a domain's host. There the domain's number is 1."
     ),
     "xl mem-set": Command(
-        "xl", "mem_set", "Ask a domain in the background to have so much memory, by its balloon driver."
+        "xl_devices",
+        "mem_set",
+        "Ask a domain in the background to have so much memory, by its balloon driver.",
     ),
-    "xl vcpu-set": Command("xl", "vcpu_set", "Ask a domain in the background to use so many of its vCPUs."),
+    "xl vcpu-set": Command(
+        "xl_devices", "vcpu_set", "Ask a domain in the background to use so many of its vCPUs."
+    ),
     "xl xenstore-write": Command(
         "xl",
         "xenstore_write",

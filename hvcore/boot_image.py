@@ -8,7 +8,22 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class BuildInfo(NamedTuple):
+    """What libxl_domain_build_info says of a domain beside its image.
+
+    It may come to have `max_pages`, so many of its vCPUs are online when it begins, and `handle` is its UUID;
+    None is for what the image has, all of them, and a UUID of the domain's number.
+    """
+
+    max_pages: int | None = None
+    avail_vcpus: int | None = None
+    handle: bytes | None = None
+
+
+AS_BUILT = BuildInfo()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

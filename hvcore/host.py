@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvcore.backends.libxl_nodes import remove_domain
 from hvcore.backends.xenstored import Xenstored
-from hvcore.boot_image import BootImage
+from hvcore.boot_image import AS_BUILT, BootImage, BuildInfo
 from hvcore.clock import NEVER, Timers
 from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
 from hvcore.common.grant_map import unmap_all_for_backends
@@ -101,6 +101,7 @@ class Host:
         name: str = "guest",
         disks: Sequence[Disk] = (),
         vifs: Sequence[Vif] = (),
+        info: BuildInfo = AS_BUILT,
         is_new: bool = True,
     ) -> Machine:
         """Create the domain of an image that was built into frames from `room_for()` on.
@@ -118,11 +119,21 @@ class Host:
         machine = Machine(
             self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
             upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, disks=images, vifs=vifs,
-            start_ns=start_ns, is_new=is_new,
+            info=info, start_ns=start_ns, is_new=is_new,
         )  # fmt: skip
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
+        if info.max_pages is not None and is_new:
+            self._extend_heap(info.max_pages - image.nr_pages)
         return machine
+
+    def _extend_heap(self, nr_pages: int) -> None:
+        """Have so many frames that no domain has had yet for those who grow, the last ones there are."""
+        frames, mem = self.frames, self.mem
+        known = set(frames.free_frames)
+        first, end = mem.first_mfn - frames.base_mfn, mem.end_mfn - frames.base_mfn
+        unused = [pg for pg in range(first, end) if frames.owner[pg] == NO_OWNER and pg not in known]
+        frames.free_frames += unused[-nr_pages:][::-1] if nr_pages > 0 else []
 
     def switch(self, bridge: str) -> Switch:
         """The bridge of that name, which is made where there is none yet."""

@@ -32,6 +32,7 @@ from hvcore.errors import DomainCrash, EngineError, GuestFault
 from hvcore.given import Given, OutsideFrame, size_of
 from hvcore.machine_memory import MachineMemory
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
+from hvcore.pv.arch_memory import set_memmap_limit
 from hvcore.pv.frames32 import Frames32
 from hvcore.pv.frames64 import Frames64
 from hvcore.pv.hypercall import HypercallTable, init_hypercall_page
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
     from hvcore.backends.vif import Vif
-    from hvcore.boot_image import BootImage
+    from hvcore.boot_image import BootImage, BuildInfo
     from hvcore.cpu.engine import EngineContext
     from hvcore.cpu.inner_stops import Access, InnerStop
     from hvcore.host import Host
@@ -116,6 +117,7 @@ class Machine:
         name: str,
         disks: Sequence[tuple[Disk, BlockImage]],
         vifs: Sequence[Vif],
+        info: BuildInfo,
         start_ns: int | None,
         is_new: bool = True,
     ) -> None:
@@ -143,15 +145,15 @@ class Machine:
         self.typed: Callable[[int, Given], None] = lambda _when, _given: None
         self.boot = image.places()
         self.heap_top = self.mem.heap_top
-        self.domain = self._create_domain(image, domain_id, vcpus)
-        self._create_backends(image, console_output, disks, vifs)
+        self.domain = self._create_domain(image, info, domain_id, vcpus)
+        self._create_backends(image, info, console_output, disks, vifs)
         self._connect(upper_ptwr)
         if is_new:
             self._start_boot_vcpu(image)
 
     # -- building
 
-    def _create_domain(self, image: BootImage, domain_id: int, vcpus: int) -> Domain:
+    def _create_domain(self, image: BootImage, info: BuildInfo, domain_id: int, vcpus: int) -> Domain:
         mem, host = self.mem, self.host
         d = create_domain(
             ABIS[image.guest_type], mem, host.frames, self.clock, host.domain_list,
@@ -161,6 +163,9 @@ class Machine:
         if d.shared_info_mfn != image.shared_info_mfn:
             raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
         d.shared_info[:] = image.shared_info
+        d.handle = (domain_id - 1).to_bytes(16, "big") if info.handle is None else info.handle
+        if info.max_pages is not None:
+            set_memmap_limit(d, info.max_pages)
         connect_processor(d, self.engine)
         _fill_m2p(mem, image)
         if image.hypercall_page_mfn is not None:
@@ -170,6 +175,7 @@ class Machine:
     def _create_backends(
         self,
         image: BootImage,
+        info: BuildInfo,
         console_output: Callable[[bytes], None],
         disks: Sequence[tuple[Disk, BlockImage]],
         vifs: Sequence[Vif],
@@ -185,7 +191,7 @@ class Machine:
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
         store = self.host.xenstored
         rings = Rings(image.store_mfn, image.store_evtchn, image.console_mfn, image.console_evtchn)
-        add_domain(store, d, self.name, rings)
+        add_domain(store, d, self.name, rings, info)
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))

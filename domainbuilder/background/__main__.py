@@ -1,7 +1,7 @@
-"""`python -m domainbuilder.background FD`: one domain's process (server.py), told of it on the socket FD."""
+"""`python -m domainbuilder.background FD`: one domain's process (life.py), told of it on the socket FD."""
 
 import sys
 
-from domainbuilder.background.server import main
+from domainbuilder.background.life import main
 
 main(int(sys.argv[1]))

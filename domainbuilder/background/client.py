@@ -35,12 +35,24 @@ def log_path(name: str) -> Path:
     return Path(base) / "domainbuilder" / f"xl-{name}.log"
 
 
-def start(config: DomainConfig, *, snapshot: bool, paused: bool, cache: bool) -> Domain:
-    """Start the domain in the background. Raises BuildError where it cannot be started; OSError."""
-    log = log_path(config.name)
+def start(
+    config: DomainConfig | None,
+    *,
+    saved: str | None = None,
+    snapshot: bool = False,
+    paused: bool = False,
+    cache: bool = True,
+    console_log: Path | None = None,
+) -> Domain:
+    """Start the domain in the background, or go on with the one that is saved, or comes by a socket.
+
+    Raises BuildError where it cannot be started; OSError.
+    """
+    name = config.name if config is not None else Path(saved or "").name
+    log = log_path(name)
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     here, there = socket.socketpair()
-    with here, log.open("ab") as errors:
+    with here, log.open("a+b") as errors:
         with there:
             process = subprocess.Popen(
                 [sys.executable, "-m", "domainbuilder.background", str(there.fileno())],
@@ -48,19 +60,25 @@ def start(config: DomainConfig, *, snapshot: bool, paused: bool, cache: bool) ->
                 pass_fds=[there.fileno()], start_new_session=True,
             )  # fmt: skip
         asked = {
-            "config": json.loads(to_json(config)),
+            "config": None if config is None else json.loads(to_json(config)),
+            "saved": saved,
             "snapshot": snapshot,
             "paused": paused,
             "cache": cache,
+            "console_log": None if console_log is None else str(console_log.absolute()),
         }
-        here.sendall(line(asked))
         try:
+            here.sendall(line(asked))
             told, _ = read_line(here)
         except BuildError:
             raise BuildError(f"the domain's process has failed; {log} says why") from None
+        except BaseException:  # nobody waits for it any more
+            process.kill()
+            raise
     if "error" in told:
         raise BuildError(told["error"])
-    return Domain(told["ok"], config.name, process.pid)
+    started = Domain(told["ok"], name, process.pid)
+    return next((domain for domain in domains() if domain.id == started.id), started)  # with its own name
 
 
 def ask(domain: Domain, verb: str, patience: float | None = PATIENCE, **arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The process of a domain in the background: it runs the domain, and does what its socket is asked for.
+"""Who serves a domain in the background: it runs the domain, and does what its socket is asked for.
 
 Requests are looked at between two instructions of the guest, and done where it is at rest, which it does not
 notice; what reaches it (input, nodes of the store) arrives there. An idle guest waits in real time, and takes
@@ -10,27 +10,19 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import struct
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from domainbuilder.background.runtime import Place
 from domainbuilder.background.verbs import VERBS, Refused
-from domainbuilder.background.wire import MOST_BYTES, line, read_line
+from domainbuilder.background.wire import MOST_BYTES, line
 from domainbuilder.errors import BuildError
-from domainbuilder.launch.create import action_of, booted
-from domainbuilder.launch.domain import RunningDomain, launch
-from domainbuilder.launch.options import vifs_of
+from domainbuilder.launch.domain import RunningDomain
 from domainbuilder.launch.unix_socket import Peer
 from domainbuilder.launch.waiting import Ends
-from domainbuilder.xl.config_json import parse_json
-from domainbuilder.xl.config_syntax import Source, parse
-from domainbuilder.xl.domain_config import DomainConfig, read_config
+from domainbuilder.xl.domain_config import DomainConfig
 
 if TYPE_CHECKING:
     from domainbuilder.launch.session import Outcome
@@ -39,7 +31,6 @@ MOST_CLIENTS = 32
 _MOST_WAITING = 1 << 20  # bytes of output that nobody has taken: LIBXL_XENCONSOLE_LIMIT
 _MOST_TYPED = 2048  # bytes that the guest has not read yet, beyond which nothing more is read
 _PIECE = 1024
-_MOST_CONFIG = 4 << 20
 _UCRED = struct.Struct("3i")
 
 
@@ -205,84 +196,3 @@ class Server:
             client.sock.settimeout(1.0)
             client.flush()
             client.close()
-
-
-def main(descriptor: int) -> None:
-    """Run the domain that the socket `descriptor` tells of; say there whether it could be started."""
-    signal.signal(signal.SIGTERM, _end)
-    sock = socket.socket(fileno=descriptor)
-    try:
-        told, _ = read_line(sock, _MOST_CONFIG)
-        config = _config(told)
-        place = Place(config.name)
-    except (BuildError, OSError) as error:
-        sock.sendall(line({"error": _reason(error)}))
-        return
-    server = Server(place, config)
-    server.is_paused = bool(told["paused"])
-
-    def say(answer: dict[str, Any]) -> None:
-        with suppress(OSError):  # once only, and whoever asked may be gone
-            sock.sendall(line(answer))
-        sock.close()
-
-    try:
-        _live(server, config, lambda: say({"ok": server.place.id}), cache=bool(told["cache"]))
-    except (BuildError, OSError) as error:
-        say({"error": _reason(error)})
-        _log(_reason(error))
-    finally:
-        server.leave()
-        place.leave()
-
-
-def _config(told: dict[str, Any]) -> DomainConfig:
-    source = Source("configuration", json.dumps(told["config"]))
-    config = read_config(source.name, parse([], parse_json(source))).config
-    return config.with_snapshots() if told["snapshot"] else config
-
-
-def _end(number: int, _frame: object) -> None:
-    sys.exit(128 + number)
-
-
-def _reason(error: BuildError | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return " ".join(str(error).split())
-
-
-def _log(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-    sys.stderr.flush()
-
-
-def _live(server: Server, config: DomainConfig, started: Callable[[], None], *, cache: bool) -> None:
-    """The domain from its start to its end, and again where its configuration says so."""
-    while not server.end:
-        with booted(config) as (kernel, ramdisk, cmdline):
-            dom = launch(
-                kernel, config.memory, ramdisk=ramdisk, cmdline=cmdline, vcpus=config.vcpus,
-                cap=config.cap if config.cap <= 100 else 0, disks=config.disks,
-                vifs=vifs_of(config.vif_texts), name=config.name, console_output=server.printed, cache=cache,
-            )  # fmt: skip
-        with dom:
-            started()
-            _log(f"{config.name} is domain {server.place.id}, process {os.getpid()}")
-            outcome = server.run(dom)
-            if outcome is None:
-                _log(f"{config.name} was {server.end}")
-                return
-            _log(f"{config.name}: {outcome}")
-            if outcome.report is not None:
-                from domainbuilder.launch.crash_text import render_crash
-
-                sys.stderr.write(render_crash(outcome.report))
-            action = action_of(config, outcome.reason)
-            if action.startswith("coredump"):
-                dom.dump_core(f"{config.name}.core")
-            if action == "preserve":
-                server.keep(outcome)
-            if not action.endswith("restart"):
-                return
-            _log(f"{config.name} is started again")

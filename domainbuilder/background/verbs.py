@@ -6,6 +6,7 @@ that the guest could notice.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from domainbuilder.launch.guest_control import GuestControl
 from domainbuilder.launch.session import Input
+from domainbuilder.launch.told import told_disks, told_refusals, told_vcpus, told_vifs
 from domainbuilder.launch.waiting import Ends
+from domainbuilder.xl.config_json import to_json
 from hvcore.public.xs_wire import XENSTORE_REL_PATH_MAX
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 _MOST_NODES = 10_000  # that are told at a time
 _MOST_DEPTH = 64
 _PATH = re.compile(r"(/[A-Za-z0-9_@-]+)+")  # is_valid_nodename() of tools/xenstore/xenstored_core.c
-_NODES = (("state", "state"), ("event_channel", "event-channel"), ("ring_ref", "ring-ref"))
 
 
 class Served(Input, Protocol):
@@ -91,7 +93,7 @@ def _info(server: Served) -> dict[str, Any]:
         "uuid": str(machine.xenstore.read("vm") or "").rpartition("/")[2],
         "pid": os.getpid(),
         "memory_mib": domain.tot_pages >> 8,
-        "vcpus": len(domain.vcpus),
+        "vcpus": sum(row["online"] for row in told_vcpus(_dom(server))),
         "state": state,
         "cpu_seconds": round(machine.clock.busy_ns / 1e9, 1),
         "guest_seconds": round(_dom(server).stats().guest_ns / 1e9, 3),
@@ -155,24 +157,29 @@ def _save(server: Served, path: str, form: str, after: str) -> int:
     return size
 
 
-def _block_list(server: Served) -> list[dict[str, Any]]:
-    """The disks as both ends have them in the store: libxl_device_disk_getinfo(); -1: not there."""
-    machine, found = _dom(server).machine, []
-    for disk in machine.devices.disks:
-        front = f"device/vbd/{disk.devid}"
-        told = {name: machine.xenstore.read(f"{front}/{node}") or "" for name, node in _NODES}
-        numbers = {
-            name: int(text) if text.isascii() and text.isdigit() else -1 for name, text in told.items()
-        }
-        backend = machine.xenstore.read(f"{front}/backend") or ""
-        found.append({"vdev": disk.devid, "be": 0, "handle": 0, **numbers, "be_path": backend})
-    return found
+def _migrate(server: Served, address: str) -> str:
+    """Move the domain to who waits for it at "unix:PATH"; how that went."""
+    dom = _alive(server)
+    dom.attach(_Nobody())
+    try:
+        moved = str(dom.migrate(address))
+    finally:
+        dom.attach(server)
+    server.end = f"moved: {moved}"
+    return moved
 
 
-def _sysrq(server: Served, letter: str) -> None:
-    if len(letter) != 1:
-        raise Refused("sysrq takes one letter")
-    _alive(server).machine.xenstore.write("control/sysrq", letter)
+def _config(server: Served) -> dict[str, Any]:
+    config = json.loads(to_json(server.config))
+    assert isinstance(config, dict)
+    return config
+
+
+def _trigger(server: Served, kind: str, vcpu: int) -> None:
+    """main_trigger(), of whose kinds a PV guest knows one."""
+    if kind != "nmi":
+        raise Refused(f"a PV guest knows no trigger but nmi, and not {kind[:40]}")
+    _alive(server).trigger_nmi(vcpu)
 
 
 def _store_ls(server: Served, path: str) -> list[tuple[int, str, str]]:
@@ -223,8 +230,23 @@ VERBS: dict[str, Verb] = {
     "destroy": Verb(_destroy),
     "dump-core": Verb(_dump_core, {"path": str}),
     "save": Verb(_save, {"path": str, "form": str, "after": str}),
-    "block-list": Verb(_block_list),
-    "sysrq": Verb(_sysrq, {"letter": str}),
+    "migrate": Verb(_migrate, {"address": str}),
+    "config": Verb(_config),
+    "block-list": Verb(lambda server: told_disks(_dom(server))),
+    "block-attach": Verb(lambda server, disk: _alive(server).attach_disk(disk), {"disk": str}),
+    "block-detach": Verb(
+        lambda server, vdev, force: _alive(server).detach_disk(vdev, force=force),
+        {"vdev": str, "force": bool},
+    ),
+    "network-list": Verb(lambda server: told_vifs(_dom(server))),
+    "network-attach": Verb(lambda server, vif: _alive(server).attach_vif(vif), {"vif": str}),
+    "network-detach": Verb(
+        lambda server, vif, force: _alive(server).detach_vif(vif, force=force), {"vif": str, "force": bool}
+    ),
+    "vcpu-list": Verb(lambda server: told_vcpus(_dom(server))),
+    "dmesg": Verb(lambda server: told_refusals(_dom(server))),
+    "trigger": Verb(_trigger, {"kind": str, "vcpu": int}),
+    "sysrq": Verb(lambda server, letter: _control(server).sysrq(letter), {"letter": str}),
     "mem-set": Verb(lambda server, kib: _control(server).set_memory_target(kib), {"kib": int}),
     "vcpu-set": Verb(lambda server, count: _control(server).set_vcpus(count), {"count": int}),
     "xenstore-ls": Verb(_store_ls, {"path": str}),

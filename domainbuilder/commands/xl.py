@@ -34,9 +34,16 @@ As = Annotated[
     SaveForm, typer.Option("--as", help="As it stands; or as xl writes it, for which the guest suspends.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Long = Annotated[bool, typer.Option("--long", "-l", help="Their configurations, as JSON.")]
+Foreground = Annotated[bool, typer.Option("-F", help="In the foreground, as `domainbuilder create`.")]
+ConsoleFile = Annotated[
+    Path | None,
+    typer.Option("--console-log", metavar="FILE", help="Write what the guest prints to FILE, too."),
+]
 
 
-def _find(name: str) -> Domain:
+def find_named(name: str) -> Domain:
+    """The domain of that number or name. Raises BuildError where there is none."""
     from domainbuilder.background.runtime import find
 
     return find(name)
@@ -69,8 +76,10 @@ def create(
     quiet: Quiet = False,
     console: Attach = False,
     paused: Paused = False,
+    foreground: Foreground = False,
     snapshot: SnapshotDisks = False,
     no_cache: NoCache = False,
+    console_log: ConsoleFile = None,
 ) -> None:
     """Run a domain in the background, as an xl.cfg(5) describes it.
 
@@ -82,27 +91,46 @@ def create(
       domainbuilder xl create guest.cfg
       domainbuilder xl create -c guest.cfg 'memory=512'
     """
-    from domainbuilder.background.client import console as be_console
     from domainbuilder.background.client import start
 
     wanted = read_told(config, settings, quiet=quiet, dryrun=dryrun)
     if wanted is None:
         return
-    domain = start(wanted, snapshot=snapshot, paused=paused, cache=not no_cache)
+    if foreground:
+        from domainbuilder.launch.create import create as run
+        from domainbuilder.launch.launch_options import LaunchOptions
+
+        options = LaunchOptions(file="", cache=not no_cache, console_log=console_log)
+        raise typer.Exit(run(wanted.with_snapshots() if snapshot else wanted, options, quiet=quiet))
+    domain = start(wanted, snapshot=snapshot, paused=paused, cache=not no_cache, console_log=console_log)
+    _told(domain, console=console, quiet=quiet)
+
+
+def _told(domain: Domain, *, console: bool, quiet: bool = False) -> None:
+    """Say which domain it is, and be its console if that is wanted."""
     if not quiet:
         print(f"domainbuilder: {domain.name} is domain {domain.id}", file=sys.stderr)
     if console:
+        from domainbuilder.background.client import console as be_console
+
         be_console(domain)
 
 
-def list_domains(domain: Some = None, as_json: AsJson = False) -> None:
+def list_domains(domain: Some = None, long: Long = False, as_json: AsJson = False) -> None:
     """List the domains in the background: number, memory in MB, vCPUs, state, processor time.
 
     States are xl's: r running, b blocked, p paused, s shut down, c crashed. The time is the guest's own.
     """
     from domainbuilder.background.client import infos
 
-    told = infos(_find(domain) if domain is not None else None)
+    told = infos(find_named(domain) if domain is not None else None)
+    if long:
+        import json
+
+        known = [one for one in told if one["state"] is not None]
+        configs = [{"domid": one["id"], "config": ask_named(str(one["id"]), "config")} for one in known]
+        print(json.dumps(configs, indent=2))
+        return
     if as_json:
         import json
 
@@ -132,17 +160,17 @@ def console(domain: Named) -> None:
     """
     from domainbuilder.background.client import console as be_console
 
-    be_console(_find(domain))
+    be_console(find_named(domain))
 
 
 def domid(domain: Named) -> None:
     """Print the number of a domain in the background."""
-    print(_find(domain).id)
+    print(find_named(domain).id)
 
 
 def domname(domain: Named) -> None:
     """Print the name of a domain in the background."""
-    print(_find(domain).name)
+    print(find_named(domain).name)
 
 
 def uptime(domain: Some = None) -> None:
@@ -150,7 +178,7 @@ def uptime(domain: Some = None) -> None:
     from domainbuilder.background.client import infos
 
     print(f"{'Name':<33} {'ID':>4} Uptime")
-    for one in infos(_find(domain) if domain is not None else None):
+    for one in infos(find_named(domain) if domain is not None else None):
         days, rest = divmod(one["uptime_seconds"] or 0, 86400)
         shown = f"{days} days, " if days > 1 else "1 day, " if days else ""
         print(
@@ -158,16 +186,17 @@ def uptime(domain: Some = None) -> None:
         )
 
 
-def _ask(name: str, verb: str, **arguments: Any) -> object:
+def ask_named(name: str, verb: str, **arguments: Any) -> Any:
+    """What the domain of that name answers. Raises BuildError."""
     from domainbuilder.background.client import ask
 
-    return ask(_find(name), verb, **arguments)
+    return ask(find_named(name), verb, **arguments)
 
 
 def _request(name: str, reason: str, *, wait: bool) -> None:
     from domainbuilder.background.client import ask, until_gone
 
-    domain = _find(name)
+    domain = find_named(name)
     ask(domain, "shutdown", reason=reason)
     if wait:
         until_gone(domain)
@@ -175,12 +204,12 @@ def _request(name: str, reason: str, *, wait: bool) -> None:
 
 def pause(domain: Named) -> None:
     """Have a domain in the background stand still; its clock does, too."""
-    _ask(domain, "pause")
+    ask_named(domain, "pause")
 
 
 def unpause(domain: Named) -> None:
     """Have a paused domain go on."""
-    _ask(domain, "unpause")
+    ask_named(domain, "unpause")
 
 
 def shutdown(domain: Named, wait: Wait = False) -> None:
@@ -203,7 +232,7 @@ def destroy(domain: Named) -> None:
     """
     from domainbuilder.background.client import destroy as end
 
-    end(_find(domain))
+    end(find_named(domain))
 
 
 def save(
@@ -227,29 +256,64 @@ def save(
 
     if go_on and leave_paused:
         raise typer.BadParameter("--continue and --pause are two things to do")
-    found, after = _find(domain), "continue" if go_on else "pause" if leave_paused else "destroy"
+    found, after = find_named(domain), "continue" if go_on else "pause" if leave_paused else "destroy"
     size = ask(found, "save", None, path=str(file.absolute()), form=form.value, after=after)
     print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
     if after == "destroy":
         until_gone(found)
 
 
-def block_list(domain: Named, as_json: AsJson = False) -> None:
-    """List the disks of a domain in the background."""
-    disks = _ask(domain, "block-list")
-    assert isinstance(disks, list)
-    if as_json:
-        import json
+def restore(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[CFG] FILE",
+            help="Its configuration, and the saved domain: a file, or unix:PATH to await one that is moved.",
+            show_default=False,
+        ),
+    ],
+    console: Attach = False,
+    paused: Paused = False,
+    console_log: ConsoleFile = None,
+) -> None:
+    """Go on in the background with a domain that was saved, here or by Xen's xl.
 
-        print(json.dumps(disks, indent=2))
-        return
-    print("Vdev  BE  handle state evt-ch ring-ref BE-path")
-    for disk in disks:
-        print(
-            "{vdev:<5} {be:<3} {handle:<6} {state:<5} {event_channel:<6} {ring_ref:<8} {be_path}".format(
-                **disk
-            )
-        )
+    A configuration says which files its disks are, which have to be what they were, and what follows its
+    end; without one it is gone then.
+
+    \b
+    Examples:
+      domainbuilder xl restore guest.domain
+      domainbuilder xl restore guest.cfg guest.domain
+      domainbuilder xl restore unix:/tmp/moved
+    """
+    from domainbuilder.background.client import start
+    from domainbuilder.inputs import names_socket
+    from domainbuilder.kept_files import find_named as find_kept
+    from domainbuilder.launch.create import load_config
+
+    if len(files) > 2:
+        raise typer.BadParameter("a configuration and a file, or a file alone")
+    config = load_config(files[0], []).config if len(files) == 2 else None
+    saved = files[-1] if names_socket(files[-1]) else str(Path(find_kept(files[-1])).absolute())
+    _told(start(config, saved=saved, paused=paused, console_log=console_log), console=console)
+
+
+def migrate(
+    domain: Named,
+    address: Annotated[
+        str, typer.Argument(metavar="unix:PATH", help="Where it is awaited.", show_default=False)
+    ],
+) -> None:
+    """Move a domain in the background, while it runs, to who awaits it.
+
+    That is `domainbuilder xl restore unix:PATH`, or `domainbuilder restore unix:PATH` in the foreground.
+    """
+    from domainbuilder.background.client import ask, until_gone
+
+    found = find_named(domain)
+    print(f"domainbuilder: {ask(found, 'migrate', None, address=address)}", file=sys.stderr)
+    until_gone(found)
 
 
 def dump_core(
@@ -257,7 +321,7 @@ def dump_core(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.", show_default=False)],
 ) -> None:
     """Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on."""
-    size = _ask(domain, "dump-core", patience=None, path=str(file.absolute()))
+    size = ask_named(domain, "dump-core", patience=None, path=str(file.absolute()))
     print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
 
 
@@ -266,39 +330,7 @@ def sysrq(
     letter: Annotated[str, typer.Argument(metavar="LETTER", help="Which, as in h.", show_default=False)],
 ) -> None:
     """Send a magic SysRq letter to a Linux in the background."""
-    _ask(domain, "sysrq", letter=letter)
-
-
-def mem_set(
-    domain: Named,
-    memory: Annotated[
-        str, typer.Argument(metavar="MEM", help="In MB, or with a unit: b, k, m, g, t.", show_default=False)
-    ],
-) -> None:
-    """Ask a domain in the background to have so much memory, by its balloon driver.
-
-    At most what it began with.
-
-    \b
-    Examples:
-      domainbuilder xl mem-set guest 128
-      domainbuilder xl mem-set guest 1g
-    """
-    from domainbuilder.xl.sizes import parse_mem_size_kb
-
-    _ask(domain, "mem-set", kib=parse_mem_size_kb(memory))
-
-
-def vcpu_set(
-    domain: Named,
-    count: Annotated[int, typer.Argument(metavar="N", help="How many.", show_default=False)],
-) -> None:
-    """Ask a domain in the background to use so many of its vCPUs.
-
-    Linux takes the others out of use by itself; of those that come back it is told, and its udev, or
-    /sys/devices/system/cpu/cpuN/online, puts them to use.
-    """
-    _ask(domain, "vcpu-set", count=count)
+    ask_named(domain, "sysrq", letter=letter)
 
 
 def xenstore_ls(
@@ -306,7 +338,7 @@ def xenstore_ls(
     path: Annotated[str, typer.Argument(metavar="[PATH]", help="Where to begin.")] = "/",
 ) -> None:
     """List the store of a domain's host, as xenstore-ls does. There the domain's number is 1."""
-    nodes = _ask(domain, "xenstore-ls", path=path)
+    nodes = ask_named(domain, "xenstore-ls", path=path)
     assert isinstance(nodes, list)
     for depth, name, value in nodes:
         shown = value.encode("unicode_escape").decode("ascii").replace('"', '\\"')
@@ -315,7 +347,7 @@ def xenstore_ls(
 
 def xenstore_read(domain: Named, path: Node) -> None:
     """Print a node of the store of a domain's host. There the domain's number is 1."""
-    print(_ask(domain, "xenstore-read", path=path))
+    print(ask_named(domain, "xenstore-read", path=path))
 
 
 def xenstore_write(
@@ -324,9 +356,9 @@ def xenstore_write(
     value: Annotated[str, typer.Argument(metavar="VALUE", help="What to write.", show_default=False)],
 ) -> None:
     """Write a node of the store of a domain's host, as domain 0; its watches are told."""
-    _ask(domain, "xenstore-write", path=path, value=value)
+    ask_named(domain, "xenstore-write", path=path, value=value)
 
 
 def xenstore_rm(domain: Named, path: Node) -> None:
     """Remove a node of the store of a domain's host, and what is below it, as domain 0."""
-    _ask(domain, "xenstore-rm", path=path)
+    ask_named(domain, "xenstore-rm", path=path)

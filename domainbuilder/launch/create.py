@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+from uuid import UUID, uuid5
 
 from domainbuilder.bootloader.disk import PartOfDisk, open_disk
 from domainbuilder.bootloader.pygrub import read_boot, survey, wanted
@@ -24,6 +26,10 @@ from domainbuilder.xl.config_json import is_json, parse_json
 from domainbuilder.xl.config_syntax import ConfigError, Source, parse
 from domainbuilder.xl.domain_config import DomainConfig, Read, read_config
 
+if TYPE_CHECKING:
+    from hvcore.backends.disk import Disk
+    from hvcore.backends.vif import Vif
+
 # How a domain ended -> which of the configuration's actions that calls for.
 _ACTIONS = {
     "poweroff": "on_poweroff",
@@ -33,6 +39,7 @@ _ACTIONS = {
     "crash": "on_crash",
     "crashed": "on_crash",
 }
+_UUIDS = UUID("6c0f8a5e-9d4b-4b7e-8f57-3d1c6a2e9b10")  # of names of domains
 _LEAST_TIME = 0.001  # s: a limit has to be above 0
 _PYGRUB = ("pygrub", "/usr/bin/pygrub", "/usr/lib/xen-4.17/bin/pygrub")
 _PYGRUB_OPTIONS = ("kernel", "ramdisk", "args", "entry", "offset")
@@ -73,11 +80,7 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
                     ramdisk=ramdisk,
                     cmdline=cmdline,
                     memory_mib=config.memory,
-                    vcpus=config.vcpus,
-                    cap=config.cap if config.cap <= 100 else 0,  # more than one processor is as good as none
-                    disks=config.disks,
-                    vifs=vifs_of(config.vif_texts),
-                    name=config.name,
+                    **asked_by(config),
                 )
             )
         action = action_of(config, ended.reason)
@@ -92,6 +95,33 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
 def action_of(config: DomainConfig, reason: str) -> str:
     """What the configuration wants done with a domain that ended for `reason`, an Outcome's."""
     return str(getattr(config, _ACTIONS[reason])) if reason in _ACTIONS else "destroy"
+
+
+class Asked(TypedDict):
+    """What a configuration asks of a launch beside kernel and memory, by the names of launch's options."""
+
+    maxmem_mib: int | None
+    vcpus: int
+    max_vcpus: int
+    uuid: str
+    cap: int
+    disks: tuple[Disk, ...]
+    vifs: tuple[Vif, ...]
+    name: str
+
+
+def asked_by(config: DomainConfig) -> Asked:
+    """The domain of the configuration. Its UUID is of its name where it says none, where xl draws one."""
+    return Asked(
+        maxmem_mib=config.maxmem,
+        vcpus=config.vcpus,
+        max_vcpus=config.maxvcpus,
+        uuid=config.uuid or str(uuid5(_UUIDS, config.name)),
+        cap=config.cap if config.cap <= 100 else 0,  # more than one processor is as good as none
+        disks=config.disks,
+        vifs=vifs_of(config.vifs),
+        name=config.name,
+    )
 
 
 @contextmanager

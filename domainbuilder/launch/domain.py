@@ -47,7 +47,9 @@ def launch(
 
     memory_mib, ramdisk, cmdline, guest_type: see `plan`; a plan and a built domain have these already.
 
-    - vcpus: how many virtual processors (1).
+    - maxmem_mib: how much memory it may come to have by `set_memory_target()` (as much as it begins with).
+    - vcpus: how many virtual processors (1); max_vcpus: how many it may come to have by `set_vcpus()`.
+    - uuid: its UUID, for the guest to see (one that says its number on its host).
     - upper_ptwr: let the guest store to page tables of all levels, where Xen lets it store to L1 tables alone
       (False).
     - cap: how much of the host's time the domain has at most, in percent; 0 (the default) for all of it.
@@ -99,12 +101,16 @@ def launch_on(
         )
     elif asked != (None, None, "", None):
         raise BuildError("a domain that is planned or built has its memory, ramdisk and command line already")
+    pages = kernel.nr_pages if isinstance(kernel, DomainPlan) else kernel.plan.nr_pages
+    most = chosen.build_info.max_pages
+    if most is not None and most < pages:
+        raise BuildError(
+            "maxmem is below memory", found=f"{most >> 8} MB", expected=f"{pages >> 8} MB or more"
+        )
     symbols = _symbols(chosen.symbols, kernel.elf if isinstance(kernel, DomainPlan) else kernel.plan.elf)
     shares_host = host is not None
     image, host = (
-        _move(kernel, host, plain=chosen.plain)
-        if isinstance(kernel, DomainImage)
-        else _build(kernel, host, plain=chosen.plain)
+        _move(kernel, host, chosen) if isinstance(kernel, DomainImage) else _build(kernel, host, chosen)
     )
     del kernel
     try:
@@ -122,10 +128,10 @@ def _opened(path: str | os.PathLike[str], *, cache: bool) -> DomainImage | Kerne
     return load_kernel(path, kept=UnpackedKernels(cache_folder()) if cache else None)
 
 
-def _build(planned: DomainPlan, host: Host | None, *, plain: bool | None) -> tuple[DomainImage, Host]:
+def _build(planned: DomainPlan, host: Host | None, options: Chosen) -> tuple[DomainImage, Host]:
     """The domain, in a host's memory, without its unpacked kernel, of which the guest has its copy."""
     _check_guest_type(planned)
-    host = host or _new_host(planned, DEFAULT_FIRST_MFN, plain=plain)
+    host = host or _new_host(planned, DEFAULT_FIRST_MFN, options)
     first_mfn, ram = _room(host, planned.nr_pages)
     image = build(planned, ram=ram, first_mfn=first_mfn, shared_info_mfn=host.mem.next_xenheap_mfn)
     return replace(image, plan=replace(planned, elf=None, ramdisk=None)), host
@@ -144,10 +150,11 @@ def _check_guest_type(plan: DomainPlan) -> None:
         raise BuildError("launch does not run such guests", where=Where(plan.kernel), found=plan.guest_type)
 
 
-def _new_host(plan: DomainPlan, first_mfn: int, *, plain: bool | None) -> Host:
-    """A host for that domain alone."""
+def _new_host(plan: DomainPlan, first_mfn: int, options: Chosen) -> Host:
+    """A host for that domain alone, with as much memory as it may come to have."""
+    most = options.build_info.max_pages
     try:
-        return Host(_allocate(plan.nr_pages, first_mfn), plain=plain)
+        return Host(_allocate(max(plan.nr_pages, most or 0), first_mfn), plain=options.plain)
     except EngineError as error:
         raise _not_started(error, plan) from error
 
@@ -174,10 +181,10 @@ def _room(host: Host, nr_pages: int) -> tuple[int, memoryview]:
     return first_mfn, host.mem.ram[start : start + nr_pages * _PAGE]
 
 
-def _move(image: DomainImage, host: Host | None, *, plain: bool | None) -> tuple[DomainImage, Host]:
+def _move(image: DomainImage, host: Host | None, options: Chosen) -> tuple[DomainImage, Host]:
     """A built domain, with its memory in a host's: pages of zeros are not copied."""
     _check_guest_type(image.plan)
-    host = host or _new_host(image.plan, image.first_mfn, plain=plain)
+    host = host or _new_host(image.plan, image.first_mfn, options)
     first_mfn, ram = _room(host, image.plan.nr_pages)
     if (first_mfn, host.mem.next_xenheap_mfn) != (image.first_mfn, image.shared_info_mfn):
         raise BuildError(

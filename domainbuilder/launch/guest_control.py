@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from domainbuilder.launch.options import disks_of
 from hvcore.backends.disk import Disk, disk_dev_number
 from hvcore.common.vcpu_op import send_nmi
+from hvcore.public.xen import PAGE_SHIFT
+from hvcore.wiring import MAX_PAGES_SLACK
 
 if TYPE_CHECKING:
     from hvcore.backends.vif import Vif
@@ -47,6 +49,8 @@ class GuestControl:
         if not 0 < kib <= most:
             found, end = f"{kib / _KIB_PER_MIB:g} MB", most // _KIB_PER_MIB
             raise ValueError(f"{found} are not within 1 and {end}: memory_static_max, {most} KiB")
+        domain = self._machine.domain
+        domain.max_pages = (kib >> PAGE_SHIFT - 10) + MAX_PAGES_SLACK  # xl has it enforced
         self._store.write("memory/target", str(kib))
 
     def set_vcpus(self, count: int) -> None:
@@ -81,13 +85,14 @@ class GuestControl:
         self._store.serve()
         return self._devices.attach_vif(parsed)
 
-    def detach_disk(self, vdev: str, *, force: bool = False) -> None:
-        """libxl_device_disk_safe_remove(), or libxl_device_disk_destroy() with `force`."""
+    def detach_disk(self, vdev: str, *, force: bool = False) -> int:
+        """libxl_device_disk_safe_remove(), or libxl_device_disk_destroy() with `force`; the disk's number."""
         devid = disk_dev_number(vdev)
         if all(disk.devid != devid for disk in self._devices.disks):
             raise ValueError(f"Device {vdev} not connected")
         self._store.serve()
         self._devices.detach(f"vbd{devid}", force=force)
+        return devid
 
     def detach_vif(self, which: str, *, force: bool = False) -> None:
         """libxl_device_nic_remove() of an interface by its number or address."""

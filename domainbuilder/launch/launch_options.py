@@ -27,7 +27,10 @@ class LaunchOptions:
     memory_mib: int | None = None
     ramdisk: str | None = None
     cmdline: str = ""
+    maxmem_mib: int | None = None
     vcpus: int = 1
+    max_vcpus: int | None = None
+    uuid: str | None = None
     upper_ptwr: bool = False
     disks: tuple[Disk, ...] = ()
     vifs: tuple[Vif, ...] = ()
@@ -64,7 +67,10 @@ class LaunchOptions:
 def asked_of(options: LaunchOptions) -> Options:
     """What launch() is asked for, whatever the domain comes from."""
     return Options(
+        maxmem_mib=options.maxmem_mib,
         vcpus=options.vcpus,
+        max_vcpus=options.max_vcpus,
+        uuid=options.uuid,
         cap=options.cap,
         name=options.name,
         disks=options.disks,

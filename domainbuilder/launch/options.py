@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.record import InputRecord
 from hvcore.abi import XEN_LEGACY_MAX_VCPUS
+from hvcore.boot_image import BuildInfo
+from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from hvcore.backends.disk import Disk
@@ -54,7 +56,10 @@ class HostOptions(TypedDict, total=False):
     ramdisk: str | os.PathLike[str] | bytes | None
     cmdline: str | bytes
     guest_type: str | None
+    maxmem_mib: int | None
     vcpus: int
+    max_vcpus: int | None
+    uuid: str | None
     upper_ptwr: bool
     cap: int
     timeout: float | None
@@ -95,7 +100,10 @@ class Chosen:
     ramdisk: str | os.PathLike[str] | bytes | None = None
     cmdline: str | bytes = ""
     guest_type: str | None = None
+    maxmem_mib: int | None = None
     vcpus: int = 1
+    max_vcpus: int | None = None
+    uuid: str | None = None
     upper_ptwr: bool = False
     cap: int = 0
     timeout: float | None = None
@@ -120,6 +128,13 @@ class Chosen:
                 found=str(self.vcpus),
                 expected=f"1-{XEN_LEGACY_MAX_VCPUS}",
             )
+        if not self.vcpus <= self.most_vcpus <= XEN_LEGACY_MAX_VCPUS:
+            raise BuildError(
+                "a domain cannot come to have that many vCPUs",
+                found=str(self.max_vcpus),
+                expected=f"{self.vcpus}-{XEN_LEGACY_MAX_VCPUS}",
+            )
+        _ = self.build_info
         if not 0 <= self.cap <= MAX_CAP:
             raise BuildError(
                 "that is no part of a processor, in percent", found=str(self.cap), expected="0-100"
@@ -134,6 +149,21 @@ class Chosen:
         _ = self.parsed_vifs
 
     @property
+    def most_vcpus(self) -> int:
+        """How many vCPUs the domain may come to have."""
+        return self.vcpus if self.max_vcpus is None else self.max_vcpus
+
+    @property
+    def build_info(self) -> BuildInfo:
+        """What is said of the domain beside its image. Raises BuildError for a UUID that is none."""
+        try:
+            handle = None if self.uuid is None else _uuid_bytes(self.uuid)
+        except ValueError:
+            raise BuildError("that is no UUID", found=self.uuid) from None
+        pages = None if self.maxmem_mib is None else self.maxmem_mib << 20 - PAGE_SHIFT
+        return BuildInfo(pages, self.vcpus, handle)
+
+    @property
     def parsed_disks(self) -> tuple[Disk, ...]:
         """The disks as data. Raises BuildError for one that is text and no disk."""
         return disks_of(self.disks)
@@ -142,6 +172,12 @@ class Chosen:
     def parsed_vifs(self) -> tuple[Vif, ...]:
         """The network interfaces as data. Raises BuildError for one that is text and none."""
         return vifs_of(self.vifs)
+
+
+def _uuid_bytes(text: str) -> bytes:
+    from uuid import UUID  # few domains are given one
+
+    return UUID(text).bytes
 
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])

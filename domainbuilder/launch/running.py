@@ -161,9 +161,12 @@ class RunningDomain(Rewinding):
         """
         self._guest_control().attach_disk(disk)
 
-    def detach_disk(self, vdev: str, *, force: bool = False) -> None:
-        """Ask the guest to let go of a disk, which goes then; or take it away at once: `xl block-detach`."""
-        self._guest_control().detach_disk(vdev, force=force)
+    def detach_disk(self, vdev: str, *, force: bool = False) -> int:
+        """Ask the guest to let go of a disk, which goes then; or take it away at once: `xl block-detach`.
+
+        The disk's number in the store.
+        """
+        return self._guest_control().detach_disk(vdev, force=force)
 
     def attach_vif(self, vif: Vif | str) -> int:
         """Give the domain one more network interface; its number: `xl network-attach`."""

@@ -45,16 +45,19 @@ def built(image: DomainImage, host: Host, options: Chosen) -> Start:
     def machine(output: Output) -> Machine:
         return host.create(
             image.boot_image(),
-            vcpus=options.vcpus,
+            vcpus=options.most_vcpus,
             console_output=output,
             upper_ptwr=options.upper_ptwr,
             cap=options.cap,
             name=options.name,
             disks=disks,
             vifs=vifs,
+            info=options.build_info,
         )
 
     def what() -> dict[str, Any]:
-        return subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks, vifs=vifs)
+        what = subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks, vifs=vifs)
+        asked = {name: getattr(options, name) for name in ("maxmem_mib", "max_vcpus", "uuid")}
+        return what | {name: value for name, value in asked.items() if value is not None}
 
     return Start(image.plan, machine, what)

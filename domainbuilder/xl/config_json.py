@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from domainbuilder.xl.config_syntax import ConfigError, Setting, Source, Value
-from domainbuilder.xl.domain_config import DomainConfig, Vif
+from domainbuilder.xl.domain_config import DomainConfig
 from hvcore.backends.disk import Disk
 
 # Field of DomainConfig -> name in xl.cfg, where they differ.
@@ -28,10 +28,8 @@ def to_json(config: DomainConfig) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _text(item: Vif | Disk | str) -> str:
+def _text(item: Disk | str) -> str:
     """An item of a list as xl.cfg has it."""
-    if isinstance(item, Vif):
-        return ",".join(f"{name}={value}" for name, value in item.options.items())
     return disk_text(item) if isinstance(item, Disk) else item
 
 

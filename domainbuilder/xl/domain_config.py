@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,18 +16,13 @@ from domainbuilder.errors import BuildError
 from domainbuilder.xl.config_keys import ACTIONS, KEYS, Fate, Key, Kind
 from domainbuilder.xl.config_syntax import ConfigError, Setting, Value
 from domainbuilder.xl.disk import parse_disk
+from domainbuilder.xl.vif import parse_vif
 from hvcore.backends.disk import Disk
 
 _LONG = range(-(1 << 63), 1 << 63)
 _NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")  # strtol with base 0
 _MOST_MEMORY = 1 << 20  # MB: far beyond what a domain gets here
 _MOST_VCPUS = 4096
-
-
-class Vif(NamedTuple):
-    """A network interface: its options by name, as xl-network-configuration(5) has them."""
-
-    options: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +47,11 @@ class DomainConfig:
     on_crash: str = "destroy"
     on_soft_reset: str = "soft-reset"
     disks: tuple[Disk, ...] = ()
-    vifs: tuple[Vif, ...] = ()
+    vifs: tuple[str, ...] = ()  # as xl writes them: domainbuilder.xl.vif.parse_vif()
 
     def with_snapshots(self) -> DomainConfig:
         """The domain whose disks' files stay as they are."""
         return replace(self, disks=tuple(replace(disk, snapshot=True) for disk in self.disks))
-
-    @property
-    def vif_texts(self) -> list[str]:
-        """The interfaces as xl writes each: what domainbuilder.xl.vif.parse_vif() reads."""
-        return [",".join(f"{name}={value}" for name, value in vif.options.items()) for vif in self.vifs]
 
 
 class Remark(NamedTuple):
@@ -193,10 +183,7 @@ class _Settings:
         maxmem = self.number("maxmem", range(1, _MOST_MEMORY))
         if memory is not None and maxmem is not None and maxmem < memory:
             raise self.fail("maxmem", "maxmem is below memory")
-        if memory is not None and maxmem is not None and maxmem > memory:
-            self.remark("maxmem", "maxmem has no effect: the domain keeps the memory that it begins with")
-        if maxvcpus > (vcpus or 1):
-            self.remark("maxvcpus", "maxvcpus has no effect: the domain keeps the vCPUs that it begins with")
+        memory = maxmem if memory is None else memory  # as libxl has it
         return DomainConfig(
             name=name,
             kernel=self._kernel(),
@@ -216,7 +203,7 @@ class _Settings:
             on_crash=self.choice("on_crash", "destroy", ACTIONS),
             on_soft_reset=self.choice("on_soft_reset", "soft-reset", ACTIONS),
             disks=self._disks(),
-            vifs=tuple(map(_vif, self.items("vif"))),
+            vifs=self._vifs(),
         )
 
     def _type(self) -> None:
@@ -272,6 +259,14 @@ class _Settings:
             disks[disk.devid] = disk
         return tuple(disks.values())
 
+    def _vifs(self) -> tuple[str, ...]:
+        for item in self.items("vif"):
+            try:
+                parse_vif(item.word or "")
+            except BuildError as error:
+                raise item.fail(f"vif: {error.reason}", found=error.found, expected=error.expected) from error
+        return tuple((item.word or "").strip() for item in self.items("vif"))
+
     def _uuid(self) -> str | None:
         """libxl_uuid_from_string(): 32 digits, hyphens between them or not."""
         word = self.string("uuid")
@@ -280,37 +275,3 @@ class _Settings:
         if not re.fullmatch(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){4}[0-9a-fA-F]{8}", word):
             raise self._settings["uuid"].value.fail("Failed to parse UUID", found=repr(word))
         return str(uuid.UUID(word))
-
-
-_VIF_OPTIONS = frozenset(
-    (
-        *("type", "mac", "bridge", "netdev", "gatewaydev", "ip", "script", "backend", "vifname", "model"),
-        *("rate", "accel", "devid", "mtu"),
-    )
-)
-_MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
-_RATE = re.compile(r"[0-9]+([GMK]?[Bb]/s)(@[0-9]+(ms|us|s))?")
-
-
-def _vif(value: Value) -> Vif:
-    """parse_nic_config(): `key=value` after `key=value`."""
-    options: dict[str, str] = {}
-    for part in (value.word or "").split(","):
-        name, sign, text = part.strip(" ").partition("=")
-        if not part.strip():
-            continue
-        if name in ("trusted", "untrusted") and not sign:
-            options["trusted"] = str(int(name == "trusted"))
-            continue
-        if not sign or name not in _VIF_OPTIONS:
-            raise value.fail("vif: unrecognized argument", found=repr(part.strip()))
-        options[name] = text
-    checks: tuple[tuple[str, Callable[[str], bool], str], ...] = (
-        ("type", lambda text: text in ("vif", "ioemu"), "vif or ioemu"),
-        ("mac", lambda text: bool(_MAC.fullmatch(text)), "six bytes, as in 00:16:3e:01:02:03"),
-        ("rate", lambda text: bool(_RATE.fullmatch(text)), "as in 10Mb/s or 1MB/s@20ms"),
-    )
-    for name, right, expected in checks:
-        if name in options and not right(options[name]):
-            raise value.fail(f"vif: invalid {name}", found=repr(options[name]), expected=expected)
-    return Vif(options)

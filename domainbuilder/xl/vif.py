@@ -66,7 +66,10 @@ def parse_rate(text: str) -> tuple[int, int] | None:
 
 _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
     "type": (lambda text: text in ("vif", "user"), "vif, on a bridge, or user, which leads out of the host"),
-    "script": (lambda text: text == "vif-bridge", "vif-bridge: no script is run here"),
+    "script": (
+        lambda text: text.rpartition("/")[2] in ("vif-bridge", "vif-openvswitch"),
+        "vif-bridge or vif-openvswitch, for which a switch of this host stands: no script is run here",
+    ),
     "mac": (
         lambda text: bool(_MAC.fullmatch(text)) and not int(text.partition(":")[0], 16) & 1,
         "six bytes of one station, such as 00:16:3e:01:02:03",
@@ -109,6 +112,7 @@ def parse_vif(text: str) -> Vif:
     return Vif(
         mac=":".join(part.zfill(2) for part in chosen.get("mac", "").lower().split(":") if part),
         bridge=chosen.get("bridge", "xenbr0"),
+        script=chosen.get("script", "vif-bridge").rpartition("/")[2],
         ip=chosen.get("ip", ""),
         rate=rate,
         rate_usecs=interval,

@@ -10,12 +10,14 @@ import uuid
 from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.backends.xenstore_nodes import PERM_READ, Perm, Perms
+from hvcore.boot_image import AS_BUILT
 from hvcore.public.xenbus import XenbusStateInitialising
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hvcore.backends.xenstored import Xenstored
+    from hvcore.boot_image import BuildInfo
     from hvcore.domain import Domain
 
 
@@ -45,8 +47,10 @@ def _vm_path(domain: Domain) -> str:
     return f"/vm/{uuid.UUID(bytes=domain.handle)}"
 
 
-def add_domain(store: Xenstored, domain: Domain, name: str, rings: Rings) -> None:
+def add_domain(store: Xenstored, domain: Domain, name: str, rings: Rings, info: BuildInfo = AS_BUILT) -> None:
     """All nodes of a new domain without devices."""
+    online = domain.max_vcpus if info.avail_vcpus is None else info.avail_vcpus
+    static_max = domain.nr_pages if info.max_pages is None else info.max_pages
     domid = domain.domain_id
     read_only: Perms = (Perm(_DOM0, 0), Perm(domid, PERM_READ))
     guests: Perms = (Perm(domid, 0),)
@@ -67,13 +71,16 @@ def add_domain(store: Xenstored, domain: Domain, name: str, rings: Rings) -> Non
         (f"{home}/control/platform-feature-multiprocessor-suspend", "1"),
         (f"{home}/control/platform-feature-xs_reset_watches", "1"),
         (f"{libxl}/type", "pv"),
-        (f"{home}/memory/static-max", str(domain.nr_pages * 4)),
+        (f"{home}/memory/static-max", str(static_max * 4)),
         (f"{home}/memory/target", str(domain.nr_pages * 4)),
         (f"{home}/memory/videoram", "0"),
         (f"{home}/domid", str(domid)),
         (f"{home}/store/port", str(rings.store_port)),
         (f"{home}/store/ring-ref", str(rings.store_mfn)),
-        *((f"{home}/cpu/{i}/availability", "online") for i in range(domain.max_vcpus)),
+        *(
+            (f"{home}/cpu/{i}/availability", "online" if i < online else "offline")
+            for i in range(domain.max_vcpus)
+        ),
     ):
         store.write(path, value)
     _add_console(store, domid, rings)

@@ -54,6 +54,11 @@ def _set_memory_map(d: Domain, arg: int) -> int:
     return 0
 
 
+def set_memmap_limit(d: Domain, pages: int) -> None:
+    """xc_domain_set_memmap_limit(): RAM from 0 on, so much as the domain may come to have."""
+    d.e820 = e820entry.pack(0, pages << PAGE_SHIFT, E820_RAM)
+
+
 def _memory_map(d: Domain, arg: int) -> int:
     layout = xen_memory_map[d.abi.word]
     room, buffer = d.guest.unpack(layout, arg)

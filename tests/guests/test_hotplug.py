@@ -1,4 +1,4 @@
-"""Devices that come and go while Debian's kernel runs, and are used in between."""
+"""What comes and goes while Debian's kernel runs: devices, memory and vCPUs beyond what it began with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import domainbuilder
 from hvcore.pv.audit import audit
 
+UUID = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+CMDLINE = "console=hvc0 loglevel=4"
 MODULES = ("xen-blkfront", "xen-netfront")
 
 
@@ -23,8 +25,8 @@ def test_disks_and_interfaces_come_and_go(
     image.write_bytes(bytes(range(256)) * 4096)
     digest = hashlib.sha256(image.read_bytes()).hexdigest()
     with domainbuilder.launch(
-        guest_kernel("vmlinuz-bookworm-amd64"), memory_mib=128, ramdisk=ramdisk("shell.sh", modules),
-        cmdline="console=hvc0 loglevel=4", timeout=300,
+        guest_kernel("vmlinuz-bookworm-amd64"), memory_mib=128, maxmem_mib=192, max_vcpus=2,
+        uuid=UUID, ramdisk=ramdisk("shell.sh", modules), cmdline=CMDLINE, timeout=300,
     ) as dom:  # fmt: skip
         machine, console = dom.machine, dom.console
         store = machine.host.xenstored
@@ -72,4 +74,15 @@ def test_disks_and_interfaces_come_and_go(
         assert (machine.devices.vifs, machine.devices.backends) == ((), {})
         with pytest.raises(RuntimeError, match="devices were attached or detached"):
             dom.rewind(before)
-        assert audit(machine.domain) == []
+
+        domain, began = machine.domain, int(said("awk '/MemTotal/ { print $2 }' /proc/meminfo"))
+        assert (said("nproc"), said("cat /sys/hypervisor/uuid")) == ("1", UUID)
+        dom.set_memory_target(192)
+        dom.set_vcpus(2)
+        dom.run_for(3.0)
+        assert (domain.tot_pages, domain.max_pages) == (192 << 8, 193 << 8)
+        assert int(said("awk '/MemTotal/ { print $2 }' /proc/meminfo")) - began == 64 << 10
+        assert said("echo 1 > /sys/devices/system/cpu/cpu1/online; nproc") == "2"
+        with pytest.raises(ValueError, match="not within 1 and 192"):
+            dom.set_memory_target(193)
+        assert audit(domain) == []

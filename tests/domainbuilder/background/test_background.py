@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import pexpect
 import pytest
 
-from domainbuilder.background import client, runtime
+from domainbuilder.background import client, life, runtime
 from domainbuilder.background.client import ask
 from domainbuilder.background.server import MOST_CLIENTS
 from domainbuilder.background.wire import MOST_BYTES
@@ -250,3 +252,139 @@ def test_a_process_that_does_not_answer(xl: Xl, monkeypatch: pytest.MonkeyPatch)
     assert xl("list").stdout.splitlines()[1].split()[:5] == ["hello", "1", "0", "0", "------"]
     client.destroy(domain)
     assert runtime.domains() == []
+
+
+def test_devices_come_and_go(xl: Xl, home: Path) -> None:
+    (home / "data").write_bytes(bytes(8192))
+    assert xl("create", "-q", "hello.cfg").returncode == 0
+    assert xl("block-attach", "hello", "data,raw,xvdb,w").returncode == 0
+    assert xl("block-attach", "hello", "data,raw,xvdb,w").stderr == (
+        "domainbuilder: error: there is a disk xvdb already\n"
+    )
+    wrong = xl("block-attach", "hello", "data,raw,nonsense")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    rows = json.loads(xl("block-list", "--json", "hello").stdout)
+    assert [(row["name"], row["vdev"], row["state"]) for row in rows] == [("xvdb", 51728, 1)]
+    shown = xl("block-list", "hello").stdout.splitlines()
+    assert shown[1].split() == ["51728", "0", "0", "1", "-1", "-1", "/local/domain/0/backend/vbd/1/51728"]
+    target = xl("xenstore-read", "hello", "/local/domain/0/backend/vbd/1/51728/params").stdout
+    assert target == f"{home}/data\n"
+    assert xl("block-detach", "--force", "hello", "xvdb").returncode == 0
+    assert json.loads(xl("block-list", "--json", "hello").stdout) == []
+    assert xl("block-detach", "hello", "xvdb").stderr == "domainbuilder: error: Device xvdb not connected\n"
+
+    assert xl("network-attach", "hello", "mac=00:16:3e:00:00:01", "bridge=br7").stderr == (
+        "domainbuilder: interface 0\n"
+    )
+    shown = xl("network-list", "hello").stdout.splitlines()
+    assert shown[0].startswith("Idx BE Mac Addr.         handle state evt-ch   tx-/rx-ring-ref BE-path")
+    assert shown[1].split()[:6] == ["0", "0", "00:16:3e:00:00:01", "0", "1", "-1"]
+    (domain,) = runtime.domains()
+    with pytest.raises(BuildError, match="Unknown device 7"):
+        ask(domain, "network-detach", vif="7", force=False)
+    ask(domain, "network-detach", vif="00:16:3E:00:00:01", force=True)
+    assert ask(domain, "network-list") == []
+
+
+def test_what_is_told_of_a_domain(xl: Xl, home: Path) -> None:
+    config = home / "hello.cfg"
+    config.write_text(config.read_text() + "vcpus=1\nmaxvcpus=2\nmaxmem=24\nuuid='" + "12" * 16 + "'\n")
+    assert xl("create", "-q", "--console-log", "log", "hello.cfg").returncode == 0
+    (domain,) = runtime.domains()
+    (one,) = json.loads(xl("list", "--long", "hello").stdout)
+    assert (one["domid"], one["config"]["name"], one["config"]["maxmem"]) == (1, "hello", 24)
+    assert xl("vm-list").stdout.splitlines()[1].split() == [
+        "12121212-1212-1212-1212-121212121212",
+        "1",
+        "hello",
+    ]
+    rows = [line.split() for line in xl("vcpu-list").stdout.splitlines()]
+    assert [row[:3] for row in rows[1:]] == [["hello", "1", "0"], ["hello", "1", "1"]]
+    assert rows[2][3:5] == ["-", "--p"]
+    for path, value in (
+        ("memory/static-max", "24576"),
+        ("memory/target", "16384"),
+        ("cpu/1/availability", "offline"),
+    ):
+        assert ask(domain, "xenstore-read", path=f"/local/domain/1/{path}") == value
+    assert xl("trigger", "hello", "power").stderr.startswith(
+        "domainbuilder: error: a PV guest knows no trigger"
+    )
+    assert xl("dmesg", "hello").stdout.startswith("(XEN) [hello] Xen version 4.17.7\n")
+    told = xl("info").stdout
+    assert "xen_version            : 4.17.7\n" in told
+    assert "nr_domains             : 1\n" in told
+    assert xl("trigger", "hello", "nmi").returncode == 0  # for which hello has a handler that gives up
+    assert gone()
+    assert b"Hello from a paravirtual guest" in (home / "log").read_bytes()
+    log = (home / "state/domainbuilder/xl-hello.log").read_text()
+    assert "hello: the guest reported that it crashed" in log
+
+
+def test_restored_ones_go_on_in_the_background(xl: Xl, home: Path) -> None:
+    """From a file, with and without a configuration; and by a socket, while it runs."""
+    assert xl("create", "-q", "hello.cfg").returncode == 0
+    assert xl("save", "hello", "saved").returncode == 0
+    restored = xl("restore", "-p", "saved")
+    assert (restored.returncode, restored.stderr) == (0, "domainbuilder: hello is domain 2\n")
+    assert json.loads(xl("list", "--json").stdout)[0]["state"] == "p"
+    assert "a domain of that name runs already" in xl("restore", "saved").stderr
+    assert xl("unpause", "hello").returncode == 0
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "domainbuilder", "xl", "restore", f"unix:{home}/moved"],
+        cwd=home, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + _PATIENCE
+    while not (home / "moved").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    # Both have the name for a moment; xl's own migration renames for that.
+    moved = xl("migrate", "hello", f"unix:{home}/moved")
+    assert moved.returncode in (0, 2), moved.stderr
+    waiting.communicate(timeout=_PATIENCE)
+    xl("destroy", "hello")
+    assert xl("restore", "hello.cfg", "saved").returncode == 0
+    (domain,) = runtime.domains()
+    with dialled(domain) as sock:
+        sock.sendall(b'{"do":"console"}\nhalt\n')
+        while sock.recv(4096):
+            pass
+    assert gone()
+
+
+def test_killed_at_any_moment_it_leaves_nothing_that_hinders(xl: Xl, home: Path) -> None:
+    """`BACKGROUND_KILLS=50` for so many, from the process's first steps to a guest that runs."""
+    kills = int(os.environ.get("BACKGROUND_KILLS", "4"))
+    moment = random.Random(7)
+    for _ in range(kills):
+        command = [sys.executable, "-m", "domainbuilder", "xl", "create", "-q", "hello.cfg"]
+        with subprocess.Popen(command, cwd=home, stderr=subprocess.DEVNULL) as starter:
+            time.sleep(moment.uniform(0.0, 2.0))
+            starter.send_signal(signal.SIGSTOP)  # it starts nobody else
+            for process in [*_children(starter.pid), *(one.pid for one in runtime.domains()), starter.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        assert gone()
+    assert xl("create", "-q", "hello.cfg").returncode == 0
+    assert [domain.name for domain in runtime.domains()] == ["hello"]
+    left = {path.name for path in (home / "run/domainbuilder").iterdir()}
+    assert len(left) == 3, left  # the lock, and two of the domain that runs
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def test_the_log_is_bounded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = home / "log"
+    monkeypatch.setattr(life, "MOST_LOGGED", 10_000)
+    with log.open("a+b") as file:
+        monkeypatch.setattr(life, "_LOG", file.fileno())
+        for number in range(2000):
+            life._log(f"line {number}")
+    lines = log.read_text().splitlines()
+    assert log.stat().st_size <= 10_000
+    assert lines[-1].endswith("line 1999")
+    assert all(" line " in line for line in lines)
