@@ -81,6 +81,14 @@ def start(
     return next((domain for domain in domains() if domain.id == started.id), started)  # with its own name
 
 
+def tell_started(domain: Domain, *, console: bool, quiet: bool = False) -> None:
+    """Say which domain it is, and be its console if that is wanted. Raises BuildError."""
+    if not quiet:
+        print(f"domainbuilder: {domain.name} is domain {domain.id}", file=sys.stderr)
+    if console:
+        be_console(domain)
+
+
 def ask(domain: Domain, verb: str, patience: float | None = PATIENCE, **arguments: Any) -> Any:
     """What the domain answers. Raises BuildError where it refuses, is gone, or does not answer in time."""
     with connect(domain) as sock:
@@ -129,7 +137,7 @@ def destroy(domain: Domain) -> None:
         until_gone(domain)
 
 
-def console(domain: Domain) -> None:
+def be_console(domain: Domain) -> None:
     """Be the domain's console until it ends, Ctrl-] is typed, or stdin is at its end. Raises BuildError."""
     with connect(domain) as sock:
         _, rest = answer_to(sock, {"do": "console"})

@@ -91,7 +91,7 @@ def create(
       domainbuilder xl create guest.cfg
       domainbuilder xl create -c guest.cfg 'memory=512'
     """
-    from domainbuilder.background.client import start
+    from domainbuilder.background.client import start, tell_started
 
     wanted = read_told(config, settings, quiet=quiet, dryrun=dryrun)
     if wanted is None:
@@ -103,17 +103,7 @@ def create(
         options = LaunchOptions(file="", cache=not no_cache, console_log=console_log)
         raise typer.Exit(run(wanted.with_snapshots() if snapshot else wanted, options, quiet=quiet))
     domain = start(wanted, snapshot=snapshot, paused=paused, cache=not no_cache, console_log=console_log)
-    _told(domain, console=console, quiet=quiet)
-
-
-def _told(domain: Domain, *, console: bool, quiet: bool = False) -> None:
-    """Say which domain it is, and be its console if that is wanted."""
-    if not quiet:
-        print(f"domainbuilder: {domain.name} is domain {domain.id}", file=sys.stderr)
-    if console:
-        from domainbuilder.background.client import console as be_console
-
-        be_console(domain)
+    tell_started(domain, console=console, quiet=quiet)
 
 
 def list_domains(domain: Some = None, long: Long = False, as_json: AsJson = False) -> None:
@@ -158,7 +148,7 @@ def console(domain: Named) -> None:
 
     What the guest printed while nobody looked comes first. Input from a pipe is typed, and its end leaves.
     """
-    from domainbuilder.background.client import console as be_console
+    from domainbuilder.background.client import be_console
 
     be_console(find_named(domain))
 
@@ -287,7 +277,7 @@ def restore(
       domainbuilder xl restore guest.cfg guest.domain
       domainbuilder xl restore unix:/tmp/moved
     """
-    from domainbuilder.background.client import start
+    from domainbuilder.background.client import start, tell_started
     from domainbuilder.inputs import names_socket
     from domainbuilder.kept_files import find_named as find_kept
     from domainbuilder.launch.create import load_config
@@ -296,7 +286,7 @@ def restore(
         raise typer.BadParameter("a configuration and a file, or a file alone")
     config = load_config(files[0], []).config if len(files) == 2 else None
     saved = files[-1] if names_socket(files[-1]) else str(Path(find_kept(files[-1])).absolute())
-    _told(start(config, saved=saved, paused=paused, console_log=console_log), console=console)
+    tell_started(start(config, saved=saved, paused=paused, console_log=console_log), console=console)
 
 
 def migrate(

@@ -13,6 +13,7 @@ from domainbuilder.errors import BuildError
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
     from hvcore.backends.net_frame import Frame
+    from hvcore.host import Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +89,13 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
 
             stack.enter_context(reported(dom, wanted.report, reason))
         if wanted.pcap is not None:
-            stack.enter_context(_captured(dom, wanted.pcap))
+            stack.enter_context(captured(dom.machine.host, wanted.pcap))
         yield
 
 
 @contextmanager
-def _captured(dom: RunningDomain, path: Path) -> Iterator[None]:
-    """Write what passes the switches that the domain is on; the file is whole when the block ends."""
+def captured(host: Host, path: Path) -> Iterator[None]:
+    """Write what passes the host's switches; the file is whole when the block ends."""
     from hvcore.debug.pcapng import PcapngWriter
     from hvcore.machine import WALLCLOCK_NS
 
@@ -110,7 +111,7 @@ def _captured(dom: RunningDomain, path: Path) -> Iterator[None]:
                 except OSError as error:
                     failed.append(error)
 
-        switches = list(dom.machine.host.switches.values())
+        switches = list(host.switches.values())
         for switch in switches:
             switch.taps.append(tap)
         try:

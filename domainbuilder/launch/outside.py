@@ -6,6 +6,8 @@ guest's time, and a replay gives it again without anybody outside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from domainbuilder.launch.passt import Passt
@@ -68,3 +70,30 @@ class Outside:
         """End what is there."""
         while self._links:
             self._links.popitem()[1].close()
+
+
+class Outsides(Outside):
+    """What is outside of several domains, which run together."""
+
+    def __init__(self, all_of_them: Sequence[Outside]) -> None:
+        self._all = all_of_them
+
+    def look(self) -> None:
+        """See Outside."""
+        for one in self._all:
+            one.look()
+
+    def ends(self) -> Ends[Passt]:
+        """See Outside."""
+        readers, writers = zip(*(one.ends() for one in self._all), strict=True)
+        return Ends([*chain(*readers)], [*chain(*writers)])
+
+    def take(self) -> bool:
+        """See Outside."""
+        came = [one.take() for one in self._all]  # each, whoever had something
+        return any(came)
+
+    def close(self) -> None:
+        """See Outside."""
+        for one in self._all:
+            one.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -145,6 +145,33 @@ class Runner:
                 if self._met():
                     return None
         return outcome
+
+    def wait_with(self, others: Sequence[Runner], timeout: float | None = None) -> Outcome | None:
+        """Run until this domain ends, or one of the others on its host does (None); else as `wait`.
+
+        Whoever is outside of the others is heard, too.
+        """
+        machines = [other.machine for other in others]
+        outsides = [one.outside for one in (self, *others) if one.outside is not None]
+        own = self._outside
+        if outsides:
+            from domainbuilder.launch.outside import Outsides
+
+            self._outside = Outsides(outsides)
+        self._runner = self._until_any_stops
+        try:
+            return self._run(lambda: any(machine.is_over for machine in machines), timeout)
+        finally:
+            self._outside, self._runner = own, None
+
+    @property
+    def outside(self) -> Outside | None:
+        """Who is at the other end of its interfaces that lead out of the host."""
+        return self._outside
+
+    def _until_any_stops(self) -> Stop:
+        machine, stop = self.machine.host.run()
+        return stop if machine is None or machine is self.machine else Stop.PAUSED
 
     def _is_searching(self) -> bool:
         return self._searching

@@ -145,3 +145,49 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         assert ran.returncode == 2
         assert told in ran.stderr
         assert ran.stderr.count("\n") == 1
+
+
+def test_several_domains_share_a_host_and_a_terminal(
+    tmp_path: Path, sample_guest: Callable[[str], Path]
+) -> None:
+    """Who printed a line, who is typed to, and what follows each one's end."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"name='{name}'\nkernel='{sample_guest('hello')}'\nvif=['']\n")
+    command = ["-m", "domainbuilder", "create", "one", "memory=16", "two", "memory=24", "--timeout", "120"]
+    command += ["--pcap", "wire.pcapng", "--console-log", "log"]
+    child = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=120, cwd=str(tmp_path))
+    child.expect_exact("Ctrl-] and a number type to that domain (1 one, 2 two)")
+    child.expect(r"one\| memory +16 MiB")
+    child.expect(r"two\| memory +24 MiB")
+    child.expect_exact("two| hello> ")
+    child.send("halt\r")
+    child.expect(r"one\| (hello> )?halt")
+    child.expect_exact("domainbuilder: one: the guest powered off")
+    child.send("\x1d2")
+    child.expect_exact("typing to two")
+    child.send("reboot\r")
+    child.expect_exact("two is started again: reboot")
+    child.expect_exact("two| hello> ")
+    child.send("\x1d1")
+    child.expect_exact("one has ended")
+    child.send("halt\r")
+    child.expect_exact("domainbuilder: two: the guest powered off")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert (tmp_path / "log.one").read_bytes().count(b"Hello from a paravirtual guest") == 1
+    assert (tmp_path / "log.two").read_bytes().count(b"Hello from a paravirtual guest") == 2
+    assert (tmp_path / "wire.pcapng").read_bytes()[:4] == bytes.fromhex("0a0d0d0a")
+
+
+def test_what_several_domains_cannot_have(config: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.cfg"
+    other.write_text(config.read_text())
+    for arguments, said in (
+        ((str(other),), "two domains have the same name"),
+        ((str(other), "name='b'", "--expect", "x"), "--timeout, --console-log and --pcap"),
+        ((str(other), "name='b'", "-b"), "one at a time"),
+    ):
+        ran = _create(str(config), *arguments)
+        assert ran.returncode == 2, ran.stderr
+        assert said in " ".join(ran.stderr.replace("│", " ").split())
