@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from domainbuilder.bootloader.pygrub import Survey
 
 
+class DiskFormat(StrEnum):
+    """What an image is."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
 class Format(StrEnum):
     """What is printed."""
 
@@ -23,7 +30,7 @@ class Format(StrEnum):
 
 def pygrub(
     disk: Annotated[
-        str, typer.Argument(metavar="DISK", help="A raw disk image or a block device.", show_default=False)
+        str, typer.Argument(metavar="DISK", help="A disk image or a block device.", show_default=False)
     ],
     output_directory: Annotated[
         str | None,
@@ -54,6 +61,9 @@ def pygrub(
     offset: Annotated[
         int | None, typer.Option(metavar="BYTES", help="Where the file system begins on the disk.", min=0)
     ] = None,
+    disk_format: Annotated[
+        DiskFormat, typer.Option(help="What the image is: its bytes are the disk's, or QEMU's qcow2.")
+    ] = DiskFormat.RAW,
     output_format: Annotated[
         Format, typer.Option(help="For people, or as Xen's pygrub has it (sxp, simple, simple0).")
     ] = Format.TEXT,
@@ -67,13 +77,15 @@ def pygrub(
     Examples:
       domainbuilder pygrub disk.img --list-entries
       domainbuilder pygrub disk.img -o boot
+      domainbuilder pygrub cloud.qcow2 --disk-format qcow2
       domainbuilder launch boot/vmlinuz --ramdisk boot/initrd --cmdline 'root=/dev/xvda1'
     """
-    from domainbuilder.bootloader.disk import PartOfDisk, open_disk
+    from domainbuilder.bootloader.disk import PartOfDisk
     from domainbuilder.bootloader.pygrub import survey, wanted
+    from domainbuilder.launch.boot_disk import open_boot_disk
 
-    with open_disk(disk) as raw:
-        found = survey(raw if offset is None else PartOfDisk(raw, offset, raw.size))
+    with open_boot_disk(disk, disk_format.value) as whole:
+        found = survey(whole if offset is None else PartOfDisk(whole, offset, whole.size))
         if list_entries:
             _list(found)
             return

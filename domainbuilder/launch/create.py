@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 from uuid import UUID, uuid5
 
-from domainbuilder.bootloader.disk import PartOfDisk, open_disk
+from domainbuilder.bootloader.disk import PartOfDisk
 from domainbuilder.bootloader.pygrub import read_boot, survey, wanted
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.inputs import open_input
+from domainbuilder.launch.boot_disk import open_boot_disk
 from domainbuilder.launch.launch_options import LaunchOptions
 from domainbuilder.launch.options import vifs_of
 from domainbuilder.launch.run import run_launch
 from domainbuilder.xl.config_json import is_json, parse_json
 from domainbuilder.xl.config_syntax import ConfigError, Source, parse
 from domainbuilder.xl.domain_config import DomainConfig, Read, read_config
+from hvcore.backends.disk import Disk
 
 if TYPE_CHECKING:
     from hvcore.backends.disk import Disk
@@ -136,8 +138,9 @@ def booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
     offset = options.pop("offset", None)
     if offset is not None and not (offset.isascii() and offset.isdigit()):
         raise BuildError("bootloader_args: --offset is a number of bytes", found=repr(offset))
-    with open_disk(_boot_disk(config)) as raw:
-        found = survey(raw if offset is None else PartOfDisk(raw, int(offset), raw.size))
+    disk = _boot_disk(config)
+    with open_boot_disk(disk.target, disk.format) as whole:
+        found = survey(whole if offset is None else PartOfDisk(whole, int(offset), whole.size))
         title, boot = wanted(found, **options)
         chosen = read_boot(found, title, boot)
     with tempfile.TemporaryDirectory(prefix="pygrub-") as folder:
@@ -147,11 +150,11 @@ def booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
         yield str(kernel), str(ramdisk) if chosen.ramdisk is not None else None, boot.args
 
 
-def _boot_disk(config: DomainConfig) -> str:
+def _boot_disk(config: DomainConfig) -> Disk:
     """The first disk, as libxl has it (bootloader_gotptys and libxl__bootloader_run)."""
     if not config.disks:
         raise BuildError(f"{config.name}: pygrub needs a disk, and there is none")
-    return config.disks[0].target
+    return config.disks[0]
 
 
 def _pygrub_options(config: DomainConfig) -> dict[str, str]:

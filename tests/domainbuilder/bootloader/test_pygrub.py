@@ -65,6 +65,28 @@ def test_debians_disk(debian: Path, tmp_path: Path) -> None:
     assert (tmp_path / "boot" / "initrd").read_bytes() == KERNELS["/boot/initrd.img-6.1.0-13-amd64"]
 
 
+def test_the_same_disk_as_qcow2(debian: Path, tmp_path: Path) -> None:
+    """Packed, and over a backing file; what is in a qcow2 file is not looked for where it was not said."""
+    packed, above = tmp_path / "packed.qcow2", tmp_path / "above.qcow2"
+    run("qemu-img", "convert", "-c", "-O", "qcow2", debian, packed)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", packed, "-F", "qcow2", above)
+    for image in (packed, above):
+        ran = _pygrub(image, "--disk-format", "qcow2", "-o", tmp_path / "boot")
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.stdout.splitlines()[:4] == _pygrub(debian).stdout.splitlines()[:4]
+        assert (tmp_path / "boot" / "vmlinuz").read_bytes() == KERNELS["/boot/vmlinuz-6.1.0-13-amd64"]
+    ran = _pygrub(packed)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "a qcow2 image, which is to be read as a raw disk" in ran.stderr
+    ran = _pygrub(debian, "--disk-format", "qcow2")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "not a qcow2 image" in ran.stderr
+    packed.write_bytes(packed.read_bytes()[:70000])  # where its clusters were there is nothing
+    ran = _pygrub(above, "--disk-format", "qcow2")
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1, ran.stderr
+
+
 def test_the_menu(debian: Path) -> None:
     told = _pygrub(debian, "--list-entries").stdout.splitlines()
     entries = [line for line in told if not line.startswith("      ")]
