@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.domainbuilder.bootloader.images import disk, ext, tree
+from tests.domainbuilder.bootloader.images import disk, ext, run, tree
 
 
 def _create(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -112,6 +112,10 @@ def test_pygrub_boots_what_is_on_the_first_disk(tmp_path: Path, sample_guest: Ca
         f"name='d'\nbootloader='pygrub'\nbootloader_args=['--entry=hello']\nmemory=32\ndisk=['{image},raw,xvda,r']\n"
     )
     ran = _create(config, "--timeout", "60", "--expect", "tick 3", "--until-match")
+    assert ran.returncode == 0, ran.stderr
+    run("qemu-img", "convert", "-O", "qcow2", image, tmp_path / "disk.qcow2")
+    packed = f"disk=['{tmp_path}/disk.qcow2,qcow2,xvda,r']"
+    ran = _create(config, packed, "--timeout", "60", "--expect", "tick 3", "--until-match")
     assert ran.returncode == 0, ran.stderr
     ran = _create(config, "bootloader_args=[]", "--timeout", "60")
     assert (ran.returncode, ran.stderr) == (2, f"domainbuilder: error: {image}: there is no '/no'\n")
