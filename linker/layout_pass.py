@@ -199,9 +199,10 @@ class Sizing:
         node = output.node
         region = self._home(output)
         if region is None and output.ignored:
-            # It takes no room, but load addresses may go on from it.
+            # It takes no room, but load addresses may go on from it, whichever region it is in.
             for other in (self._default, *self.regions.values()):
-                other.last = output if other.last is not None else None
+                if other.last is not None or node.at is not None:
+                    other.last = output
             return
         if region is None:
             output.doubt = "which memory region has the attributes for it is not known"

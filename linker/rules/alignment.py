@@ -8,7 +8,7 @@ from functools import lru_cache
 from linker import ast
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
 from linker.match import any_match, may_match
-from linker.outline import dot_alignment, is_dot, walk
+from linker.outline import Outline, dot_alignment, is_dot, walk
 from linker.section_kinds import CODE
 from linker.trial import kinds_in
 
@@ -154,28 +154,60 @@ def align_not_power_of_two(context: Context) -> Iterator[Hit]:
 _WORD = 4
 
 
+class _Counters:
+    """What the counters of memory regions are sure to be aligned to, statement by statement."""
+
+    def __init__(self, outline: Outline) -> None:
+        self.outline = outline
+        self._known: dict[object, int] = {}  # by extent: an alias counts as its region does
+
+    def before(self, section: ast.OutputSection) -> int:
+        """Return the alignment that the section's contents start with."""
+        extent = self.outline.regions.get(section.region)
+        origin = extent[0] if extent is not None else None
+        at_first = 1 if origin is None else origin & -origin or 1 << 63
+        first = dot_alignment(section.body[0], self.outline) if section.body else None
+        return max(self._known.get(extent, at_first), first or 1, self.outline.fold(section.align) or 1)
+
+    def pass_by(self, section: ast.OutputSection) -> None:
+        """Note where the section leaves the counters of its regions."""
+        self._known[self.outline.regions.get(section.lma_region)] = 1
+        self._known[self.outline.regions.get(section.region)] = self._end_of(section)
+
+    def _end_of(self, section: ast.OutputSection) -> int:
+        for statement in reversed(section.body):
+            if not isinstance(statement, ast.Assign | ast.Assert):
+                break
+            if isinstance(statement, ast.Assign) and statement.target == ".":
+                return dot_alignment(statement, self.outline) or 1
+        return 1
+
+
 def top_align_ignored(context: Context) -> Iterator[Hit]:
     """`. = ALIGN(n)` between output sections, and the next one goes to a region's own counter."""
     outline = outline_of(context)
+    counters = _Counters(outline)
     pending: ast.Assign | None = None
-    used = False
+    wanted = 0
     for command in outline.sequence:
         if isinstance(command, ast.Assign):
             alignment = dot_alignment(command, outline)
             if alignment is not None and not _segment(command.value):
                 # Up to a word the inputs bring the alignment themselves; many scripts add it out of habit.
-                pending, used = (command if not 0 < alignment <= _WORD else None), False
-            elif pending is not None and any(is_dot(part) for part in walk(command.value)):
+                pending, wanted = (command if not 0 < alignment <= _WORD else None), alignment
+            elif any(is_dot(part) for part in walk(command.value)):
                 # A symbol takes the aligned value: that is what the statement is for.
-                used = True
+                pending = None
         elif isinstance(command, ast.OutputSection):
-            if pending is not None and not used and command.region and command.address is None:
+            lost = not 0 < wanted <= counters.before(command)
+            if pending is not None and lost and command.region and command.address is None:
                 yield Hit(
                     f"this alignment is lost: {command.name} goes to >{command.region}, whose own counter "
                     "ld takes",
                     script_place(pending.span, command.name),
                 )
             pending = None
+            counters.pass_by(command)
 
 
 def _segment(value: ast.Expr) -> bool:
