@@ -28,12 +28,16 @@ def range_end_unaligned(context: Context) -> Iterator[Hit]:
     outline = outline_of(context)
     if not outline.regions or word_of(outline) < _WORD:
         return
+    ends: dict[int, Bounds] = {}
     for bounds in bounds_of(outline):
         if not any(_plain_bss(spec) for _, spec in bounds.inputs) or _kinds(bounds) != {ZERO}:
             continue
         end = value_of(outline, bounds.stop.target)
         if end is None or end % _WORD == 0 or _counted(outline, bounds):
             continue
+        if end not in ends or bounds.last < ends[end].last:
+            ends[end] = bounds  # of several names for one end the first, which aligns the others
+    for bounds in ends.values():
         yield Hit(
             f"{bounds.stop.target} is wherever the last object ends: a loop that clears words from "
             f"{bounds.start.target} on never meets an odd address, or clears past it",

@@ -221,7 +221,7 @@ def data_without_load_address(context: Context) -> Iterator[Hit]:
         and not _loads_elsewhere(placed.section)
         and CODE in kinds_in(placed.section)
     }
-    if not roms:
+    if not roms or _starts_in_ram(outline, regions):
         return
     asked = _calls(outline, "LOADADDR")
     for placed in outline.kept_sections:
@@ -244,6 +244,15 @@ def data_without_load_address(context: Context) -> Iterator[Hit]:
         )
 
 
+def _starts_in_ram(outline: Outline, regions: dict[str, ast.Region]) -> bool:
+    """Tell whether what comes first runs and loads in RAM: then a loader has put the image where it runs."""
+    first = next((placed.section for placed in outline.kept_sections), None)
+    region = regions.get(first.region) if first is not None else None
+    if first is None or region is None or _loads_elsewhere(first) or first.type == "NOLOAD":
+        return False
+    return _is_ram(region) and not kinds_in(first) & {DATA, ZERO, RESERVED}
+
+
 def noload_contents(context: Context) -> Iterator[Hit]:
     """A NOLOAD section takes inputs that have contents, or a place in the ROM."""
     outline = outline_of(context)
@@ -257,8 +266,10 @@ def noload_contents(context: Context) -> Iterator[Hit]:
         if kinds & _CONTENTS and not _asserted_empty(outline, section.name):
             reason = "what it takes has contents"
         elif kinds == {UNKNOWN} and section.lma_region not in {"", section.region}:
+            # What has an address of its own is shared with a ROM or a loader, which has filled it.
             rom = regions.get(section.lma_region)
-            reason = f"AT>{section.lma_region} gives it a place there" if rom and _is_rom(rom) else ""
+            if rom is not None and _is_rom(rom) and section.address is None:
+                reason = f"AT>{section.lma_region} gives it a place there"
         if reason:
             yield Hit(
                 f"{section.name} is NOLOAD and {reason}: the values are not in the file",

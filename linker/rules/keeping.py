@@ -10,7 +10,7 @@ from linker import ast
 from linker.bounds import bounds_of
 from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, map_place, script_place
 from linker.match import any_match, may_match
-from linker.outline import Outline, is_at_zero
+from linker.outline import Outline, inputs_of, is_at_zero
 from linker.section_kinds import TABLE, UNKNOWN, kind_of
 from linker.trial import is_coff
 
@@ -121,7 +121,7 @@ def _between_symbols(outline: Outline) -> frozenset[int]:
     for bounds in bounds_of(outline):
         specs = list(bounds.inputs)
         patterns = [pattern for _, spec in specs for pattern in spec.sections or ()]
-        if len({section.name for section, _ in specs}) != 1 or not patterns:
+        if len({section.name for section, _ in specs}) != 1 or not patterns or _is_copied(specs):
             continue
         if any(kind_of(pattern.name) not in {UNKNOWN, TABLE} for pattern in patterns):
             continue
@@ -130,9 +130,16 @@ def _between_symbols(outline: Outline) -> frozenset[int]:
         if any("SORT_BY_ALIGNMENT" in pattern.sorts for pattern in patterns):
             continue  # the entries of a table are aligned alike
         words = (bounds.start.target, *(pattern.name for pattern in patterns))
-        if any(pattern.sorts for pattern in patterns) or any(_TABLE_WORDS.search(word) for word in words):
+        sorts = {sort for pattern in patterns for sort in pattern.sorts} - {"SORT_NONE"}
+        if sorts or any(_TABLE_WORDS.search(word) for word in words):
             out.update(id(spec) for _, spec in specs)
     return frozenset(out)
+
+
+def _is_copied(specs: list[tuple[ast.OutputSection, ast.InputSpec]]) -> bool:
+    """Tell whether the symbols bound all of a section that is loaded elsewhere: a copy goes by them."""
+    section = specs[0][0]
+    return section.lma_region not in {"", section.region} and len(specs) == len(inputs_of(section))
 
 
 def keep_edits(spec: ast.InputSpec) -> tuple[Edit, ...]:

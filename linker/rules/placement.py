@@ -9,7 +9,8 @@ from linker.evaluate import Known, Value
 from linker.findings import ERROR, NOTE, OFF, WARNING, Context, Example, Hit, Rule, script_place
 from linker.match import any_match, matches
 from linker.outline import Outline, inputs_of, is_at_zero, is_dot, walk
-from linker.trial import section_of
+from linker.section_kinds import RESERVED
+from linker.trial import kinds_in, section_of
 
 from .coverage import end_after
 from .given import outline_of
@@ -126,13 +127,19 @@ def insert_past_end(context: Context) -> Iterator[Hit]:
     """INSERT AFTER .bss: the symbol that ends .bss does not cover what is inserted."""
     outline = outline_of(context)
     for insert in outline.inserts:
-        if insert.where == "AFTER" and insert.section == ".bss":
+        if insert.where == "AFTER" and insert.section == ".bss" and not _all_reserved(outline):
             names = ", ".join(placed.section.name for placed in outline.kept_sections) or "what is inserted"
             yield Hit(
                 f"{names} after {insert.section} lies outside of the symbols that start and end "
                 f"{insert.section}",
                 script_place(insert.span, insert.section),
             )
+
+
+def _all_reserved(outline: Outline) -> bool:
+    """Tell whether all that is inserted is not to be cleared: .noinit, heaps, stacks."""
+    kinds = [kinds_in(placed.section) for placed in outline.kept_sections]
+    return bool(kinds) and all(kind == {RESERVED} for kind in kinds)
 
 
 def missing_pattern(context: Context) -> Iterator[Hit]:

@@ -228,8 +228,7 @@ def _grows_into_data(outline: Outline, names: list[ast.Assign]) -> Iterator[Hit]
         if there.address.value == origin and kinds_in(bottom) & {DATA, ZERO}:
             yield Hit(
                 f"{assign.target} is {top.value - origin:#x} bytes into {region}, and {bottom.name} starts "
-                "at "
-                f"its beginning: the stack grows down into it",
+                "at its beginning: the stack grows down into it",
                 script_place(assign.span, assign.target),
             )
 
@@ -247,15 +246,15 @@ def _elsewhere(outline: Outline, names: list[ast.Assign]) -> Iterator[Hit]:
     if len(homes) != 1:
         return
     home = homes.pop()
-    for assign in names:
-        region = _region_of(assign.value)
-        if (
-            "stack" not in assign.target.lower()
-            or not _TOP.search(assign.target)
-            or region not in outline.regions
-        ):
-            continue
-        if outline.regions[region] != outline.regions.get(home):
+    tops = [
+        (assign, _region_of(assign.value))
+        for assign in names
+        if "stack" in assign.target.lower() and _TOP.search(assign.target)
+    ]
+    if any(outline.regions.get(region) == outline.regions.get(home) for _, region in tops):
+        return  # the section is for that one; another stack has a place of its own
+    for assign, region in tops:
+        if region in outline.regions:
             yield Hit(
                 f"{assign.target} is in {region}, and the section that reserves the stack in {home}",
                 script_place(assign.span, assign.target),
