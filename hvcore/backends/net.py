@@ -256,7 +256,7 @@ class NetBackend(XenbusDevice, Port):
         ring = self.tx
         while ring is not None and self.is_up and not self.is_disabled and not self.credit_due:
             waiting = ring.unconsumed()
-            if waiting is None:
+            if waiting is None or waiting > ring.entries:  # none that was taken can be taken back
                 self._disable()
                 return
             if not waiting and not ring.final_check():

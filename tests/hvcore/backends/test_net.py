@@ -228,6 +228,18 @@ def test_a_rate_is_kept(guest64: Guest) -> None:
     assert 4 <= len(bench.wire.frames) - sent <= 6
 
 
+def test_requests_that_are_taken_back_are_a_lie() -> None:
+    """req_prod behind what was consumed, while nothing is answered yet: 2^32 requests but one would wait."""
+    bench = Bench(Guest(abi_module.PV64, 1))
+    bench.connect()
+    bench.send(tcp(b"x"))
+    assert len(bench.back.answers) == 1
+    struct.pack_into("<I", bench.guest.memory(TX), 0, 0)
+    bench.notify()
+    assert bench.back.is_disabled
+    assert len(bench.back.answers) == 1
+
+
 ACTS = st.one_of(
     st.tuples(
         st.just("ring"), st.sampled_from([TX, RX]), st.tuples(st.integers(0, 3), st.integers(0, 2**32 - 1))
