@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hvcore.backends.libxl_nodes import remove_domain
+from hvcore.backends.libxl_nodes import add_dom0, remove_domain
 from hvcore.backends.xenstored import Xenstored
 from hvcore.boot_image import AS_BUILT, BootImage, BuildInfo
 from hvcore.clock import NEVER, Timers
@@ -67,6 +67,7 @@ class Host:
         self.machines: dict[int, Machine] = {}
         self.switches: dict[str, Switch] = {}  # bridges of domain 0, by name
         self.xenstored = Xenstored(self.domain_list.__contains__)
+        add_dom0(self.xenstored)
         self.timers = Timers()  # of whoever holds the host; no guest knows of them
         self.idle: Callable[[int], None] = self.advance_to
         self.attend: Callable[[], None] = lambda: None

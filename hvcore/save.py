@@ -20,7 +20,7 @@ from hvcore.backends.block_image import Layer
 from hvcore.backends.net import Arrival, TxAnswer
 from hvcore.backends.net_frame import Frame
 from hvcore.backends.xenstore_kept import Message, Request, Watch
-from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Transaction
+from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Quotas, Transaction
 from hvcore.backends.xenstored import Xenstored
 from hvcore.common.event_fifo import EvtchnFifo
 from hvcore.common.grant_entries import ActiveEntry
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 
 _RECORD_TYPES: tuple[type, ...] = (
-    ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Watch, Message, Request, Answer,
-    TxAnswer, Arrival, Frame, OutsideFrame,
+    ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Quotas, Watch, Message, Request,
+    Answer, TxAnswer, Arrival, Frame, OutsideFrame,
     Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}

@@ -17,6 +17,7 @@ from hvcore.backends.block_image import BLOCK
 from hvcore.backends.net import MAX_MULTICAST, MAX_WAITING_BYTES, MAX_WAITING_FRAMES, VIF
 from hvcore.backends.net_switch import MAX_ADDRESSES
 from hvcore.backends.vif import MOST_VIFS
+from hvcore.backends.xenstore_nodes import Quotas
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
@@ -290,6 +291,8 @@ def _of_store() -> Owners:
         "tree": {
             "nodes": table(text(), node, 1 << 16),
             "accounts": table(U32, record("Account", U64, SIGNED, SIGNED, SIGNED, SIGNED), 1 << 8),
+            "quotas": record("Quotas", *(number(1, 1 << 31) for _ in Quotas.__slots__)),
+            "targets": table(U16, U16, 1 << 8),
         },
     }  # fmt: skip
 

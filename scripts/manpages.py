@@ -1,6 +1,7 @@
 """Man pages, made of the commands' own help: `python scripts/manpages.py FOLDER`, and every build of a wheel.
 
-One page a command: domainbuilder.1, domainbuilder-notes.1, domainbuilder-notes-fix.1 and so on. What pages
+One page a command: domainbuilder.1, domainbuilder-notes.1, domainbuilder-notes-fix.1 and so on; and
+domainbuilder-xl.cfg.5 of the table of keys. What pages
 say beyond the help (exit status, environment) is here. Needs Typer and no other library.
 """
 
@@ -21,6 +22,7 @@ from domainbuilder import __version__  # noqa: E402
 from domainbuilder.cli import EXAMPLES, EXIT_CODES, OPTIONS  # noqa: E402
 from domainbuilder.command_line import typer_command  # noqa: E402
 from domainbuilder.command_names import ABOUT, COMMANDS  # noqa: E402
+from domainbuilder.xl.config_keys import KEYS, Fate  # noqa: E402
 
 ENVIRONMENT = {
     "NO_COLOR": "If set to anything, nothing is coloured; nor where TERM is dumb or stdout no terminal.",
@@ -94,6 +96,75 @@ def _options(parameters: list[Any]) -> Iterator[str]:
     yield from _parameters(others, options=True)
 
 
+_FILES = (
+    "A configuration is text of xl's syntax: NAME = VALUE, a line each, where a value is a string in "
+    "quotes, a number, or a list of strings in brackets; += adds to what was before, and # begins a "
+    "comment. It may be a JSON object with the same names instead, as `domainbuilder create -n` "
+    "writes it. Settings behind its name on the command line go before the file's."
+)
+_DISK = (
+    "TARGET is a file or block device, FORMAT raw, qcow2 or empty, VDEV what the guest calls it "
+    "(xvda, sda1, hdc, a number), ACCESS r or w. By name: target=, format=, vdev=, access=, cdrom, "
+    "discard, no-discard, direct-io-safe, trusted, untrusted; target= takes all that follows."
+)
+_VIF = (
+    "mac=, bridge= (the switch, xenbr0), rate= (as in 10Mb/s or 1MB/s@20ms), mtu=, ip=, devid=, "
+    "trusted=, and script=, which may name vif-bridge or vif-openvswitch. type=user leads out of the "
+    "host by passt(1), where tcp= and udp= are the ports that lead in, [ADDRESS/]PORT[:GUESTPORT] "
+    "with + between them. vifname=, model=, netdev= and accel= have no effect; gatewaydev=, backend= "
+    "and forwarddev= are refused."
+)
+
+
+def config_page() -> str:
+    """The page of configurations."""
+    about = "xl's configurations as domainbuilder reads them"
+    lines = [f'.TH DOMAINBUILDER-XL.CFG 5 "" "domainbuilder {__version__}" "File Formats"', ".SH NAME"]
+    lines += [f"domainbuilder\\-xl.cfg \\- {quoted(about)}", ".SH SYNOPSIS"]
+    lines += ["\\fBdomainbuilder create\\fR \\fICFG\\fR [\\fIKEY=VALUE\\fR]...", ".SH DESCRIPTION"]
+    lines += [*_filled(_FILES), ".PP", *_filled(_UNKNOWN)]
+    for fate, title in _FATES.items():
+        lines += [f".SH {title}", *_keys(fate)]
+    lines += [".SH DISKS", *_filled(_DISK), ".SH NETWORK INTERFACES", *_filled(_VIF)]
+    lines += [".SH EXAMPLES", ".nf", *(quoted(line) for line in _EXAMPLE.splitlines()), ".fi"]
+    lines += [".SH SEE ALSO"]
+    pages = ("domainbuilder\\-create", "domainbuilder\\-xl")
+    lines += [",\n".join([*(f"\\fB{page}\\fR(1)" for page in pages), "\\fBxl.cfg\\fR(5)"])]
+    return "\n".join(lines) + "\n"
+
+
+_UNKNOWN = (
+    "A key that neither xl nor this page knows is ignored, and told with its line. A wrong value is an error "
+    "with its line and column, also where xl only warns."
+)
+_EXAMPLE = """name = "debian"
+bootloader = "pygrub"
+memory = 512
+maxmem = 1024
+disk = [ "debian.img,raw,xvda,w" ]
+vif = [ "type=user,tcp=8080:80" ]
+on_reboot = "destroy"
+"""
+_FATES = {
+    Fate.HONOURED: "KEYS",
+    Fate.IDLE: "KEYS WITHOUT EFFECT",
+    Fate.REFUSED: "KEYS THAT ARE REFUSED",
+    Fate.HVM: "KEYS FOR OTHER GUESTS",
+}
+
+
+def _keys(fate: Fate) -> Iterator[str]:
+    """The keys of one fate; those with the same reason together."""
+    groups: dict[str, list[str]] = {}
+    for name, key in KEYS.items():
+        if key.fate is fate:
+            kind = f" ({key.kind.value})" if fate is Fate.HONOURED else ""
+            groups.setdefault(key.why, []).append(f"{name}{kind}")
+    for why, names in groups.items():
+        yield from (".TP", f"\\fB{quoted(', '.join(names))}\\fR")
+        yield from _filled(why or "xl reads them for HVM and PVH guests alone; they are ignored.")
+
+
 def _tail(related: list[str]) -> Iterator[str]:
     yield ".SH EXIT STATUS"
     for line in EXIT_CODES.splitlines():
@@ -145,9 +216,11 @@ def write_pages(folder: Path) -> list[Path]:
     """Write every page to `folder`; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"domainbuilder": main_page()} | {page_name(name): command_page(name) for name in COMMANDS}
-    for name, text in texts.items():
-        (folder / f"{name}.1").write_text(text)
-    return [folder / f"{name}.1" for name in texts]
+    files = {folder / f"{name}.1": text for name, text in texts.items()}
+    files[folder / "domainbuilder-xl.cfg.5"] = config_page()
+    for path, text in files.items():
+        path.write_text(text)
+    return list(files)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 
 from domainbuilder.command_line import typer_command
 from domainbuilder.command_names import COMMANDS
+from domainbuilder.xl.config_keys import KEYS
 from tests.needs import find_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,18 @@ def pages(manpages: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def test_every_command_has_its_page(manpages: ModuleType, pages: dict[str, Path]) -> None:
-    assert set(pages) == {"domainbuilder", *(manpages.page_name(name) for name in COMMANDS)}
+    assert set(pages) == {
+        "domainbuilder",
+        "domainbuilder-xl.cfg",
+        *(manpages.page_name(name) for name in COMMANDS),
+    }
+
+
+def test_the_page_of_configurations_has_every_key(pages: dict[str, Path]) -> None:
+    page = pages["domainbuilder-xl.cfg"]
+    shown = subprocess.run([find_tool("mandoc"), "-T", "ascii", page], capture_output=True, check=True).stdout
+    words = set(re.findall(r"[a-z][a-z0-9_]*", re.sub(r".\x08", "", shown.decode()).replace("-\n", "-")))
+    assert [name for name in KEYS if name not in words] == []
 
 
 def test_mandoc_has_nothing_to_complain_of(pages: dict[str, Path]) -> None:

@@ -30,7 +30,10 @@ class Fate(Enum):
 
 
 class Key(NamedTuple):
-    """One key. `why` is for IDLE and REFUSED; `idle` are the values that ask for nothing."""
+    """One key: `why` its fate is that; of a key that is honoured, what it says.
+
+    `idle` are the values that ask for nothing.
+    """
 
     kind: Kind
     fate: Fate
@@ -41,8 +44,8 @@ class Key(NamedTuple):
 _S, _N, _B, _L, _W = Kind.STRING, Kind.NUMBER, Kind.BOOLEAN, Kind.LIST, Kind.WORDS
 
 
-def _honoured(kind: Kind, names: str) -> dict[str, Key]:
-    return {name: Key(kind, Fate.HONOURED) for name in names.split()}
+def _honoured(kind: Kind, texts: dict[str, str]) -> dict[str, Key]:
+    return {name: Key(kind, Fate.HONOURED, text) for name, text in texts.items()}
 
 
 def _idle(kind: Kind, names: str, why: str) -> dict[str, Key]:
@@ -61,12 +64,43 @@ _NO_SUCH_DEVICE = "there is no such device here"
 _NO_HARDWARE = "there is no hardware to hand over"
 _NO_PROCESSORS = "there are no physical processors to choose from"
 
+_ACTION = "One of destroy, restart, rename-restart, preserve, coredump-destroy, coredump-restart, soft-reset"
+_STRINGS = {
+    "name": "The domain's name; every configuration has one.",
+    "type": "pv, which is what there is without it, too; hvm and pvh are refused.",
+    "builder": "generic, the older word for a PV guest; hvm is refused.",
+    "uuid": "The domain's UUID, for the guest to see; without it, one that is made of the name.",
+    "kernel": "The kernel's file; with bootloader=, the file within the disk.",
+    "ramdisk": "The ramdisk's file; with bootloader=, the file within the disk.",
+    "cmdline": "The kernel's command line, in place of root= and extra=.",
+    "root": "What the command line begins with, as root=VALUE.",
+    "extra": "What follows root= in the command line.",
+    "firmware": "pvgrub32 and pvgrub64 are known and refused: kernel= names a PV-GRUB.",
+    "bootloader": "pygrub, which finds kernel, ramdisk and command line on the first disk.",
+    "on_poweroff": f"{_ACTION}: what follows a poweroff. Without it, destroy.",
+    "on_reboot": "The same for a reboot. Without it, restart.",
+    "on_watchdog": "The same for a watchdog that was not patted in time. Without it, destroy.",
+    "on_crash": "The same for a crash. Without it, destroy.",
+    "on_soft_reset": "The same for a soft reset, which ends the domain here all the same.",
+}
+_NUMBERS = {
+    "memory": "MB that the domain begins with; without it, maxmem, or what the kernel needs.",
+    "maxmem": "MB that it may come to have by its balloon; without it, memory.",
+    "vcpus": "How many vCPUs it begins with; without it, 1.",
+    "maxvcpus": "How many vCPUs it may come to have; without it, vcpus.",
+    "cap": "How much of a processor it has at most, in percent; 0 for any, and above 100 as good as none.",
+}
+_WORDS = {"bootloader_args": "Options of pygrub: --entry=, --kernel=, --ramdisk=, --args=, --offset=, -q."}
+_LISTS = {
+    "disk": "Disks, each as in xl-disk-configuration(5): TARGET,FORMAT,VDEV,ACCESS, or all by name.",
+    "vif": "Network interfaces, each as in xl-network-configuration(5): NAME=VALUE, with commas between.",
+}
+
 KEYS: dict[str, Key] = {
-    **_honoured(_S, "name type builder uuid kernel ramdisk cmdline root extra firmware bootloader"),
-    **_honoured(_N, "memory maxmem vcpus maxvcpus cap"),
-    **_honoured(_S, "on_poweroff on_reboot on_watchdog on_crash on_soft_reset"),
-    **_honoured(_W, "bootloader_args"),
-    **_honoured(_L, "disk vif"),
+    **_honoured(_S, _STRINGS),
+    **_honoured(_N, _NUMBERS),
+    **_honoured(_W, _WORDS),
+    **_honoured(_L, _LISTS),
     # No effect, and why.
     **_idle(_N, "cpu_weight period slice latency extratime", "the domain shares its processor with no other"),
     **_idle(_W, "cpus cpus_soft", _NO_PROCESSORS),

@@ -1,5 +1,6 @@
 """The nodes of the store that libxl makes for a PV domain, and takes away with it.
 
+The kernel's path, which libxl writes too, is left out: a run does not depend on what its files are called.
 Source: libxl__domain_make() and libxl__device_console_add() in tools/libs/light/libxl_create.c and
 libxl_console.c, libxl__build_post() in libxl_dom.c, libxl__device_generic_add() in libxl_device.c.
 """
@@ -47,6 +48,18 @@ def _vm_path(domain: Domain) -> str:
     return f"/vm/{uuid.UUID(bytes=domain.handle)}"
 
 
+def add_dom0(store: Xenstored) -> None:
+    """What domain 0's kernel and tools/helpers/init-xenstore-domain.c and xen-init-dom0.c write."""
+    home = home_of(_DOM0)
+    for path, value in (
+        *((f"{home}/control/feature-{name}", "1") for name in ("poweroff", "reboot", "suspend")),
+        (f"{home}/domid", str(_DOM0)),
+        (f"{home}/name", "Domain-0"),
+        ("/local/pool/0/name", "Pool-0"),
+    ):
+        store.write(path, value)
+
+
 def add_domain(store: Xenstored, domain: Domain, name: str, rings: Rings, info: BuildInfo = AS_BUILT) -> None:
     """All nodes of a new domain without devices."""
     online = domain.max_vcpus if info.avail_vcpus is None else info.avail_vcpus
@@ -56,21 +69,25 @@ def add_domain(store: Xenstored, domain: Domain, name: str, rings: Rings, info: 
     guests: Perms = (Perm(domid, 0),)
     nobodys: Perms = (Perm(_DOM0, 0),)
     home, vm, libxl = home_of(domid), _vm_path(domain), f"/libxl/{domid}"
+    store.write(home, "", read_only)
+    store.write(f"{home}/vm", vm)
+    store.write(f"{home}/name", name)
     for path, perms in (
-        *((path, read_only) for path in (home, vm)),
+        (vm, read_only),
         *((path, nobodys) for path in (libxl, f"{libxl}/device")),
         *((f"{home}/{path}", read_only) for path in ("cpu", "memory", "device", "control")),
         *((f"{home}/{path}", guests) for path in _EMPTY),
     ):
         store.write(path, "", perms)
     for path, value in (
-        (f"{home}/vm", vm),
-        (f"{home}/name", name),
-        (f"{vm}/uuid", vm.rpartition("/")[2]),
         (f"{vm}/name", name),
+        (f"{vm}/uuid", vm.rpartition("/")[2]),
+        (f"{vm}/image/ostype", "linux"),
+        (f"{vm}/start_time", f"{(domain.wallclock_ns + domain.clock.now()) / 1e9:.2f}"),
         (f"{home}/control/platform-feature-multiprocessor-suspend", "1"),
         (f"{home}/control/platform-feature-xs_reset_watches", "1"),
         (f"{libxl}/type", "pv"),
+        (f"{libxl}/dm-version", "qemu_xen"),
         (f"{home}/memory/static-max", str(static_max * 4)),
         (f"{home}/memory/target", str(domain.nr_pages * 4)),
         (f"{home}/memory/videoram", "0"),

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 from hvcore.backends.device import Device
 from hvcore.backends.xenstore_kept import Message, Watch
 from hvcore.backends.xenstore_nodes import Account, Transaction
-from hvcore.backends.xenstore_privileged import QUOTA_OUTSTANDING, QUOTA_TRANSACTIONS, QUOTA_WATCHES
-from hvcore.backends.xenstore_tree import QUOTA_MEMORY
 from hvcore.backends.xenstored import Connection, Xenstored
 from hvcore.public.xs_wire import (
+    XENSTORE_CONNECTED,
+    XENSTORE_CONNECTION,
     XENSTORE_ERROR,
     XENSTORE_ERROR_PROTO,
     XENSTORE_ERROR_RINGIDX,
     XENSTORE_PAYLOAD_MAX,
+    XENSTORE_RECONNECT,
     XENSTORE_REQ,
     XENSTORE_REQ_CONS,
     XENSTORE_REQ_PROD,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
 
 _WORD = 0xFFFFFFFF
+_DOM0 = 0
 _U32 = struct.Struct("<I")
 
 
@@ -44,8 +46,6 @@ class XenstoreBackend(Device, Connection):
 
     WIRING = frozenset((*Device.WIRING, "store", "domid", "home"))
     is_unprivileged = True
-    most_watches = QUOTA_WATCHES
-    most_transactions = QUOTA_TRANSACTIONS
 
     def __init__(self, ring: memoryview, domain: Domain, store: Xenstored) -> None:
         super().__init__(domain)
@@ -67,6 +67,35 @@ class XenstoreBackend(Device, Connection):
         account = self.store.tree.account_of(self.domid)
         assert account is not None
         return account
+
+    @property
+    def most_watches(self) -> int:
+        """See Connection."""
+        return self.store.tree.quotas.nb_watch_per_domain
+
+    @property
+    def most_transactions(self) -> int:
+        """See Connection."""
+        return self.store.tree.quotas.max_transaction
+
+    def rebind(self, port: int) -> None:
+        """What XS_INTRODUCE does to a domain that is there: the channel anew, and domain_conn_reset().
+
+        A port that cannot be bound leaves it without a channel, as in xenstored.
+        """
+        self.disconnect()
+        self.connect_to(self.guest.domain_list[_DOM0], port)
+        self.drop_all()
+        for at in (XENSTORE_REQ_CONS, XENSTORE_REQ_PROD, XENSTORE_RSP_CONS, XENSTORE_RSP_PROD):
+            _U32.pack_into(self.ring, at, 0)
+        if _U32.unpack_from(self.ring, XENSTORE_CONNECTION)[0] == XENSTORE_RECONNECT:
+            _U32.pack_into(self.ring, XENSTORE_CONNECTION, XENSTORE_CONNECTED)
+            self.notify()
+
+    def begin_anew(self) -> None:
+        """It was released, and is a new connection: what it did before is forgotten."""
+        self._is_ignored = self._is_notified = False
+        self.next_transaction = 1
 
     def now(self) -> int:
         """The domain's time."""
@@ -108,7 +137,9 @@ class XenstoreBackend(Device, Connection):
     def _may_ask(self) -> bool:
         """domain_can_read(), but for what is in the ring."""
         account = self.account
-        return account.nboutstanding < QUOTA_OUTSTANDING and account.memory < QUOTA_MEMORY
+        quotas = self.store.tree.quotas
+        is_behind = account.nboutstanding >= quotas.req_outstanding
+        return not is_behind and account.memory < quotas.memory_per_domain_hard
 
     def _ignore(self, error: int) -> None:
         """ignore_connection(): the client broke the protocol."""

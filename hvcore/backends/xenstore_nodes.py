@@ -77,6 +77,35 @@ class Account:
         self.memory = 0
 
 
+class Quotas:
+    """quota_*: how much is kept for an unprivileged domain at most. XS_CONTROL tells and changes them."""
+
+    __slots__ = (
+        "max_entry_size",
+        "max_path_len",
+        "max_transaction",
+        "memory_per_domain_hard",
+        "memory_per_domain_soft",
+        "nb_entry_per_domain",
+        "nb_perms_per_node",
+        "nb_watch_per_domain",
+        "req_outstanding",
+        "trans_nodes",
+    )
+
+    def __init__(self) -> None:
+        self.max_entry_size = 2048  # bytes of a node's record
+        self.max_path_len = XENSTORE_REL_PATH_MAX
+        self.max_transaction = 10
+        self.memory_per_domain_hard = 2560 << 10
+        self.memory_per_domain_soft = 2 << 20  # beyond which xenstored complains in its log
+        self.nb_entry_per_domain = 1000
+        self.nb_perms_per_node = 5
+        self.nb_watch_per_domain = 128
+        self.req_outstanding = 20  # answers and events that requests caused and nobody has taken
+        self.trans_nodes = 1024  # that one transaction may meet
+
+
 class Accessed:
     """A node that a transaction met: `node` as the transaction sees it, and what it was at first."""
 

@@ -20,6 +20,7 @@ from hvcore.backends.xenstore_nodes import (
     Node,
     Perm,
     Perms,
+    Quotas,
     Transaction,
     XenstoreError,
     child_of,
@@ -27,12 +28,6 @@ from hvcore.backends.xenstore_nodes import (
     parent_of,
 )
 from hvcore.public.errno import EACCES, EAGAIN, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, EPERM
-
-QUOTA_NODES = 1000  # that a domain may own
-QUOTA_NODE_SIZE = 2048  # bytes of a node's record
-QUOTA_PERMS = 5
-QUOTA_TRANSACTION_NODES = 1024  # that one transaction may meet
-QUOTA_MEMORY = 2560 << 10  # bytes that are kept for a domain: quota_memory_per_domain_hard
 
 _DOM0 = 0
 
@@ -50,6 +45,8 @@ class Tree:
     def __init__(self, exists: Callable[[int], bool], fire: Fire) -> None:
         self.exists = exists
         self.fire = fire
+        self.quotas = Quotas()
+        self.targets: dict[int, int] = {}  # of domains that serve another one, whose rights they have
         self.generation = 0
         self.accounts: dict[int, Account] = {_DOM0: Account(0)}
         self.nodes: dict[str, Node] = {}
@@ -70,7 +67,8 @@ class Tree:
         account = self.accounts.get(domid)
         if account is None:
             return
-        if check and size > 0 and domid != _DOM0 and account.memory + size >= QUOTA_MEMORY:
+        is_bounded = check and size > 0 and domid != _DOM0
+        if is_bounded and account.memory + size >= self.quotas.memory_per_domain_hard:
             raise XenstoreError(ENOMEM)
         account.memory += size
 
@@ -91,6 +89,7 @@ class Tree:
             if path in self.nodes:
                 self._remove(None, path, _DOM0)
         self.accounts.pop(domid, None)
+        self.targets.pop(domid, None)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -105,7 +104,7 @@ class Tree:
 
     def _meet(self, t: Transaction, path: str, node: Node | None, domid: int, *, check: bool) -> Accessed:
         """access_node(): the transaction meets the node."""
-        if len(t.accessed) >= QUOTA_TRANSACTION_NODES and domid != _DOM0:
+        if len(t.accessed) >= self.quotas.trans_nodes and domid != _DOM0:
             t.fail = True
             raise XenstoreError(ENOSPC)
         met = t.accessed[path] = Accessed(node, check=check)
@@ -127,10 +126,11 @@ class Tree:
 
     def allowed(self, perms: Perms, domid: int) -> int:
         """perm_for_conn()."""
-        if domid in (_DOM0, perms[0].domid):
+        who = (domid, self.targets.get(domid, domid))
+        if domid == _DOM0 or perms[0].domid in who:
             return PERM_READ | PERM_WRITE | PERM_OWNER
         for perm in perms[1:]:
-            if perm.domid == domid and not perm.bits & PERM_IGNORE:
+            if perm.domid in who and not perm.bits & PERM_IGNORE:
                 return perm.bits
         return perms[0].bits
 
@@ -168,7 +168,7 @@ class Tree:
             self.nodes[path] = node
 
     def _check_size(self, domid: int, node: Node | None, *, check: bool) -> None:
-        if check and domid != _DOM0 and node is not None and node.size >= QUOTA_NODE_SIZE:
+        if check and domid != _DOM0 and node is not None and node.size >= self.quotas.max_entry_size:
             raise XenstoreError(ENOSPC)
 
     def _charge(self, before: Node | None, after: Node | None, key: int, *, check: bool) -> None:
@@ -219,7 +219,7 @@ class Tree:
 
     def _check_room_for_entry(self, domid: int) -> None:
         account = self.accounts.get(domid)
-        if domid != _DOM0 and account is not None and account.nbentry >= QUOTA_NODES:
+        if domid != _DOM0 and account is not None and account.nbentry >= self.quotas.nb_entry_per_domain:
             raise XenstoreError(ENOSPC)
 
     def _missing(self, t: Transaction | None, path: str, domid: int) -> tuple[list[str], Node]:
@@ -400,6 +400,6 @@ class Tree:
             account = self.account_of(domid)
             if account is None:
                 raise XenstoreError(ENOMEM)
-            too_many = domid != _DOM0 and account.nbentry + by >= QUOTA_NODES
+            too_many = domid != _DOM0 and account.nbentry + by >= self.quotas.nb_entry_per_domain
             if too_many and t.node_created and t.domid != _DOM0:
                 raise XenstoreError(ENOSPC)

@@ -26,7 +26,7 @@ from hvcore.backends.xenstore_nodes import (
 )
 from hvcore.backends.xenstore_privileged import HANDLERS as PRIVILEGED
 from hvcore.backends.xenstore_requests import atoi, onearg, pair, strings
-from hvcore.backends.xenstore_tree import QUOTA_PERMS, Tree
+from hvcore.backends.xenstore_tree import Tree
 from hvcore.public.errno import E2BIG, EACCES, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, NAMES
 from hvcore.public.xs_wire import (
     XENSTORE_PAYLOAD_MAX,
@@ -69,8 +69,6 @@ class Connection(Protocol):
     domid: int
     home: str
     is_unprivileged: bool
-    most_watches: int
-    most_transactions: int
     watches: list[Watch]
     transactions: dict[int, Transaction]
     next_transaction: int
@@ -80,6 +78,14 @@ class Connection(Protocol):
     @property
     def account(self) -> Account:
         """What the store keeps for the domain."""
+
+    @property
+    def most_watches(self) -> int:
+        """How many watches it may have."""
+
+    @property
+    def most_transactions(self) -> int:
+        """How many transactions it may have at a time."""
 
     def now(self) -> int:
         """The domain's time."""
@@ -116,12 +122,16 @@ class Xenstored:
     """The store of one host. `exists` says whether there is a domain of that number."""
 
     WIRING = frozenset(
-        ("tree", "connections", "tools", "_handlers", "_watchers", "_told", "_is_running", "_current")
-    )
+        (
+            "tree", "connections", "_released", "tools", "_handlers", "_watchers", "_told", "_is_running",
+            "_current",
+        )
+    )  # fmt: skip
 
     def __init__(self, exists: Callable[[int], bool]) -> None:
         self.tree = Tree(exists, self._fire)
         self.connections: dict[int, XenstoreBackend] = {}
+        self._released: dict[int, XenstoreBackend] = {}  # of domains that are there
         self.tools: list[Connection] = []
         self.requests: dict[int, Request] = {}
         self._next_request = 1
@@ -185,14 +195,37 @@ class Xenstored:
         self._fire("@introduceDomain", None, True, None)
         self.run()
 
-    def release(self, domid: int) -> None:
-        """destroy_domain(): the domain is gone, with its connection and what it owned."""
-        connection = self.connections.pop(domid, None)
+    def introduce_again(self, domid: int, port: int) -> bool:
+        """do_introduce() of a domain that is there, whether it was released or not; False for no domain's."""
+        released = self._released.pop(domid, None)
+        if released is not None:
+            released.begin_anew()
+            self.introduce(domid, released)
+        connection = self.connections.get(domid)
         if connection is not None:
-            connection.drop_all()
+            connection.rebind(port)
+        return connection is not None
+
+    def release(self, domid: int, *, is_gone: bool = True) -> None:
+        """destroy_domain(): the domain is forgotten, with its connection and what it owned.
+
+        One that `is_gone` will not be introduced again.
+        """
+        connection = self.connections.pop(domid, None)
+        if is_gone:
+            self._released.pop(domid, None)
+        if connection is None:
+            return
+        connection.drop_all()
+        if not is_gone:
+            self._released[domid] = connection
         self.tree.forget_domain(domid)
         self._fire("@releaseDomain", None, True, None)
         self.run()
+
+    def is_connected(self, domid: int) -> bool:
+        """Whether there is a connection of that domain's."""
+        return domid == _DOM0 or domid in self.connections
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -284,11 +317,8 @@ class Xenstored:
         if kind == XS_TRANSACTION_END:
             return self._transaction_end(c, tx_id, t, payload)
         if kind in PRIVILEGED:
-            return PRIVILEGED[kind](self._is_connected, payload)
+            return PRIVILEGED[kind](self, payload)
         return self._handlers[kind](c, t, payload)
-
-    def _is_connected(self, domid: int) -> bool:
-        return domid == _DOM0 or domid in self.connections
 
     def _directory(self, c: Connection, t: Transaction | None, payload: bytes) -> bytes:
         node = self.tree.get(t, c.canonicalize(onearg(payload)), c.domid, PERM_READ)
@@ -319,7 +349,7 @@ class Xenstored:
         path, *texts = strings(payload) or [""]
         if not texts:
             raise XenstoreError(EINVAL)
-        if len(texts) > QUOTA_PERMS:
+        if len(texts) > self.tree.quotas.nb_perms_per_node:
             raise XenstoreError(ENOSPC)
         perms = self.tree.known_perms(tuple(parse_perm(text) for text in texts))
         if perms[0].bits & PERM_IGNORE:

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 
 from hvcore import abi as abi_module
 from hvcore.backends.libxl_nodes import remove_domain
+from hvcore.backends.xenstore_nodes import Perm, XenstoreError
+from hvcore.backends.xenstore_privileged import HANDLERS as PRIVILEGED
 from hvcore.common.event_channel import evtchn_send
 from hvcore.public import xs_wire as xs
 from tests.hvcore.backends.store_client import ERROR, REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD, Client, ask
@@ -182,6 +184,68 @@ def test_what_only_domain_zero_may(client: Client) -> None:
     for kind in (xs.XS_WATCH_EVENT, xs.XS_ERROR, 20, 23, 0xFFFFFFFF):
         assert ask(client, kind, b"\0") == "ENOSYS"
     assert ask(client, xs.XS_READ, b"domid\0", 99) == "ENOENT"
+
+
+def told(client: Client, *words: str) -> str:
+    payload = "".join(f"{word}\0" for word in words).encode()
+    return PRIVILEGED[xs.XS_CONTROL](client.daemon, payload).rstrip(b"\0").decode()
+
+
+def test_a_domain_is_introduced_again(client: Client) -> None:
+    """Its watches and transactions are gone, its ring begins anew, and its nodes stay."""
+    assert ask(client, xs.XS_WRITE, b"data/mine\0here") == b"OK\0"
+    assert ask(client, xs.XS_WATCH, b"data\0token\0") == b"OK\0"
+    assert ask(client, xs.XS_TRANSACTION_START, b"\0") == b"1\0"
+    intro = f"{client.guest.d.domain_id}\x006\x00{client.port}\0".encode()
+    assert PRIVILEGED[xs.XS_INTRODUCE](client.daemon, intro) == b"OK\0"
+    assert (client.store.watches, client.store.transactions) == ([], {})
+    assert [client.index(at) for at in (2048, 2052, 2056, 2060)] == [0] * 4
+    assert ask(client, xs.XS_READ, b"data/mine\0") == b"here"
+    assert ask(client, xs.XS_READ, b"data/mine\0", 1) == "ENOENT"
+
+
+def test_a_released_domain_is_heard_when_it_is_introduced_again(client: Client) -> None:
+    assert ask(client, xs.XS_WRITE, b"data/mine\0gone") == b"OK\0"
+    domid = client.guest.d.domain_id
+    assert PRIVILEGED[xs.XS_RELEASE](client.daemon, f"{domid}\0".encode()) == b"OK\0"
+    assert PRIVILEGED[xs.XS_IS_DOMAIN_INTRODUCED](client.daemon, f"{domid}\0".encode()) == b"F\0"
+    client.post(struct.pack("<4I", xs.XS_READ, 5, 0, 5) + b"name\0")
+    assert list(client.messages()) == []
+    assert client.daemon.read(f"/local/domain/{domid}/data") is None  # what it owned went with it
+    assert client.daemon.read(f"/local/domain/{domid}/name") == "guest"
+    intro = f"{domid}\x006\x00{client.port}\0".encode()
+    assert PRIVILEGED[xs.XS_INTRODUCE](client.daemon, intro) == b"OK\0"
+    # Older nodes give it nothing, as xenstored has it of a number that is used again.
+    assert ask(client, xs.XS_READ, b"name\0") == "EACCES"
+    client.daemon.write(f"/local/domain/{domid}/new", "x", (Perm(0, 0), Perm(domid, 1)))
+    assert ask(client, xs.XS_READ, b"new\0") == b"x"
+    client.daemon.release(domid)
+    with pytest.raises(XenstoreError):
+        PRIVILEGED[xs.XS_INTRODUCE](client.daemon, intro)
+
+
+def test_quotas_are_told_and_changed(client: Client) -> None:
+    shown = told(client, "quota").splitlines()
+    assert shown[:2] == ["Quota settings:", "nodes            :     1000 Nodes per domain"]
+    assert ":  2097152 Total Xenstore memory per domain (warning level)\n" in told(client, "quota-soft")
+    used = dict(line.split(":") for line in told(client, "quota", "1").splitlines()[1:])
+    nodes = int(used["nodes           "])
+    assert told(client, "quota", "set", "nodes", str(nodes + 1)) == "OK"
+    assert ask(client, xs.XS_MKDIR, b"data/one\0") == b"OK\0"
+    assert ask(client, xs.XS_MKDIR, b"data/two\0") == "ENOSPC"
+    assert told(client, "quota", "set", "watches", "1") == "OK"
+    answers = [ask(client, xs.XS_WATCH, b"data\0%d\0" % i) for i in range(3)]
+    assert answers == [b"OK\0", b"OK\0", "E2BIG"]
+
+
+def test_a_domain_has_the_rights_of_its_target(clients: tuple[Client, Client]) -> None:
+    one, two = clients
+    path = f"/local/domain/{one.guest.d.domain_id}/data/mine\0".encode()
+    assert ask(one, xs.XS_WRITE, path + b"x") == b"OK\0"
+    assert ask(two, xs.XS_READ, path) == "EACCES"
+    target = f"{two.guest.d.domain_id}\0{one.guest.d.domain_id}\0".encode()
+    assert PRIVILEGED[xs.XS_SET_TARGET](one.daemon, target) == b"OK\0"
+    assert ask(two, xs.XS_READ, path) == b"x"
 
 
 def test_requests_in_small_pieces(client: Client) -> None:
