@@ -43,7 +43,6 @@ _ACTIONS = {
 }
 _UUIDS = UUID("6c0f8a5e-9d4b-4b7e-8f57-3d1c6a2e9b10")  # of names of domains
 _LEAST_TIME = 0.001  # s: a limit has to be above 0
-_PYGRUB = ("pygrub", "/usr/bin/pygrub", "/usr/lib/xen-4.17/bin/pygrub")
 _PYGRUB_OPTIONS = ("kernel", "ramdisk", "args", "entry", "offset")
 
 
@@ -132,8 +131,6 @@ def booted(config: DomainConfig) -> Iterator[tuple[str, str | None, str]]:
     if config.bootloader is None:
         yield str(config.kernel), config.ramdisk, config.cmdline
         return
-    if config.bootloader not in _PYGRUB:
-        raise BuildError("no other boot loader than pygrub is here", found=repr(config.bootloader))
     options = _pygrub_options(config)
     offset = options.pop("offset", None)
     if offset is not None and not (offset.isascii() and offset.isdigit()):

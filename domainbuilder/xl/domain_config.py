@@ -189,7 +189,7 @@ class _Settings:
             kernel=self._kernel(),
             ramdisk=self.string("ramdisk"),
             cmdline=self._cmdline(),
-            bootloader=self.string("bootloader"),
+            bootloader=self._bootloader(),
             bootloader_args=self._bootloader_args(),
             uuid=self._uuid(),
             memory=memory,
@@ -226,7 +226,7 @@ class _Settings:
             if firmware not in ("pvgrub32", "pvgrub64"):
                 raise self.fail("firmware", "only pvgrub{32|64} supported as firmware options")
             raise self.fail("firmware", "Xen's own files are not here; kernel= names a PV-GRUB")
-        if kernel is None and self.string("bootloader") is None:
+        if kernel is None and not self.string("bootloader"):
             raise ConfigError(f"{self._name}: Neither kernel nor bootloader specified")
         return kernel
 
@@ -239,6 +239,14 @@ class _Settings:
                     self.remark(name, f"ignoring {name}= in favour of cmdline=")
             return cmdline
         return " ".join(filter(None, (f"root={root}" if root is not None else None, extra)))
+
+    def _bootloader(self) -> str | None:
+        """Wherever this host's Xen would have it, it is pygrub."""
+        word = self.string("bootloader")
+        if word and word.rpartition("/")[2] != "pygrub":
+            value = self._settings["bootloader"].value
+            raise value.fail("no other boot loader than pygrub is here", found=repr(word))
+        return word or None
 
     def _bootloader_args(self) -> tuple[str, ...]:
         word = self.string("bootloader_args")

@@ -109,7 +109,7 @@ def test_pygrub_boots_what_is_on_the_first_disk(tmp_path: Path, sample_guest: Ca
     image = disk(tmp_path / "disk.img", "gpt", [("type=linux", root)])
     config = tmp_path / "disk.cfg"
     config.write_text(
-        f"name='d'\nbootloader='pygrub'\nbootloader_args=['--entry=hello']\nmemory=32\ndisk=['{image},raw,xvda,r']\n"
+        f"name='d'\nbootloader='/usr/lib/xen-4.4/bin/pygrub'\nbootloader_args=['--entry=hello']\nmemory=32\ndisk=['{image},raw,xvda,r']\n"
     )
     ran = _create(config, "--timeout", "60", "--expect", "tick 3", "--until-match")
     assert ran.returncode == 0, ran.stderr
