@@ -6,11 +6,12 @@ host. Source: tools/xenstore/xenstored_domain.c, xenstored_control.c.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from hvcore.backends.xenstore_nodes import XenstoreError
+from hvcore.backends.xenstore_nodes import Transaction, XenstoreError
 from hvcore.backends.xenstore_requests import atoi, onearg, strings
+from hvcore.backends.xenstore_tree import Tree
 from hvcore.public.errno import EINVAL, ENOENT
 from hvcore.public.xen import DOMID_SELF
 from hvcore.public.xs_wire import (
@@ -21,9 +22,6 @@ from hvcore.public.xs_wire import (
     XS_RESUME,
     XS_SET_TARGET,
 )
-
-if TYPE_CHECKING:
-    from hvcore.backends.xenstored import Xenstored
 
 _OK = b"OK\0"
 # hard_quotas and soft_quotas of tools/xenstore/xenstored_control.c: name, field of Quotas, what it is.
@@ -42,10 +40,37 @@ _SOFT_QUOTAS = (("memory", "memory_per_domain_soft", "Total Xenstore memory per 
 _MOST = 0x7FFFFFFF
 
 Quota = tuple[str, str, str]
-Handler = Callable[["Xenstored", bytes], bytes]
 
 
-def _connected(store: Xenstored, payload: bytes) -> int:
+class Connected(Protocol):
+    """A domain's connection, as far as it is told of."""
+
+    transactions: dict[int, Transaction]
+
+
+class Store(Protocol):
+    """What these requests want of the store, which is Xenstored."""
+
+    tree: Tree
+
+    @property
+    def connections(self) -> Mapping[int, Connected]:
+        """Those of domains."""
+
+    def is_connected(self, domid: int) -> bool:
+        """Whether there is a connection of that domain's."""
+
+    def introduce_again(self, domid: int, port: int) -> bool:
+        """Bind the channel of a domain anew; False for no domain's number."""
+
+    def release(self, domid: int, *, is_gone: bool = True) -> None:
+        """Forget the domain, for good where it `is_gone`."""
+
+
+Handler = Callable[[Store, bytes], bytes]
+
+
+def _connected(store: Store, payload: bytes) -> int:
     """onearg_domain(). Raises XenstoreError(EINVAL) for domain 0, ENOENT for one that is not there."""
     domid = atoi(onearg(payload))
     if not domid:
@@ -55,7 +80,7 @@ def _connected(store: Xenstored, payload: bytes) -> int:
     return domid
 
 
-def do_introduce(store: Xenstored, payload: bytes) -> bytes:
+def do_introduce(store: Store, payload: bytes) -> bytes:
     """XS_INTRODUCE: the domain's channel is bound anew. Of no domain's number no ring can be mapped."""
     given = strings(payload)
     if len(given) < 3 or not 0 < atoi(given[2]) < 1 << 31:
@@ -65,19 +90,19 @@ def do_introduce(store: Xenstored, payload: bytes) -> bytes:
     return _OK
 
 
-def do_release(store: Xenstored, payload: bytes) -> bytes:
+def do_release(store: Store, payload: bytes) -> bytes:
     """XS_RELEASE: the domain has no connection, and its nodes are gone, until it is introduced again."""
     store.release(_connected(store, payload), is_gone=False)
     return _OK
 
 
-def do_resume(store: Xenstored, payload: bytes) -> bytes:
+def do_resume(store: Store, payload: bytes) -> bytes:
     """What it resets, a shutdown that was told of, is not kept here."""
     _connected(store, payload)
     return _OK
 
 
-def do_set_target(store: Xenstored, payload: bytes) -> bytes:
+def do_set_target(store: Store, payload: bytes) -> bytes:
     """XS_SET_TARGET: one domain has the rights of another one from now on."""
     given = strings(payload)
     if len(given) < 2:
@@ -89,46 +114,46 @@ def do_set_target(store: Xenstored, payload: bytes) -> bytes:
     return _OK
 
 
-def do_is_domain_introduced(store: Xenstored, payload: bytes) -> bytes:
+def do_is_domain_introduced(store: Store, payload: bytes) -> bytes:
     """XS_IS_DOMAIN_INTRODUCED."""
     domid = atoi(onearg(payload))
     return b"T\0" if domid == DOMID_SELF or store.is_connected(domid) else b"F\0"
 
 
-def _help(_store: Xenstored, given: list[str]) -> bytes:
+def _help(_store: Store, given: list[str]) -> bytes:
     if given:
         raise XenstoreError(EINVAL)
     return "".join(f"{name}\t{pars}\n" for name, (_, pars) in _COMMANDS.items()).encode() + b"\0"
 
 
-def _check(_store: Xenstored, given: list[str]) -> bytes:
+def _check(_store: Store, given: list[str]) -> bytes:
     """check_store(): this tree cannot have what it looks for."""
     if given:
         raise XenstoreError(EINVAL)
     return _OK
 
 
-def _log(_store: Xenstored, given: list[str]) -> bytes:
+def _log(_store: Store, given: list[str]) -> bytes:
     """There is no log to switch on and off, and nobody would see the difference."""
     if given not in (["on"], ["off"]):
         raise XenstoreError(EINVAL)
     return _OK
 
 
-def _print(_store: Xenstored, given: list[str]) -> bytes:
+def _print(_store: Store, given: list[str]) -> bytes:
     if len(given) != 1:
         raise XenstoreError(EINVAL)
     return _OK
 
 
-def _told(store: Xenstored, quotas: tuple[Quota, ...]) -> bytes:
+def _told(store: Store, quotas: tuple[Quota, ...]) -> bytes:
     """quota_show_current()."""
     values = store.tree.quotas
     lines = (f"{name:<17}: {getattr(values, field):8} {text}\n" for name, field, text in quotas)
     return f"Quota settings:\n{''.join(lines)}".encode() + b"\0"
 
 
-def _set(store: Xenstored, given: list[str], quotas: tuple[Quota, ...]) -> bytes:
+def _set(store: Store, given: list[str], quotas: tuple[Quota, ...]) -> bytes:
     """quota_set()."""
     fields = {name: field for name, field, _ in quotas}
     if len(given) != 2 or not 1 <= atoi(given[1]) <= _MOST or given[0] not in fields:
@@ -137,7 +162,7 @@ def _set(store: Xenstored, given: list[str], quotas: tuple[Quota, ...]) -> bytes
     return _OK
 
 
-def _quota(store: Xenstored, given: list[str]) -> bytes:
+def _quota(store: Store, given: list[str]) -> bytes:
     """do_control_quota()."""
     if not given:
         return _told(store, _HARD_QUOTAS)
@@ -148,7 +173,7 @@ def _quota(store: Xenstored, given: list[str]) -> bytes:
     return _used(store, atoi(given[0]))
 
 
-def _used(store: Xenstored, domid: int) -> bytes:
+def _used(store: Store, domid: int) -> bytes:
     """domain_get_quota(): how much is kept for a domain. Raises XenstoreError(ENOENT)."""
     account, connection = store.tree.accounts.get(domid), store.connections.get(domid)
     if account is None:
@@ -164,7 +189,7 @@ def _used(store: Xenstored, domid: int) -> bytes:
     return f"Domain {domid}:\n{''.join(lines)}".encode() + b"\0"
 
 
-def _soft_quota(store: Xenstored, given: list[str]) -> bytes:
+def _soft_quota(store: Store, given: list[str]) -> bytes:
     """do_control_quota_s(): beyond these xenstored would complain in its log, which is not here."""
     if not given:
         return _told(store, _SOFT_QUOTAS)
@@ -173,7 +198,7 @@ def _soft_quota(store: Xenstored, given: list[str]) -> bytes:
     raise XenstoreError(EINVAL)
 
 
-_COMMANDS: dict[str, tuple[Callable[[Xenstored, list[str]], bytes], str]] = {
+_COMMANDS: dict[str, tuple[Callable[[Store, list[str]], bytes], str]] = {
     "check": (_check, ""),
     "log": (_log, "on|off"),
     "print": (_print, "<string>"),
@@ -183,7 +208,7 @@ _COMMANDS: dict[str, tuple[Callable[[Xenstored, list[str]], bytes], str]] = {
 }
 
 
-def do_control(store: Xenstored, payload: bytes) -> bytes:
+def do_control(store: Store, payload: bytes) -> bytes:
     """XS_CONTROL: those of its commands that are about the store and not about the program that keeps it."""
     given = strings(payload)
     if not given or given[0] not in _COMMANDS:

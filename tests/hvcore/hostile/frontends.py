@@ -24,8 +24,7 @@ from hvcore.backends.net_frame import Frame
 from hvcore.backends.net_switch import MAX_ADDRESSES, Port
 from hvcore.backends.vif import Vif
 from hvcore.backends.xenbus import XenbusDevice
-from hvcore.backends.xenstore_nodes import XenstoreError
-from hvcore.backends.xenstore_tree import QUOTA_MEMORY, QUOTA_NODES
+from hvcore.backends.xenstore_nodes import Quotas, XenstoreError
 from hvcore.common.domain import DOM0
 from hvcore.host import Host
 from tests.hvcore.hostile import shards
@@ -250,8 +249,8 @@ def unbounded(hostile: Hostile) -> list[str]:
         "answers to frames": (len(vif.answers), 256),
         "multicast addresses": (len(vif.multicast), MAX_MULTICAST),
         "addresses": (learned, MAX_ADDRESSES),
-        "nodes": (account.nbentry, QUOTA_NODES),
-        "memory in the store": (account.memory, QUOTA_MEMORY + 8192),
+        "nodes": (account.nbentry, Quotas().nb_entry_per_domain),
+        "memory in the store": (account.memory, Quotas().memory_per_domain_hard + 8192),
         "requests to the store": (len(store.requests), 64),
         "messages of the store": (len(w.machine.xenstore.out), 4096),
         "what dom0 maps": (len(host.domain_list[DOM0].grant_table.maptrack), 3 * MAX_PERSISTENT_GRANTS),
