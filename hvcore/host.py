@@ -2,10 +2,10 @@
 
 Domains run in turn on the one engine, but each as if it had a processor of its own: its clock is its own, and
 stands still while another has its turn. The one that is behind is next, so no clock is ahead of another by
-more than a turn (10 ms), whatever the domains do; that is their fair share. A domain that has nothing to do
-waits until the others have reached its next timer, or until one of them notifies it, at the time of who
-does. So a domain that meets no other runs in company exactly as it would alone, and all of it is the same
-every time.
+more than a turn (10 ms), whatever the domains do; that is their fair share. A timer of its own takes no domain
+off the processor before that, as each change costs all translations. A domain that has nothing to do waits
+until the others have reached its next timer, or until one of them notifies it, at the time of who does. So a
+domain that meets no other runs in company exactly as it would alone, and all of it is the same every time.
 
 A cap (`Machine.cap`, in percent) keeps a domain from more than that part of each 30 ms of its own time.
 """
@@ -301,8 +301,8 @@ class Host:
             return Stop.SHUTDOWN
         if self._serve(m):
             return Stop.PAUSED
-        if m.waits():
-            return Stop.IDLE if self._pass_idle_time() else None
+        if m.waits():  # perhaps it alone: a timer need not wake anybody
+            return Stop.IDLE if self._all_wait() and self._pass_idle_time() else None
         m.go_on()
         return None
 
@@ -310,16 +310,19 @@ class Host:
         """Whose turn it is: that of the domain in the engine to its end, then of the one that is behind."""
         m = self._on_cpu
         alone = len(self.machines) == 1
-        if m is not None and m.may_run and (alone or not (m.turn_is_over() or m.waits())):
+        if m is not None and m.may_run and (alone or (not m.waits() and m.keeps_processor())):
             return m
         alive = [m for m in self.machines.values() if m.may_run]
         if not alive:
             return None
         m = min(alive, key=Machine.due)
-        if m.waits() and not all(other.waits() for other in alive):
+        if m.waits() and not self._all_wait():
             m.clock.advance_to(m.clock.next_deadline())
         self._enter(m)
         return m
+
+    def _all_wait(self) -> bool:
+        return all(m.waits() for m in self.machines.values() if m.may_run)
 
     def others_due(self, m: Machine) -> int:
         """When another domain has something to do next; NEVER, if none ever has."""

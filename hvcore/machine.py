@@ -276,6 +276,16 @@ class Machine:
         """
         return self.clock.turn_is_over() and not self.is_within()
 
+    def keeps_processor(self) -> bool:
+        """Whether others have to wait: the turn is not over, or a timer of the domain's own cut it short.
+
+        Then the next turn is the rest of this one, and no clock gets more than a turn ahead by that.
+        """
+        if not self.turn_is_over():
+            return True
+        end, now = self.clock.turn_end, self.clock.now()
+        return end % TURN_NS != 0 and now // TURN_NS == end // TURN_NS and self.clock.next_deadline() <= now
+
     def is_within(self) -> bool:
         """Whether the domain stands within a half-done store, or within a block of code."""
         return self.ro_page_fault.pending or (bool(self.engine.words.paid) and self.context is None)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from hvcore.backends.block import Answer, BlockBackend
 from hvcore.backends.block_image import Layer
-from hvcore.backends.net import Arrival, TxAnswer
 from hvcore.backends.net_frame import Frame
+from hvcore.backends.net_rx import Arrival
+from hvcore.backends.net_tx import TxAnswer
 from hvcore.backends.xenstore_kept import Message, Request, Watch
 from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Quotas, Transaction
 from hvcore.backends.xenstored import Xenstored

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS
 from hvcore.backends.block import VBD
 from hvcore.backends.block_image import BLOCK
-from hvcore.backends.net import MAX_MULTICAST, MAX_WAITING_BYTES, MAX_WAITING_FRAMES, VIF
+from hvcore.backends.net import VIF
+from hvcore.backends.net_rx import MAX_WAITING_BYTES, MAX_WAITING_FRAMES
 from hvcore.backends.net_switch import MAX_ADDRESSES
+from hvcore.backends.net_tx import MAX_MULTICAST
 from hvcore.backends.vif import MOST_VIFS
 from hvcore.backends.xenstore_nodes import Quotas
 from hvcore.clock import NEVER
@@ -248,9 +250,9 @@ def _of_machine(mem: MachineMemory, vcpus: int) -> Owners:
 
 
 def _of_devices(frame: Kind) -> Owners:
-    sent = record("TxAnswer", U64, U16, SIGNED, number(0, 256))
+    sent = record("TxAnswer", U64, items("tuple", items_in("tuple", U16, SIGNED), 256))
     a_frame = record("Frame", data(0, 1 << 17), FLAG, FLAG, number(0, 2), U16)
-    arrivals = items("list", record("Arrival", U64, a_frame), MAX_WAITING_FRAMES)
+    arrivals = queue(record("Arrival", U64, a_frame), None, MAX_WAITING_FRAMES)
     return {
         "console": {"_input": _BYTES, "_shown": number(0, PAGE_SIZE)},
         "vbd": {
@@ -259,12 +261,14 @@ def _of_devices(frame: Kind) -> Owners:
             "persistent": one_of(NOTHING, table(U32, items_in("tuple", U32, frame), 1056)),
         },
         "vif": {
-            "handles": items("list", U32, 2), "answers": items("list", sent, 256), "waiting": arrivals,
-            "waiting_bytes": number(0, MAX_WAITING_BYTES),
-            "multicast": items("list", data(6, 6), MAX_MULTICAST),
-            "learned": table(data(6, 6), U64, MAX_ADDRESSES),
+            "handles": items("list", U32, 2), "learned": table(data(6, 6), U64, MAX_ADDRESSES),
         },
-        "tx-vif": {"frames": items("list", frame, 1)}, "rx-vif": {"frames": items("list", frame, 1)},
+        "tx-vif": {
+            "answers": items("list", sent, 256), "multicast": items("list", data(6, 6), MAX_MULTICAST),
+        },
+        "rx-vif": {"waiting": arrivals, "waiting_bytes": number(0, MAX_WAITING_BYTES)},
+        "tx-ring-vif": {"frames": items("list", frame, 1)},
+        "rx-ring-vif": {"frames": items("list", frame, 1)},
         "ring-vbd": {"frames": items("list", frame, 16)},
     }  # fmt: skip
 

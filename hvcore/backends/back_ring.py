@@ -6,7 +6,9 @@ cannot be end the ring.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from hvcore.public.ring import RING_ENTRIES, RING_REQ_EVENT, RING_REQ_PROD, RING_RSP_EVENT, RING_RSP_PROD
 from hvcore.public.xen import PAGE_SIZE
@@ -69,6 +71,24 @@ class BackRing:
             data += self._memory.frame(self.frames[page + 1])[: self.entry_size - first]
         return data
 
+    def peek(self, count: int) -> bytes:
+        """A copy of the next `count` entries, at most all of the ring, which stay the next."""
+        at = RING_ENTRIES + (self.req_cons & self.entries - 1) * self.entry_size
+        end, left = RING_ENTRIES + self.entries * self.entry_size, count * self.entry_size
+        pieces = []
+        while left:
+            page, offset = divmod(at, PAGE_SIZE)
+            pieces.append(self._memory.frame(self.frames[page])[offset : offset + min(left, end - at)])
+            left -= len(pieces[-1])
+            at += len(pieces[-1])
+            if at == end:
+                at = RING_ENTRIES
+        return b"".join(pieces)
+
+    def consume(self, count: int) -> None:
+        """So many requests were read by peek()."""
+        self.req_cons = self.req_cons + count & _WORD
+
     def final_check(self) -> bool:
         """RING_FINAL_CHECK_FOR_REQUESTS(): ask to be notified of the next one; whether one came by now."""
         self._set_word(RING_REQ_EVENT, self.req_cons + 1)
@@ -86,6 +106,19 @@ class BackRing:
         if first < len(response):
             self._memory.frame(self.frames[page + 1])[: len(response) - first] = response[first:]
         self.rsp_prod = self.rsp_prod + 1 & _WORD
+
+    def respond(self, layout: struct.Struct, responses: Iterable[tuple[Any, ...]]) -> None:
+        """push() of many that are laid out the same."""
+        prod, mask, size = self.rsp_prod, self.entries - 1, self.entry_size
+        if len(self.frames) > 1:
+            for values in responses:
+                self.push(layout.pack(*values))
+            return
+        page = self._memory.frame(self.frames[0])
+        for values in responses:
+            layout.pack_into(page, RING_ENTRIES + (prod & mask) * size, *values)
+            prod += 1
+        self.rsp_prod = prod & _WORD
 
     def publish(self) -> bool:
         """RING_PUSH_RESPONSES_AND_CHECK_NOTIFY(): whether the guest wants to be told."""

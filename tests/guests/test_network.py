@@ -95,7 +95,7 @@ def go_on_restored(
     host = domains[1].machine.host
     host.idle = host.advance_to
     backends = [dom.machine.devices.backends["vif0"] for dom in domains]
-    while not any(isinstance(b, NetBackend) and b.waiting and b.answers for b in backends):
+    while not any(isinstance(b, NetBackend) and b.rx.waiting and b.tx.answers for b in backends):
         host.set_timer("look", host.now() + 5_000, host.pause)
         host.run()
     again = Host.restore(host.save(), lambda domid, data: outputs[domid - 1].extend(data))

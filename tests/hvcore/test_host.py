@@ -21,6 +21,8 @@ REASON = CODE + 0x1000  # .bss: zero, which is a poweroff
 SHUTDOWN = hypercall(29, 2, REASON)
 # Ten million rounds, and then the end.
 BUSY = b"\xb9" + (10_000_000).to_bytes(4, "little") + b"\x49\x75\xfd" + SHUTDOWN
+# Six million rounds with a store in each, which have to be executed: 30 ms.
+LONG = b"\xb9" + (6_000_000).to_bytes(4, "little") + b"\x51\x59\x49\x75\xfb" + SHUTDOWN
 MIB = 4
 
 Place = Callable[[bytes], Machine]
@@ -133,6 +135,28 @@ def test_no_clock_is_ahead_by_more_than_a_turn(host: Host, place: Place) -> None
         host.set_timer("look", a.clock.now() + ms * 100_000, host.pause)
         assert host.run() == (None, Stop.PAUSED)
         assert abs(a.clock.now() - b.clock.now()) <= 10_100_000
+
+
+def test_a_timer_that_wakes_nobody_lets_no_time_pass_for_others(
+    host: Host, place: Place, tmp_path: Path
+) -> None:
+    idle, busy = place(IDLE), place(LONG)
+    begin = idle.clock.now()
+    for i in range(40):
+        idle.clock.set_timer(("vif", i), begin + 700_000 * i, lambda: None)
+    run_all(host)
+    assert idle.clock.now() >= begin + 700_000 * 39
+    assert busy.stats() == alone(tmp_path, LONG)
+
+
+def test_a_timer_of_its_own_takes_no_domain_off_the_processor(host: Host, place: Place) -> None:
+    one, other = place(LONG), place(LONG)
+    seen: list[int] = []
+    begin = one.clock.now()
+    for i in range(1, 90):
+        one.clock.set_timer(("vif", i), begin + 100_000 * i, lambda: seen.append(other.clock.now()))
+    run_all(host)
+    assert seen == [begin] * 89  # they are all of the first turn
 
 
 def test_registers_are_those_of_the_domain_that_is_asked(host: Host, place: Place) -> None:

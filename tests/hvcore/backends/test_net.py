@@ -150,7 +150,7 @@ def test_a_frame_goes_out_and_another_comes_in(guest: Guest) -> None:
     answer = MINE + OTHER + tcp(b"back" * 2000)[12:]
     bench.wire.frame_in(guest.d.clock.now(), Frame(answer, is_validated=True))
     bench.pass_time()
-    assert bench.back.waiting  # no room yet
+    assert bench.back.rx.waiting  # no room yet
     for page in (20, 21):
         bench.offer(page)
     bench.notify()
@@ -200,14 +200,14 @@ def test_a_link_that_is_down_and_a_neighbour_that_is_gone() -> None:
     other.back.set_link(up=False)
     bench.send(to_other)
     bench.pass_time()
-    assert not other.back.waiting
+    assert not other.back.rx.waiting
     assert struct.unpack_from("<I", other.guest.memory(RX), 8) == (1,)
     other.back.set_link(up=True)
     other.send(MINE + to_other[:6] + bytes(60))  # who is heard is known from then on
     heard = len(bench.wire.frames)
     bench.send(to_other)
     assert len(bench.wire.frames) == heard
-    assert other.back.waiting
+    assert other.back.rx.waiting
     other.back.remove()
     bench.send(to_other)
     bench.pass_time()
@@ -281,8 +281,8 @@ def test_a_hostile_frontend_harms_nobody(acts: list[tuple[str, int, Any]]) -> No
         else:
             bench.pass_time(50_000)
         bench.notify()
-        assert len(bench.back.answers) <= 256
-        assert bench.back.waiting_bytes <= 4 << 20
+        assert len(bench.back.tx.answers) <= 256
+        assert bench.back.rx.waiting_bytes <= 4 << 20
     assert audit(guest.d) == []
     bench.back.remove()
     assert audit(guest.d) == []
