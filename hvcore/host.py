@@ -2,10 +2,10 @@
 
 Domains run in turn on the one engine, but each as if it had a processor of its own: its clock is its own, and
 stands still while another has its turn. The one that is behind is next, so no clock is ahead of another by
-more than a turn (10 ms), whatever the domains do; that is their fair share. A timer of its own takes no domain
-off the processor before that, as each change costs all translations. A domain that has nothing to do waits
-until the others have reached its next timer, or until one of them notifies it, at the time of who does. So a
-domain that meets no other runs in company exactly as it would alone, and all of it is the same every time.
+more than a turn (10 ms), whatever the domains do; that is their fair share. A timer of its own takes no
+domain off the processor before that, as each change costs all translations. A domain that has nothing to do
+waits until the others have reached its next timer, or until one of them notifies it, at the time of who does.
+So a domain that meets no other runs in company exactly as it would alone, and all of it is always the same.
 
 A cap (`Machine.cap`, in percent) keeps a domain from more than that part of each 30 ms of its own time.
 """

@@ -233,11 +233,11 @@ def test_requests_that_are_taken_back_are_a_lie() -> None:
     bench = Bench(Guest(abi_module.PV64, 1))
     bench.connect()
     bench.send(tcp(b"x"))
-    assert len(bench.back.answers) == 1
+    assert len(bench.back.tx.answers) == 1
     struct.pack_into("<I", bench.guest.memory(TX), 0, 0)
     bench.notify()
     assert bench.back.is_disabled
-    assert len(bench.back.answers) == 1
+    assert len(bench.back.tx.answers) == 1
 
 
 ACTS = st.one_of(

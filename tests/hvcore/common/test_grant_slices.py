@@ -61,12 +61,12 @@ def test_what_a_mapping_gives_is_what_is_read_and_written(
             assert (view is None) == (mfn < 0)
             if view is not None:
                 view[:4] = b"here"
-                assert d.mem.frame(mfn)[8:12] == b"here"
+                assert bytes(d.mem.frame(mfn)[8:12]) == b"here"
     else:
         wrote = write_granted(home, d, [(ref, memoryview(b"%06d" % i)) for i, ref in enumerate(refs)])
         assert wrote == [6 if mfn > 0 else mfn for mfn in mapped]
         last = {mfn: i for i, mfn in enumerate(mapped)}
-        assert all(d.mem.frame(mfn)[:6] == b"%06d" % i for mfn, i in last.items() if mfn > 0)
+        assert all(bytes(d.mem.frame(mfn)[:6]) == b"%06d" % i for mfn, i in last.items() if mfn > 0)
     assert [bytes(entry(guest, ref)) for ref in refs[:-1]] == left
     assert not d.grant_table.active
     assert not home.grant_table.maptrack

@@ -19,9 +19,11 @@ from typing import TypeVar
 
 from hvcore.backends.block import MAX_PERSISTENT_GRANTS, MAX_UNDER_WAY, BlockBackend
 from hvcore.backends.disk import Disk
-from hvcore.backends.net import MAX_MULTICAST, MAX_WAITING_BYTES, MAX_WAITING_FRAMES, NetBackend
+from hvcore.backends.net import NetBackend
 from hvcore.backends.net_frame import Frame
+from hvcore.backends.net_rx import MAX_WAITING_BYTES, MAX_WAITING_FRAMES
 from hvcore.backends.net_switch import MAX_ADDRESSES, Port
+from hvcore.backends.net_tx import MAX_MULTICAST
 from hvcore.backends.vif import Vif
 from hvcore.backends.xenbus import XenbusDevice
 from hvcore.backends.xenstore_nodes import Quotas, XenstoreError
@@ -244,10 +246,10 @@ def unbounded(hostile: Hostile) -> list[str]:
     learned = sum(len(port.learned) for switch in host.switches.values() for port in switch.ports.values())
     account = store.tree.accounts[w.d.domain_id]
     sizes = {
-        "frames that wait": (len(vif.waiting), MAX_WAITING_FRAMES),
-        "bytes of them": (vif.waiting_bytes, MAX_WAITING_BYTES),
-        "answers to frames": (len(vif.answers), 256),
-        "multicast addresses": (len(vif.multicast), MAX_MULTICAST),
+        "frames that wait": (len(vif.rx.waiting), MAX_WAITING_FRAMES),
+        "bytes of them": (vif.rx.waiting_bytes, MAX_WAITING_BYTES),
+        "answers to frames": (len(vif.tx.answers), 256),
+        "multicast addresses": (len(vif.tx.multicast), MAX_MULTICAST),
         "addresses": (learned, MAX_ADDRESSES),
         "nodes": (account.nbentry, Quotas().nb_entry_per_domain),
         "memory in the store": (account.memory, Quotas().memory_per_domain_hard + 8192),
