@@ -65,8 +65,14 @@ _TABLE = {
 _PATTERNS = {mode: re.compile(rf"\s*+(?!/\*|\#)(?:{pattern})", re.ASCII) for mode, pattern in _TABLE.items()}
 _SPACE = re.compile(r"\s*", re.ASCII)
 
-# In the mode of patterns these runs of characters are punctuation although they could be names.
-_WILD_PUNCT = frozenset({"=", "+=", "-=", "*=", "/=", "^=", ",", ":", "[", "]"})
+# These runs of characters are punctuation although they could be names.
+_PUNCT = {
+    SCRIPT: frozenset({"/="}),
+    WILD: frozenset({"=", "+=", "-=", "*=", "/=", "^=", ",", ":", "[", "]"}),
+    EXPRESSION: frozenset[str](),
+    INPUTLIST: frozenset[str](),
+    VERSION: frozenset[str](),
+}
 
 _BASES = {"h": 16, "x": 16, "o": 8, "b": 2, "d": 10}
 
@@ -179,6 +185,6 @@ class Lexer:
         text = match[kind]
         if kind == STRING:
             start, end = start - 1, end + 1
-        elif mode == WILD and text in _WILD_PUNCT:
+        elif text in _PUNCT[mode]:
             kind = PUNCT
         return _new(Token, (kind, text, start, end))

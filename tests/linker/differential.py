@@ -17,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+import ziglang
 
 from linker.contents import contents_of, input_files, take, target_of
 from linker.elffile import SHF_TLS, Elf, read_elf
@@ -49,10 +52,11 @@ class Linker(NamedTuple):
 LINKERS = {"gnu": ("ld.bfd", "ld"), "lld": ("ld.lld", "ld.lld-14"), "new-lld": ()}
 
 
+@lru_cache
 def linker_of(which: str) -> Linker:
     """Return GNU ld or lld of this machine, or the newer lld that comes with ziglang."""
     names = LINKERS[which]
-    words = (find_tool(*names),) if names else (sys.executable, "-m", "ziglang", "ld.lld")
+    words = (find_tool(*names),) if names else (str(Path(ziglang.__file__).with_name("zig")), "ld.lld")
     said = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True).stdout
     return Linker(words, "lld" in which, "--print-memory-usage" in said)
 

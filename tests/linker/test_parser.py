@@ -49,6 +49,14 @@ def test_spans_cover_exactly_what_was_written() -> None:
     assert SCRIPT[section.span.start : section.span.end].endswith("=0x90")
 
 
+@pytest.mark.parametrize("op", ["=", "+=", "-=", "*=", "/=", "&=", "|=", "^=", "<<=", ">>="])
+def test_every_assignment_is_read_everywhere(op: str) -> None:
+    """`/=` between blanks is no name, although a name may begin with a slash."""
+    script = parse(f"x {op} 2;\nSECTIONS {{ x {op} 2; .a : {{ x {op} 2; }} }}\n")
+    assert script.problems == ()
+    assert [assign.op for assign in Outline(script).assignments] == [op] * 3
+
+
 def test_every_node_lies_inside_of_its_parent() -> None:
     for node, span in spans(parse(SCRIPT).commands):
         for _, inner in spans(tuple(node)):
