@@ -21,6 +21,15 @@
 #define HV_TAIL_CALL return /* -foptimize-sibling-calls, which the build asks for */
 #endif
 
+/* uc_emu_stop(): the engine leaves behind the block, or what hook it is in. */
+static inline void hv_emu_stop(const struct hv_engine *e) { ((int (*)(void *))e->uc_emu_stop)((void *)e->uc); }
+
+/* Time that passes without code, and stays passed whatever is undone. */
+static inline void hv_take_time(struct hv_engine *e, uint64_t ns) {
+    e->left -= ns;
+    e->spent += ns;
+}
+
 /* coverage.c: the block at `address` is about to run. */
 void hv_cover(const struct hv_engine *e, uint64_t address, uint32_t size);
 

@@ -38,11 +38,8 @@ bool hv_bounce_frame32(struct hv_call *c, uint64_t cs, uint64_t address, const u
         *next++ = *hv_segment(c, SS);
     }
     uint32_t size = (uint32_t)((uint8_t *)next - (uint8_t *)frame), sp = stack.sp - size;
-    uint8_t *to = hv_copy_to(c, (uint32_t)(stack.base + sp), size);
-    if (!to)
+    if (!hv_copy_to_guest(c, (uint32_t)(stack.base + sp), frame, size))
         return NOT_MINE;
-    for (const uint32_t *word = frame; word < next; word++, to += 4)
-        hv_set32(c->j, to, *word);
     if (mask_events)
         hv_set8(c->j, &hv_info(c)[1], mask | 1);
     hv_write_eflags(c, (eflags & ~HV_CLEARED_ON_TRAP) | X86_EFLAGS_IF);
@@ -53,18 +50,11 @@ bool hv_bounce_frame32(struct hv_call *c, uint64_t cs, uint64_t address, const u
     return MINE;
 }
 
-static bool copy_words(struct hv_call *c, uint32_t va, uint32_t *words, unsigned count) {
-    const uint8_t *from = hv_copy_from(c, va, count * sizeof *words);
-    if (from)
-        memcpy(words, from, count * sizeof *words);
-    return from;
-}
-
 /* Frames32.do_iret(): EAX EIP CS EFLAGS [ESP SS] on the guest's stack */
 bool hv_iret32(struct hv_call *c) {
     uint32_t frame[4], outer[2], sp = (uint32_t)c->regs[RSP], at = (uint32_t)(hv_segment_base(c, SS) + sp);
     uint32_t old_cpl = *hv_hflags(c) & HF_CPL;
-    if (!copy_words(c, at, frame, 4))
+    if (!hv_copy_from_guest(c, frame, at, sizeof frame))
         return NOT_MINE;
     uint32_t cs = frame[2] & 0xffff, eflags = frame[3];
     if (eflags & (X86_EFLAGS_VM | X86_EFLAGS_TF) || !(cs & 3))
@@ -72,7 +62,7 @@ bool hv_iret32(struct hv_call *c) {
     if ((cs & 3) == 1) {
         outer[0] = sp + sizeof frame;
         outer[1] = *hv_segment(c, SS);
-    } else if (!copy_words(c, at + sizeof frame, outer, 2)) {
+    } else if (!hv_copy_from_guest(c, outer, at + (uint32_t)sizeof frame, sizeof outer)) {
         return NOT_MINE;
     }
     uint32_t ss = outer[1] & 0xffff;

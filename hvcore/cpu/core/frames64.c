@@ -56,11 +56,8 @@ bool hv_bounce_frame64(struct hv_call *c, uint64_t address, const uint64_t *erro
     *next++ = ss;
     uint64_t size = (uint64_t)((uint8_t *)next - (uint8_t *)frame);
     sp -= size;
-    uint8_t *to = hv_copy_to(c, sp, size);
-    if (!to)
+    if (!hv_copy_to_guest(c, sp, frame, size))
         return NOT_MINE;
-    for (const uint64_t *word = frame; word < next; word++, to += 8)
-        hv_set64(c->j, to, *word);
     if (mask_events)
         hv_set8(c->j, &hv_info(c)[1], mask | 1);
     eflags = (eflags & ~cleared) | X86_EFLAGS_IF;
@@ -80,18 +77,14 @@ bool hv_switch_to_kernel(struct hv_call *c) {
     return hv_bounce_frame64(c, entry->address, NULL, entry->flags != 0, HV_CLEARED_ON_TRAP64 | X86_EFLAGS_DF);
 }
 
-static bool is_canonical(uint64_t address) { return address >> 47 == 0 || address >> 47 == 0x1ffff; }
-
 /* Frames64.do_iret() */
 bool hv_iret64(struct hv_call *c) {
     struct {
         uint64_t rax, r11, rcx, flags, rip, cs, rflags, rsp, ss;
     } frame;
     uint64_t *regs = c->regs;
-    const uint8_t *from = hv_copy_from(c, regs[RSP], sizeof frame);
-    if (!from)
+    if (!hv_copy_from_guest(c, &frame, regs[RSP], sizeof frame))
         return NOT_MINE;
-    memcpy(&frame, from, sizeof frame);
     if (frame.rflags & X86_EFLAGS_TF) /* which the engine would look at once more */
         return NOT_MINE;
     if ((frame.cs & 3) == 3) {
@@ -108,7 +101,7 @@ bool hv_iret64(struct hv_call *c) {
     bool is_flat = cs == FLAT_RING3_CS64 && ss == FLAT_RING3_SS;
     bool is_loaded = cs == *hv_segment(c, CS) && ss == *hv_segment(c, SS);
     if (in_syscall) {
-        if (!is_canonical(frame.rip) || cs == FLAT_RING3_CS32)
+        if (!hv_is_canonical(frame.rip) || cs == FLAT_RING3_CS32)
             return NOT_MINE;
         rcx = frame.rip;
         r11 = (frame.rflags & ~(uint64_t)(X86_EFLAGS_IOPL | X86_EFLAGS_VM)) | X86_EFLAGS_IF;

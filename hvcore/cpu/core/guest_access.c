@@ -68,18 +68,35 @@ static uint8_t *walk(struct hv_call *c, uint64_t va, uint64_t size, bool write) 
 }
 
 /* Where `size` bytes at `va` can be read; NULL where they cannot, or lie in two pages. */
-uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size) { return walk(c, va, size, false); }
+const uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size) { return walk(c, va, size, false); }
 
-/* Where they can be written; what is written goes through the journal. */
-uint8_t *hv_copy_to(struct hv_call *c, uint64_t va, uint64_t size) { return walk(c, va, size, true); }
+bool hv_copy_from_guest(struct hv_call *c, void *to, uint64_t va, uint64_t size) {
+    const uint8_t *from = hv_copy_from(c, va, size);
+    if (from)
+        memcpy(to, from, size);
+    return from;
+}
+
+/* Through the journal; `size` is a multiple of four. */
+bool hv_copy_to_guest(struct hv_call *c, uint64_t va, const void *from, uint64_t size) {
+    uint8_t *to = walk(c, va, size, true);
+    if (!to)
+        return false;
+    uint64_t done = 0, word;
+    for (; size - done >= sizeof word; done += sizeof word) {
+        memcpy(&word, (const uint8_t *)from + done, sizeof word);
+        hv_set64(c->j, to + done, word);
+    }
+    if (done < size) {
+        uint32_t half;
+        memcpy(&half, (const uint8_t *)from + done, sizeof half);
+        hv_set32(c->j, to + done, half);
+    }
+    return true;
+}
 
 /* How many requests were done, where the guest asks for it; false where that cannot be written. */
 bool hv_put_done(struct hv_call *c, uint64_t pdone, uint64_t count) {
-    if (!pdone)
-        return true;
-    uint8_t *to = hv_copy_to(c, pdone, 4);
-    if (!to)
-        return false;
-    hv_set32(c->j, to, (uint32_t)count);
-    return true;
+    uint32_t done = (uint32_t)count;
+    return !pdone || hv_copy_to_guest(c, pdone, &done, sizeof done);
 }

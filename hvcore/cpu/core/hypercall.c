@@ -13,7 +13,6 @@ typedef bool lane_function(struct hv_call *c);
 typedef void syscall_function(void *uc, void *data);
 typedef void interrupt_function(void *uc, uint32_t vector, void *data);
 typedef int insn_function(void *uc, void *data);
-typedef int stop_function(void *uc);
 
 static const struct {
     lane_function *lane;
@@ -61,17 +60,12 @@ static void note_recent(struct hv_call *c, uint64_t number, const uint64_t *args
     recent[0]++;
 }
 
-static void take_time(struct hv_engine *e, uint64_t ns) {
-    e->left -= ns;
-    e->spent += ns;
-}
-
 /* The exit begins: its cost is taken outside of the journal, which a multicall empties on its way. */
 static bool begin(struct hv_call *c) {
     if (hv_has_event(c->v) || c->regs[EFLAGS] & X86_EFLAGS_TF || !hv_events_begin(c->d))
         return NOT_MINE;
     c->j->used = 0;
-    take_time(c->e, NS_PER_EXIT);
+    hv_take_time(c->e, NS_PER_EXIT);
     c->begun_ns = hv_now(c->e);
     return MINE;
 }
@@ -79,7 +73,7 @@ static bool begin(struct hv_call *c) {
 static bool give_back(struct hv_call *c) {
     hv_undo(c->j, 0);
     hv_events_undo(c->d);
-    take_time(c->e, -(uint64_t)NS_PER_EXIT);
+    hv_take_time(c->e, -(uint64_t)NS_PER_EXIT);
     return NOT_MINE;
 }
 
@@ -164,7 +158,7 @@ static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
     *(uint32_t *)(e->env + OLD_EXCEPTION_OFFSET) = UINT32_MAX; /* or the next would be a double fault */
     if ((int64_t)e->left <= (int64_t)e->limit) { /* no block of code may follow that would notice */
         e->limit = OUT;
-        ((stop_function *)e->uc_emu_stop)((void *)e->uc);
+        hv_emu_stop(e);
     }
     return MINE;
 }
@@ -191,7 +185,7 @@ static bool rdtsc_lane(struct hv_engine *e) {
     if (!e->vcpu)
         return NOT_MINE;
     uint64_t *regs = (uint64_t *)e->env;
-    take_time(e, NS_PER_RDTSC);
+    hv_take_time(e, NS_PER_RDTSC);
     uint64_t tsc = hv_now(e) * TSC_PER_NS;
     regs[RAX] = (uint32_t)tsc;
     regs[RDX] = tsc >> 32;

@@ -11,7 +11,6 @@ enum { PAGE_MASK = 4095 };
 
 typedef const struct translation_block *lookup_function(void *tcg, uintptr_t host_address);
 typedef void exit_function(void *cpu, uintptr_t host_address);
-typedef int stop_function(void *uc);
 
 static const struct translation_block *block_of(const struct hv_engine *e, uintptr_t caller) {
     if (!e->tcg_tb_lookup || !e->translator)
@@ -71,6 +70,6 @@ void hv_leave_before_access(struct hv_engine *e, uint64_t va, int size, bool is_
     note_stop(e, HV_BEFORE_ACCESS, va, tb);
     e->stop_size = (uint64_t)size;
     e->stop_is_store = is_store;
-    ((stop_function *)e->uc_emu_stop)((void *)e->uc);
+    hv_emu_stop(e);
     ((exit_function *)e->cpu_loop_exit_restore)((void *)e->cpu, caller);
 }

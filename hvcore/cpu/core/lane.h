@@ -123,15 +123,15 @@ void hv_event_call(const struct hv_call *c, enum hv_event_kind kind, uint64_t ri
                    const uint64_t *args, unsigned nargs);
 
 /* guest_access.c */
-uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size);
-uint8_t *hv_copy_to(struct hv_call *c, uint64_t va, uint64_t size);
+const uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size);
+bool hv_copy_from_guest(struct hv_call *c, void *to, uint64_t va, uint64_t size);
+bool hv_copy_to_guest(struct hv_call *c, uint64_t va, const void *from, uint64_t size);
 bool hv_put_done(struct hv_call *c, uint64_t pdone, uint64_t count);
 bool hv_okay(const struct hv_call *c, uint64_t va, uint64_t size);
 uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va);
 
 /* mm.c */
-bool hv_mod_l1_entry(struct hv_call *c, uint64_t *at, uint64_t nl1e, bool preserve_ad);
-bool hv_mod_upper(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad, bool *replaced);
+bool hv_mod_entry(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad, bool *replaced);
 bool hv_get_page(struct hv_call *c, uint64_t mfn);
 bool hv_get_page_and_type(struct hv_call *c, uint64_t mfn, int ptype);
 bool hv_put_page_and_type(struct hv_call *c, uint64_t mfn);
@@ -213,6 +213,8 @@ static inline uint64_t hv_segment_base(const struct hv_call *c, int index) {
 }
 
 static inline uint32_t *hv_hflags(const struct hv_call *c) { return (uint32_t *)c->regs + HFLAGS_OFFSET / 4; }
+
+static inline bool hv_is_canonical(uint64_t address) { return address >> 47 == 0 || address >> 47 == 0x1ffff; }
 
 static inline uint64_t hv_now(const struct hv_engine *e) { return e->horizon - e->left; }
 

@@ -156,44 +156,7 @@ static bool put_page_from_l1e(struct hv_call *c, uint64_t l1e) {
     return hv_put_page(c, hv_mfn_of(l1e));
 }
 
-/* adjust_guest_l1e(): USER for 64-bit guests, whose kernel runs at CPL 3 */
-static uint64_t adjust_guest_l1e(const struct hv_call *c, uint64_t l1e) {
-    if (c->is_32bit)
-        return l1e;
-    if (!(l1e & PAGE_USER))
-        l1e |= PAGE_GUEST_KERNEL | PAGE_USER;
-    if (!(l1e & PAGE_GUEST_KERNEL))
-        l1e |= PAGE_GLOBAL | PAGE_USER;
-    return l1e;
-}
-
-static void write_entry(struct hv_call *c, uint64_t *at, uint64_t new, bool preserve_ad) {
-    hv_set64(c->j, at, preserve_ad ? new | (*at & (PAGE_ACCESSED | PAGE_DIRTY)) : new);
-}
-
-/* mod_l1_entry(): replace the L1 entry at `at`. */
-bool hv_mod_l1_entry(struct hv_call *c, uint64_t *at, uint64_t nl1e, bool preserve_ad) {
-    uint64_t ol1e = *at;
-    if (nl1e & PAGE_PRESENT) {
-        if (nl1e & L1_DISALLOW_MASK)
-            return NOT_MINE;
-        nl1e = adjust_guest_l1e(c, nl1e);
-        if (!((ol1e ^ nl1e) & ~FASTPATH)) {
-            write_entry(c, at, nl1e, preserve_ad);
-            return MINE;
-        }
-        if (!get_page_from_l1e(c, nl1e))
-            return NOT_MINE;
-    }
-    write_entry(c, at, nl1e, preserve_ad);
-    return ol1e & PAGE_PRESENT ? put_page_from_l1e(c, ol1e) : MINE;
-}
-
 /* -- L2, L3 and L4 entries */
-
-static uint64_t adjust_upper(const struct hv_call *c, uint64_t entry) {
-    return c->is_32bit ? entry : entry | PAGE_USER; /* of the L3 of a 32-bit guest there is nothing here */
-}
 
 static bool get_page_from_upper(struct hv_call *c, uint64_t entry, int level) {
     return !(entry & L2_DISALLOW_MASK) && hv_get_page_and_type(c, hv_mfn_of(entry), level - 1);
@@ -206,49 +169,60 @@ static bool put_page_from_upper(struct hv_call *c, uint64_t entry, int level) {
     return hv_put_page_and_type(c, hv_mfn_of(entry));
 }
 
+/* -- entries of any level */
+
+/* adjust_guest_l1e() .. l4e(): USER for 64-bit guests, whose kernel runs at CPL 3; of the L3 of a 32-bit guest there is
+ * nothing here. */
+static uint64_t adjust_guest_entry(const struct hv_call *c, uint64_t entry, int level) {
+    if (c->is_32bit)
+        return entry;
+    if (level == 1 && !(entry & PAGE_USER))
+        return entry | PAGE_GUEST_KERNEL | PAGE_USER;
+    return level == 1 && !(entry & PAGE_GUEST_KERNEL) ? entry | PAGE_GLOBAL | PAGE_USER : entry | PAGE_USER;
+}
+
+static bool get_page_from_entry(struct hv_call *c, uint64_t entry, int level) {
+    return level == 1 ? get_page_from_l1e(c, entry) : get_page_from_upper(c, entry, level);
+}
+
+static bool put_page_from_entry(struct hv_call *c, uint64_t entry, int level) {
+    return level == 1 ? put_page_from_l1e(c, entry) : put_page_from_upper(c, entry, level);
+}
+
+static void write_entry(struct hv_call *c, uint64_t *at, uint64_t new, bool preserve_ad) {
+    hv_set64(c->j, at, preserve_ad ? new | (*at & (PAGE_ACCESSED | PAGE_DIRTY)) : new);
+}
+
 static bool is_guest_slot(int level, unsigned slot) {
     return level < 4 || slot < FIRST_XEN_L4_SLOT || slot >= FIRST_GUEST_L4_SLOT;
 }
 
-/* mod_l2_entry() .. mod_l4_entry(). `*replaced` is set where what was there is to be forgotten. */
-bool hv_mod_upper(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad, bool *replaced) {
+/* mod_l1_entry() .. mod_l4_entry(): replace the entry at `at`. `*replaced` is set where a table was. */
+bool hv_mod_entry(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad, bool *replaced) {
     uint64_t old = *at;
     unsigned slot = (unsigned)((uintptr_t)at % PAGE_SIZE / 8);
     if (!is_guest_slot(level, slot))
         return NOT_MINE;
     if (new & PAGE_PRESENT) {
-        if (new & L2_DISALLOW_MASK)
+        if (new & (level == 1 ? L1_DISALLOW_MASK : L2_DISALLOW_MASK))
             return NOT_MINE;
-        new = adjust_upper(c, new);
+        new = adjust_guest_entry(c, new, level);
         if (!((old ^ new) & ~FASTPATH)) {
             write_entry(c, at, new, preserve_ad);
             return MINE;
         }
-        if (!get_page_from_upper(c, new, level))
+        if (!get_page_from_entry(c, new, level))
             return NOT_MINE;
     }
     write_entry(c, at, new, preserve_ad);
     if (!(old & PAGE_PRESENT))
         return MINE;
-    *replaced = true;
-    return put_page_from_upper(c, old, level);
+    if (level > 1)
+        *replaced = true;
+    return put_page_from_entry(c, old, level);
 }
 
 /* -- whole tables */
-
-static bool promote_l1_table(struct hv_call *c, uint64_t *table) {
-    for (unsigned slot = 0; slot < 512; slot++) {
-        uint64_t l1e = table[slot];
-        if (!(l1e & PAGE_PRESENT))
-            continue;
-        if (!get_page_from_l1e(c, l1e))
-            return NOT_MINE;
-        uint64_t adjusted = adjust_guest_l1e(c, l1e);
-        if (adjusted != l1e)
-            hv_set64(c->j, &table[slot], adjusted);
-    }
-    return MINE;
-}
 
 /* init_xen_l4_slots() */
 static void init_xen_l4_slots(struct hv_call *c, uint64_t *table, uint64_t mfn) {
@@ -259,27 +233,19 @@ static void init_xen_l4_slots(struct hv_call *c, uint64_t *table, uint64_t mfn) 
     }
 }
 
-static bool promote_upper(struct hv_call *c, uint64_t *table, int level) {
-    for (unsigned slot = 0; slot < 512; slot++) {
-        uint64_t entry = table[slot];
-        if (!(entry & PAGE_PRESENT) || !is_guest_slot(level, slot))
-            continue;
-        if (!get_page_from_upper(c, entry, level))
-            return NOT_MINE;
-        if (adjust_upper(c, entry) != entry)
-            hv_set64(c->j, &table[slot], adjust_upper(c, entry));
-    }
-    return MINE;
-}
-
 static bool promote(struct hv_call *c, uint64_t pg, int ptype) {
     uint64_t *table = (uint64_t *)hv_page(c->d, pg);
-    if (ptype == PGT_l1_page_table)
-        return promote_l1_table(c, table);
     if (c->is_32bit && ptype > PGT_l2_page_table)
         return NOT_MINE;
-    if (!promote_upper(c, table, ptype))
-        return NOT_MINE;
+    for (unsigned slot = 0; slot < 512; slot++) {
+        uint64_t entry = table[slot], adjusted = adjust_guest_entry(c, entry, ptype);
+        if (!(entry & PAGE_PRESENT) || !is_guest_slot(ptype, slot))
+            continue;
+        if (!get_page_from_entry(c, entry, ptype))
+            return NOT_MINE;
+        if (adjusted != entry)
+            hv_set64(c->j, &table[slot], adjusted);
+    }
     if (ptype == PGT_l4_page_table)
         init_xen_l4_slots(c, table, pg + c->d->base_mfn);
     return MINE;
@@ -293,9 +259,7 @@ static bool demote(struct hv_call *c, uint64_t pg, int ptype) {
         uint64_t entry = table[slot];
         if (!(entry & PAGE_PRESENT) || !is_guest_slot(ptype, slot))
             continue;
-        if (!(ptype == PGT_l1_page_table ? put_page_from_l1e(c, entry) : put_page_from_upper(c, entry, ptype)))
-            return NOT_MINE;
-        if (c->j->is_full)
+        if (!put_page_from_entry(c, entry, ptype) || c->j->is_full)
             return NOT_MINE;
     }
     return MINE;

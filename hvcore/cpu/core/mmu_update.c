@@ -35,22 +35,13 @@ static bool one_update(struct hv_call *c, uint64_t ptr, uint64_t val, bool *repl
     uint64_t *at = (uint64_t *)hv_page(c->d, pg) + (ptr % PAGE_SIZE) / 8;
     bool preserve_ad = cmd == MMU_PT_UPDATE_PRESERVE_AD;
     int ptype = *hv_ptype(c->d, pg);
-    switch (ptype) {
-    case PGT_l1_page_table:
-        return hv_mod_l1_entry(c, at, val, preserve_ad);
-    case PGT_l2_page_table:
-        if (*hv_pflags(c->d, pg) & PGT_pae_xen_l2)
-            return NOT_MINE;
-        return hv_mod_upper(c, at, val, ptype, preserve_ad, replaced);
-    case PGT_l3_page_table:
-    case PGT_l4_page_table:
-        return c->is_32bit ? NOT_MINE : hv_mod_upper(c, at, val, ptype, preserve_ad, replaced);
-    case PGT_writable_page:
+    if (ptype == PGT_writable_page) {
         hv_set64(c->j, at, val);
         return MINE;
-    default:
-        return NOT_MINE;
     }
+    if (ptype < PGT_l1_page_table || ptype > (c->is_32bit ? PGT_l2_page_table : PGT_l4_page_table))
+        return NOT_MINE;
+    return !(*hv_pflags(c->d, pg) & PGT_pae_xen_l2) && hv_mod_entry(c, at, val, ptype, preserve_ad, replaced);
 }
 
 /* A batch that lies in one page: Python, too, reads it before it applies the first request. */
@@ -60,11 +51,9 @@ bool hv_mmu_update(struct hv_call *c) {
         return NOT_MINE;
     if (foreigndom != DOMID_SELF)
         return NOT_MINE;
-    const uint8_t *from = hv_copy_from(c, ureqs, count * sizeof(struct mmu_update));
-    if (!from)
-        return NOT_MINE;
     struct mmu_update requests[PAGE_SIZE / sizeof(struct mmu_update)];
-    memcpy(requests, from, count * sizeof *requests);
+    if (!hv_copy_from_guest(c, requests, ureqs, count * sizeof *requests))
+        return NOT_MINE;
     bool replaced = false;
     for (uint64_t i = 0; i < count; i++)
         if (!one_update(c, requests[i].ptr, requests[i].val, &replaced))
@@ -90,7 +79,7 @@ bool hv_update_va_mapping(struct hv_call *c) {
     uint64_t pg = ((uintptr_t)at - c->d->ram) >> PAGE_SHIFT;
     if (hv_owner(c->d, pg) != c->d->domain_id || *hv_ptype(c->d, pg) != PGT_l1_page_table)
         return NOT_MINE;
-    if (!hv_mod_l1_entry(c, at, val, false))
+    if (!hv_mod_entry(c, at, val, PGT_l1_page_table, false, NULL))
         return NOT_MINE;
     uint64_t flush = flags & UVMF_FLUSHTYPE_MASK, target = flags & ~(uint64_t)UVMF_FLUSHTYPE_MASK;
     if (flush == UVMF_TLB_FLUSH || flush == UVMF_INVLPG) {

@@ -26,13 +26,8 @@ static bool one_entry(struct hv_call *c, uint64_t va) {
     if (number == HC_multicall || number == HC_iret || !hv_hypercall(c, number))
         return NOT_MINE;
     hv_event_call(c, EVENT_subcall, c->regs[RIP], number, args, hv_arity(c, number));
-    uint8_t *to = hv_copy_to(c, va + word, word);
-    if (!to)
+    if (!hv_copy_to_guest(c, va + word, &c->result, word))
         return NOT_MINE;
-    if (c->is_32bit)
-        hv_set32(c->j, to, (uint32_t)c->result);
-    else
-        hv_set64(c->j, to, c->result);
     hv_spend(c, ENTRY_NS);
     return MINE;
 }

@@ -1,7 +1,6 @@
 /* The block hook: guest code pays for itself, and the engine leaves between two blocks and nowhere else. */
 #include "inner_stops.h"
 
-typedef int stop_function(void *uc);
 /* helper_check_exit_request(uc, in_delay_slot), which looks at two arguments; a jump hands on as many as came. */
 typedef void check_function(void *uc, uint64_t in_delay_slot, uint32_t size, struct hv_engine *e);
 
@@ -19,8 +18,9 @@ static void pay(struct hv_engine *e, uint64_t address, uint32_t size) {
 
 /* UC_HOOK_BLOCK for translators that keep their checks: `uc_emu_stop` is seen by the check behind this. */
 HV_EXPORT void hv_pace(void *uc, uint64_t address, uint32_t size, struct hv_engine *e) {
+    (void)uc;
     if (unlikely((int64_t)e->left <= (int64_t)e->limit) && !hv_completes_store(e, HV_CALLER()))
-        ((stop_function *)e->uc_emu_stop)(uc);
+        hv_emu_stop(e);
     else
         pay(e, address, size);
 }
@@ -36,7 +36,7 @@ HV_EXPORT void hv_pace_and_leave(void *uc, uint64_t address, uint32_t size, stru
         pay(e, address, size);
         return;
     }
-    ((stop_function *)e->uc_emu_stop)(uc);
+    hv_emu_stop(e);
     HV_TAIL_CALL check_exit_request(uc, 0, size, e);
 }
 

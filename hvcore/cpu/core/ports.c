@@ -20,11 +20,6 @@ static bool is_open(const struct hv_engine *e, uint32_t port) {
     return is_open_ring(e) && port - (RTC_PORT_0 - 3) > 3 && port != PCI_CONFIG_ADDRESS;
 }
 
-static void take_time(struct hv_engine *e) {
-    e->left -= e->port_cost;
-    e->spent += e->port_cost;
-}
-
 static void general_protection(struct hv_engine *e) { /* does not come back */
     ((raise_function *)e->raise_exception_err)((void *)e->env, TRAP_gp_fault, 0);
 }
@@ -34,7 +29,7 @@ HV_EXPORT uint32_t hv_in(void *uc, uint32_t port, int size, struct hv_engine *e)
     if (!is_open(e, port))
         general_protection(e);
     e->port_reads++;
-    take_time(e);
+    hv_take_time(e, e->port_cost);
     return UINT32_MAX;
 }
 
@@ -56,5 +51,5 @@ HV_EXPORT void hv_out(void *uc, uint32_t port, int size, uint32_t value, struct 
     else if (!is_open(e, port))
         general_protection(e);
     e->port_writes++;
-    take_time(e);
+    hv_take_time(e, e->port_cost);
 }

@@ -31,8 +31,6 @@ bool hv_stack_switch(struct hv_call *c) {
     return MINE;
 }
 
-static bool is_canonical(uint64_t address) { return address >> 47 == 0 || address >> 47 == 0x1ffff; }
-
 /* _load_user_gs(): the process has the segment's base, the kernel keeps its own. */
 static bool load_user_gs(struct hv_call *c, uint32_t selector) {
     uint64_t kernel_base = hv_segment_base(c, GS);
@@ -48,7 +46,7 @@ bool hv_set_segment_base(struct hv_call *c) {
     uint64_t base = c->args[1];
     if (!c->is_32bit && (uint32_t)c->args[0] == SEGBASE_GS_USER_SEL)
         return load_user_gs(c, (uint16_t)base);
-    if (c->is_32bit || !is_canonical(base))
+    if (c->is_32bit || !hv_is_canonical(base))
         return NOT_MINE;
     switch ((uint32_t)c->args[0]) {
     case SEGBASE_FS:
