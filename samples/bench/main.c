@@ -10,7 +10,7 @@ static long scale;
 
 static ulong times(ulong count)
 {
-    return count * (ulong)scale / 100;
+    return count / 100 * (ulong)scale; /* all are hundreds, of which 32 bits hold enough */
 }
 
 /* -- Xen's services */
