@@ -286,11 +286,11 @@ class RunningDomain(Rewinding):
         """Write the domain to a file, for `domainbuilder.restore`; the file's size.
 
         "frozen": as it stands, to the instruction; it does not notice and can go on. Of disks the file has
-        what was written to memory (snapshot), and how their files were. "xen": the guest is
-        asked to suspend, which ends it here (`resume()` has it go on), and what it is then is written as xl
-        would, for Xen too. The file is whole or not there. Raises RuntimeError for a domain that runs, has
-        ended, is destroyed, or shares its host; SavedError for a guest that does not suspend, and can go on;
-        OSError.
+        what was written to memory (snapshot), and how their files were. "xen": the guest is asked to suspend,
+        which ends it here (`resume()` has it go on), and what it is then is written as xl would, for Xen too;
+        what it wrote to disks has to be in their files. The file is whole or not there. Raises RuntimeError
+        for a domain that runs, has ended, is destroyed, or shares its host; SavedError for a guest that does
+        not suspend, or cannot be saved so, and can go on; OSError.
         """
         from domainbuilder.saved.domain import save, save_stream
 
@@ -328,15 +328,13 @@ class RunningDomain(Rewinding):
         self._outcome = None
         self.machine.resume()
 
-    def check_can_be_saved(self, *, with_disks: bool = False) -> None:
+    def check_can_be_saved(self) -> None:
         """Raise RuntimeError where the domain cannot be saved as it stands."""
         self.check_at_rest()
         if self._outcome is not None:
             raise RuntimeError("the domain has ended")
         if self._shares_host:
             raise RuntimeError("a domain that shares its host cannot be saved alone")
-        if self.machine.devices.disks and not with_disks:
-            raise RuntimeError("a domain with disks is saved in the frozen form alone, and not moved")
 
     def console_state(self) -> dict[str, int | bytes]:
         """What of the console is this holder's: what was printed, and how much of it was matched or read."""

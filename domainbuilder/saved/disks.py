@@ -50,17 +50,31 @@ def with_disks(state: HostState, session: dict[str, Any], given: Sequence[Disk],
         return state
     had = [_disk(one, name) for one in saved] if isinstance(saved, list) else []
     were = session.get("disks")
-    if not isinstance(were, dict):
-        were = {}
+    again = given_again(had, given, were if isinstance(were, dict) else {}, name)
+    disks = [asdict(disk) for disk in again]
+    domain = replace(state.domains[0], options=options | {"disks": disks})
+    return replace(state, domains=(domain,))
+
+
+def given_again(
+    had: Sequence[Disk], given: Sequence[Disk], were: dict[str, Any] | None, name: str
+) -> list[Disk]:
+    """The disks that a domain goes on with: the files that are given, used as those that it had were.
+
+    `were`: their identities by vdev; None where nobody knows them. Raises SavedError where they are others,
+    or not what they were; OSError for one that cannot be read.
+    """
     if {disk.devid for disk in had} != {disk.devid for disk in given} or len(had) != len(given):
         raise SavedError(
             "the disks of a saved domain are given again, by --disk", where=Where(name),
             found=_names(given), expected=_names(had),
         )  # fmt: skip
     by_number = {disk.devid: disk for disk in given}
-    disks = [asdict(_again(disk, by_number[disk.devid], were.get(disk.vdev))) for disk in had]
-    domain = replace(state.domains[0], options=options | {"disks": disks})
-    return replace(state, domains=(domain,))
+    again = [_again(disk, by_number[disk.devid]) for disk in had]
+    if were is not None:
+        for disk in again:
+            _check_unchanged(disk, were.get(disk.vdev))
+    return again
 
 
 def _names(disks: Sequence[Disk]) -> str:
@@ -80,20 +94,24 @@ def _disk(saved: Any, name: str) -> Disk:
     return Disk(**saved)
 
 
-def _again(had: Disk, given: Disk, was: Any) -> Disk:
-    """The disk that the domain goes on with: the file of `given`, used as `had` was. Raises SavedError."""
+def _again(had: Disk, given: Disk) -> Disk:
+    """The file of `given`, used as `had` was. Raises SavedError."""
     for field in ("format", "readwrite", "is_cdrom"):
         if getattr(had, field) != getattr(given, field):
             raise SavedError(
                 f"disk {had.vdev} is given as another than it was, by its {field}", where=Where(given.target),
                 found=getattr(given, field), expected=getattr(had, field),
             )  # fmt: skip
-    now = identity(given)
+    return replace(had, target=given.target, snapshot=had.snapshot or given.snapshot)
+
+
+def _check_unchanged(disk: Disk, was: Any) -> None:
+    """Raise SavedError where the disk's file is not what it was."""
+    now = identity(disk)
     for key, what in _DIFFERENCES.items():
         if not isinstance(was, dict) or was.get(key) != now[key]:
             raise SavedError(
-                f"disk {had.vdev} has changed since the domain was saved: {what}",
-                where=Where(given.target), found=now[key],
+                f"disk {disk.vdev} has changed since the domain was saved: {what}",
+                where=Where(disk.target), found=now[key],
                 expected=was.get(key) if isinstance(was, dict) else "what it was",
             )  # fmt: skip
-    return replace(had, target=given.target, snapshot=had.snapshot or given.snapshot)

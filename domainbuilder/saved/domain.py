@@ -35,7 +35,7 @@ def freeze(dom: RunningDomain) -> Frozen:
     """The domain as it stands, as values; nothing of it changes. Raises RuntimeError where it cannot be."""
     from domainbuilder import __version__
 
-    dom.check_can_be_saved(with_disks=True)
+    dom.check_can_be_saved()
     machine, plan = dom.machine, dom.plan
     try:
         state = machine.host.save()
@@ -68,16 +68,21 @@ def save(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
 def save_stream(dom: RunningDomain, path: str | os.PathLike[str]) -> int:
     """Have the guest suspend, and write it to `path` in Xen's migration stream; the file's size.
 
-    Where that fails behind the guest's suspending, the guest goes on. Raises what RunningDomain.save does.
+    What it wrote to its disks is in their files then. Where that fails behind the guest's suspending, the
+    guest goes on. Raises what RunningDomain.save does.
     """
+    from domainbuilder.saved.stream_devices import check_devices
     from domainbuilder.saved.stream_save import saved_stream
     from domainbuilder.saved.suspend import suspend
 
     dom.check_can_be_saved()
+    check_devices(dom.machine)
     size = 0
     with atomic_output(path) as fd:
         suspend(dom)
         try:
+            check_devices(dom.machine)
+            dom.machine.devices.flush_disks()
             for piece in saved_stream(dom.machine):
                 size += write_at(fd, piece, size)
         except BaseException:
@@ -96,8 +101,6 @@ def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> 
     OSError.
     """
     started, chosen, name = time.monotonic(), Chosen(**options), os.fspath(path)
-    if chosen.disks and (names_socket(name) or is_stream(name)):
-        raise SavedError("a domain in Xen's stream has no disks here", where=Where(name))
     if names_socket(name):
         from domainbuilder.saved.migrate import receive
 
@@ -142,7 +145,7 @@ def resume(name: str, started: float, options: Chosen) -> RunningDomain:
     except ValueError as error:
         raise SavedError(f"cannot be read: {error}", where=Where(name)) from None
     source = Source(name, lambda size: view[source.at : source.at + size])
-    restorer = Restorer(name)
+    restorer = Restorer(name, options.parsed_disks)
     read_stream(source, restorer)
     if source.at != len(view):
         raise source.fail("something follows the stream", found=len(view) - source.at, expected=0)

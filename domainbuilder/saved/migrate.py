@@ -2,7 +2,8 @@
 
 The stream is that of a save. Its pages are sent while the guest runs, again those that it wrote meanwhile,
 and at last, when it has suspended, those that are left. The domain is here until the other process has it and
-was told to go on: whatever goes wrong before leaves the guest where it is.
+was told to go on: whatever goes wrong before leaves the guest where it is. Disks are let go of just before
+that word, and opened there behind it; where they cannot be, they are opened here again.
 Sources: send_memory_live() and simple_precopy_policy() in tools/libs/guest/xg_sr_save.c, migrate_receive() in
 tools/xl/xl_migrate.c of Xen 4.17.
 """
@@ -16,12 +17,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from domainbuilder.errors import SavedError, Where
 from domainbuilder.inputs import SOCKET_PREFIX
 from domainbuilder.saved.p2m import P2m, guest_p2m
 from domainbuilder.saved.started import received
+from domainbuilder.saved.stream_devices import check_devices
 from domainbuilder.saved.stream_read import Source, read_stream
 from domainbuilder.saved.stream_restore import Restorer
 from domainbuilder.saved.stream_save import StreamSaver
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 
 SPP_MAX_ITERATIONS, SPP_TARGET_DIRTY_COUNT = 5, 50
 _NS_PER_PAGE = 10_000  # that the guest runs for each page sent: a link of 400 MB/s
-_READY, _GO = b"ready\n", b"go\n"
+_READY, _GO, _HERE = b"ready\n", b"go\n", b"here\n"
 _ANSWER_SECONDS = 120.0
+_LAST_WORD_SECONDS = 1.0
 _PIECE = 1 << 20
 
 
@@ -66,13 +69,15 @@ def migrate(dom: RunningDomain, address: str) -> Migration:
     has no room for it. Then the guest goes on here. RuntimeError as RunningDomain.save does.
     """
     dom.check_can_be_saved()
-    with _connected(address) as sock:
-        sender = _Sender(dom, sock, address)
+    check_devices(dom.machine)
+    with _connected(address) as sock, sock.makefile("rb") as answers:
+        sender = _Sender(dom, sock, answers, address)
         try:
             return sender.send()
         except OSError as error:
+            why = sender.last_word() or error.strerror
             sender.keep()
-            raise SavedError(f"the other side is gone: {error.strerror}", where=Where(address)) from error
+            raise SavedError(f"the other side is gone: {why}", where=Where(address)) from error
         except BaseException:
             sender.keep()
             raise
@@ -91,11 +96,12 @@ def _connected(address: str) -> socket.socket:
 class _Sender:
     """One migration, from its first page on."""
 
-    def __init__(self, dom: RunningDomain, sock: socket.socket, address: str) -> None:
-        self.dom, self.sock, self.address = dom, sock, address
+    def __init__(self, dom: RunningDomain, sock: socket.socket, answers: BinaryIO, address: str) -> None:
+        self.dom, self.sock, self.answers, self.address = dom, sock, answers, address
         self.machine = dom.machine
         self.pages = dom.machine.host.pages
-        self.saver = StreamSaver(dom.machine, guest_p2m(dom.machine))
+        self.has_disks = True
+        self.saver = StreamSaver(dom.machine, guest_p2m(dom.machine), is_suspended=False)
         self.sent_types = bytearray(len(self.saver.p2m.mfns))
         self.sent_bytes = 0
         self.rounds: list[int] = []
@@ -118,6 +124,7 @@ class _Sender:
             dirty, mark = found, self.pages.set_mark()
         suspend(self.dom)
         stopped = time.monotonic()
+        check_devices(self.machine)
         self._check_p2m(guest_p2m(self.machine))
         self._round(sorted({*self._dirty(mark), *self.saver.deferred}), live=False)
         self._write(self.saver.end())
@@ -127,7 +134,9 @@ class _Sender:
         return Migration(tuple(self.rounds), self.sent_bytes, now - started, now - stopped)
 
     def keep(self) -> None:
-        """The guest goes on here, if it had suspended."""
+        """The guest goes on here, if it had suspended. Raises OSError where its disks are not to be had."""
+        if not self.has_disks:
+            self.machine.devices.reopen_disks()
         outcome = self.dom.outcome
         if not self.dom.closed and outcome is not None and outcome.reason == "suspend":
             self.dom.resume()
@@ -175,13 +184,35 @@ class _Sender:
         self.sent_bytes += size
 
     def _hand_over(self) -> None:
-        """Hear that the other side has the domain, and have it go on there."""
+        """Hear that the other side has the domain, let go of its disks, and have it go on there."""
         self.sock.settimeout(_ANSWER_SECONDS)
-        answer = self.sock.makefile("rb").readline(1000)
-        if answer != _READY:
-            why = answer.decode("utf-8", "replace").strip() or "no answer"
-            raise SavedError(f"the other side has not taken the domain: {why}", where=Where(self.address))
+        self._hear(_READY, "has not taken the domain")
+        self._let_go_of_disks()
         self.sock.sendall(_GO)
+        self.sock.settimeout(None)  # from here on the domain is there, unless that process says no, or ends
+        self._hear(_HERE, "could not go on with the domain")
+
+    def _let_go_of_disks(self) -> None:
+        devices = self.machine.devices
+        try:
+            devices.flush_disks()
+        except OSError as error:
+            raise SavedError(f"a disk cannot be written: {error}", where=Where(self.address)) from error
+        self.has_disks = False
+        devices.close_disks()
+
+    def _hear(self, expected: bytes, otherwise: str) -> None:
+        answer = self.answers.readline(1000)
+        if answer != expected:
+            why = answer.decode("utf-8", "replace").strip() or "no answer"
+            raise SavedError(f"the other side {otherwise}: {why}", where=Where(self.address))
+
+    def last_word(self) -> str:
+        """Why the other side has gone, if it has said so."""
+        self.sock.settimeout(_LAST_WORD_SECONDS)
+        with suppress(OSError):
+            return self.answers.readline(1000).decode("utf-8", "replace").strip()
+        return ""
 
 
 # --- to here ------------------------------------------------------------------------------------------------
@@ -193,27 +224,41 @@ def receive(address: str, started: float, options: Chosen) -> RunningDomain:
     `options.timeout` is for the waiting, too. Raises SavedError for a stream that is none, or a sender that
     does not come, or thinks better of it.
     """
-    with _accepted(address, options.timeout) as sock:
+    with _accepted(address, options.timeout) as sock, sock.makefile("rb") as file:
         sock.settimeout(options.timeout or _ANSWER_SECONDS)
-        file = sock.makefile("rb")
-        restorer = Restorer(address)
+        restorer = Restorer(address, options.parsed_disks, disks_follow=True)
         try:
             read_stream(Source(address, file.read), restorer)
             dom = received(restorer, started, options)
         except SavedError as error:
-            with suppress(OSError):
-                sock.sendall(f"{' '.join(error.reason.split())[:900]}\n".encode())
+            _say(sock, error.reason)
             raise
         except TimeoutError:
             raise SavedError("the sender says nothing more", where=Where(address)) from None
         try:
-            sock.sendall(_READY)
-            if file.readline(100) == _GO:
-                return dom
-        except OSError:
-            pass
-        dom.close()
-        raise SavedError("the sender has kept the domain", where=Where(address))
+            _take_over(sock, file, address)
+            restorer.open_disks(dom.machine)
+        except BaseException as error:
+            _say(sock, str(error))
+            dom.close()
+            raise
+        _say(sock, _HERE.decode())
+        return dom
+
+
+def _take_over(sock: socket.socket, file: BinaryIO, address: str) -> None:
+    """The domain is ready here: hear that it is to go on. Raises SavedError."""
+    with suppress(OSError):
+        sock.sendall(_READY)
+        if file.readline(100) == _GO:
+            return
+    raise SavedError("the sender has kept the domain", where=Where(address))
+
+
+def _say(sock: socket.socket, line: str) -> None:
+    """One line to the sender, if that is still there."""
+    with suppress(OSError):
+        sock.sendall(f"{' '.join(line.split())[:900]}\n".encode())
 
 
 def _accepted(address: str, timeout: float | None) -> socket.socket:

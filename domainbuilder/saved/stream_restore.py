@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,13 @@ from domainbuilder.inputs import LIMITS
 from domainbuilder.plan.domain_plan import DEFAULT_CONSOLE_EVTCHN, DEFAULT_STORE_EVTCHN
 from domainbuilder.plan.start_info import START_INFO_FIELDS
 from domainbuilder.saved import stream_format as fmt
+from domainbuilder.saved.disks import given_again
+from domainbuilder.saved.stream_devices import disks_in, identities_in, vifs_in
 from domainbuilder.saved.stream_read import Record
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
+from hvcore.backends.disk import Disk
+from hvcore.backends.images import open_images
+from hvcore.backends.vif import Vif
 from hvcore.boot_image import BootImage
 from hvcore.common.time import update_domain_wallclock_time
 from hvcore.errors import EngineError
@@ -56,9 +61,14 @@ class _VcpuBlobs:
 
 @dataclass(slots=True)
 class Restorer:
-    """Takes what a stream says (a stream_read.Receiver), and makes the domain of it at the end."""
+    """Takes what a stream says (a stream_read.Receiver), and makes the domain of it at the end.
+
+    `given` are the disks for it. Where `disks_follow` they are somebody else's until open_disks().
+    """
 
     name: str
+    given: Sequence[Disk] = ()
+    disks_follow: bool = False
     domain_name: str = "restored"
     vcpus: int = 0
     abi: Abi | None = None
@@ -69,11 +79,13 @@ class Restorer:
     shared_info: bytes = b""
     elapsed_ns: int = 0
     blobs: dict[int, _VcpuBlobs] = field(default_factory=dict)
+    disks: Sequence[Disk] = ()
+    vifs: Sequence[Vif] = ()
 
     # -- what the stream says
 
     def config(self, config: dict[str, Any]) -> None:
-        """Xl's configuration: the name, and how many vCPUs there are."""
+        """Xl's configuration: the name, how many vCPUs there are, and the devices."""
         names, build = config.get("c_info"), config.get("b_info")
         name = names.get("name") if isinstance(names, dict) else None
         vcpus = build.get("max_vcpus") if isinstance(build, dict) else None
@@ -85,6 +97,17 @@ class Restorer:
                     "that many vCPUs cannot be had", found=vcpus, expected=f"1-{XEN_LEGACY_MAX_VCPUS}"
                 )
             self.vcpus = vcpus
+        self.disks = self.given
+        if config:
+            self._devices(config)
+
+    def _devices(self, config: dict[str, Any]) -> None:
+        """Its disks, which have to be those that are given, and its interfaces."""
+        try:
+            had, self.vifs = disks_in(config), vifs_in(config)
+        except SavedError as error:
+            raise self._fail(error.reason, found=error.found, expected=error.expected) from None
+        self.disks = given_again(had, self.given, identities_in(config), self.name)
 
     def record(self, record: Record) -> None:
         """A record that is no PAGE_DATA."""
@@ -217,13 +240,23 @@ class Restorer:
         host = Host(self.mem, plain=plain)
         try:
             m = host.create(
-                image, vcpus=self.vcpus or max(self.blobs) + 1, console_output=output, name=self.domain_name
-            )
+                image, vcpus=self.vcpus or max(self.blobs) + 1, console_output=output,
+                name=self.domain_name, vifs=self.vifs,
+            )  # fmt: skip
             self._complete(m, contexts)
+            if not self.disks_follow:
+                self.open_disks(m)
         except EngineError as error:
             host.close()
             raise self._fail(f"no such domain can be made: {error}") from None
+        except OSError:
+            host.close()
+            raise
         return m
+
+    def open_disks(self, m: Machine) -> None:
+        """Have the domain's disks served from here on. Raises OSError."""
+        m.devices.add_disks(open_images(self.disks))
 
     def _complete(self, m: Machine, contexts: dict[int, bytes]) -> None:
         d = m.domain

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from domainbuilder.errors import SavedError
 from domainbuilder.saved import stream_format as fmt
 from domainbuilder.saved.p2m import P2m, guest_p2m
+from domainbuilder.saved.stream_devices import device_config
 from domainbuilder.saved.stream_format import record
 from hvcore.clock import TSC_PER_NS
 from hvcore.machine import BOOT_TIME_NS
@@ -47,8 +48,9 @@ _TSC_MODE_DEFAULT, _INCARNATION = 0, 1
 class StreamSaver:
     """The stream of the domain of `machine`, whose guest has suspended (or runs yet, for `pages` of it)."""
 
-    def __init__(self, machine: Machine, p2m: P2m) -> None:
+    def __init__(self, machine: Machine, p2m: P2m, *, is_suspended: bool) -> None:
         self.machine = machine
+        self.is_suspended = is_suspended  # before the first piece
         self.d = d = machine.domain
         self.mem, self.abi = machine.mem, d.abi
         self.m2p = self.mem.m2p[d.abi.m2p_entry].words
@@ -59,7 +61,7 @@ class StreamSaver:
 
     def begin(self) -> Iterator[bytes]:
         """Xl's and libxl's headers, and what libxc says before the pages."""
-        yield xl_header(self.machine)
+        yield xl_header(self.machine, is_suspended=self.is_suspended)
         yield fmt.LIBXL_HEADER.pack(fmt.RESTORE_STREAM_IDENT, fmt.RESTORE_STREAM_VERSION, 0)
         yield record(fmt.LIBXC_CONTEXT)
         yield fmt.IHDR.pack(fmt.IHDR_MARKER, fmt.IHDR_ID, fmt.IHDR_VERSION, 0, 0, 0)
@@ -201,8 +203,11 @@ def _extended(v: Vcpu) -> bytes:
     return fmt.EXT_VCPUCONTEXT.pack(v.vcpu_id, fmt.EXT_VCPUCONTEXT.size, *values)
 
 
-def xl_header(machine: Machine) -> bytes:
-    """Xl's file header, with the configuration that `xl restore` makes the domain by."""
+def xl_header(machine: Machine, *, is_suspended: bool) -> bytes:
+    """Xl's file header, with the configuration that `xl restore` makes the domain by.
+
+    Of a guest that has suspended it says how the disks' files are. Raises OSError where they cannot be read.
+    """
     d = machine.domain
     kib = d.tot_pages << 2
     ident = uuid.UUID(bytes=d.handle) if any(d.handle) else uuid.uuid5(uuid.NAMESPACE_URL, machine.name)
@@ -216,6 +221,7 @@ def xl_header(machine: Machine) -> bytes:
             "video_memkb": 0,
             "type.pv": {},
         },
+        **device_config(machine, with_identity=is_suspended),
     }
     data = json.dumps(config, indent=4).encode() + b"\0"
     flags = fmt.XL_MANDATORY_FLAG_JSON | fmt.XL_MANDATORY_FLAG_STREAMv2
@@ -226,7 +232,7 @@ def xl_header(machine: Machine) -> bytes:
 
 def saved_stream(machine: Machine) -> Iterator[bytes]:
     """The whole stream of a guest that has suspended. Raises SavedError where it cannot be saved."""
-    saver = StreamSaver(machine, guest_p2m(machine))
+    saver = StreamSaver(machine, guest_p2m(machine), is_suspended=True)
     yield from saver.begin()
     yield from saver.pages(range(len(saver.p2m.mfns)))
     yield from saver.end()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -43,12 +44,17 @@ class BlockImage(Protocol):
 
 
 class RawImage:
-    """A file, or a block device, whose bytes are the disk's."""
+    """A file, or a block device, whose bytes are the disk's.
+
+    One domain writes to it, or any number read it (xl's block script sees to that): it is locked, flock(2),
+    until it is closed.
+    """
 
     def __init__(self, path: str, *, writable: bool) -> None:
         self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             _check_kind(self._fd, path)
+            _lock(self._fd, path, writable=writable)
             self.length = os.lseek(self._fd, 0, os.SEEK_END)
             self.size = self.length // SECTOR_SIZE * SECTOR_SIZE
         except OSError:
@@ -105,6 +111,16 @@ def _check_kind(fd: int, path: str) -> None:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise OSError(errno.EINVAL, "neither a file nor a block device", path)
+
+
+def _lock(fd: int, path: str, *, writable: bool) -> None:
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        reason = "another domain has it, and one of the two would write to it"
+        raise OSError(errno.EBUSY, reason, path) from None
+    except OSError:
+        return  # of a file system that knows no locks
 
 
 class Layer:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hvcore.backends.libxl_nodes import path_cleanup
 from hvcore.backends.xenbus import XenbusDevice
 from hvcore.public.xenbus import XenbusStateClosed, XenbusStateClosing
 
 if TYPE_CHECKING:
+    from hvcore.backends.block import BlockBackend
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
     from hvcore.backends.net_outside import Outside
@@ -143,6 +144,29 @@ class DomainDevices:
         libxl = f"/libxl/{self._domain.domain_id}/device/{kind}/{devid}"
         for path in (backend.front, libxl, backend.back):
             path_cleanup(self._store, path)
+
+    # -- disks that change hands
+
+    def flush_disks(self) -> None:
+        """What was written is in the disks' files. Raises OSError."""
+        for backend in self._block_backends():
+            backend.image.flush()
+
+    def close_disks(self) -> None:
+        """Let go of the disks' files, which another process is to have."""
+        for backend in self._block_backends():
+            backend.image.close()
+
+    def reopen_disks(self) -> None:
+        """Go on with the disks that were closed. Raises OSError."""
+        from hvcore.backends.images import open_images
+
+        backends = self._block_backends()
+        for backend, (_, image) in zip(backends, open_images([b.disk for b in backends]), strict=True):
+            backend.image = image
+
+    def _block_backends(self) -> list[BlockBackend]:
+        return [cast("BlockBackend", backend) for backend in self.backends.values() if backend.kind == "vbd"]
 
     # -- the outside, and the end
 

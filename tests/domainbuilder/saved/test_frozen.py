@@ -165,13 +165,6 @@ def test_usage(hello: Path, saved: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (("launch", hello, "--save-at", "x"), "both or neither"),
         (("launch", hello, "-o", tmp_path / "x"), "both or neither"),
-        (
-            (
-                *("launch", hello, "--disk", f"{saved},raw,xvda,r"),
-                *("--save-at", "x", "--save-as", "xen", "-o", tmp_path / "x"),
-            ),
-            "a domain with --disk is saved in the frozen form alone",
-        ),
         (("launch", hello, "--save-at", "x", "-o", hello), "would be overwritten"),
         (("launch", hello, "--save-at", "x", "-o", tmp_path / "no" / "x"), "no such directory"),
         (("launch", hello, "--save-at", "(", "-o", tmp_path / "x"), "no regular expression"),

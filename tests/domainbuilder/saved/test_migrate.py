@@ -61,6 +61,8 @@ class Other:
                 read_stream(Source("socket", taken), Restorer("socket"))
                 sock.sendall(self._answer)
                 self.last = file.readline()
+                if self.last == b"go\n":
+                    sock.sendall(b"here\n")
 
     def join(self) -> None:
         self._thread.join(60)

@@ -361,3 +361,19 @@ def do(front: Frontend, what: str, a: object, b: object) -> None:
         front.pass_time(50_000)
     if front.port:
         front.notify()
+
+
+def test_one_writes_to_a_file_or_any_number_read_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "disk")
+    Path(path).write_bytes(bytes(SECTOR))
+    readers = [RawImage(path, writable=False) for _ in range(2)]
+    with pytest.raises(OSError, match="another domain has it, and one of the two would write to it"):
+        RawImage(path, writable=True)
+    for reader in readers:
+        reader.close()
+    writer = RawImage(path, writable=True)
+    for writable in (False, True):
+        with pytest.raises(OSError, match="another domain has it"):
+            RawImage(path, writable=writable)
+    writer.close()
+    RawImage(path, writable=False).close()
