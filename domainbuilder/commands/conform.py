@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -44,6 +45,12 @@ def conform(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="The wall time that one guest may take.")
     ] = 60.0,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", metavar="N", min=1, help="So many at a time; as many as there are cores."
+        ),
+    ] = None,
     from_: Annotated[
         Path | None,
         typer.Option(
@@ -61,14 +68,16 @@ def conform(
     """
     from domainbuilder.conform import report
     from domainbuilder.conform import run as runner
+    from domainbuilder.conform.cases import run_all
 
+    jobs = jobs or len(os.sched_getaffinity(0))
     with runner.bundled() if from_ is None else nullcontext(runner.in_folder(from_)) as every:
         tests = runner.select(every, names or [])
         if list_:
             sys.stdout.write(report.listing(tests))
             return
         if output_format is not Format.text:
-            results = runner.run_all(tests, timeout)
+            results = run_all(tests, timeout, jobs=jobs)
             render = report.as_json if output_format is Format.json else report.as_junit
             streams.document(render(results))
         else:
@@ -79,6 +88,6 @@ def conform(
                 sys.stdout.flush()
 
             sys.stdout.write(table.head())
-            results = runner.run_all(tests, timeout, tell)
+            results = run_all(tests, timeout, tell, jobs)
             sys.stdout.write(table.foot(results))
     raise typer.Exit(runner.exit_code(results))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -170,21 +170,21 @@ def run(test: ConformanceGuest, timeout: float = DEFAULT_TIMEOUT) -> Result:
         outcome = dom.wait()
         stats = dom.stats()
     text = output.decode("utf-8", "replace").replace("\r\n", "\n")
+    hypercalls = sum(stats.hypercalls.values()) + sum(stats.unknown_hypercalls.values())
+    wall = stats.host.wall_seconds
+    return result_of(test, text, outcome, hypercalls, guest_ns=stats.guest_ns, wall=wall)
+
+
+def result_of(
+    test: ConformanceGuest, text: str, outcome: Outcome, hypercalls: int, *, guest_ns: int, wall: float
+) -> Result:
+    """What came of a guest that printed `text`, as lines end in files, and ended with `outcome`."""
     verdict, messages = judge(text, outcome)
     counts = _COUNTS.search(text)
     checks, refusals = (int(counts[1]), int(counts[2])) if counts else (0, 0)
     known = KNOWN_GAPS.get(_of_either_width(test.name), "") if verdict is Verdict.FAILURE else ""
     return Result(
-        test.name,
-        test.covers,
-        verdict,
-        messages,
-        sum(stats.hypercalls.values()) + sum(stats.unknown_hypercalls.values()),
-        stats.guest_ns,
-        known,
-        stats.host.wall_seconds,
-        checks,
-        refusals,
+        test.name, test.covers, verdict, messages, hypercalls, guest_ns, known, wall, checks, refusals
     )
 
 
@@ -204,16 +204,3 @@ def judge(text: str, outcome: Outcome) -> tuple[Verdict, tuple[str, ...]]:
     if len(said) != 1:
         return Verdict.ERROR, (*messages, f"the guest printed {len(said)} results")
     return Verdict(said[0]), messages
-
-
-def run_all(
-    tests: Sequence[ConformanceGuest],
-    timeout: float = DEFAULT_TIMEOUT,
-    tell: Callable[[Result], None] = lambda _r: None,
-) -> list[Result]:
-    """Every test in turn; `tell` hears of each result as soon as it is there."""
-    results = []
-    for test in tests:
-        results.append(run(test, timeout))
-        tell(results[-1])
-    return results

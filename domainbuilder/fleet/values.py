@@ -43,13 +43,15 @@ class Script:
     """What is typed and expected. Texts may have {seed}.
 
     `jitter`: before each thing that is typed the guest runs for up to so many seconds of its own time more;
-    how many is the seed's. `end`: "match" where the last step is the end, else the reason of the guest's own.
+    how many is the seed's. `end`: "match" where the last step is the end, "any" where it is the guest's own
+    for whatever reason, else that reason. `keeps_console`: the result has all that was printed.
     """
 
     name: str
     steps: tuple[Step, ...] = ()
     jitter: float = 0.0
     end: str = "poweroff"
+    keeps_console: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class Result:
     """What came of a case. `host` fields alone differ from run to run: they are left out of comparisons.
 
     `outcome` is that of the run (Outcome.reason), "matched", or "error" where it could not be run: `detail`
-    says why then. `console` has the last lines of what did not pass, and the crash report's text, if any.
+    says why then, and where any end is right it is Outcome's. `console` has the last lines of what did not
+    pass, and the crash report's text, if any; or all that was printed, where the script keeps it.
     """
 
     name: str

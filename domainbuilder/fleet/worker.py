@@ -155,6 +155,8 @@ def _play(case: Case, dom: RunningDomain) -> Result:
     if case.script.end == "match":
         return _result(case, dom, "", None)
     outcome = dom.wait()
+    if case.script.end == "any":
+        return replace(_result(case, dom, "", outcome), detail=outcome.detail)
     wrong = "" if outcome.reason == case.script.end else f"{case.script.end} was to be the end"
     return _result(case, dom, wrong, outcome)
 
@@ -184,12 +186,12 @@ _STEPS: dict[str, Callable[[RunningDomain, str, float, random.Random], Outcome |
 
 def _result(case: Case, dom: RunningDomain, wrong: str, outcome: Outcome | None) -> Result:
     stats = dom.stats()
-    console = ""
+    console = dom.transcript.text() if case.script.keeps_console else ""
     if wrong:
         from domainbuilder.launch.visible import visible
 
         lines = dom.transcript.tail(_LINES, 8000).splitlines()
-        console = "".join(f"{visible(line)}\n" for line in lines)
+        console = console or "".join(f"{visible(line)}\n" for line in lines)
         if outcome is not None and outcome.report is not None:
             from domainbuilder.launch.crash_text import render_crash
 
@@ -204,7 +206,7 @@ def _result(case: Case, dom: RunningDomain, wrong: str, outcome: Outcome | None)
         console,
         stats.guest_ns,
         stats.code_bytes,
-        sum(stats.hypercalls.values()),
+        sum(stats.hypercalls.values()) + sum(stats.unknown_hypercalls.values()),
         stats.console_bytes,
     )
 

@@ -20,6 +20,7 @@ import pytest
 import domainbuilder
 from domainbuilder.conform import report as conform_report
 from domainbuilder.conform import run as conform
+from domainbuilder.conform.cases import run_all
 from domainbuilder.conform.run import ConformanceGuest, Result, Verdict
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.session import Outcome
@@ -54,8 +55,14 @@ def result(verdict: Verdict, *messages: str, known_gap: str = "") -> Result:
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def test_every_bundled_guest_ends_as_it_should(guests: list[ConformanceGuest]) -> None:
-    results = conform.run_all(guests)
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    """What came of all bundled guests, which a fleet has run."""
+    with conform.bundled() as found:
+        return run_all(found, jobs=2)
+
+
+def test_every_bundled_guest_ends_as_it_should(results: list[Result]) -> None:
     assert [r.name for r in results if r.exit_code] == []
     assert all(r.hypercalls > 5 for r in results)
     assert all(r.covers for r in results)
@@ -64,13 +71,16 @@ def test_every_bundled_guest_ends_as_it_should(guests: list[ConformanceGuest]) -
 
 def test_what_is_known_to_fail_still_does(guests: list[ConformanceGuest]) -> None:
     names = list(conform.KNOWN_GAPS)
-    for r in conform.run_all(conform.select(guests, names)) if names else []:
+    for r in run_all(conform.select(guests, names)) if names else []:
         assert r.verdict is Verdict.FAILURE, f"{r.name} is mended: take it out of KNOWN_GAPS"
 
 
 def test_two_runs_are_equal(guests: list[ConformanceGuest]) -> None:
+    """One after the other in this process, and several at a time in others."""
     some = conform.select(guests, FAST)
-    assert conform.run_all(some) == conform.run_all(some)
+    told: list[conform.Result] = []
+    results = run_all(some, tell=told.append, jobs=2)
+    assert results == run_all(some) == told
 
 
 def test_names_select_in_their_order_and_once(guests: list[ConformanceGuest]) -> None:
@@ -150,8 +160,9 @@ def test_an_expected_end_is_compared_with_the_end(said: str, reason: str, verdic
     assert conform.judge(said, Outcome(reason))[0] is verdict
 
 
-def test_at_least_half_of_the_checks_are_of_what_is_refused(guests: list[ConformanceGuest]) -> None:
-    results = conform.run_all(guests)
+def test_at_least_half_of_the_checks_are_of_what_is_refused(
+    guests: list[ConformanceGuest], results: list[Result]
+) -> None:
     checks, refusals = sum(r.checks for r in results), sum(r.refusals for r in results)
     assert checks > 1500
     assert refusals >= checks - refusals
