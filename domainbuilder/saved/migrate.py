@@ -39,6 +39,7 @@ _NS_PER_PAGE = 10_000  # that the guest runs for each page sent: a link of 400 M
 _READY, _GO, _HERE = b"ready\n", b"go\n", b"here\n"
 _ANSWER_SECONDS = 120.0
 _LAST_WORD_SECONDS = 1.0
+_LISTEN_SECONDS = 1.0  # from where there is a socket of that name until somebody listens at it
 _PIECE = 1 << 20
 
 
@@ -84,13 +85,18 @@ def migrate(dom: RunningDomain, address: str) -> Migration:
 
 
 def _connected(address: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.connect(address.removeprefix(SOCKET_PREFIX))
-    except OSError as error:
-        sock.close()
-        raise SavedError(f"nobody takes a domain there: {error.strerror}", where=Where(address)) from error
-    return sock
+    give_up = time.monotonic() + _LISTEN_SECONDS
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(address.removeprefix(SOCKET_PREFIX))
+            return sock
+        except OSError as error:
+            sock.close()
+            if not isinstance(error, ConnectionRefusedError) or time.monotonic() > give_up:
+                reason = f"nobody takes a domain there: {error.strerror}"
+                raise SavedError(reason, where=Where(address)) from error
+        time.sleep(0.01)
 
 
 class _Sender:
