@@ -136,6 +136,11 @@ class CoreFile:
         index = self._by_mfn.get(mfn)
         return None if index is None else self._page(index)
 
+    def frame_of_pfn(self, pfn: int) -> memoryview | None:
+        """A pseudo-physical frame; None where the file has it not."""
+        index = self._by_pfn.get(pfn)
+        return None if index is None else self._page(index)
+
     def offset_of_pfn(self, pfn: int) -> int | None:
         """Where in the file a pseudo-physical frame is."""
         index = self._by_pfn.get(pfn)
