@@ -90,13 +90,14 @@ def _connected(address: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.connect(address.removeprefix(SOCKET_PREFIX))
-            return sock
         except OSError as error:
             sock.close()
             if not isinstance(error, ConnectionRefusedError) or time.monotonic() > give_up:
                 reason = f"nobody takes a domain there: {error.strerror}"
                 raise SavedError(reason, where=Where(address)) from error
-        time.sleep(0.01)
+            time.sleep(0.01)
+        else:
+            return sock
 
 
 class _Sender:
