@@ -57,8 +57,16 @@ class BuildError(Exception):
         return "".join(parts)
 
 
+_MOST_SHOWN = 4096  # characters
+
+
 def _show(value: object) -> str:
-    return f"{value:#x}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    """A value as a part of one line, whatever a file had there."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:#x}"
+    text = str(value)
+    text = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class KernelFormatError(BuildError):

@@ -132,6 +132,7 @@ def test_a_disk_that_cannot_be_had_there_stays_here(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        ({"b_info": {"max_vcpus": "\n" * 9000}}, "that many vCPUs cannot be had; found \\n\\n"),
         ({"disks": 5}, "disks of xl's configuration cannot be"),
         ({"disks": [5]}, "disk 0 is no object; found int"),
         ({"disks": [{"vdev": "xvda", "format": "vhd"}]}, "format of disk 0 cannot be; found 'vhd'"),
