@@ -43,6 +43,7 @@ FOLLOW_NO_FILE = {
     "hvcore/backends/net_frame.py": "the Linux of domain 0 has checksums and segments",
     "hvcore/backends/net_outside.py": "what is outside is no part of a host",
     "hvcore/backends/net_switch.py": "the Linux of domain 0 has the bridge",
+    "hvcore/common/grant_slices.py": "it shortens what other modules do for the Linux of domain 0",
     "hvcore/debug/pcapng.py": "the format is not Xen's",
     "hvcore/debug/condition.py": "conditions of breakpoints are ours",
     "hvcore/debug/debugger.py": "Xen has no debugger of its guests' code",

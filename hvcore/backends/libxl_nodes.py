@@ -49,7 +49,7 @@ def _vm_path(domain: Domain) -> str:
 
 
 def add_dom0(store: Xenstored) -> None:
-    """What domain 0's kernel and tools/helpers/init-xenstore-domain.c and xen-init-dom0.c write."""
+    """What xen-init-dom0 and the kernel of domain 0 write."""
     home = home_of(_DOM0)
     for path, value in (
         *((f"{home}/control/feature-{name}", "1") for name in ("poweroff", "reboot", "suspend")),

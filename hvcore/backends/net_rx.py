@@ -1,7 +1,9 @@
-"""What a guest receives: xen-netback's rx.c, from frames that wait to the slots of the ring.
+"""What a guest receives, as xen-netback has it: from frames that wait to the slots of the ring.
 
 What comes from the switch waits until it is there by the guest's clock, and for as many slots as it needs. No
 more waits than Linux has memory for.
+
+Source: xen/include/public/io/netif.h, and drivers/net/xen-netback of Linux.
 """
 
 from __future__ import annotations

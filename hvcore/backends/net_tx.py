@@ -1,7 +1,9 @@
-"""What a guest sends: xen-netback's netback.c, from the ring to whole frames, and the answers.
+"""What a guest sends, as xen-netback has it: from the ring to whole frames, and the answers.
 
 The first request of a frame says the size of all, extra slots follow it, then the other fragments. A frame is
 on its wire one behind the other, by the guest's clock, and its requests are answered when it is through.
+
+Source: xen/include/public/io/netif.h, and drivers/net/xen-netback of Linux.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What xenstored keeps for a connection: watches, messages that wait for room, requests not yet done with."""
+"""What xenstored keeps for a connection: watches, messages that wait for room, requests not yet done with.
+
+Source: tools/xenstore/xenstored_core.h.
+"""
 
 from __future__ import annotations
 
