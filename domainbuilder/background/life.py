@@ -21,6 +21,7 @@ from domainbuilder.background.runtime import Place
 from domainbuilder.background.server import Server
 from domainbuilder.background.wire import line, read_line
 from domainbuilder.errors import BuildError
+from domainbuilder.inputs import names_socket
 from domainbuilder.launch.create import action_of, asked_by, booted
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.session import Outcome
@@ -32,6 +33,7 @@ from domainbuilder.xl.domain_config import DomainConfig, read_config
 _MOST_CONFIG = 4 << 20
 MOST_LOGGED = 1 << 20  # bytes of the log, of which the newest half is kept where it grows beyond that
 _LOG = 2
+_PATIENCE, _LOOK = 10.0, 0.02  # seconds
 
 
 def main(descriptor: int) -> None:
@@ -83,13 +85,24 @@ class _Life:
     def serve(self, config: DomainConfig) -> Server:
         """The server, which takes the domain's place. Raises BuildError where that is taken."""
         if self.server is None:
-            place = Place(config.name)
+            place = self._place(config.name)
             self._stack.callback(place.leave)
             self.server = Server(place, config)
             self._stack.callback(self.server.leave)
             self.server.is_paused = self._paused
             self.server.printed(bytes(self._early))
         return self.server
+
+    def _place(self, name: str) -> Place:
+        """The domain's place; one that was moved waits until it is gone where it was, which may be here."""
+        end = time.monotonic() + (_PATIENCE if names_socket(self.saved or "") else 0.0)
+        while True:
+            try:
+                return Place(name)
+            except BuildError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(_LOOK)
 
     def begins(self, server: Server) -> None:
         """Say so, to whoever waits for it and in the log."""

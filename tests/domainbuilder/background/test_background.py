@@ -321,27 +321,15 @@ def test_what_is_told_of_a_domain(xl: Xl, home: Path) -> None:
     assert "hello: the guest reported that it crashed" in log
 
 
-def test_restored_ones_go_on_in_the_background(xl: Xl, home: Path) -> None:
-    """From a file, with and without a configuration; and by a socket, while it runs."""
+def test_restored_ones_go_on_in_the_background(xl: Xl) -> None:
+    """With and without a configuration."""
     assert xl("create", "-q", "hello.cfg").returncode == 0
     assert xl("save", "hello", "saved").returncode == 0
     restored = xl("restore", "-p", "saved")
     assert (restored.returncode, restored.stderr) == (0, "domainbuilder: hello is domain 2\n")
     assert json.loads(xl("list", "--json").stdout)[0]["state"] == "p"
     assert "a domain of that name runs already" in xl("restore", "saved").stderr
-    assert xl("unpause", "hello").returncode == 0
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "domainbuilder", "xl", "restore", f"unix:{home}/moved"],
-        cwd=home, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    end = time.monotonic() + _PATIENCE
-    while not (home / "moved").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    # Both have the name for a moment; xl's own migration renames for that.
-    moved = xl("migrate", "hello", f"unix:{home}/moved")
-    assert moved.returncode in (0, 2), moved.stderr
-    waiting.communicate(timeout=_PATIENCE)
-    xl("destroy", "hello")
+    assert xl("destroy", "hello").returncode == 0
     assert xl("restore", "hello.cfg", "saved").returncode == 0
     (domain,) = runtime.domains()
     with dialled(domain) as sock:
@@ -349,6 +337,26 @@ def test_restored_ones_go_on_in_the_background(xl: Xl, home: Path) -> None:
         while sock.recv(4096):
             pass
     assert gone()
+
+
+def test_one_is_moved_while_it_runs(xl: Xl, home: Path, samples_builder: Callable[..., ModuleType]) -> None:
+    """From its process to another of the same folder, where it has its name again."""
+    builder = samples_builder()
+    guest = builder.build(builder.suspend(), home)[0]
+    (home / "s.cfg").write_text(f"name = 's'\nkernel = '{guest}'\nmemory = 16\n")
+    assert xl("create", "-q", "s.cfg").returncode == 0
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "domainbuilder", "xl", "restore", f"unix:{home}/moved"],
+        cwd=home, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + _PATIENCE
+    while not (home / "moved").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    moved = xl("migrate", "s", f"unix:{home}/moved")
+    assert moved.returncode == 0, moved.stderr
+    _, told = waiting.communicate(timeout=_PATIENCE)
+    assert (waiting.returncode, told) == (0, "domainbuilder: s is domain 2\n")
+    assert "s was moved: " in (home / "state/domainbuilder/xl-s.log").read_text()
 
 
 def test_killed_at_any_moment_it_leaves_nothing_that_hinders(xl: Xl, home: Path) -> None:
