@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from domainbuilder import streams
 from domainbuilder.errors import ExitCode
 from domainbuilder.launch.domain import launch
-from domainbuilder.plan.domain_plan import plan
+from domainbuilder.plan.domain_plan import DomainPlan, plan
 from domainbuilder.progress import Progress
-from domainbuilder.tour.steps import Step, Tour, before
+from domainbuilder.tour.steps import Step, Tour, before, named
 from domainbuilder.tour.text import linked, paged, plain, render
 
 
@@ -24,14 +27,24 @@ class TourOptions(NamedTuple):
     typed: bytes
     max_guest_seconds: float
     pause: bool
+    as_text: bool = False
 
 
 def run_tour(options: TourOptions) -> ExitCode:
     """Tell it; the exit code is fine however the guest ends, which is told. Raises BuildError, OSError."""
     streams.require_stdout()
     with Progress("running the kernel"):
-        steps = collect(options)
-    if options.pause and sys.stdin.isatty() and sys.stdout.isatty():
+        planned = plan(options.file, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
+        names, kernel = named(planned), Path(planned.kernel).name
+        steps = collect(planned, options)
+        del planned
+    is_terminal = options.pause and sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal and not options.as_text and _has_application():
+        from domainbuilder.tour.app import TourApp
+
+        TourApp(kernel, steps, names).run()
+        return ExitCode.FINE
+    if is_terminal:
         paged(steps, sys.stdout, _go_on, linked)
         return ExitCode.FINE
     for number, step in enumerate(steps, 1):
@@ -39,9 +52,13 @@ def run_tour(options: TourOptions) -> ExitCode:
     return ExitCode.FINE
 
 
-def collect(options: TourOptions) -> list[Step]:
+def _has_application() -> bool:
+    """Whether textual is there (the extra `tour`), and a terminal that it can draw on."""
+    return find_spec("textual") is not None and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def collect(planned: DomainPlan, options: TourOptions) -> list[Step]:
     """The steps of a whole run."""
-    planned = plan(options.file, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
     steps = list(before(planned))
     with launch(planned, max_guest_seconds=options.max_guest_seconds) as dom:
         tour = Tour(dom)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.launch.tracing import frames_by_type, recording
 from domainbuilder.plan.regions import human, regions, registers, tables
+from domainbuilder.plan.segments import PADDING
 from domainbuilder.tour.lessons import BEFORE, COMMANDS, HYPERCALLS, KINDS, Lesson
 from domainbuilder.trace.filter import Filter
 from domainbuilder.trace.record import FRAME_TYPES, Record
 from domainbuilder.trace.text import call, fault, result
+from hvcore.debug.address_space import Span, spans
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ class Step(NamedTuple):
     """Something worth telling. `ns` is None before the guest runs; `shown` are lines of what happened.
 
     `console` is what was printed since the step before, `frames` (type, then, now) where the domain's frames
-    have changed since, and `since` what else happened meanwhile, how often.
+    have changed since, and `since` what else happened meanwhile, how often. `facts` are of the act itself,
+    `totals` the frames of each of FRAME_TYPES, and `spans` what is mapped then.
     """
 
     title: str
@@ -38,6 +41,24 @@ class Step(NamedTuple):
     console: tuple[str, ...] = ()
     frames: tuple[tuple[str, int, int], ...] = ()
     since: tuple[tuple[str, int], ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    totals: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
+    is_refused: bool = False
+
+
+class Named(NamedTuple):
+    """A part of the address space that the builder made, and what is in it."""
+
+    start: int
+    end: int
+    name: str
+
+
+def named(plan: DomainPlan) -> list[Named]:
+    """The parts that have names."""
+    parts = (r for r in regions(plan) if r.name != PADDING)
+    return [Named(r.vstart, r.vend, r.name) for r in parts if r.vstart is not None and r.vend is not None]
 
 
 def before(plan: DomainPlan) -> Iterator[Step]:
@@ -57,9 +78,11 @@ def before(plan: DomainPlan) -> Iterator[Step]:
     made = tuple(
         f"L{t.level}: {t.tables:,} from pfn {t.pfn:#x}, for {t.start:#x} to {t.end:#x}" for t in tables(plan)
     )
-    yield Step("Page tables are made", None, made, BEFORE["tables"])
+    mapped = tuple(Span(t.start, t.end, t.tables) for t in tables(plan) if t.level == 1)
+    yield Step("Page tables are made", None, made, BEFORE["tables"], spans=mapped)
     shown = tuple(f"{name:<8} {value:#x}" for name, value in registers(plan).items())
-    yield Step("Xen checks the domain, and its first vCPU gets registers", None, shown, BEFORE["start"])
+    title = "Xen checks the domain, and its first vCPU gets registers"
+    yield Step(title, None, shown, BEFORE["start"], spans=mapped)
 
 
 class Tour:
@@ -90,13 +113,23 @@ class Tour:
             self._since[name] += 1
             return
         self._known.add(name)
-        self._add(title, r.ns, shown, lesson)
+        is_refused = r.result is not None and -4096 < r.result < 0
+        self._add(title, r.ns, shown, lesson, _facts(r), is_refused=is_refused)
 
     def end(self, ns: int, outcome: str) -> None:
         """The last step: how it ended."""
         self._add("The end", ns, (outcome,), COMMANDS["SCHEDOP_shutdown"])
 
-    def _add(self, title: str, ns: int, shown: tuple[str, ...], lesson: Lesson) -> None:
+    def _add(
+        self,
+        title: str,
+        ns: int,
+        shown: tuple[str, ...],
+        lesson: Lesson,
+        facts: tuple[tuple[str, str], ...] = (),
+        *,
+        is_refused: bool = False,
+    ) -> None:
         was, self._frames = self._frames, frames_by_type(self._machine)
         changed = zip(FRAME_TYPES[1:], was[1:], self._frames[1:], strict=True)
         lines = self._console.replace("\r", "").splitlines()
@@ -106,7 +139,29 @@ class Tour:
         self._since.clear()
         frames = tuple(row for row in changed if row[1] != row[2])
         console = (*left_out, *lines[-MOST_LINES:])
-        self.steps.append(Step(title, ns, shown, lesson, console, frames, since))
+        self.steps.append(
+            Step(
+                title, ns, shown, lesson, console, frames, since, facts, self._frames, spans(self._machine),
+                is_refused,
+            )
+        )  # fmt: skip
+
+
+def _facts(r: Record) -> tuple[tuple[str, str], ...]:
+    """What is known of an act beside what it is."""
+    facts = [("vCPU", str(r.vcpu))]
+    if r.rip:
+        facts.append(("at", f"{r.rip:#x}" + (f" <{r.symbol}>" if r.symbol else "")))
+    if r.kind in ("hypercall", "subcall"):
+        facts += [
+            ("number", str(r.number)),
+            *((f"argument {i}", f"{arg:#x}") for i, arg in enumerate(r.args, 1)),
+        ]
+    if r.result is not None:
+        facts.append(("result", f"{result(r.result)} ({r.result & (1 << 64) - 1:#x})"))
+    if r.end_ns > r.ns:
+        facts.append(("took", f"{r.end_ns - r.ns:,} ns"))
+    return tuple(facts)
 
 
 def _told(r: Record) -> tuple[str, str, tuple[str, ...], Lesson] | None:

@@ -12,7 +12,7 @@ from domainbuilder.tour.steps import Step
 
 WIDTH = 100
 _XEN = "https://xenbits.xen.org/gitweb/?p=xen.git;a=blob;hb=refs/heads/stable-4.17;f="
-_FILE = re.compile(r"\b(?:xen|tools)/[\w./-]+\.[chS]\b")
+XEN_FILE = re.compile(r"\b(?:xen|tools)/[\w./-]+\.[chS]\b")
 Link = Callable[[str], str]
 
 
@@ -23,7 +23,12 @@ def plain(text: str) -> str:
 
 def linked(text: str) -> str:
     """Files of Xen's as links that a terminal can follow (OSC 8)."""
-    return _FILE.sub(lambda m: f"\x1b]8;;{_XEN}{m[0]}\x1b\\{m[0]}\x1b]8;;\x1b\\", text)
+    return XEN_FILE.sub(lambda m: f"\x1b]8;;{xen_url(m[0])}\x1b\\{m[0]}\x1b]8;;\x1b\\", text)
+
+
+def xen_url(file: str) -> str:
+    """Where to read a file of Xen's."""
+    return _XEN + file
 
 
 def render(number: int, step: Step, link: Link = plain) -> str:
