@@ -118,6 +118,40 @@ def debug_hello(samples_builder: Callable[..., ModuleType], tmp_path_factory: py
     return Path(path)
 
 
+@pytest.fixture(scope="session")
+def debug_pvkernel(
+    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """samples/pvkernel, compiled with -g."""
+    pytest.importorskip("ziglang")
+    builder = samples_builder()
+    (path,) = builder.build((builder.pvkernel(),), tmp_path_factory.mktemp("debug"), debug=True)
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def pvkernel(samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """samples/pvkernel with its symbols."""
+    pytest.importorskip("ziglang")
+    builder, folder = samples_builder(), tmp_path_factory.mktemp("pvkernel")
+    sample = builder.pvkernel()
+    objects = [builder.compile_object(source, sample.width, folder) for source in sample.sources]
+    output = folder / "pvkernel.elf"
+    builder.link(builder.Sample("pvkernel", (), script=str(sample.script)), objects, folder, output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def suspend_guests(
+    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """samples/suspend by its width: "32", "64"."""
+    pytest.importorskip("ziglang")
+    builder = samples_builder()
+    made = builder.build(builder.suspend(), tmp_path_factory.mktemp("suspend"))
+    return {path.stem.removeprefix("suspend-"): path for path in made}
+
+
 STATEDUMP_FLAGS = {
     "32": ("-m32", "elf_i386", "entry32.S", "l32.lds", ()),
     "64": ("-m64", "elf_x86_64", "entry64.S", "l64.lds", ("-mcmodel=kernel", "-mno-red-zone")),

@@ -11,20 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from domainbuilder.launch.registers import GPRS
+from domainbuilder.launch.call_chain import CallChain
 from domainbuilder.output import write_whole
 from domainbuilder.profile.stacks import Frame, Profile, Stack, encoder_of
-from domainbuilder.symbols.backtrace import callers
 from hvcore.clock import CELL_IDLE, CELL_SPENT
-from hvcore.cpu.processor import CS, RIP, SS
 from hvcore.debug.periodic import Periodic
-from hvcore.debug.view import GuestView
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
 
 PERIOD_NS = 1_000_000
-_STACK_BYTES = 4096  # read at once; a deeper frame is read by itself
 _MOST_KEPT = 1 << 18
 IDLE, XEN, USER = Frame("[idle]"), Frame("[Xen]"), Frame("[user]")
 
@@ -65,7 +61,7 @@ class Sampler(Profile):
         super().__init__(dom.plan.kernel if dom.plan is not None else "", period_ns)
         self._machine = machine = dom.machine
         self._names = dom.names()
-        self._word = machine.domain.abi.word
+        self._chain = CallChain(machine, self._names)
         self._frames: dict[int, Frame] = {}
         self._vcpus = [Frame(f"vcpu{v.vcpu_id}") for v in machine.domain.vcpus]
         self._last = self._now()
@@ -94,30 +90,9 @@ class Sampler(Profile):
         return clock.now(), clock.cell[CELL_IDLE], clock.cell[CELL_SPENT]
 
     def _stack(self) -> Stack:
-        machine = self._machine
-        engine = machine.engine
-        vcpu = self._vcpus[machine.domain.current_id]
-        if not machine.traps.guest_kernel_mode():
-            return vcpu, USER
-        mask = machine.domain.abi.word_mask
-        registers = {name: engine.q[i] & mask for i, name in enumerate(GPRS)}
-        registers["rip"] = engine.q[RIP] & mask
-        if engine.segment_base(CS) or engine.segment_base(SS):
-            return vcpu, self._frame(registers["rip"] + engine.segment_base(CS) & mask)
-        found = callers(
-            registers,
-            word=self._word,
-            read=_StackReader(GuestView(machine), registers["rsp"]),
-            in_code=self._names.in_code,
-            symbols=self._names.symbols,
-            stubs=self._names.stubs,
-        )
-        # A return address may be behind the end of its function, whose last act the call was.
-        return (
-            vcpu,
-            *(self._frame(address - 1) for address in reversed(found)),
-            self._frame(registers["rip"]),
-        )
+        vcpu = self._vcpus[self._machine.domain.current_id]
+        found = self._chain.addresses()
+        return (vcpu, *map(self._frame, reversed(found))) if found else (vcpu, USER)
 
     def _frame(self, address: int) -> Frame:
         frame = self._frames.get(address)
@@ -128,17 +103,3 @@ class Sampler(Profile):
             file, _, line = self._names.line(address).rpartition(":")
             frame = self._frames[address] = Frame(name, file, int(line) if line.isdigit() else 0)
         return frame
-
-
-class _StackReader:
-    """Guest memory, of which the top of the stack is read at once."""
-
-    def __init__(self, view: GuestView, stack: int) -> None:
-        self._view, self._start = view, stack
-        self._bytes = view.read(stack, _STACK_BYTES)
-
-    def __call__(self, address: int, size: int) -> bytes:
-        at = address - self._start
-        if at >= 0 and at + size <= len(self._bytes):
-            return self._bytes[at : at + size]
-        return self._view.read(address, size)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbuilder.launch.call_chain import CallChain, left_stub
 from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name, virq_name
 from domainbuilder.launch.terminal import write_all
 from domainbuilder.output import atomic_output
@@ -18,6 +19,7 @@ from domainbuilder.trace.filter import Filter, parse_filter
 from domainbuilder.trace.formats import encoder, format_of
 from domainbuilder.trace.record import RUNSTATES, Head, Record, Tail
 from hvcore.common.event import ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_VIRQ
+from hvcore.cpu.processor import RSP
 from hvcore.debug import events as e
 from hvcore.debug.periodic import Periodic
 from hvcore.debug.taps import listen
@@ -142,7 +144,8 @@ def traced(
 
 def _names_for(dom: RunningDomain, chosen: str, wanted: Filter) -> Names | None:
     """Names, where they are wanted and shown: to look them up in a packed kernel takes as long as a boot."""
-    return dom.names() if wanted.symbols or (dom.has_symbols and chosen != "xentrace") else None
+    by_name = wanted.symbols or wanted.within
+    return dom.names() if by_name or (dom.has_symbols and chosen != "xentrace") else None
 
 
 def head_of(dom: RunningDomain, filtered: str = "") -> Head:
@@ -191,20 +194,21 @@ def recording(
     """Give `sink` the records of what the domain does while the block runs, those that are wanted.
 
     `names` gives symbols. `is_live`: each record comes when it happens, so that `sink` can look around.
-    Where functions are filtered by, who makes a hypercall is looked up at each, which only works in that way,
-    too: slower, with the same records.
+    Where functions are filtered by, who makes a hypercall, or the whole call chain, is looked up at each,
+    which only works in that way, too: slower, with the same records.
     """
     machine = dom.machine
     kinds = wanted.kinds
     told = {_KINDS[kind] for kind in kinds if kind in _KINDS}
-    records = _Records(machine, names, callers=bool(wanted.symbols))
+    by_name = bool(wanted.symbols or wanted.within)
+    records = _Records(machine, names, callers=by_name)
     first, last = wanted.from_ns, wanted.to_ns
-    takes_all = not (first or wanted.symbols or wanted.classes) and last is None
+    takes_all = not (first or by_name or wanted.classes) and last is None
 
     def take(record: Record) -> None:
         if record.kind not in kinds or record.ns < first or (last is not None and record.ns >= last):
             return
-        if wanted.takes_symbol(record.symbol):
+        if wanted.takes_symbol(record.symbol) and (not wanted.within or records.is_within(wanted)):
             sink(record)
 
     def tell(event: e.Event) -> None:
@@ -214,7 +218,7 @@ def recording(
         sink(records.of(event))
 
     with ExitStack() as stack:
-        if "frames" in kinds and not wanted.symbols:
+        if "frames" in kinds and not by_name:
             counter = Periodic(machine, "trace", FRAMES_NS, lambda: take(records.frames()))
             stack.enter_context(dom.watching(counter))
         stack.enter_context(
@@ -223,7 +227,7 @@ def recording(
                 tell_all if takes_all else tell,
                 told,
                 vcpus=wanted.vcpus,
-                batched=not (wanted.symbols or is_live),
+                batched=not (by_name or is_live),
             )
         )
         yield
@@ -235,11 +239,11 @@ class _Records:
     def __init__(self, machine: Machine, names: Names | None, *, callers: bool) -> None:
         self._machine = machine
         self._names = names
+        self._chain = CallChain(machine, names) if names is not None else None
         self._callers = callers
         self._symbols: dict[int, str] = {}
         self._calls: dict[int, str] = {}
         self._ports: dict[int, str] = {}
-        self._bits = 8 * machine.domain.abi.word
         self._make: dict[type[e.Event], Callable[[Any], Record]] = {
             e.HypercallEvent: self._hypercall,
             e.SubcallEvent: partial(self._call, "subcall"),
@@ -320,6 +324,12 @@ class _Records:
     def _device(self, event: e.DeviceEvent) -> Record:
         return self._plain("device", event)._replace(name=event.device)
 
+    def is_within(self, wanted: Filter) -> bool:
+        """Whether a function that is wanted is in the call chain at the moment."""
+        if self._chain is None:
+            return False
+        return wanted.takes_chain(map(self._symbol, self._chain.addresses()))
+
     # -- what they share
 
     def _where(self, event: e.Event) -> tuple[int, int, int]:
@@ -352,9 +362,8 @@ class _Records:
         if rip not in names.stubs:
             return self._symbol(rip)
         machine = self._machine
-        saved = 0 if self._bits == 32 else 16  # a stub for 64 bits saves RCX and R11
-        raw = GuestView(machine).read(machine.engine.q[4] + saved, self._bits // 8)
-        return self._symbol(int.from_bytes(raw, "little"))
+        read = GuestView(machine).read
+        return self._symbol(left_stub(machine.domain.abi.word, read, machine.engine.q[RSP])[0])
 
     def _binding(self, port: int) -> str:
         """What the port is bound to, as it is now."""

@@ -65,11 +65,9 @@ def callers(
     read: ReadBytes,
     in_code: Callable[[int], bool],
     symbols: Symbols,
-    stubs: range = range(0),
 ) -> list[int]:
     """The return addresses that `backtrace` finds without a guess, from the innermost out, and no names."""
     walk = _Walk(dict(registers), word, read, in_code, symbols)
-    walk.frameless = registers["rip"] in stubs
     walk.guesses = False
     return [address for address, _ in walk.callers()]
 

@@ -1,27 +1,32 @@
-"""Which records are wanted: `--trace-filter hypercalls,events,vcpu=0,time=1.5-2,symbol=xen_*`."""
+"""Which records are wanted: `--trace-filter hypercalls,events,vcpu=0,time=1.5-2,within=xen_*`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from domainbuilder.errors import BuildError
 from domainbuilder.trace.record import CLASSES
 
-EXPECTED = f"{', '.join(CLASSES)}, vcpu=N, time=[SECONDS]-[SECONDS], symbol=PATTERN"
+EXPECTED = f"{', '.join(CLASSES)}, vcpu=N, time=[SECONDS]-[SECONDS], symbol=PATTERN, within=PATTERN"
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{0,9})?")
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """`classes` and `vcpus`: None is all. `symbols` are patterns of functions, any of which will do."""
+    """`classes` and `vcpus`: None is all. `symbols` are patterns of functions, any of which will do.
+
+    `within` are patterns, too: of functions that are not done yet, the caller's callers among them.
+    """
 
     classes: frozenset[str] | None = None
     vcpus: frozenset[int] | None = None
     from_ns: int = 0
     to_ns: int | None = None
     symbols: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -30,13 +35,22 @@ class Filter:
 
     def takes_symbol(self, symbol: str) -> bool:
         """Whether "function+0x12" is one of the functions."""
-        name = symbol.partition("+")[0]
-        return not self.symbols or any(fnmatchcase(name, pattern) for pattern in self.symbols)
+        return not self.symbols or _is_any(symbol, self.symbols)
+
+    def takes_chain(self, symbols: Iterable[str]) -> bool:
+        """Whether one of the functions of a call chain is one that is wanted."""
+        return any(_is_any(symbol, self.within) for symbol in symbols)
+
+
+def _is_any(symbol: str, patterns: tuple[str, ...]) -> bool:
+    name = symbol.partition("+")[0]
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def parse_filter(text: str) -> Filter:
     """The filter that a user wrote. Raises BuildError, which names the part that cannot be."""
-    classes, vcpus, symbols = set[str](), set[int](), list[str]()
+    classes, vcpus = set[str](), set[int]()
+    names: dict[str, list[str]] = {"symbol": [], "within": []}
     first, last = 0, None
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, given, value = part.partition("=")
@@ -46,11 +60,12 @@ def parse_filter(text: str) -> Filter:
             vcpus.add(int(value))
         elif key == "time" and (times := _times(value)) is not None:
             first, last = times
-        elif key == "symbol" and value:
-            symbols.append(value)
+        elif key in names and value:
+            names[key].append(value)
         else:
             raise BuildError("no such part of a trace filter", found=part, expected=EXPECTED)
-    return Filter(frozenset(classes) or None, frozenset(vcpus) or None, first, last, tuple(symbols))
+    symbols, within = map(tuple, names.values())
+    return Filter(frozenset(classes) or None, frozenset(vcpus) or None, first, last, symbols, within)
 
 
 def _times(value: str) -> tuple[int, int | None] | None:

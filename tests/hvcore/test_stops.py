@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -29,19 +28,9 @@ TYPED = ((3_000_000, b"about\n"), (50_000_000, b"trap\n"), (50_000_001, b"time\n
 def subject(
     sample_guest: Callable[[str], Path],
     guest_kernel: Callable[[str], Path],
-    samples_builder: Callable[..., ModuleType],
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Subject]:
-    def pvkernel() -> Path:
-        pytest.importorskip("ziglang")
-        builder = samples_builder()
-        folder = tmp_path_factory.mktemp("pvkernel")
-        sample = builder.pvkernel()
-        objects = [builder.compile_object(source, sample.width, folder) for source in sample.sources]
-        output = folder / "pvkernel.elf"
-        builder.link(builder.Sample("pvkernel", (), script=str(sample.script)), objects, folder, output)
-        return output
-
     def conformance(name: str) -> Path:
         copy = tmp_path_factory.mktemp("conformance") / "guest.elf"
         with bundled() as guests:
@@ -52,7 +41,7 @@ def subject(
         if name == "hello":
             return Subject(sample_guest("hello"), 2 * SECOND, cmdline="ticks=3", typed=TYPED)
         if name == "pvkernel":
-            return Subject(pvkernel(), 10 * SECOND, memory_mib=64)
+            return Subject(request.getfixturevalue("pvkernel"), 10 * SECOND, memory_mib=64)
         if name.startswith("grub"):
             typed = ((120_000_000, b"c"), (150_000_000, b"ls\n"))
             return Subject(guest_kernel(name), 200_000_000, memory_mib=64, typed=typed)

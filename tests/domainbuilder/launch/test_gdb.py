@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -23,16 +22,6 @@ TIMEOUT = 120
 COUNT = mov("ecx", 10) + b"\x40\x49\x75\xfc"  # inc eax; dec ecx; jnz
 DATA = CODE + 0x1800
 SHUTDOWN = hypercall(29, 2, CODE + 0x1000)
-
-
-@pytest.fixture(scope="module")
-def debug_pvkernel(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    (path,) = builder.build((builder.pvkernel(),), tmp_path_factory.mktemp("gdb"), debug=True)
-    return Path(path)
 
 
 @contextmanager

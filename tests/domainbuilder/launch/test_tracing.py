@@ -16,9 +16,14 @@ import pytest
 import domainbuilder
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.tracing import recording, traced
+from domainbuilder.symbols.read import read_symbols
 from domainbuilder.trace.filter import Filter, parse_filter
 from domainbuilder.trace.formats import opened_trace
 from domainbuilder.trace.record import CLASS_OF, CLASSES, Record
+from hvcore.debug.debugger import Debugger
+from hvcore.debug.registers import RegisterFile
+from hvcore.debug.view import GuestView
+from hvcore.machine import BOOT_TIME_NS
 
 OURS = (sys.executable, "-m", "domainbuilder")
 
@@ -70,7 +75,30 @@ def test_a_filter_by_function(debug_hello: Path) -> None:
     assert [r._replace(symbol="") for r in named] == [r._replace(symbol="") for r in plain]
 
 
-@pytest.mark.parametrize("text", ["nonsense", "vcpu=x", "time=5", "time=a-b", "symbol=", "time=1-2-3"])
+def test_a_filter_by_call_chain(debug_pvkernel: Path) -> None:
+    """Held to a debugger: within a function is what happens from its breakpoint to where it returns."""
+    function = read_symbols(debug_pvkernel, None).lookup("paging_init")
+    assert function is not None
+    with domainbuilder.launch(debug_pvkernel, 32, vcpus=2) as dom, Debugger(dom.machine) as debugger:
+        started = debugger.run_until(address=function.value)
+        stack = RegisterFile(dom.machine, dom.machine.domain.current).read("rsp") or 0
+        returns_to = int.from_bytes(GuestView(dom.machine).read(stack, 4), "little")
+        ended = debugger.run_until(address=returns_to)
+    first, last = (stopped.position - BOOT_TIME_NS for stopped in (started, ended))
+
+    calls = run(debug_pvkernel, parse_filter("hypercalls"))
+    within = run(debug_pvkernel, parse_filter("hypercalls,within=paging_init"))
+    there = [r for r in calls if first <= r.ns < last]
+    assert 3 < len(there) < len(calls) // 2
+    assert [r._replace(symbol="") for r in within] == [r._replace(symbol="") for r in there]
+    assert {r.symbol.partition("+")[0] for r in within} == {"hypercall"}  # which is some calls further in
+    assert run(debug_pvkernel, parse_filter("hypercalls,within=paging_in?t,within=nothing")) == within
+    assert run(debug_pvkernel, parse_filter("hypercalls,within=nothing")) == []
+    both = run(debug_pvkernel, parse_filter("within=paging_init,symbol=hyper*"))
+    assert [r for r in both if r.kind in CLASSES["hypercalls"]] == within
+
+
+@pytest.mark.parametrize("text", ["nonsense", "vcpu=x", "time=5", "time=a-b", "within=", "time=1-2-3"])
 def test_filters_that_cannot_be(text: str) -> None:
     with pytest.raises(BuildError, match="trace filter"):
         parse_filter(text)

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -23,16 +22,6 @@ from hvcore.pv.audit import audit
 from tests.domainbuilder.saved.test_stream import verified
 
 WIDTHS = ("32", "64")
-
-
-@pytest.fixture(scope="module")
-def guests(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    made = builder.build(builder.suspend(), tmp_path_factory.mktemp("suspend"))
-    return {path.stem.removeprefix("suspend-"): path for path in made}
 
 
 class Other:
@@ -104,9 +93,9 @@ def moves(
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_what_arrives_is_what_a_save_would_have_had(
-    guests: dict[str, Path], width: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suspend_guests: dict[str, Path], width: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with launch(guests[width], 8, cmdline="rounds=1", max_guest_seconds=60) as dom:
+    with launch(suspend_guests[width], 8, cmdline="rounds=1", max_guest_seconds=60) as dom:
         dom.console.expect("ready for round 1")
         result, _ = moves(dom, tmp_path / "socket", monkeypatch)
     assert result.rounds[0] == 2048
@@ -159,13 +148,13 @@ def receiver(address: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield child
 
 
-def test_from_process_to_process_by_the_command_line(guests: dict[str, Path], tmp_path: Path) -> None:
+def test_from_process_to_process_by_the_command_line(suspend_guests: dict[str, Path], tmp_path: Path) -> None:
     address = f"unix:{tmp_path / 'socket'}"
     with receiver(address, "--timeout", "60", "--expect", "SUCCESS") as child:
         assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o600
         sent = subprocess.run(
-            [sys.executable, "-m", "domainbuilder", "launch", guests["64"], "-m", "8", "--save-at", "ready",
-             "-o", address],
+            [sys.executable, "-m", "domainbuilder", "launch", suspend_guests["64"], "-m", "8",
+             "--save-at", "ready", "-o", address],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         out, err = child.communicate()
@@ -185,7 +174,7 @@ def test_from_process_to_process_by_the_command_line(guests: dict[str, Path], tm
     ],
 )
 def test_what_goes_wrong_leaves_the_guest_where_it_is(
-    guests: dict[str, Path],
+    suspend_guests: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     answer: bytes,
@@ -193,7 +182,7 @@ def test_what_goes_wrong_leaves_the_guest_where_it_is(
     said: str,
 ) -> None:
     monkeypatch.setattr(migration, "_ANSWER_SECONDS", 2.0)
-    with launch(guests["32"], 8, cmdline="rounds=1", max_guest_seconds=60) as dom:
+    with launch(suspend_guests["32"], 8, cmdline="rounds=1", max_guest_seconds=60) as dom:
         dom.console.expect("ready for round 1")
         other = Other(tmp_path / "socket", answer, most)
         with pytest.raises(SavedError, match=said):

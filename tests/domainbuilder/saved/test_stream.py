@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -28,21 +27,11 @@ MIB = 8
 
 
 @pytest.fixture(scope="module")
-def guests(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    made = builder.build(builder.suspend(), tmp_path_factory.mktemp("suspend"))
-    return {path.stem.removeprefix("suspend-"): path for path in made}
-
-
-@pytest.fixture(scope="module")
-def saved(guests: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def saved(suspend_guests: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The guest of each width, suspended before its first round is over."""
     folder = tmp_path_factory.mktemp("streams")
     for width in WIDTHS:
-        with launch(guests[width], MIB, cmdline="rounds=1", max_guest_seconds=60) as dom:
+        with launch(suspend_guests[width], MIB, cmdline="rounds=1", max_guest_seconds=60) as dom:
             dom.console.expect("ready for round 1")
             dom.save(folder / width, "xen")
             assert dom.outcome == Outcome("suspend")
@@ -128,9 +117,9 @@ def words(rows: list[tuple[int, bytes]]) -> list[int]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_guest_that_is_not_saved_after_all_goes_on(
-    guests: dict[str, Path], width: str, tmp_path: Path
+    suspend_guests: dict[str, Path], width: str, tmp_path: Path
 ) -> None:
-    with launch(guests[width], MIB, cmdline="rounds=2", max_guest_seconds=60) as dom:
+    with launch(suspend_guests[width], MIB, cmdline="rounds=2", max_guest_seconds=60) as dom:
         dom.console.expect("ready for round 1")
         suspend(dom)
         dom.resume()
@@ -154,11 +143,11 @@ def test_a_guest_that_does_not_suspend_goes_on(sample_guest: Callable[[str], Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_a_way_of_the_command_line(guests: dict[str, Path], tmp_path: Path) -> None:
+def test_it_is_a_way_of_the_command_line(suspend_guests: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "stream"
     options = ["--save-at", "ready for", "--save-as", "xen", "-o", str(path)]
     first = subprocess.run(
-        [sys.executable, "-m", "domainbuilder", "launch", guests["64"], "-m", str(MIB), *options],
+        [sys.executable, "-m", "domainbuilder", "launch", suspend_guests["64"], "-m", str(MIB), *options],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "the domain was saved" in first.stderr

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -217,17 +216,6 @@ def debugged_run(subject: Subject, seed: int, addresses: list[int]) -> tuple[Res
 def whole_stop(m: Machine) -> Stop:
     m.host.pause()
     return m.run()
-
-
-@pytest.fixture(scope="module")
-def pvkernel(samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("ziglang")
-    builder, folder = samples_builder(), tmp_path_factory.mktemp("pvkernel")
-    sample = builder.pvkernel()
-    objects = [builder.compile_object(source, sample.width, folder) for source in sample.sources]
-    output = folder / "pvkernel.elf"
-    builder.link(builder.Sample("pvkernel", (), script=str(sample.script)), objects, folder, output)
-    return output
 
 
 def check(subject: Subject, few: int) -> None:
