@@ -47,7 +47,6 @@ FOLLOW_NO_FILE = {
     "hvcore/debug/pcapng.py": "the format is not Xen's",
     "hvcore/debug/condition.py": "conditions of breakpoints are ours",
     "hvcore/debug/debugger.py": "Xen has no debugger of its guests' code",
-    "hvcore/debug/address_space.py": "a look for people is ours",
     "hvcore/debug/points.py": "what a debugger is told is ours",
     "hvcore/debug/poke.py": "what a debugger writes is ours",
     "hvcore/debug/registers.py": "names of registers are the debugger's",

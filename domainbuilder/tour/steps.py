@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
+from domainbuilder.launch.address_space import Span, spans
 from domainbuilder.launch.tracing import frames_by_type, recording
 from domainbuilder.plan.regions import human, regions, registers, tables
 from domainbuilder.plan.segments import PADDING
@@ -14,7 +15,6 @@ from domainbuilder.tour.lessons import BEFORE, COMMANDS, HYPERCALLS, KINDS, Less
 from domainbuilder.trace.filter import Filter
 from domainbuilder.trace.record import FRAME_TYPES, Record
 from domainbuilder.trace.text import call, fault, result
-from hvcore.debug.address_space import Span, spans
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import pexpect
 import pytest
 from rich.console import Console
 
+from domainbuilder.launch.address_space import spans
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.hypercall_names import _commands
 from domainbuilder.plan.domain_plan import plan
@@ -24,7 +25,6 @@ from domainbuilder.tour.run import TourOptions, collect
 from domainbuilder.tour.steps import Named, Step, named
 from domainbuilder.tour.text import linked, render
 from domainbuilder.trace.record import CLASS_OF
-from hvcore.debug.address_space import spans
 from hvcore.debug.view import GuestView
 from hvcore.public.xen import Hypercall
 
