@@ -111,6 +111,11 @@ def pvkernel() -> Sample:
     )
 
 
+def backwards() -> Sample:
+    """The kernel with a bug that docs/backwards.md finds; it is of use with --debug."""
+    return Sample("backwards", (*RUNTIME, "backwards/main.c"))
+
+
 def bench() -> tuple[Sample, ...]:
     """The guest that benchmarks time, for speed: bench-32 and bench-64."""
     widths = (("32", I386), ("64", X86_64))
@@ -275,6 +280,7 @@ def main() -> int:
     others.add_argument("--suspend", action="store_true", help="the guest that suspends (with --to)")
     others.add_argument("--pair", action="store_true", help="the guest of which two meet (with --to)")
     others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
+    others.add_argument("--backwards", action="store_true", help="the kernel with a bug to find (with --to)")
     others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
     parser.add_argument("--debug", action="store_true", help="with symbols and debug information (with --to)")
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
@@ -297,6 +303,8 @@ def main() -> int:
             samples = suspend()
         elif arguments.pvkernel:
             samples = (pvkernel(),)
+        elif arguments.backwards:
+            samples = (backwards(),)
         elif arguments.bench:
             samples = bench()
         for path in build(samples, arguments.to, maps=arguments.pvkernel, debug=arguments.debug):

@@ -35,6 +35,12 @@ class TraceFormat(StrEnum):
     xentrace = "xentrace"
 
 
+class StopPlace(StrEnum):
+    """Where `--stop-at` has a domain stand."""
+
+    crash = "crash"
+
+
 class SaveForm(StrEnum):
     """What kind of file --save-at writes."""
 
@@ -179,6 +185,12 @@ Gdb = Annotated[
 GdbLater = Annotated[
     bool, typer.Option("--gdb-later", help="With --gdb: do not wait; gdb may come while the domain runs.")
 ]
+StopAt = Annotated[
+    StopPlace | None,
+    typer.Option(
+        "--stop-at", help="With --gdb: do not wait; stand where the domain crashes, with its past, for gdb."
+    ),
+]
 Xenstore = Annotated[
     str | None,
     typer.Option(
@@ -240,6 +252,7 @@ class RunOptions:
     symbols: SymbolsFile = None
     gdb: Gdb = None
     gdb_later: GdbLater = False
+    stop_at: StopAt = None
     xenstore: Xenstore = None
     save_at: SaveAt = None
     save_as: SaveAs = SaveForm.frozen
@@ -263,7 +276,8 @@ class RunOptions:
             json=self.output_format is Format.json,
             symbols=self.symbols,
             gdb=self.gdb,
-            gdb_waits=not self.gdb_later,
+            gdb_waits=not self.gdb_later and self.stop_at is None,
+            stops_at_crash=self.stop_at is StopPlace.crash,
             xenstore=self.xenstore,
             save_at=self.save_at,
             save_as=self.save_as.value,
@@ -302,7 +316,7 @@ SECTIONS = {
         "console_log", "stats", "output_format", "core", "record", "replay", "trace", "trace_format",
         "trace_filter", "profile", "profile_every", "coverage", "report", "pcap",
     ),
-    "Looking inside": ("symbols", "gdb", "gdb_later", "xenstore"),
+    "Looking inside": ("symbols", "gdb", "gdb_later", "stop_at", "xenstore"),
     "Saving and going on": ("save_at", "save_as", "output", "until", "keep", "resume_at"),
 }  # fmt: skip
 _SECTION_OF = {option: section for section, options in SECTIONS.items() for option in options}

@@ -31,7 +31,8 @@ class GdbServer:
 
     GDB has the first of them when it comes, and attaches to others; what it has not goes on with what it
     has. `waits`: none begins before GDB has come and said so. `goes_back`: GDB can go back in time, of a
-    single domain that nobody else listens to. `say` is told what the user is to know.
+    single domain that nobody else listens to. `stops_at_crash`: the first one stands where it crashes, and
+    waits for GDB, with its past from the beginning. `say` is told what the user is to know.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class GdbServer:
         address: Address,
         waits: bool = True,
         goes_back: bool = False,
+        stops_at_crash: bool = False,
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.closed = False
@@ -58,6 +60,9 @@ class GdbServer:
         self._periodic = Periodic(doms[0].machine, "gdb", _POLL_NS, self._poll)
         for dom in doms:
             self.add(dom)
+        self._stops_at_crash = stops_at_crash
+        if stops_at_crash:
+            self._wait_for_crash()
 
     @property
     def address(self) -> Address:
@@ -70,6 +75,11 @@ class GdbServer:
         dom.run_by(partial(self._run, dom))
         self._watching.enter_context(dom.watching(self._periodic))
 
+    def _wait_for_crash(self) -> None:
+        """The first domain goes on, and is had, so that it has a past and stands where it crashes."""
+        pid = self._take(self._all[0]).process.pid
+        self._stands, self._resume = False, Resume(pid, goes_on=frozenset((pid,)))
+
     def __enter__(self) -> GdbServer:
         return self
 
@@ -81,6 +91,7 @@ class GdbServer:
         if self.closed:
             return
         self._watching.close()
+        self._stops_at_crash = False
         for dom in self._all:
             dom.run_by(None)
             dom.machine.is_held = False
@@ -141,6 +152,9 @@ class GdbServer:
             self._line.interrupted = False
             self._tell_stop(who, stopped)
             return None
+        if stopped.reason == "paused" and self._line.is_up and self._stub is None:
+            self._attached()
+            return None
         if stopped.reason == "paused":
             return Stop.PAUSED  # the rest of a step comes when the domain goes on
         if stopped.reason == "idle":
@@ -188,19 +202,23 @@ class GdbServer:
 
     def _tell_stop(self, domain: GdbDomain, stopped: Stopped) -> None:
         self._stands, self._resume = True, None
-        if self._stub is not None and self._owes_reply:
+        if self._stub is None:
+            domain.process.stop(stopped)
+            self._say(f"it stands where it crashed; waiting for gdb: target remote {self.address}")
+        elif self._owes_reply:
             self._owes_reply = False
             self._line.send(self._stub.stop_reply(domain.process, stopped))
 
     def _tell_end(self, domain: GdbDomain) -> None:
         """GDB is told that there is a domain no more; it goes with the last of them."""
-        assert self._stub is not None
-        crash = _SIGSEGV if domain.machine.crash is not None else _SIGABRT
         pid = domain.process.pid
-        self._line.send(self._stub.end_reply(pid, crash if domain.has_crashed else None))
-        self._owes_reply = False
         self._drop(pid)
         self._stands, self._resume = bool(self._domains), None
+        if self._stub is None:
+            return
+        crash = _SIGSEGV if domain.machine.crash is not None else _SIGABRT
+        self._line.send(self._stub.end_reply(pid, crash if domain.has_crashed else None))
+        self._owes_reply = False
         if not self._domains and not (self._stub.is_extended and any(self._alive())):
             self._gone()
 
@@ -264,7 +282,7 @@ class GdbServer:
 
     def _alive(self) -> Iterator[RunningDomain]:
         """The domains that GDB can have, or has."""
-        return (dom for dom in self._all if not (dom.closed or dom.machine.is_over))
+        return (dom for dom in self._all if not (dom.closed or dom.machine.is_over or dom in self._killed))
 
     def _take(self, dom: RunningDomain) -> GdbDomain:
         """GDB has a domain from now on."""
@@ -283,8 +301,8 @@ class GdbServer:
 
     def _attached(self) -> None:
         """A GDB has come: it has the first domain, which stands, and attaches to others if it wants them."""
-        first = next(self._alive(), self._all[0])
-        self._stub = Stub([self._take(first).process], listed=self._listed, goes_back=self._goes_back)
+        had = list(self._domains.values()) or [self._take(next(self._alive(), self._all[0]))]
+        self._stub = Stub([domain.process for domain in had], listed=self._listed, goes_back=self._goes_back)
         self._stands, self._resume, self._owes_reply = True, None, False
 
     def _listed(self) -> Iterator[Listed]:
@@ -311,7 +329,7 @@ class GdbServer:
 
     def _poll(self) -> None:
         """While domains run: is there somebody, or something said?"""
-        if self._receive(0) and (self._line.interrupted or not self._domains):
+        if self._receive(0) and (self._line.interrupted or self._stub is None or not self._domains):
             self._host.pause()
 
     def _poll_within_steps(self) -> bool:
@@ -340,3 +358,5 @@ class GdbServer:
         alive = len(list(self._alive()))
         if had_one and alive:
             self._say("gdb has gone; " + ("the domain goes on" if alive == 1 else "the domains go on"))
+        if self._stops_at_crash and self._all[0] in self._alive():
+            self._wait_for_crash()

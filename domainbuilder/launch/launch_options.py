@@ -55,6 +55,7 @@ class LaunchOptions:
     save_as: Literal["frozen", "xen"] = "frozen"
     gdb: str | None = None
     gdb_waits: bool = True
+    stops_at_crash: bool = False
     resume_at: str | None = None
     xenstore: str | None = None
 
@@ -129,7 +130,7 @@ def _check_sockets(options: LaunchOptions) -> None:
 
         parse_address(options.gdb)
     elif not options.gdb_waits:
-        raise BuildError("--gdb-later goes with --gdb")
+        raise BuildError("--gdb-later and --stop-at go with --gdb")
     if options.xenstore is not None:
         from domainbuilder.launch.xenstore_server import socket_path
 

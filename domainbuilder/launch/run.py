@@ -189,11 +189,21 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
     alone = alone and options.xenstore is None
     alone = alone and not options.plain and not any(disk.is_written for disk in dom.machine.devices.disks)
     server = stack.enter_context(
-        GdbServer(dom, address=address, waits=options.gdb_waits, goes_back=alone, say=say)
+        GdbServer(
+            dom,
+            address=address,
+            waits=options.gdb_waits,
+            goes_back=alone,
+            stops_at_crash=options.stops_at_crash,
+            say=say,
+        )
     )
     if not address.is_local:
         say(f"anybody who reaches {server.address} can read and change the guest, and end it")
-    say(f"{'waiting for gdb: ' if options.gdb_waits else ''}target remote {server.address}")
+    if options.stops_at_crash:
+        say(f"gdb can come at any time, and is waited for at a crash: target remote {server.address}")
+    else:
+        say(f"{'waiting for gdb: ' if options.gdb_waits else ''}target remote {server.address}")
 
 
 def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainImage:

@@ -19,7 +19,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import TYPE_CHECKING, TypeVar
 
 from hvcore.clock import NEVER
@@ -38,8 +37,6 @@ _FARTHER = 16
 _MARK_TIMER, _INPUT_TIMER = ("timeline", "mark"), ("timeline", "input")
 _SHARE = 5
 _SLOW = 0.05  # seconds
-# Calls that somebody who listens to a domain (taps.py) puts others in front of.
-_TAPPED = frozenset(("bounce", "do_exception", "test_all_events"))
 
 Found = TypeVar("Found")
 
@@ -102,6 +99,20 @@ class _Walk:
             machine.engine.pass_instruction()
 
 
+def _without_first(count: int, output: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """`output`, which so many bytes do not come to."""
+    left = count
+
+    def write(data: bytes) -> None:
+        nonlocal left
+        skipped = min(left, len(data))
+        left -= skipped
+        if skipped < len(data):
+            output(data[skipped:])
+
+    return write
+
+
 class Timeline:
     """The past of a debugger's domain, from here on. The domain has its host for itself, and nobody else
     listens to it. `went_back` is called when the domain stands where it stood before: timers of the host's
@@ -129,10 +140,16 @@ class Timeline:
         debugger.resumed = self.resumed
 
     def close(self) -> None:
-        """Forget the past. What was typed once and lies ahead is typed no more."""
+        """Forget the past. What was typed once and lies ahead is typed no more; with nothing of that, and
+        nothing written, what was printed is still not printed again.
+        """
         for key in (_MARK_TIMER, _INPUT_TIMER):
             self._host.timers.stop(key)
-        self.machine.typed, self.machine.console.output = self._had
+        typed, output = self._had
+        ahead = self._most_printed - self._printed
+        if ahead and self._typed == len(self._inputs) and not self._is_changed:
+            output = _without_first(ahead, output)
+        self.machine.typed, self.machine.console.output = typed, output
         self._debugger.resumed = lambda: None
         self._places.clear()
         self.bookmarks.clear()
@@ -162,12 +179,9 @@ class Timeline:
     @property
     def is_listened(self) -> bool:
         """Whether somebody listens to the domain, who would be told again of what is executed again."""
-        traps = self.machine.traps
-        return (
-            bool(_TAPPED.intersection(vars(traps)) or self.machine.domain.words.events)
-            or not isinstance(traps.hypercall, MethodType)  # but a function in front of it
-            or (self.machine.typed, self.machine.console.output) != (self._note_input, self._print)
-        )
+        machine = self.machine
+        ours = self._note_input, self._print
+        return bool(machine.listeners) or (machine.typed, machine.console.output) != ours
 
     # -- what happens while the domain runs
 
