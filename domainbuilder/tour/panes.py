@@ -20,6 +20,7 @@ from domainbuilder.plan.regions import human
 from domainbuilder.tour.steps import Named, Step
 from domainbuilder.tour.text import XEN_FILE, xen_url
 from domainbuilder.trace.record import FRAME_TYPES
+from domainbuilder.trace.summary import duration
 
 _BAR = 16  # cells
 _OURS = re.compile(r"\b(?:domainbuilder|hvcore)/[\w./-]+\.py\b")
@@ -36,7 +37,8 @@ _SHORT = {
 def row(number: int, step: Step) -> Text:
     """A step in the list: when it was, and its title as short as it can be."""
     style = "red" if step.is_refused else "bold" if step.frames else ""
-    return Text.assemble((f"{number:3} {when(step.ns):>7} ", "dim"), (visible(_short(step.title)), style))
+    when = "" if step.ns is None else duration(step.ns)
+    return Text.assemble((f"{number:3} {when:>8} ", "dim"), (visible(_short(step.title)), style))
 
 
 def _short(title: str) -> str:
@@ -46,16 +48,6 @@ def _short(title: str) -> str:
             rest = title.removeprefix(long)
             return short + (rest.partition(": ")[2] or rest)
     return title
-
-
-def when(ns: int | None) -> str:
-    """A time of the guest's, in few characters."""
-    if ns is None:
-        return ""
-    for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
-        if ns >= size:
-            return f"{ns / size:.{2 - min(2, len(str(ns // size)) - 1)}f} {unit}"
-    return f"{ns} ns"
 
 
 def matches(step: Step, words: str) -> bool:

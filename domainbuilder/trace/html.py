@@ -16,7 +16,7 @@ from typing import NamedTuple
 from domainbuilder.launch.visible import visible
 from domainbuilder.trace.html_style import STYLE
 from domainbuilder.trace.record import CLASSES, FRAME_TYPES, Record
-from domainbuilder.trace.summary import Histogram, Summary, duration, error_name
+from domainbuilder.trace.summary import Histogram, Summary, duration, ranked
 from domainbuilder.trace.text import call, result
 from domainbuilder.trace.timeline import Timeline
 
@@ -205,7 +205,7 @@ def _bar(count: int, most: int) -> str:
 
 
 def _counts(title: str, counts: Counter[str]) -> str:
-    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    rows = ranked(counts)
     most = rows[0][1] if rows else 1
     shown = [(_text(name), f"{count:,}", _bar(count, most)) for name, count in rows[:_TOP]]
     if len(rows) > _TOP:
@@ -217,7 +217,7 @@ def _hypercalls(s: Summary) -> str:
     failed = Counter[str]()
     for (name, _), count in s.errors.items():
         failed[name] += count
-    rows = sorted(s.calls.items(), key=lambda row: (-row[1], row[0]))
+    rows = ranked(s.calls)
     most = rows[0][1] if rows else 1
     shown = (
         (
@@ -226,8 +226,7 @@ def _hypercalls(s: Summary) -> str:
         )
         for name, count in rows
     )  # fmt: skip
-    errors = Counter({f"{name} = {error_name(value)}": count for (name, value), count in s.errors.items()})
-    return _table(("hypercall", "count", "", "failed", "took"), shown) + _counts("what failed", errors)
+    return _table(("hypercall", "count", "", "failed", "took"), shown) + _counts("what failed", s.failed)
 
 
 def _firsts(records: Iterable[Record]) -> str:

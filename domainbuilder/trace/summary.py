@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from domainbuilder.launch.visible import visible
 from domainbuilder.trace.record import CLASS_OF, RUNSTATES, Head, Record, Tail
+from domainbuilder.trace.text import result
 
 _BARS = 40
 _MOST_NAMES = 10_000  # that a file can have counted apart
@@ -50,6 +51,11 @@ class Summary:
     console_bytes: int = 0
     first_ns: int | None = None
     last_ns: int = 0
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Calls that failed, with how: "mmu_update = -EINVAL"."""
+        return Counter({f"{name} = {result(value)}": count for (name, value), count in self.errors.items()})
 
 
 def summarise(head: Head, records: Iterable[Record]) -> Summary:
@@ -168,8 +174,7 @@ def _lines(s: Summary) -> Iterator[str]:
         by_class[CLASS_OF[kind]] += count
     yield from _table("records", by_class)
     yield from _table("hypercalls", s.calls, s.call_ns)
-    errors = Counter({f"{name} = {error_name(result)}": count for (name, result), count in s.errors.items()})
-    yield from _table("that failed", errors)
+    yield from _table("that failed", s.failed)
     yield from _table("traps and faults", s.traps)
     yield from _table("emulated instructions", s.emulated)
     yield from _table("event channels raised", s.ports)
@@ -185,18 +190,16 @@ def _lines(s: Summary) -> Iterator[str]:
         yield from _histogram(name, histogram)
 
 
-def error_name(result: int) -> str:
-    """A result below 0 as people read it."""
-    from domainbuilder.launch.hypercall_names import result_name
-
-    return result_name(result)
+def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent first, those that are equal by name."""
+    return sorted(counts.items(), key=lambda row: (-row[1], row[0]))
 
 
 def _table(title: str, counts: Counter[str], ns: Counter[str] | None = None) -> Iterator[str]:
     if not counts:
         return
     yield f"{title:<44}{sum(counts.values()):>12,}"
-    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    rows = ranked(counts)
     for name, count in rows[:_TOP]:
         took = f"  {ns[name] / 1e6:>12.3f} ms" if ns and ns.get(name) else ""
         yield f"  {visible(name)[:42]:<42}{count:>12,}{took}"
