@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import BinaryIO
 
 from domainbuilder.errors import BuildError, Where
@@ -34,6 +35,7 @@ _HEAD = struct.Struct("<I")
 _CHANGE = struct.Struct("<III")  # header, processor, bytes up to the next change
 _CYCLES = struct.Struct("<IQ")
 _WINDOW = 1 << 15
+_MOST_WAITING = 1 << 20  # bytes of entries whose multicall has not come
 _PAGE_FAULT = 14
 _TRAP_WITH_CODE = 1 << 15
 _OP = 0xFFFFF
@@ -46,10 +48,13 @@ MAGIC = _HEAD.pack(TRC_TRACE_CPU_CHANGE | 2 << TRACE_EXTRA_SHIFT)
 
 
 class XentraceEncoder:
-    """The records, in windows of one processor."""
+    """The records, in windows of one processor.
+
+    A multicall's record comes behind those of its entries; Xen writes it before them.
+    """
 
     def __init__(self) -> None:
-        self._window: list[bytes] = []
+        self._window: list[tuple[int, bool, bytes]] = []  # time, whether it is an entry's, record
         self._size = 0
         self._is_64bit = True
         self._domain_id = 0
@@ -68,9 +73,12 @@ class XentraceEncoder:
         event, extra = make(self, record)
         header = event | len(extra) // 4 << TRACE_EXTRA_SHIFT | TRC_HD_CYCLE_FLAG
         data = _CYCLES.pack(header, record.ns * TSC_PER_NS) + extra
-        self._window.append(data)
+        is_entry = record.kind == "subcall"
+        self._window.append((record.ns, is_entry, data))
         self._size += len(data)
-        return self._flush() if self._size >= _WINDOW else b""
+        if self._size < _WINDOW or (is_entry and self._size < _MOST_WAITING):
+            return b""
+        return self._flush()
 
     def end(self, tail: Tail) -> bytes:
         """The last window. A trace of nothing is one empty window."""
@@ -78,7 +86,9 @@ class XentraceEncoder:
         return self._flush()
 
     def _flush(self) -> bytes:
-        out = _CHANGE.pack(int.from_bytes(MAGIC, "little"), 0, self._size) + b"".join(self._window)
+        self._window.sort(key=itemgetter(0, 1))
+        out = _CHANGE.pack(int.from_bytes(MAGIC, "little"), 0, self._size)
+        out += b"".join(data for _, _, data in self._window)
         self._window.clear()
         self._size = 0
         return out
