@@ -88,6 +88,7 @@ def create(
       domainbuilder create guest.cfg 'memory=512' 'extra="single"'
       domainbuilder create -n guest.cfg
       domainbuilder create server.cfg client.cfg 'memory=128' --pcap wire.pcapng
+      domainbuilder create server.cfg client.cfg --gdb unix:/tmp/host.gdb
     """
     from domainbuilder.launch.create import create as create_domain
 
@@ -108,9 +109,17 @@ def create(
     if len(domains) > 1:
         from domainbuilder.launch.together import TogetherOptions, create_together
 
-        taken = ("timeout", "console_log", "pcap")
-        _check(run, taken, "several domains take of these --timeout, --console-log and --pcap alone")
-        options = TogetherOptions(run.timeout, run.console_log, run.pcap, cache=not no_cache, quiet=quiet)
+        taken = ("timeout", "console_log", "pcap", "gdb", "gdb_later")
+        _check(run, taken, "several domains take of these --timeout, --console-log, --pcap and --gdb alone")
+        options = TogetherOptions(
+            run.timeout,
+            run.console_log,
+            run.pcap,
+            run.gdb,
+            not run.gdb_later,
+            cache=not no_cache,
+            quiet=quiet,
+        )
         raise typer.Exit(create_together(domains, options))
     raise typer.Exit(
         create_domain(domains[0], replace(run.launch_options(ctx, ""), cache=not no_cache), quiet=quiet)

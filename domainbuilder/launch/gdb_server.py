@@ -145,8 +145,7 @@ class GdbServer:
         going = [domain for pid, domain in self._domains.items() if pid in resume.goes_on]
         for domain in going:
             if domain.over is not None or domain.dom.closed:
-                self._tell_end(domain)
-                return None
+                return self._tell_end(domain)
         who, stopped = self._run_together(lead, going, resume)
         if self._line.interrupted:
             self._line.interrupted = False
@@ -165,7 +164,7 @@ class GdbServer:
             who.over = stopped
             self._tell_stop(who, stopped)
         else:
-            self._tell_end(who)
+            return self._tell_end(who)
         return None
 
     def _run_together(
@@ -209,18 +208,19 @@ class GdbServer:
             self._owes_reply = False
             self._line.send(self._stub.stop_reply(domain.process, stopped))
 
-    def _tell_end(self, domain: GdbDomain) -> None:
-        """GDB is told that there is a domain no more; it goes with the last of them."""
+    def _tell_end(self, domain: GdbDomain) -> Stop:
+        """GDB is told that there is a domain no more; it goes with the last of them. Holders look, too."""
         pid = domain.process.pid
         self._drop(pid)
         self._stands, self._resume = bool(self._domains), None
         if self._stub is None:
-            return
+            return Stop.PAUSED
         crash = _SIGSEGV if domain.machine.crash is not None else _SIGABRT
         self._line.send(self._stub.end_reply(pid, crash if domain.has_crashed else None))
         self._owes_reply = False
         if not self._domains and not (self._stub.is_extended and any(self._alive())):
             self._gone()
+        return Stop.PAUSED
 
     # -- talking: the domains stand
 

@@ -13,6 +13,7 @@ than ten milliseconds; a domain that meets no other runs exactly as it would alo
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
@@ -89,13 +90,16 @@ class Host:
             self._gdb.add(dom)
         return dom
 
-    def gdb(self, address: str, *, waits: bool = True) -> GdbServer:
+    def gdb(
+        self, address: str, *, waits: bool = True, say: Callable[[str], None] = lambda _text: None
+    ) -> GdbServer:
         """Let gdb have the host's domains, as its processes, until the server's `with` or the host ends.
 
         `address` is that of `launch --gdb`: a unix socket's path, PORT or HOST:PORT; the server's own is
         what gdb's `target extended-remote` takes. `waits`: when a domain is waited for, none begins before
-        gdb has come and said so. What is launched later gdb can attach to. Raises BuildError where nobody
-        can listen there, RuntimeError where the host has no domain or a gdb already.
+        gdb has come and said so. What is launched later gdb can attach to. `say` is told what a user is to
+        know. Raises BuildError where nobody can listen there, RuntimeError where the host has no domain or a
+        gdb already.
         """
         from domainbuilder.launch.gdb_line import parse_address
         from domainbuilder.launch.gdb_server import GdbServer
@@ -104,7 +108,7 @@ class Host:
             raise RuntimeError("the host has no domain")
         if self._gdb is not None and not self._gdb.closed:
             raise RuntimeError(f"gdb is listened for already, at {self._gdb.address}")
-        self._gdb = GdbServer(*self.domains, address=parse_address(address), waits=waits)
+        self._gdb = GdbServer(*self.domains, address=parse_address(address), waits=waits, say=say)
         return self._gdb
 
     def fork(self, *, timeout: float | None = None) -> HostClone:

@@ -153,16 +153,16 @@ class Runner:
         """
         machines = [other.machine for other in others]
         outsides = [one.outside for one in (self, *others) if one.outside is not None]
-        own = self._outside
+        own, runner = self._outside, self._runner
         if outsides:
             from domainbuilder.launch.outside import Outsides
 
             self._outside = Outsides(outsides)
-        self._runner = self._until_any_stops
+        self._runner = runner or self._until_any_stops
         try:
             return self._run(lambda: any(machine.is_over for machine in machines), timeout)
         finally:
-            self._outside, self._runner = own, None
+            self._outside, self._runner = own, runner
 
     @property
     def outside(self) -> Outside | None:

@@ -47,6 +47,8 @@ class TogetherOptions:
     timeout: float | None = None
     console_log: Path | None = None
     pcap: Path | None = None
+    gdb: str | None = None
+    gdb_waits: bool = True
     cache: bool = True
     quiet: bool = False
 
@@ -164,6 +166,12 @@ def create_together(configs: Sequence[DomainConfig], options: TogetherOptions) -
                 _launch(host, member, planned, cache=options.cache)
         if options.pcap is not None:
             stack.enter_context(captured(host.host, options.pcap))
+        if options.gdb is not None:
+            server = stack.enter_context(host.gdb(options.gdb, waits=options.gdb_waits, say=screen.say))
+            if not server.address.is_local:
+                screen.say(f"anybody who reaches {server.address} can read and change the guests")
+            waits = "waiting for gdb: " * options.gdb_waits
+            screen.say(f"{waits}target extended-remote {server.address}")
         _Loop(host, members, options, screen, deadline).run(stack)
     return max((member.code for member in members), key=_SEVERITY.index)
 
@@ -173,6 +181,12 @@ _SEVERITY = [ExitCode.FINE, ExitCode.CHECK_FAILED, ExitCode.TIMED_OUT, ExitCode.
 
 
 def _check(configs: Sequence[DomainConfig], options: TogetherOptions) -> None:
+    if options.gdb is not None:
+        from domainbuilder.launch.gdb_line import parse_address
+
+        parse_address(options.gdb)
+    elif not options.gdb_waits:
+        raise BuildError("--gdb-later goes with --gdb")
     names, written = set[str](), set[str]()
     for config in configs:
         if config.name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -215,3 +216,42 @@ def test_a_gdb_that_knows_of_no_processes_has_the_first(tmp_path: Path, guests: 
             assert [second.wait().reason, first.wait().reason] == ["poweroff", "poweroff"]
             talking.join(TIMEOUT)
     assert answers[1:] == [b"QC1", b"m1", b"W00"]
+
+
+def test_several_configurations(tmp_path: Path, guests: list[Path]) -> None:
+    """`create A B --gdb`: break in the second, see the first end, and each is followed as ever."""
+    configs = []
+    for path in guests:
+        configs.append(path.with_suffix(".cfg"))
+        configs[-1].write_text(f'name = "{path.stem}"\nkernel = "{path}"\nmemory = 16\n')
+    where = tmp_path / "sock"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "domainbuilder", "create", *configs, "--gdb", f"unix:{where}",
+            "--timeout", "100",
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        while "target extended-remote" not in (line := process.stderr.readline()):
+            assert line
+        commands = (
+            *ATTACH, "set schedule-multiple on", "inferior 2", f"hbreak *{LOOP} if $ecx == 15000",
+            "inferior 1", "continue", "print $_inferior * 100000 + $ecx", "delete", "continue",
+            "inferior 2", "continue",
+        )  # fmt: skip
+        said = subprocess.run(
+            gdb_command(*commands, where=where, mode="extended-remote"),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+        _, stderr = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    text = said.stdout + said.stderr
+    assert "[Inferior 1 (process 1) exited normally]" in text
+    assert "$1 = 215000" in text
+    assert process.returncode == 0
+    assert "[Inferior 2 (process 2) exited normally]" in text
+    assert "first: the guest powered off" in stderr
+    assert "second: the guest powered off" in stderr
