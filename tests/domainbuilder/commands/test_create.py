@@ -189,7 +189,7 @@ def test_what_several_domains_cannot_have(config: Path, tmp_path: Path) -> None:
     other.write_text(config.read_text())
     for arguments, said in (
         ((str(other),), "two domains have the same name"),
-        ((str(other), "name='b'", "--expect", "x"), "--timeout, --console-log and --pcap"),
+        ((str(other), "name='b'", "--expect", "x"), "--timeout, --console-log, --pcap and --gdb"),
         ((str(other), "name='b'", "-b"), "one at a time"),
     ):
         ran = _create(str(config), *arguments)
