@@ -93,6 +93,7 @@ def as_linked(
         thread_zero=section is not None and section.type == SHT_NOBITS and bool(section.flags & SHF_TLS),
         thread=section is not None and bool(section.flags & SHF_TLS),
         allocated=section.allocated if section is not None else True,
+        kept=section is not None and section.allocated,
         loaded=section.type != SHT_NOBITS if section is not None else True,
         writable=section is not None and bool(section.flags & SHF_WRITE),
         code=bool(section.flags & SHF_EXECINSTR) if section is not None else None,

@@ -283,7 +283,8 @@ def _settle(output: Output, names: _Names) -> None:
     pieces = [piece for group in (*contents.by_spec, contents.orphans) for piece in group]
     output.alignment = max([contents.alignment, *[piece.alignment for piece in pieces]])
     holds = bool(pieces) or any(isinstance(statement, ast.Data | ast.StringData) for statement in body)
-    output.allocated, output.loaded = contents.allocated and holds, contents.loaded and holds
+    output.allocated = contents.allocated and (holds or contents.kept)
+    output.loaded = contents.loaded and holds
     output.exists = not contents.dropped or holds
     if contents.dropped:
         # The file does not tell: only what compilers call zeroed, or NOLOAD, has no bytes.

@@ -419,3 +419,5 @@ class Sizing:
         output.size = None
         for region in (self._default, *self.regions.values()):
             region.current = unknown
+            if output.node.at is not None:
+                region.last = output  # load addresses may go on from it

@@ -24,7 +24,8 @@ class Contents(NamedTuple):
     `dropped` tells that the linker made no such section; `thread_zero` that it takes no addresses (.tbss),
     `loaded` that the file has bytes for it. `alignment` is what the section has at least,
     `writable` what ONLY_IF_RO and ONLY_IF_RW ask for, `code` whether it can be executed (None: not known).
-    `twice` tells that the link has two of this name, `thread` that it is thread-local.
+    `twice` tells that the link has two of this name, `thread` that it is thread-local, `kept` that the linked
+    file has it as allocated: when it holds nothing, `.` has moved in it in some pass.
     """
 
     by_spec: tuple[tuple[Piece, ...], ...]
@@ -38,6 +39,7 @@ class Contents(NamedTuple):
     code: bool | None = None
     twice: bool = False
     thread: bool = False
+    kept: bool = False
 
 
 class Target(NamedTuple):
