@@ -33,6 +33,7 @@ _OTHERS = (
     ("NTFS", 3, b"NTFS    "),
     ("swap", 4086, b"SWAPSPACE2"),
 )
+_BY_GRUB = frozenset(("btrfs", "xfs", "a physical volume of LVM", "LUKS"))
 _DAMAGE = (struct.error, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -61,8 +62,11 @@ def file_system(disk: Disk, budget: Budget) -> FileSystem | None:
         return _Iso(disk, budget)
     for name, offset, magic in _OTHERS:
         if at(offset, len(magic)) == magic:
+            by_grub = ", but PV-GRUB reads it inside the domain" if name in _BY_GRUB else ""
             raise DiskError(
-                f"{name} cannot be read here", where=_where(disk), expected="ext2 to ext4, FAT or ISO 9660"
+                f"{name} cannot be read here{by_grub}",
+                where=_where(disk),
+                expected="ext2 to ext4, FAT or ISO 9660",
             )
     if at(510, 2) == b"\x55\xaa" and b"FAT" in at(54, 5) + at(82, 5):
         return Fat(disk, budget)

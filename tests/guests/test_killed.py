@@ -38,19 +38,20 @@ def content(number: int) -> bytes:
 
 
 def run_until_killed(saved: Path, disk: str, chance: Random) -> int:
-    """How many files were told of before the process was killed, at a random moment behind the first."""
+    """How many files were told of before the process was killed, at a random moment."""
     command = [sys.executable, "-m", "domainbuilder", "restore", str(saved), "--disk", disk]
+    last = b"<%d>" % chance.randrange(12)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
         output = b""
-        while b"<0>" not in output:
+        while last not in output:
             piece = os.read(process.stdout.fileno(), 4096)
             assert piece, output
             output += piece
-        time.sleep(chance.random())
+        time.sleep(chance.random() / 5)
         process.send_signal(signal.SIGKILL)
         return told(output + process.stdout.read())
 
