@@ -39,6 +39,7 @@ DEFINITION = re.compile(
 FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
     "hvcore/backends/qcow2.py": "the format is QEMU's",
+    "hvcore/backends/qcow2_header.py": "the format is QEMU's",
     "hvcore/backends/block_image.py": "the Linux of domain 0 has the files of disks",
     "hvcore/backends/net_frame.py": "the Linux of domain 0 has checksums and segments",
     "hvcore/backends/net_outside.py": "what is outside is no part of a host",

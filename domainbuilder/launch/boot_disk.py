@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from domainbuilder.bootloader.disk import Disk, DiskError, open_disk
 from domainbuilder.errors import Where
 from hvcore.backends.block_image import BlockImage
+from hvcore.backends.qcow2_header import MAGIC
 from hvcore.public.blkif import SECTOR_SIZE
-
-QCOW2_MAGIC = b"QFI\xfb"
 
 
 class ImageDisk:
@@ -43,7 +42,7 @@ def open_boot_disk(target: str, kind: str = "raw") -> Iterator[Disk]:
     """
     if kind != "qcow2":
         with open_disk(target) as raw:
-            if raw.size >= SECTOR_SIZE and raw.read(0, len(QCOW2_MAGIC)) == QCOW2_MAGIC:
+            if raw.size >= SECTOR_SIZE and raw.read(0, len(MAGIC)) == MAGIC:
                 raise DiskError("a qcow2 image, which is to be read as a raw disk", where=Where(target))
             yield raw
         return

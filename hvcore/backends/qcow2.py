@@ -11,126 +11,22 @@ uses, and nothing else.
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 import sys
 import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from hvcore.backends.block_image import BlockImage, Buffers, RawImage, fill, zero
+from hvcore.backends.qcow2_header import DIRTY, Qcow2Error, backing_of, read_header
 from hvcore.public.blkif import SECTOR_SIZE
 
-MAGIC = b"QFI\xfb"
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
-_HEADER_3 = struct.Struct(">QQQII")
-_EXTENSION = struct.Struct(">II")
-_EXT_END, _EXT_BACKING_FORMAT = 0, 0xE2792ACA
-_DIRTY, _CORRUPT, _EXTERNAL, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
-_REFUSED = {
-    _CORRUPT: "is marked as corrupt",
-    _EXTERNAL: "has an external data file",
-    _EXTENDED_L2: "has extended L2 entries",
-}
 _AT_REFCOUNT_TABLE, _AT_AUTOCLEAR = 48, 88
 _COPIED, _COMPRESSED, _ZERO = 1 << 63, 1 << 62, 1
 _OFFSET = (1 << 56) - (1 << 9)
-_MOST_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
-_MOST_REFCOUNT_TABLE_BYTES = 8 << 20  # QCOW_MAX_REFTABLE_SIZE
 _MOST_BACKING = 16  # files in a chain
-_MOST_NAME = 1023
 _CACHED_TABLES = 64
-
-
-class Qcow2Error(OSError):
-    """The file is no qcow2 image that can be used: which file, where, and what is wrong."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(errno.EINVAL, reason, path)
-
-
-class _Header(NamedTuple):
-    version: int
-    backing_offset: int
-    backing_size: int
-    cluster_bits: int
-    size: int
-    l1_size: int
-    l1_offset: int
-    refcount_offset: int
-    refcount_clusters: int
-    refcount_order: int
-    incompatible: int
-    autoclear: int
-    header_length: int
-    compression: int
-
-
-def _read_header(path: str, raw: bytes) -> _Header:
-    if len(raw) < _HEADER.size or raw[:4] != MAGIC:
-        raise Qcow2Error(path, "not a qcow2 image")
-    (_, version, backing_offset, backing_size, bits, size, crypt, l1_size, l1_offset, refcount_offset,
-        refcount_clusters, _, _) = _HEADER.unpack_from(raw)  # fmt: skip
-    if version not in (2, 3):
-        raise Qcow2Error(path, f"qcow2 version {version}: 2 and 3 are known")
-    incompatible, autoclear, order, length, compression = 0, 0, 4, _HEADER.size, 0
-    if version == 3:
-        if len(raw) < _HEADER.size + _HEADER_3.size:
-            raise Qcow2Error(path, "the header is cut short")
-        incompatible, _, autoclear, order, length = _HEADER_3.unpack_from(raw, _HEADER.size)
-        compression = raw[104] if length > 104 and len(raw) > 104 else 0
-    header = _Header(
-        version, backing_offset, backing_size, bits, size, l1_size, l1_offset, refcount_offset,
-        refcount_clusters, order, incompatible, autoclear, length, compression,
-    )  # fmt: skip
-    _check_header(path, header, crypt)
-    return header
-
-
-def _check_header(path: str, h: _Header, crypt: int) -> None:
-    if crypt:
-        raise Qcow2Error(path, "the image is encrypted")
-    for bit, what in _REFUSED.items():
-        if h.incompatible & bit:
-            raise Qcow2Error(path, f"the image {what}")
-    if h.incompatible & ~(_DIRTY | _COMPRESSION):
-        raise Qcow2Error(path, f"the image has features that are not known: {h.incompatible:#x}")
-    if not 9 <= h.cluster_bits <= 21 or h.refcount_order > 6 or h.compression > 1:
-        raise Qcow2Error(path, "the header has sizes that cannot be")
-    cluster = 1 << h.cluster_bits
-    covered = h.l1_size << (2 * h.cluster_bits - 3)
-    if h.l1_size * 8 > _MOST_L1_BYTES or h.size > covered or h.size >> 62:
-        raise Qcow2Error(path, f"a disk of {h.size:#x} bytes with {h.l1_size} entries in its L1 table")
-    if not 0 < h.refcount_clusters * cluster <= _MOST_REFCOUNT_TABLE_BYTES:
-        raise Qcow2Error(path, f"a refcount table of {h.refcount_clusters} clusters")
-    for offset in (h.l1_offset if h.l1_size else 0, h.refcount_offset):
-        if offset % cluster:
-            raise Qcow2Error(path, f"a table at {offset:#x}, which is within a cluster")
-
-
-def _backing(path: str, raw: bytes, h: _Header) -> tuple[str, str] | None:
-    """The backing file's path and format."""
-    if not h.backing_offset:
-        return None
-    if not 0 < h.backing_size <= _MOST_NAME or h.backing_offset + h.backing_size > len(raw):
-        raise Qcow2Error(path, "the name of the backing file is not within the first cluster")
-    name = os.fsdecode(raw[h.backing_offset : h.backing_offset + h.backing_size])
-    kind, at = "", h.header_length
-    while at + _EXTENSION.size <= len(raw):
-        number, length = _EXTENSION.unpack_from(raw, at)
-        if number == _EXT_END:
-            break
-        if number == _EXT_BACKING_FORMAT:
-            kind = raw[at + 8 : at + 8 + length].decode("latin-1")
-        at += _EXTENSION.size + (length + 7 & ~7)
-    if kind not in ("raw", "qcow2"):
-        raise Qcow2Error(path, f"a backing file of format {kind or 'unknown'}: raw and qcow2 are read")
-    if "\0" in name or ":" in name.split("/", 1)[0]:
-        raise Qcow2Error(path, f"the backing file {name!r} is not a file's name")
-    return os.path.join(os.path.dirname(path), name), kind  # noqa: PTH118, PTH120
 
 
 class Qcow2Image:
@@ -149,8 +45,8 @@ class Qcow2Image:
     def _open(self, *, writable: bool, depth: int) -> None:
         path = self._path
         raw = self._file.read_bytes(0, 1 << 16)
-        h = self._header = _read_header(path, raw)
-        if writable and h.incompatible & _DIRTY:
+        h = self._header = read_header(path, raw)
+        if writable and h.incompatible & DIRTY:
             raise Qcow2Error(path, "the image was not closed: `qemu-img check -r all` mends it")
         self.size = h.size // SECTOR_SIZE * SECTOR_SIZE
         self._bits, self._cluster = h.cluster_bits, 1 << h.cluster_bits
@@ -161,7 +57,7 @@ class Qcow2Image:
         self._refcounts_at = h.refcount_offset
         self._free: list[int] = []  # clusters that were given back
         self._end = -(-self._file.length // self._cluster) * self._cluster
-        backing = _backing(path, raw[: self._cluster], h)
+        backing = backing_of(path, raw[: self._cluster], h)
         if backing is not None:
             if depth == _MOST_BACKING:
                 raise Qcow2Error(path, f"more than {_MOST_BACKING} backing files behind each other")

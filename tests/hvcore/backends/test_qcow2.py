@@ -17,7 +17,8 @@ import pytest
 from hvcore.backends.block_image import BlockImage, Layer
 from hvcore.backends.disk import Disk
 from hvcore.backends.images import open_image
-from hvcore.backends.qcow2 import Qcow2Error, Qcow2Image
+from hvcore.backends.qcow2 import Qcow2Image
+from hvcore.backends.qcow2_header import Qcow2Error
 from tests.hvcore.backends.qcow2_chain import SECTOR, contents, do, note, random_acts, tool
 
 SIZE = 3 << 20
