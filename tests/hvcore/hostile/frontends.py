@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -29,6 +30,7 @@ from hvcore.backends.xenbus import XenbusDevice
 from hvcore.backends.xenstore_nodes import Quotas, XenstoreError
 from hvcore.common.domain import DOM0
 from hvcore.host import Host
+from hvcore.host_state import HostState
 from tests.hvcore.hostile import shards
 from tests.hvcore.hostile.block_acts import Vbd
 from tests.hvcore.hostile.frontend_side import PAGES, REF, Side
@@ -266,31 +268,26 @@ def unbounded(hostile: Hostile) -> list[str]:
 def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter[str]:
     """One round; what was done. Raises shards.Failure."""
     rng = Random(f"frontends/{seed}/{number}")
-    paths = [Path(folder) / f"disk{i}" for i in range(2)]
+    paths = [str(Path(folder, f"disk{i}")) for i in range(4)]
     for path in paths:
-        path.write_bytes(b"")
+        Path(path).write_bytes(b"")
         os.truncate(path, DISK_BYTES)
-    writable, other = map(str, paths)
     disks = (
-        Disk("xvda", writable),
-        Disk("xvdb", writable, snapshot=True),
-        Disk("xvdc", other, is_cdrom=True, readwrite=False),
+        Disk("xvda", paths[0]),
+        Disk("xvdb", paths[1], snapshot=True),
+        Disk("xvdc", paths[2], is_cdrom=True, readwrite=False),
     )
-    world = World(
-        GUESTS[number % len(GUESTS)],
-        folder,
-        domains=2,
-        disks=disks,
-        vifs=(Vif(rate=rng.choice((0, 0, 10000))),),
-    )
+    vif = Vif(rate=rng.choice((0, 0, 10000)))
+    world = World(GUESTS[number % len(GUESTS)], folder, domains=2, disks=disks, vifs=(vif,))
     host = world.machine.host
-    wire = Wire()
+    wire, states = Wire(), list[HostState]()
+    again = f"tests.hvcore.hostile.frontends --seed {seed} --round {number}"
     try:
         beside = World(
             GUESTS[int(rng.random() * len(GUESTS))],
             folder,
             beside=world,
-            disks=(Disk("xvda", other),),
+            disks=(Disk("xvda", paths[3]),),
             vifs=(Vif(),),
         )
         host.switch("xenbr0").plug(wire)
@@ -303,19 +300,20 @@ def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter
             world.enter()
             return found
 
-        again = f"tests.hvcore.hostile.frontends --seed {seed} --round {number}"
         shards.run_acts(hostile.act, acts, problems, again)
         if not number % _SAVED:
-            shards.run_acts(lambda: _restored(host), 1, list, again)
+            shards.run_acts(lambda: states.append(host.save()), 1, list, again)
         shards.run_acts(lambda: _end(host, hostile, neighbour), 1, lambda: neighbour.problems(0), again)
     finally:
         host.close()
+    for state in states:  # the disks are free now
+        shards.run_acts(partial(_restored, state), 1, list, again)
     return hostile.counts
 
 
-def _restored(host: Host) -> None:
-    """What a hostile domain has made of the host can be saved, and is a host's."""
-    Host.restore(host.save()).close()
+def _restored(state: HostState) -> None:
+    """What a hostile domain has made of a host is a host's."""
+    Host.restore(state).close()
 
 
 def _end(host: Host, hostile: Hostile, neighbour: Neighbour) -> None:
