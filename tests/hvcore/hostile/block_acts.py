@@ -124,13 +124,10 @@ class Vbd:
         self._go()
 
     def index(self) -> None:
-        """An index that lies. Mostly it is made good again, or the ring is at its end."""
-        h = self.h
-        before = h.side.load(self.page, 0, 16)
-        h.side.store(self.page, 4 * int(h.random() * 4), h.odd_word().to_bytes(4, "little"))
-        if h.random() < 0.7:
-            h.side.store(self.page, 0, before)
-        self._go()
+        """An index that lies, often while something is under way."""
+        if self.h.random() < 0.5:
+            self.requests()
+        self.h.lie_in_ring(self.page, self._go)
 
     def _go(self) -> None:
         self.h.side.notify(self.port)

@@ -47,6 +47,7 @@ DISK_BYTES = 1 << 20
 _SAVED = 4  # every so many rounds the host is saved and restored, too
 _DATA = 24  # pages of rings: 8 for each disk, 2 of the interface; data from there on
 _ODD = (0, 1, 2, 31, 32, 33, 255, 256, 1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFE)
+_NEAR = (-33, -8, -3, -2, -1, -1, 1, 2, 3, 8, 33)
 _TEXTS = (b"", b"0", b"1", b"-1", b"4294967295", b"4294967304", b"99999999999999999999999", b"0x8", b" 8",
     b"x86_32-abi", b"x86_64-abi", b"arm-abi", b"\xff\xfe", b"\0", b"7" * 1500, b"%n", b"3", b"6")  # fmt: skip
 _STATES = (0, 1, 2, 3, 4, 5, 6, 7, 8, -1)
@@ -119,6 +120,18 @@ class Hostile:
     def id(self) -> int:
         self._id += 1
         return self._id
+
+    def lie_in_ring(self, page: int, notify: Callable[[], None]) -> None:
+        """One of a ring's four indices is wrong, by a little or altogether, and mostly made good again."""
+        at = 4 * int(self.random() * 4)
+        before = self.side.load(page, at, 4)
+        near = int.from_bytes(before, "little") + self.pick(_NEAR) & 0xFFFFFFFF
+        lie = near if self.random() < 0.5 else self.odd_word()
+        self.side.store(page, at, lie.to_bytes(4, "little"))
+        notify()
+        if self.random() < 0.7:
+            self.side.store(page, at, before)
+            notify()
 
     def now(self) -> int:
         return self.w.machine.clock.now()

@@ -186,14 +186,10 @@ class Netif:
         return bytes.fromhex(device.vif.address(device.guest.domain_id, device.devid).replace(":", ""))
 
     def index(self) -> None:
-        """An index that lies. Mostly it is made good again, or the interface is at its end."""
-        h = self.h
-        page = self.page + (h.random() < 0.5)
-        before = h.side.load(page, 0, 16)
-        h.side.store(page, 4 * int(h.random() * 4), h.odd_word().to_bytes(4, "little"))
-        if h.random() < 0.7:
-            h.side.store(page, 0, before)
-        self._go()
+        """An index that lies, often while something is under way."""
+        if self.h.random() < 0.5:
+            self.frames()
+        self.h.lie_in_ring(self.page + (self.h.random() < 0.5), self._go)
 
     def link(self) -> None:
         """Domain 0 takes the link down, and up again."""
