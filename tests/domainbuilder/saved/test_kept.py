@@ -103,7 +103,10 @@ def test_whatever_differs_is_another(hello: Path, tmp_path: Path, monkeypatch: p
 
 def test_every_option_is_part_of_the_key_or_known_not_to_matter() -> None:
     """One that is added has to be put into the key, or in here, with its reason."""
-    in_key = {"ramdisk", "cmdline", "guest_type", "vcpus", "upper_ptwr", "cap", "name", "plain"}
+    in_key = {
+        "ramdisk", "cmdline", "guest_type", "vcpus", "max_vcpus", "maxmem_mib", "upper_ptwr", "cap", "name",
+        "uuid", "plain",
+    }  # fmt: skip
     guards = {"timeout", "max_guest_seconds"}  # they end a run, and change none
     shown = {"console_output", "symbols", "cache", "past"}  # what is done outside of the guest
     refused = {"record", "replay", "disks", "vifs"}
