@@ -7,12 +7,11 @@ whoever holds the host lie anywhere between, as often as they like, and only rea
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
@@ -30,7 +29,6 @@ from hvcore.cpu.processor import RAX
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestFault
 from hvcore.given import Given, OutsideFrame, size_of
-from hvcore.machine_memory import MachineMemory
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hvcore.pv.arch_memory import set_memmap_limit
 from hvcore.pv.frames32 import Frames32
@@ -44,7 +42,7 @@ from hvcore.pv.vcpu_context import arch_set_info_guest
 from hvcore.rounds import leave_out_rounds
 from hvcore.stats import Stats, count
 from hvcore.vcpu import Vcpu
-from hvcore.wiring import connect_domains, connect_processor, create_domain
+from hvcore.wiring import connect_domains, connect_processor, create_domain, fill_m2p
 
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     from hvcore.backends.vif import Vif
     from hvcore.boot_image import BootImage, BuildInfo
     from hvcore.cpu.engine import EngineContext
-    from hvcore.cpu.inner_stops import Access, InnerStop
+    from hvcore.cpu.inner_stops import Access, Watcher
     from hvcore.host import Host
     from hvcore.pv.frames import Frames
 
@@ -61,22 +59,6 @@ WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit 
 _SLICE_NS = 10_000_000  # how long the engine runs until a loop is looked for
 _PROBE_NS = 20_000  # where a loop has been left out, its next run is near
 _CAP_PERIOD_NS = 30_000_000  # over which a cap is kept, as by Xen's credit scheduler
-
-
-class Watcher(Protocol):
-    """Somebody who stops a domain inside its blocks of code, and looks."""
-
-    def wants_one_block(self) -> bool:
-        """Before the engine runs: whether it is to be left at the next block."""
-
-    def left(self, stop: InnerStop | None) -> None:
-        """The engine was left, and where if that was inside a block: pass_instruction(), or have it pause."""
-
-    def comes(self) -> None:
-        """The domain has the engine now, after another or for the first time."""
-
-    def goes(self) -> None:
-        """Another domain is about to have the engine."""
 
 
 class Stop(Enum):
@@ -167,7 +149,7 @@ class Machine:
         if info.max_pages is not None:
             set_memmap_limit(d, info.max_pages)
         connect_processor(d, self.engine)
-        _fill_m2p(mem, image)
+        fill_m2p(mem, image)
         if image.hypercall_page_mfn is not None:
             init_hypercall_page(mem.frame(image.hypercall_page_mfn), ring1=d.abi.is_32bit)
         return d
@@ -514,12 +496,3 @@ class Machine:
             code_bytes=self.clock.code_bytes,
             system_time_ns=self.clock.now(),
         )
-
-
-def _fill_m2p(mem: MachineMemory, image: BootImage) -> None:
-    inverse = array("Q", bytes(8 * len(image.p2m)))
-    for pfn, mfn in enumerate(image.p2m):
-        inverse[mfn - image.first_mfn] = pfn
-    for table in mem.m2p.values():
-        if table.in_use:
-            table.fill(image.first_mfn, inverse)

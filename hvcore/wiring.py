@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from hvcore.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
+    from hvcore.boot_image import BootImage
     from hvcore.clock import Clock
     from hvcore.cpu.engine import Engine
     from hvcore.machine_memory import MachineMemory
@@ -88,3 +90,13 @@ def connect_domains(d: Domain) -> Domain:
     d.evtchn = EvtchnTable(d)
     d.grant_table = GrantTable(d)
     return d.domain_list.get(DOM0) or create_dom0(d.mem, d.frames, d.domain_list)
+
+
+def fill_m2p(mem: MachineMemory, image: BootImage) -> None:
+    """machine_to_phys_mapping[] of a new domain's frames."""
+    inverse = array("Q", bytes(8 * len(image.p2m)))
+    for pfn, mfn in enumerate(image.p2m):
+        inverse[mfn - image.first_mfn] = pfn
+    for table in mem.m2p.values():
+        if table.in_use:
+            table.fill(image.first_mfn, inverse)

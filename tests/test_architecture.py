@@ -72,7 +72,7 @@ def test_questions_lead_to_functions_that_are_there() -> None:
     assert "do_update_va_mapping" in section
 
 
-MOST_LINES = 540
+MOST_LINES = 500
 
 
 def test_a_module_is_one_subject_and_no_longer_than_that() -> None:

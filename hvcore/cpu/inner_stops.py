@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from hvcore.clock import CELL_LEFT, CELL_SPENT
 from hvcore.cpu import state_window as sw
@@ -53,6 +53,22 @@ class InnerStop(NamedTuple):
 
     address: int
     access: Access | None = None
+
+
+class Watcher(Protocol):
+    """Somebody who stops a domain inside its blocks of code, and looks."""
+
+    def wants_one_block(self) -> bool:
+        """Before the engine runs: whether it is to be left at the next block."""
+
+    def left(self, stop: InnerStop | None) -> None:
+        """The engine was left, and where if that was inside a block: pass_instruction(), or have it pause."""
+
+    def comes(self) -> None:
+        """The domain has the engine now, after another or for the first time."""
+
+    def goes(self) -> None:
+        """Another domain is about to have the engine."""
 
 
 class Watch(NamedTuple):
