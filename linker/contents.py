@@ -93,7 +93,7 @@ def as_linked(
         thread_zero=section is not None and section.type == SHT_NOBITS and bool(section.flags & SHF_TLS),
         thread=section is not None and bool(section.flags & SHF_TLS),
         allocated=section.allocated if section is not None else True,
-        kept=section is not None and section.allocated,
+        kept=section is not None and section.allocated and section.type == SHT_NOBITS and _by_flags(name),
         loaded=section.type != SHT_NOBITS if section is not None else True,
         writable=section is not None and bool(section.flags & SHF_WRITE),
         code=bool(section.flags & SHF_EXECINSTR) if section is not None else None,
@@ -102,6 +102,11 @@ def as_linked(
         if section is None or (aligned and not section.flags & SHF_TLS)
         else max(section.alignment, 1),
     )
+
+
+def _by_flags(name: str) -> bool:
+    """Tell whether ld makes a section NOBITS by its flags alone, and not by its name (special_sections)."""
+    return not name.startswith((".tbss", ".sbss", ".dynbss", ".gnu.linkonce")) and f"{name}."[:5] != ".bss."
 
 
 class Order:

@@ -25,7 +25,7 @@ class Contents(NamedTuple):
     `loaded` that the file has bytes for it. `alignment` is what the section has at least,
     `writable` what ONLY_IF_RO and ONLY_IF_RW ask for, `code` whether it can be executed (None: not known).
     `twice` tells that the link has two of this name, `thread` that it is thread-local, `kept` that the linked
-    file has it as allocated: when it holds nothing, `.` has moved in it in some pass.
+    file shows it allocated without contents: when it holds nothing, `.` has moved in it in some pass.
     """
 
     by_spec: tuple[tuple[Piece, ...], ...]
