@@ -216,10 +216,11 @@ class RunningDomain(Rewinding):
 
     @property
     def is_unobserved(self) -> bool:
-        """Whether nobody would notice a run and its undoing: no debugger, no listener, no record."""
+        """Whether nobody would notice a run and its undoing: no debugger, listener, record or capture."""
         machine = self.machine
         return (
-            not (self._watchers or self._runner or self._tape or machine.watcher or machine.listeners)
+            not any(switch.taps for switch in machine.host.switches.values())
+            and not (self._watchers or self._runner or self._tape or machine.watcher or machine.listeners)
             and machine.engine.coverage is None
             and all(key == TICK for key, _ in machine.host.timers.live())
         )
@@ -242,6 +243,8 @@ class RunningDomain(Rewinding):
         allowed = self._timeout if timeout is None else timeout
         self._limit = None if allowed is None else self._started + allowed
         self._input, self._sink = None, console_output
+        for switch in self.machine.host.switches.values():
+            switch.taps.clear()  # a capture is the holder's
 
     @property
     def transcript(self) -> Transcript:

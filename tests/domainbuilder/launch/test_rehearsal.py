@@ -97,6 +97,13 @@ def test_nothing_is_rehearsed_where_somebody_would_see_it(
     assert rehearsed == []
 
 
+def test_a_capture_has_what_happened_once(dom: RunningDomain, rehearsed: list[list[Act]]) -> None:
+    dom.machine.host.switch("xenbr0").taps.append(lambda *_: None)
+    for _ in range(3):
+        ask(dom)
+    assert rehearsed == []
+
+
 def test_what_takes_long_is_not_done_twice(
     dom: RunningDomain, rehearsed: list[list[Act]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
