@@ -419,5 +419,5 @@ class Sizing:
         output.size = None
         for region in (self._default, *self.regions.values()):
             region.current = unknown
-            if output.node.at is not None:
+            if output.node.at is not None or (region.last and region.last.load != region.last.address):
                 region.last = output  # load addresses may go on from it
