@@ -6,11 +6,10 @@ import inspect
 import sys
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
@@ -228,8 +227,7 @@ OutputFormat = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(NamedTuple):
     """What every command takes that runs a domain."""
 
     expect: Expect = None
@@ -335,12 +333,12 @@ def _in_section(name: str, annotation: Any) -> Any:
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A decorator of commands: for Typer, a parameter that is a dataclass of options stands for its fields.
+    """A decorator of commands: for Typer, a parameter that is a NamedTuple of options stands for its fields.
 
     Help has the options in the sections of SECTIONS, in their order.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) and isinstance(hint, type)}
+    groups = {name: hint for name, hint in hints.items() if hasattr(hint, "_field_defaults")}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         group = groups.get(parameter.name)
@@ -349,14 +347,14 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
             continue
         options = get_type_hints(group, include_extras=True)
         parameters += [
-            inspect.Parameter(one.name, parameter.kind, default=one.default, annotation=options[one.name])
-            for one in fields(group)
+            inspect.Parameter(name, parameter.kind, default=default, annotation=options[name])
+            for name, default in group._field_defaults.items()
         ]
 
     @wraps(command)
     def with_groups(**given: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+            given[name] = group(*map(given.pop, group._fields))
         command(**given)
 
     parameters = [one.replace(annotation=_in_section(one.name, one.annotation)) for one in parameters]

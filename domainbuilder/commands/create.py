@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -139,6 +139,6 @@ def _groups(words: list[str]) -> list[tuple[str, list[str]]]:
 
 def _check(run: RunOptions, taken: tuple[str, ...], otherwise: str) -> None:
     """Raise BadParameter where other options of a run were given than those that are taken."""
-    given = [one.name for one in fields(run) if getattr(run, one.name) != one.default]
+    given = [name for name, default in run._field_defaults.items() if getattr(run, name) != default]
     if set(given) - set(taken):
         raise typer.BadParameter(otherwise)

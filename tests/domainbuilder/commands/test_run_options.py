@@ -11,7 +11,7 @@ from domainbuilder.commands._run_options import SECTIONS, RunOptions
 @pytest.mark.parametrize("name", ["launch", "restore", "create"])
 def test_every_option_of_a_run_is_the_commands_own_and_in_a_section(name: str) -> None:
     shown = {one.name: one.rich_help_panel for one in typer_command(name).params}
-    for field in RunOptions.__dataclass_fields__:
+    for field in RunOptions._fields:
         assert field in SECTIONS[shown[field]]
 
 
