@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -122,7 +121,7 @@ def create(
         )
         raise typer.Exit(create_together(domains, options))
     raise typer.Exit(
-        create_domain(domains[0], replace(run.launch_options(ctx, ""), cache=not no_cache), quiet=quiet)
+        create_domain(domains[0], run.launch_options(ctx, "")._replace(cache=not no_cache), quiet=quiet)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -83,11 +82,10 @@ def launch(
     if keep is not None:
         if options.save_at is not None or options.output is not None:
             raise BuildError("--save-at and --keep are two places for the same")
-        options = replace(options, save_at=until, output=_kept_as(keep))
+        options = options._replace(save_at=until, output=_kept_as(keep))
     if resume_at is not None and no_cache:
         raise BuildError("--resume-at is a cache, and --no-cache wants none")
-    options = replace(
-        options,
+    options = options._replace(
         memory_mib=memory,
         ramdisk=ramdisk,
         cmdline=cmdline,

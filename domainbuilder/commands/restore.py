@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -46,5 +45,5 @@ def restore(
     from domainbuilder.launch.run import run_restore
 
     options = run.launch_options(ctx, find_named(file))
-    options = replace(options, disks=disks_of(disk or [], snapshot=snapshot))
+    options = options._replace(disks=disks_of(disk or [], snapshot=snapshot))
     raise typer.Exit(run_restore(options).code)

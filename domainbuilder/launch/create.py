@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 from uuid import UUID, uuid5
@@ -70,13 +69,12 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
     Their `timeout` is for all the runs together. Raises BuildError for what cannot be built.
     """
     if config.on_crash.startswith("coredump"):
-        options = replace(options, core=Path(f"{config.name}.core"))
+        options = options._replace(core=Path(f"{config.name}.core"))
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
         with booted(config) as (kernel, ramdisk, cmdline):
             ended = run_launch(
-                replace(
-                    options,
+                options._replace(
                     file=kernel,
                     ramdisk=ramdisk,
                     cmdline=cmdline,
@@ -88,7 +86,7 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
         if not action.endswith("restart") or options.is_of_one_run:
             return ended.code
         if deadline is not None:
-            options = replace(options, timeout=max(deadline - time.monotonic(), _LEAST_TIME))
+            options = options._replace(timeout=max(deadline - time.monotonic(), _LEAST_TIME))
         if not quiet:
             print(f"domainbuilder: {config.name} is started again: {ended.reason}", file=sys.stderr)
 

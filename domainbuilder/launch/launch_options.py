@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.inputs import names_socket
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from hvcore.backends.vif import Vif
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchOptions:
+class LaunchOptions(NamedTuple):
     """The command line of `domainbuilder launch`, parsed."""
 
     file: str

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.errors import BuildError
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from hvcore.host import Host
 
 
-@dataclass(frozen=True, slots=True)
-class Observing:
+class Observing(NamedTuple):
     """The options that ask for files: each None where nothing does."""
 
     trace: Path | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,8 @@ class InputRecord(NamedTuple):
 
 def save_record(record: InputRecord, path: str | os.PathLike[str]) -> None:
     """Write the file, whole or not at all. Raises OSError."""
+    import json  # a launch without a record does not pay for it
+
     lines = [json.dumps({"format": FORMAT, "domain": record.domain})]
     lines += [json.dumps([at, *_shown(given)]) for at, given in record.typed]
     lines.append(json.dumps({"end_ns": record.end_ns, "reason": record.reason}))
@@ -80,6 +81,8 @@ def load_record(path: str | os.PathLike[str]) -> InputRecord:
 
 
 def _parse(name: str, at: int, line: bytes) -> object:
+    import json  # as above
+
     try:
         parsed: object = json.loads(line)
     except (ValueError, RecursionError):

@@ -15,7 +15,6 @@ from domainbuilder.errors import BuildError
 from domainbuilder.launch.hypercall_names import hypercall_name
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.rewinding import Rewinding
-from domainbuilder.launch.run_stats import HostUse, Statistics
 from domainbuilder.launch.runner import TICK
 from domainbuilder.launch.session import Input, Outcome
 from domainbuilder.launch.transcript import Transcript
@@ -26,6 +25,7 @@ from hvcore.x86 import vector_name
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
     from domainbuilder.launch.guest_control import GuestControl
+    from domainbuilder.launch.run_stats import Statistics
     from domainbuilder.launch.stop_report import StopReport
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.saved.migrate import Migration
@@ -349,6 +349,8 @@ class RunningDomain(Rewinding):
 
     def stats(self) -> Statistics:
         """The counts so far."""
+        from domainbuilder.launch.run_stats import HostUse, Statistics  # 1.4 ms, which few runs need to pay
+
         s = self.machine.stats()
         unit = 1 if sys.platform == "darwin" else 1024
         return Statistics(

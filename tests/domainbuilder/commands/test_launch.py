@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def run(hello: Path, tmp_path: Path) -> Callable[..., int]:
             stats=False,
             json=False,
         )
-        return int(run_launch(replace(options, **changes)).code)  # type: ignore[arg-type]
+        return int(run_launch(options._replace(**changes)).code)  # type: ignore[arg-type]
 
     return go
 
