@@ -111,9 +111,8 @@ def network_detach(domain: Named, vif: WhichVif) -> None:
     It is taken by force from a guest that does not let go of it within ten seconds.
     """
     found = find_named(domain)
-    rows = [row for row in _ask(found, "network-list") if vif.lower() in (str(row["idx"]), row["mac"])]
-    _ask(found, "network-detach", vif=vif, force=False)
-    if rows and not _is_gone(found, "network-list", "idx", rows[0]["idx"]):
+    devid = _ask(found, "network-detach", vif=vif, force=False)
+    if not _is_gone(found, "network-list", "idx", devid):
         _ask(found, "network-detach", vif=vif, force=True)
 
 

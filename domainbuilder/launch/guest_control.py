@@ -94,12 +94,12 @@ class GuestControl:
         self._devices.detach(f"vbd{devid}", force=force)
         return devid
 
-    def detach_vif(self, which: str, *, force: bool = False) -> None:
-        """libxl_device_nic_remove() of an interface by its number or address."""
+    def detach_vif(self, which: str, *, force: bool = False) -> int:
+        """libxl_device_nic_remove() of an interface by its number or address; its number."""
         domid = self._machine.domain.domain_id
         for vif in self._devices.vifs:
             if which.lower() in (str(vif.devid), vif.address(domid, vif.devid)):
                 self._store.serve()
                 self._devices.detach(f"vif{vif.devid}", force=force)
-                return
+                return vif.devid
         raise ValueError(f"Unknown device {which}")

@@ -178,9 +178,9 @@ class RunningDomain(Rewinding):
             raise
         return devid
 
-    def detach_vif(self, which: str, *, force: bool = False) -> None:
+    def detach_vif(self, which: str, *, force: bool = False) -> int:
         """The same with an interface, which is named by its number or its address: `xl network-detach`."""
-        self._guest_control().detach_vif(which, force=force)
+        return self._guest_control().detach_vif(which, force=force)
 
     def _guest_control(self) -> GuestControl:
         from domainbuilder.launch.guest_control import GuestControl

@@ -55,21 +55,9 @@ class BackRing:
 
     def next_request(self) -> bytes:
         """A copy of the next request, which is consumed."""
-        request = self.peek_request()
-        self.req_cons = self.req_cons + 1 & _WORD
+        request = self.peek(1)
+        self.consume(1)
         return request
-
-    def peek_request(self) -> bytes:
-        """A copy of the next request, which stays the next."""
-        return self._read(RING_ENTRIES + (self.req_cons & self.entries - 1) * self.entry_size)
-
-    def _read(self, start: int) -> bytes:
-        page, offset = divmod(start, PAGE_SIZE)
-        first = min(self.entry_size, PAGE_SIZE - offset)
-        data = bytes(self._memory.frame(self.frames[page])[offset : offset + first])
-        if first < self.entry_size:
-            data += self._memory.frame(self.frames[page + 1])[: self.entry_size - first]
-        return data
 
     def peek(self, count: int) -> bytes:
         """A copy of the next `count` entries, at most all of the ring, which stay the next."""

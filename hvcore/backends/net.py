@@ -169,16 +169,6 @@ class NetBackend(XenbusDevice, Port):
 
     def handle_event(self) -> None:
         """The guest notified: it sends, or has made room; and what is due by now need not wait."""
-        self._work()
-
-    def answer_due(self) -> None:
-        """See XenbusDevice."""
-        self.serve()
-        self.held_until = self.guest.clock.now() + _HOLD_NS
-        self._work()
-
-    def _work(self) -> None:
-        """Answer, take and give what there is."""
         now = self.guest.clock.now()
         if self.tx.respond(now):
             self.notify()
@@ -191,6 +181,12 @@ class NetBackend(XenbusDevice, Port):
         except (FatalTxError, BadRingError):
             self._disable()
         self._arm()
+
+    def answer_due(self) -> None:
+        """See XenbusDevice."""
+        self.serve()
+        self.held_until = self.guest.clock.now() + _HOLD_NS
+        self.handle_event()
 
     def frame_out(self, when: int, frame: Frame) -> None:
         """See Port: the frame waits until it is there by this guest's clock."""
