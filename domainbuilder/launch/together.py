@@ -156,11 +156,10 @@ def create_together(configs: Sequence[DomainConfig], options: TogetherOptions) -
         members = [_Member(config) for config in configs]
         for member in members:
             member.sinks.append(partial(screen.show, member.config.name))
-            if options.console_log is not None:
-                path = options.console_log.with_name(f"{options.console_log.name}.{member.config.name}")
-                member.sinks.append(_writer(stack.enter_context(path.open("wb", buffering=0))))
         with ExitStack() as files:
             plans = [_planned(config, files, cache=options.cache) for config in configs]
+            for member, log in zip(members, _logs(configs, options), strict=False):
+                member.sinks.append(_writer(stack.enter_context(log.open("wb", buffering=0))))
             host = stack.enter_context(Host(sum(map(_mib, plans, configs))))
             for member, planned in zip(members, plans, strict=True):
                 _launch(host, member, planned, cache=options.cache)
@@ -196,7 +195,15 @@ def _check(configs: Sequence[DomainConfig], options: TogetherOptions) -> None:
         if targets & written:
             raise BuildError("two domains write to the same disk", found=", ".join(sorted(targets & written)))
         written |= targets
-    refuse_to_overwrite([options.pcap], [disk.target for config in configs for disk in config.disks])
+    inputs = [name for config in configs for name in (config.kernel, config.ramdisk)]
+    inputs += [disk.target for config in configs for disk in config.disks]
+    refuse_to_overwrite([options.pcap, *_logs(configs, options)], inputs)
+
+
+def _logs(configs: Sequence[DomainConfig], options: TogetherOptions) -> list[Path]:
+    """The file for each domain's output; none where nobody wants them."""
+    log = options.console_log
+    return [] if log is None else [log.with_name(f"{log.name}.{config.name}") for config in configs]
 
 
 def _writer(file: BinaryIO) -> Callable[[bytes], None]:
