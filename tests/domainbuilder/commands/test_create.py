@@ -195,3 +195,20 @@ def test_what_several_domains_cannot_have(config: Path, tmp_path: Path) -> None:
         ran = _create(str(config), *arguments)
         assert ran.returncode == 2, ran.stderr
         assert said in " ".join(ran.stderr.replace("│", " ").split())
+
+
+def test_several_domains_write_over_no_input_and_no_log_before_they_are_planned(
+    config: Path, tmp_path: Path, sample_guest: Callable[[str], Path]
+) -> None:
+    other, kernel, log = tmp_path / "other.cfg", tmp_path / "log.other", tmp_path / "kept.hello"
+    content = sample_guest("hello").read_bytes()
+    kernel.write_bytes(content)
+    log.write_text("of a run before\n")
+    other.write_text(f"name='other'\nkernel='{kernel}'\n")
+    for option, value in (("--pcap", kernel), ("--console-log", tmp_path / "log")):
+        ran = _create(config, other, option, value)
+        assert (ran.returncode, "would be overwritten" in ran.stderr) == (2, True), ran.stderr
+        assert kernel.read_bytes() == content
+    ran = _create(config, other, f"kernel='{config}'", "--console-log", tmp_path / "kept")
+    assert ran.returncode == 2
+    assert log.read_text() == "of a run before\n"
