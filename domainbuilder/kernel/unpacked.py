@@ -68,3 +68,8 @@ class UnpackedKernels:
         import hashlib
 
         return self._folder / hashlib.sha256(packed).hexdigest()
+
+
+def users_kernels(*, cache: bool = True) -> UnpackedKernels | None:
+    """Those under the user's cache folder, for load_kernel(); None where that is to be left alone."""
+    return UnpackedKernels(cache_folder()) if cache else None

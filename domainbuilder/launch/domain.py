@@ -17,7 +17,7 @@ from domainbuilder.build.domain_image import DEFAULT_FIRST_MFN, DomainImage, bui
 from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, LayoutError, Where
 from domainbuilder.kernel.kernel_file import KernelFile, load_kernel
-from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
+from domainbuilder.kernel.unpacked import users_kernels
 from domainbuilder.launch.options import Chosen, Options, options_by_name
 from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.session import Console, ExpectEOF, ExpectError, ExpectTimeout, Outcome
@@ -125,7 +125,7 @@ def _opened(path: str | os.PathLike[str], *, cache: bool) -> DomainImage | Kerne
     """A file: a domain that was built, or a kernel, unpacked if need be or found unpacked."""
     if is_image(path):
         return load_image(path)
-    return load_kernel(path, kept=UnpackedKernels(cache_folder()) if cache else None)
+    return load_kernel(path, kept=users_kernels(cache=cache))
 
 
 def _build(planned: DomainPlan, host: Host | None, options: Chosen) -> tuple[DomainImage, Host]:

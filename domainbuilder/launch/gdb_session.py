@@ -101,11 +101,11 @@ def _symbols(options: GdbOptions, folder: Path) -> str | None:
             return name
     from domainbuilder.kernel.elf import parse_elf
     from domainbuilder.kernel.kernel_file import load_kernel
-    from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
+    from domainbuilder.kernel.unpacked import users_kernels
     from domainbuilder.symbols.read import kernel_symbols, read_symbols
     from domainbuilder.symbols.symbol_file import symbol_file
 
-    kernel = load_kernel(options.file, kept=UnpackedKernels(cache_folder()))
+    kernel = load_kernel(options.file, kept=users_kernels())
     elf = parse_elf(kernel.image, kernel.path)
     symbols = kernel_symbols(elf) if options.symbols is None else read_symbols(options.symbols, elf)
     if not len(symbols):

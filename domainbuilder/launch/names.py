@@ -8,7 +8,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.kernel.elf import PF_X, ElfImage, parse_elf
 from domainbuilder.kernel.kernel_file import load_kernel
 from domainbuilder.kernel.parms import UNSET_ADDR
-from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
+from domainbuilder.kernel.unpacked import users_kernels
 from domainbuilder.symbols.read import kernel_symbols
 from domainbuilder.symbols.table import Symbols, no_symbols
 from hvcore.public.xen import PAGE_SIZE
@@ -21,9 +21,8 @@ def _kernel_elf(plan: DomainPlan, *, cache: bool) -> ElfImage | None:
     """The kernel that was launched, opened again for its symbols; None if it has gone or is no file."""
     if plan.elf is not None:
         return plan.elf
-    kept = UnpackedKernels(cache_folder()) if cache else None
     try:
-        return parse_elf(load_kernel(plan.kernel, kept=kept).image, plan.kernel)
+        return parse_elf(load_kernel(plan.kernel, kept=users_kernels(cache=cache)).image, plan.kernel)
     except (BuildError, OSError):
         return None
 

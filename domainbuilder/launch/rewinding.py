@@ -9,39 +9,31 @@ from domainbuilder.errors import BuildError
 from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.runner import Runner
 from domainbuilder.launch.snapshot import Snapshot
-from domainbuilder.launch.start import Start
 
 if TYPE_CHECKING:
     from domainbuilder.launch.past import FrameChange, Happened, Moment, Past, Write
-    from domainbuilder.symbols.table import Symbols
     from hvcore.debug.events import Event
 
 
 class Rewinding(Runner):
     """What RunningDomain has of going back."""
 
-    def __init__(
-        self,
-        start: Start,
-        options: Chosen,
-        *,
-        shares_host: bool,
-        started: float,
-        symbols: Symbols | None = None,
-    ) -> None:
-        super().__init__(start, options, shares_host=shares_host, started=started, symbols=symbols)
-        self._past: Past | None = None
-        if options.past:
-            from domainbuilder.launch.past import Past
+    _past: Past | None = None
 
-            try:
-                self.check_can_be_copied()
-            except RuntimeError as error:
-                if self._outside is not None:
-                    self._outside.close()
-                raise BuildError(f"no past can be kept: {error}") from None
-            self._past = Past(self.machine, self._names_at_hand, self.went_back)
-            self.run_by(self._past.run)
+    def _begin(self, options: Chosen) -> None:
+        super()._begin(options)
+        if not options.past:
+            return
+        from domainbuilder.launch.past import Past
+
+        try:
+            self.check_can_be_copied()
+        except RuntimeError as error:
+            if self._outside is not None:
+                self._outside.close()
+            raise BuildError(f"no past can be kept: {error}") from None
+        self._past = Past(self.machine, self._names_at_hand, self.went_back)
+        self.run_by(self._past.run)
 
     # -- the past, of a domain that was launched with past=True
 

@@ -15,7 +15,7 @@ from domainbuilder.build.image import is_image, load_image
 from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, SavedError, Where
 from domainbuilder.inputs import names_socket
 from domainbuilder.kernel.kernel_file import load_kernel
-from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
+from domainbuilder.kernel.unpacked import users_kernels
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.guest_output import GuestOutput, ReaderGone
 from domainbuilder.launch.launch_options import LaunchOptions, asked_of, check
@@ -213,7 +213,7 @@ def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainI
             raise BuildError("a built domain has its memory, ramdisk and command line already")
         return load_image(options.file)
     try:
-        kernel = load_kernel(options.file, kept=UnpackedKernels(cache_folder()) if options.cache else None)
+        kernel = load_kernel(options.file, kept=users_kernels(cache=options.cache))
     except KernelFormatError as error:
         from domainbuilder.saved.frozen import is_frozen
 

@@ -99,8 +99,12 @@ class Runner:
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
             self._tape = Tape(self.machine, start.subject(), options.replay, self._interruptions.keep)
-        if options.replay is None and start.is_trusted:  # no file opens ports here
-            self._look_outside()  # nothing fails behind it, and would leave a process
+        self._begin(options)
+
+    def _begin(self, options: Chosen) -> None:
+        """The domain is there; what else it needs before it runs. Raises BuildError."""
+        if options.replay is None and self._is_trusted:  # no file opens ports here
+            self._look_outside()
 
     def _look_outside(self) -> None:
         """Have somebody at the other end of each interface that leads out. Raises BuildError."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from domainbuilder import streams
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.kernel.kernel_file import load_kernel
-from domainbuilder.kernel.unpacked import UnpackedKernels, cache_folder
+from domainbuilder.kernel.unpacked import users_kernels
 from domainbuilder.launch.create import action_of, asked_by, booted
 from domainbuilder.launch.host import Host
 from domainbuilder.launch.observing import captured
@@ -213,8 +213,8 @@ def _writer(file: BinaryIO) -> Callable[[bytes], None]:
 def _planned(config: DomainConfig, files: ExitStack, *, cache: bool) -> DomainPlan:
     """What the domain will be; its files are there as long as `files`."""
     kernel, ramdisk, cmdline = files.enter_context(booted(config))
-    kept = UnpackedKernels(cache_folder()) if cache else None
-    planned = plan(load_kernel(kernel, kept=kept), config.memory, ramdisk=ramdisk, cmdline=cmdline)
+    opened = load_kernel(kernel, kept=users_kernels(cache=cache))
+    planned = plan(opened, config.memory, ramdisk=ramdisk, cmdline=cmdline)
     warn(planned)
     return planned
 
