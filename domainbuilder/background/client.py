@@ -48,8 +48,7 @@ def start(
 
     Raises BuildError where it cannot be started; OSError.
     """
-    name = config.name if config is not None else Path(saved or "").name
-    log = log_path(name)
+    log = log_path(config.name if config is not None else Path(saved or "").name)
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     here, there = socket.socketpair()
     with here, log.open("a+b") as errors:
@@ -77,8 +76,7 @@ def start(
             raise
     if "error" in told:
         raise BuildError(told["error"])
-    started = Domain(told["ok"], name, process.pid)
-    return next((domain for domain in domains() if domain.id == started.id), started)  # with its own name
+    return Domain(told["ok"], told["name"], process.pid)
 
 
 def tell_started(domain: Domain, *, console: bool, quiet: bool = False) -> None:

@@ -49,16 +49,16 @@ def main(descriptor: int) -> None:
     with ExitStack() as stack:
         try:
             asked, _ = read_line(sock, _MOST_CONFIG)
-            _live(_Life(asked, stack, lambda number: say({"ok": number})))
+            _live(_Life(asked, stack, lambda number, name: say({"ok": number, "name": name})))
         except (BuildError, OSError) as error:
             say({"error": _reason(error)})
             _log(_reason(error))
 
 
 class _Life:
-    """What was asked for, and the server once there is one; `started` is called with the domain's number."""
+    """What was asked for, and the server once there is one; `started` gets the domain's number and name."""
 
-    def __init__(self, asked: dict[str, Any], stack: ExitStack, started: Callable[[int], None]) -> None:
+    def __init__(self, asked: dict[str, Any], stack: ExitStack, started: Callable[[int, str], None]) -> None:
         self.config = _config(asked)
         self.saved: str | None = asked["saved"]
         self.cache, self._paused = bool(asked["cache"]), bool(asked["paused"])
@@ -106,7 +106,7 @@ class _Life:
 
     def begins(self, server: Server) -> None:
         """Say so, to whoever waits for it and in the log."""
-        self._started(server.place.id)
+        self._started(server.place.id, server.config.name)
         _log(f"{server.config.name} is domain {server.place.id}, process {os.getpid()}")
 
 
