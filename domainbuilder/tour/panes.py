@@ -142,7 +142,7 @@ def address_space(step: Step, before: Step | None, named: Sequence[Named]) -> Ta
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("what is there")
-    most = max(span.end - span.start for span in step.spans if not span.is_xens) if step.spans else 1
+    most = max((span.end - span.start for span in step.spans if not span.is_xens), default=1)
     for change in changes(step, before, named):
         size = change.end - change.start
         cells = max(1, round(_BAR * min(size / most, 1.0) ** 0.5))

@@ -15,7 +15,7 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from domainbuilder.launch.address_space import spans
+from domainbuilder.launch.address_space import Span, spans
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.hypercall_names import _commands
 from domainbuilder.plan.domain_plan import plan
@@ -108,6 +108,16 @@ def test_as_text(hello: list[Step], sample_guest: Callable[[str], Path]) -> None
     shown = linked("xen/arch/x86/mm.c: do_mmu_update()")
     assert re.sub(r"\x1b\]8;;[^\x1b]*\x1b\\", "", shown) == "xen/arch/x86/mm.c: do_mmu_update()"
     assert subprocess.run([*command[:-1], "/bin/ls"], capture_output=True, check=False).returncode == 2
+
+
+def test_an_address_space_with_nothing_but_xens_part_is_shown() -> None:
+    pytest.importorskip("textual")
+    from domainbuilder.tour import panes
+
+    step = Step("", 0, (), BEFORE["start"], spans=(Span(0xF5800000, 1 << 32, 0, None, is_xens=True),))
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(panes.address_space(step, None, []))
+    assert "Xen's own" in shown.getvalue()
 
 
 def test_the_application(hello: list[Step], sample_guest: Callable[[str], Path]) -> None:
