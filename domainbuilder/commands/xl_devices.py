@@ -122,6 +122,13 @@ def _ask(domain: Domain, verb: str, **arguments: Any) -> Any:
     return ask(domain, verb, **arguments)
 
 
+def _those(domain: str | None) -> list[Domain]:
+    """The domain of that number or name; all where none is named."""
+    from domainbuilder.background.runtime import domains
+
+    return domains() if domain is None else [find_named(domain)]
+
+
 def _is_gone(domain: Domain, verb: str, key: str, number: int) -> bool:
     """Whether the device with that number goes in time."""
     end = time.monotonic() + _PATIENCE
@@ -137,12 +144,9 @@ def vcpu_list(domain: Some = None) -> None:
 
     States are xl's: r running, b blocked, p not online.
     """
-    from domainbuilder.background.client import ask
-    from domainbuilder.background.runtime import domains
-
     print(f"{'Name':<32} {'ID':>5} {'VCPU':>5} {'CPU':>5} {'State':>5} {'Time(s)':>9} Affinity (Hard / Soft)")
-    for found in domains() if domain is None else [find_named(domain)]:
-        for row in ask(found, "vcpu-list"):
+    for found in _those(domain):
+        for row in _ask(found, "vcpu-list"):
             running, blocked = ("r" if row["state"] == "r" else "-"), ("b" if row["state"] == "b" else "-")
             where = f"{'0':>5}   {running}{blocked}- " if row["online"] else f"{'-':>5}   --p "
             shown = f"{where}{row['seconds']:9.1f}  all / all"
@@ -167,11 +171,8 @@ def dmesg(domain: Some = None) -> None:
     That is the last acts of each guest that were refused, and why, and what it was crashed for. Each domain
     has a host of its own, where its number is 1.
     """
-    from domainbuilder.background.client import ask
-    from domainbuilder.background.runtime import domains
-
-    for found in domains() if domain is None else [find_named(domain)]:
-        for text in ask(found, "dmesg"):
+    for found in _those(domain):
+        for text in _ask(found, "dmesg"):
             print(f"(XEN) [{found.name}] {text}")
 
 

@@ -173,12 +173,9 @@ class Stub:
         """GDB has a domain more."""
         self.processes[process.pid] = process
 
-    def drop(self, pid: int) -> Process | None:
-        """GDB has a domain no more."""
-        process = self.processes.pop(pid, None)
-        if process is not None:
-            process.close()
-        return process
+    def drop(self, pid: int) -> None:
+        """GDB has a domain no more; whoever had the process made closes it."""
+        self.processes.pop(pid, None)
 
     def close(self) -> None:
         """GDB goes: take back what it has set."""
