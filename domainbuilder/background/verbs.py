@@ -10,7 +10,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -136,18 +137,25 @@ class _Nobody:
         return b""
 
 
+@contextmanager
+def _undisturbed(server: Served) -> Iterator[RunningDomain]:
+    """The domain, which hears nobody within the block."""
+    dom = _alive(server)
+    dom.attach(_Nobody())
+    try:
+        yield dom
+    finally:
+        dom.attach(server)
+
+
 def _save(server: Served, path: str, form: str, after: str) -> int:
     """Write the domain for `restore`; the file's bytes. `after`: destroy, continue or pause."""
     if not path.startswith("/"):
         raise Refused("the saved domain's file needs a path from the root on")
     if form not in ("frozen", "xen") or after not in ("destroy", "continue", "pause"):
         raise Refused(f"no way to save a domain: {form[:80]}, {after[:80]}")
-    dom = _alive(server)
-    dom.attach(_Nobody())
-    try:
+    with _undisturbed(server) as dom:
         size = dom.save(path, "xen" if form == "xen" else "frozen")
-    finally:
-        dom.attach(server)
     if after == "destroy":
         server.end = "saved"
         return size
@@ -159,12 +167,8 @@ def _save(server: Served, path: str, form: str, after: str) -> int:
 
 def _migrate(server: Served, address: str) -> str:
     """Move the domain to who waits for it at "unix:PATH"; how that went."""
-    dom = _alive(server)
-    dom.attach(_Nobody())
-    try:
+    with _undisturbed(server) as dom:
         moved = str(dom.migrate(address))
-    finally:
-        dom.attach(server)
     server.end = f"moved: {moved}"
     return moved
 

@@ -17,7 +17,7 @@ from hvcore import abi as abi_module
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.net import NetBackend
 from hvcore.backends.net_frame import Frame, filled, for_offload, segments
-from hvcore.backends.net_switch import Port, Switch
+from hvcore.backends.net_switch import Switch
 from hvcore.backends.vif import Vif
 from hvcore.backends.xenstored import Xenstored
 from hvcore.common.event_channel import do_event_channel_op, evtchn_send
@@ -25,22 +25,11 @@ from hvcore.public.event_channel import EVTCHNOP_alloc_unbound
 from hvcore.public.grant_table import GTF_permit_access
 from hvcore.pv.audit import audit
 from tests.hvcore.conftest import Guest
+from tests.hvcore.wire import Wire
 
 TX, RX, DATA, REF = 8, 9, 16, 8
 OTHER = bytes.fromhex("00163e000900")
 MINE = bytes.fromhex("00163e000100")
-
-
-class Wire(Port):
-    """The other side of the switch: what comes out of it."""
-
-    name = "wire"
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-
-    def frame_out(self, when: int, frame: Frame) -> None:  # noqa: ARG002
-        self.frames.append(frame)
 
 
 class Bench:

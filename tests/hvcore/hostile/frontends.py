@@ -21,9 +21,8 @@ from typing import TypeVar
 from hvcore.backends.block import MAX_PERSISTENT_GRANTS, MAX_UNDER_WAY, BlockBackend
 from hvcore.backends.disk import Disk
 from hvcore.backends.net import NetBackend
-from hvcore.backends.net_frame import Frame
 from hvcore.backends.net_rx import MAX_WAITING_BYTES, MAX_WAITING_FRAMES
-from hvcore.backends.net_switch import MAX_ADDRESSES, Port
+from hvcore.backends.net_switch import MAX_ADDRESSES
 from hvcore.backends.net_tx import MAX_MULTICAST
 from hvcore.backends.vif import Vif
 from hvcore.backends.xenbus import XenbusDevice
@@ -40,6 +39,7 @@ from tests.hvcore.hostile.net_acts import Netif
 from tests.hvcore.hostile.shards import ROUND
 from tests.hvcore.hostile.store_acts import StoreRing, Tool
 from tests.hvcore.hostile.world import GUESTS, World
+from tests.hvcore.wire import Wire
 
 T = TypeVar("T")
 
@@ -57,20 +57,6 @@ _NODES = ("state", "ring_ref", "ring_ref0", "ring_page_order", "event_channel", 
     "virtual_device")  # fmt: skip
 _HYPERCALLS = ("mmu_update", "update_va_mapping", "mmuext_op", "new_tables", "remap", "remap", "unpin",
     "unpin", "reservation", "exchange", "grant_map", "grant_unmap", "store")  # fmt: skip
-
-
-class Wire(Port):
-    """Somebody else on the switch, and what was heard there since it was looked at."""
-
-    name = "wire"
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-
-    def frame_out(self, when: int, frame: Frame) -> None:  # noqa: ARG002
-        """See Port."""
-        self.frames.append(frame)
-        del self.frames[:-16]
 
 
 class Hostile:
@@ -293,7 +279,7 @@ def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter
     vif = Vif(rate=rng.choice((0, 0, 10000)))
     world = World(GUESTS[number % len(GUESTS)], folder, domains=2, disks=disks, vifs=(vif,))
     host = world.machine.host
-    wire, states = Wire(), list[HostState]()
+    wire, states = Wire(most=16), list[HostState]()
     again = f"tests.hvcore.hostile.frontends --seed {seed} --round {number}"
     try:
         beside = World(

@@ -20,8 +20,8 @@ from hvcore.public.netif import (
 from tests.hvcore.hostile.frontend_side import REF, Ring, Side
 
 if TYPE_CHECKING:
-    from tests.hvcore.hostile.frontends import Wire
     from tests.hvcore.hostile.world import World
+    from tests.hvcore.wire import Wire
 
 _DISK, _TX, _RX, _OUT, _DATA, _IN = 0, 1, 2, 3, 4, 8
 _OFFERED = 64
