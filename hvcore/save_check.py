@@ -244,7 +244,7 @@ def _of_machine(mem: MachineMemory, vcpus: int) -> Owners:
         },
         "ro_page_fault": {
             "_at": index, "_table": none_or_frame, "refused_upper_at": number(-1, _U64),
-            "_saved": items("list", U64, 17),
+            "_saved": items("list", U64, 17), "_above": items("list", U64, 6),
         },
     }  # fmt: skip
 

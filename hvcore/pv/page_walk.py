@@ -92,6 +92,15 @@ class PageWalk(PageTypes):
         m2p = self.xen.m2p
         return (m2p.mfn - self.base + page) << 12 if self.levels == 3 and 0 <= page < m2p.frames else -1
 
+    def entries_above(self, root_mfn: int, va: int) -> list[int]:
+        """The indices of the entries above the leaf that maps `va`, the base's first; there has to be a leaf."""
+        table, found = root_mfn, []
+        for level in range(self.levels - 1, 0, -1):
+            slot = va >> 12 + self.shift * level & self.entries - 1
+            found.append(((table - self.base) << self.shift) + slot)
+            table = (self.e[found[-1]] >> 12) & self.mfn_mask
+        return found
+
     def _writable_above(self, root_mfn: int, va: int) -> bool:
         """Whether the entries above the leaf let `va` be written, as a linear page table's does not."""
         table = root_mfn

@@ -81,6 +81,7 @@ class RoPageFault:
         self._compares = False
         self._at = 0  # the entry that maps the table for the guest
         self._pte = 0
+        self._above: list[int] = []  # of the entries above that were read-only: index, entry, index, entry...
         self._table = 0  # the table's mfn
         self._cr2 = 0
         self._saved: list[int] = []
@@ -94,11 +95,17 @@ class RoPageFault:
         return self.d.words.page_table_stores
 
     def try_start(self, cr2: int) -> bool:
-        """pv_ro_page_fault(): begin the store if `cr2` is a read-only mapping of the guest's own L1 table."""
-        mm = self.mm
-        at = mm.l1_entry_of(self.d.current.cr3_mfn, cr2)
-        # In Xen's own slots the walk can end in another table than an L1 (the linear page table does).
-        if at < 0 or mm.ptype[at >> mm.shift] != PGT_l1_page_table:
+        """pv_ro_page_fault(): begin the store if `cr2` is a read-only mapping of the guest's own L1 table.
+
+        Xen looks at the leaf alone, which may be an upper entry that a linear page table shows; what stands above it
+        may be read-only, too.
+        """
+        mm, abi = self.mm, self.d.abi
+        if abi.hypervisor_virt_start <= cr2 < abi.hypervisor_virt_end:  # fixup_page_fault()
+            return False
+        root = self.d.current.cr3_mfn
+        at = mm.l1_entry_of(root, cr2)
+        if at < 0:
             return False
         pte = mm.e[at]
         if pte & (PAGE_PRESENT | PAGE_RW) != PAGE_PRESENT:
@@ -127,6 +134,11 @@ class RoPageFault:
             self._compares = form >= _COMPARES
         self.scratch[:] = self.d.mem.frame(mfn)
         self._at, self._pte, self._table, self._cr2 = at, pte, mfn, cr2
+        self._above.clear()
+        for upper in mm.entries_above(root, cr2):
+            if not mm.e[upper] & PAGE_RW:
+                self._above += (upper, mm.e[upper])
+                mm.e[upper] |= PAGE_RW
         self._saved = self.engine.q[: _GPRS + 1].tolist()
         self._eflags = self.engine.read_eflags()
         frame_bits = mm.mfn_mask << 12
@@ -166,10 +178,15 @@ class RoPageFault:
         mm, engine = self.mm, self.engine
         self.pending = False
         mm.e[self._at] = self._pte
+        for i in range(0, len(self._above), 2):
+            mm.e[self._above[i]] = self._above[i + 1]
         mm.flush_tlb_one(self._cr2)
         engine.write_eflags(engine.read_eflags() & ~X86_EFLAGS_TF | self._eflags & X86_EFLAGS_TF)
         if vector != TRAP_debug:
-            return False
+            if vector != TRAP_page_fault or engine.cr2 & self.d.abi.word_mask != self._cr2:
+                return False
+            self.reject(TRAP_page_fault, 3, self._cr2)  # or the same store would be begun again
+            return True
         engine.take_debug_status()
         self.d.words.page_table_stores += 1
         if not self._commit():

@@ -131,3 +131,27 @@ def test_a_store_that_faults_itself_leaves_the_table_as_it_was(cpu: PvCpu) -> No
     assert bytes(cpu.mem.frame(cpu.base + 3)) == live
     assert (ro.pending, ro.stores) == (False, 0)
     assert not cpu.engine.read_eflags() & 0x100
+
+
+def test_a_store_that_faults_where_it_was_to_go_is_not_begun_again(
+    cpu: PvCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would be for ever: nothing that is tried again would make the processor do it."""
+    ro, address, refused = at(cpu, "890f"), 0x3000 + 8 * 40, []
+    ro.reject = lambda *fault: refused.append(fault)
+    monkeypatch.setattr(type(cpu.engine), "cr2", address)
+    assert ro.try_start(address)
+    assert ro.step_done(14)
+    assert refused == [(14, 3, address)]
+    assert (ro.pending, ro.stores) == (False, 0)
+
+
+def test_a_store_through_upper_entries_that_are_read_only_leaves_them_so(cpu: PvCpu) -> None:
+    ro, table = at(cpu, "890f"), cpu.abi.pt_levels - 2  # the page of the L2
+    entry = cpu.mem.q[(cpu.base + table - cpu.mem.base_mfn) << 9]
+    cpu.set_entry(table, 0, entry & ~2)
+    before = [bytes(cpu.mem.frame(cpu.base + page)) for page in range(4)]
+    assert ro.try_start(0x3000 + 8 * 40)
+    assert bytes(cpu.mem.frame(cpu.base + table)) != before[table]
+    assert not ro.step_done(14)
+    assert [bytes(cpu.mem.frame(cpu.base + page)) for page in range(4)] == before
