@@ -93,7 +93,7 @@ class PageWalk(PageTypes):
         return (m2p.mfn - self.base + page) << 12 if self.levels == 3 and 0 <= page < m2p.frames else -1
 
     def entries_above(self, root_mfn: int, va: int) -> list[int]:
-        """The indices of the entries above the leaf that maps `va`, the base's first; there has to be a leaf."""
+        """The indices of the entries above the leaf that maps `va`, the base's first; it has to be there."""
         table, found = root_mfn, []
         for level in range(self.levels - 1, 0, -1):
             slot = va >> 12 + self.shift * level & self.entries - 1

@@ -94,26 +94,31 @@ class RoPageFault:
         """How many stores were made, by this or by the compiled core."""
         return self.d.words.page_table_stores
 
-    def try_start(self, cr2: int) -> bool:
-        """pv_ro_page_fault(): begin the store if `cr2` is a read-only mapping of the guest's own L1 table.
+    def _leaf(self, cr2: int) -> int:
+        """The index of the read-only entry that maps `cr2` and names a frame of the guest's, or -1.
 
-        Xen looks at the leaf alone, which may be an upper entry that a linear page table shows; what stands above it
-        may be read-only, too.
+        It may be an upper entry that a linear page table shows.
         """
         mm, abi = self.mm, self.d.abi
         if abi.hypervisor_virt_start <= cr2 < abi.hypervisor_virt_end:  # fixup_page_fault()
-            return False
-        root = self.d.current.cr3_mfn
-        at = mm.l1_entry_of(root, cr2)
+            return -1
+        at = mm.l1_entry_of(self.d.current.cr3_mfn, cr2)
+        if at < 0 or mm.e[at] & (PAGE_PRESENT | PAGE_RW) != PAGE_PRESENT:
+            return -1
+        pg = ((mm.e[at] >> 12) & mm.mfn_mask) - mm.base
+        return at if 0 <= pg < mm.nr and mm.owner[pg] == mm.domid else -1
+
+    def try_start(self, cr2: int) -> bool:
+        """pv_ro_page_fault(): begin the store if `cr2` is a read-only mapping of the guest's own L1 table.
+
+        Xen looks at the leaf alone: those above it may be read-only, too.
+        """
+        mm, at = self.mm, self._leaf(cr2)
         if at < 0:
             return False
         pte = mm.e[at]
-        if pte & (PAGE_PRESENT | PAGE_RW) != PAGE_PRESENT:
-            return False
         mfn = (pte >> 12) & mm.mfn_mask
         pg = mfn - mm.base
-        if not 0 <= pg < mm.nr or mm.owner[pg] != mm.domid:
-            return False
         level = mm.ptype[pg]
         if not (PGT_l1_page_table <= level <= PGT_l4_page_table and mm.tcount[pg]):
             return False
@@ -135,7 +140,7 @@ class RoPageFault:
         self.scratch[:] = self.d.mem.frame(mfn)
         self._at, self._pte, self._table, self._cr2 = at, pte, mfn, cr2
         self._above.clear()
-        for upper in mm.entries_above(root, cr2):
+        for upper in mm.entries_above(self.d.current.cr3_mfn, cr2):
             if not mm.e[upper] & PAGE_RW:
                 self._above += (upper, mm.e[upper])
                 mm.e[upper] |= PAGE_RW

@@ -80,7 +80,7 @@ AT_THE_PROMPT = (
     ("ls (xen/xvda,gpt2)/", r"lost\+found/ boot/ "),
     ("ls -l (xen/xvda,gpt2)/boot/", r"DIR +\d+ grub/\n+{size} +\d+ kernel\n"),
     ("search --file /boot/kernel", r"\n xen/xvda,gpt2\n"),
-    ("cat (xen/xvda,gpt2)/boot/grub/grub.cfg", r"menuentry 'From the disk' \{{\n+ linux /boot/kernel ticks=3\n+\}}"),
+    ("cat (xen/xvda,gpt2)/boot/grub/grub.cfg", r"menuentry 'Kernel' \{{\n+ linux /boot/kernel ticks=3\n+\}}"),
 )
 
 
@@ -94,21 +94,23 @@ def test_pv_grub_reads_a_gpt_disk_at_its_prompt(
     sample_guest: Callable[[str], Path],
     conformance_guest: Callable[[str], Path],
 ) -> None:
-    """The menu that PV-GRUB finds by itself is left; its commands read the disk, and configfile boots from it."""
+    """The menu that PV-GRUB finds by itself is left; its commands read the disk, and configfile boots."""
     kernel = (sample_guest("hello") if width == "i386" else conformance_guest("xen_version-64")).read_bytes()
-    config = b"menuentry 'From the disk' {\n linux /boot/kernel ticks=3\n}\n"
+    config = b"menuentry 'Kernel' {\n linux /boot/kernel ticks=3\n}\n"
     files = {"/boot/kernel": kernel, "/boot/grub/grub.cfg": config}
     root = images.ext(tmp_path / "root.img", images.tree(tmp_path / "root", files))
     other = images.ext(tmp_path / "other.img", images.tree(tmp_path / "other", {"/empty": b""}), size=4 << 20)
     disk = images.disk(tmp_path / "disk.img", "gpt", [("type=linux", other), ("type=linux", root)])
-    played = ["--expect", "From the disk", "--send", "c"]
+    played = ["--expect", "Kernel", "--send", "c"]
     for command, _ in AT_THE_PROMPT:
         played += ["--expect", "grub> ", "--send", f"{command}\\n"]
     played += ["--expect", "grub> ", "--send", r"configfile (xen/xvda,gpt2)/boot/grub/grub.cfg\n"]
-    played += ["--expect", "From the disk", "--send", r"\n", "--expect", said]
-    launch = [sys.executable, "-m", "domainbuilder", "launch", guest_kernel(f"grub-{width}-xen.bin"), "-m", "64"]
-    guards = ["--disk", f"{disk},raw,xvda,r", "--max-guest-seconds", "60"]
-    done = subprocess.run([*launch, *guards, *played], capture_output=True, check=False)
+    played += ["--expect", "Kernel", "--send", r"\n", "--expect", said]
+    grub = guest_kernel(f"grub-{width}-xen.bin")
+    launch = [sys.executable, "-m", "domainbuilder", "launch", grub, "-m", "64", "--max-guest-seconds", "60"]
+    done = subprocess.run(
+        [*launch, "--disk", f"{disk},raw,xvda,r", *played], capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
     # Between its prompts, as a person reads it: the echo of a key moves the cursor.
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", done.stdout.decode(errors="replace")).split("grub> ")[1:]
