@@ -107,10 +107,9 @@ def test_pv_grub_reads_a_gpt_disk_at_its_prompt(
     played += ["--expect", "grub> ", "--send", r"configfile (xen/xvda,gpt2)/boot/grub/grub.cfg\n"]
     played += ["--expect", "Kernel", "--send", r"\n", "--expect", said]
     grub = guest_kernel(f"grub-{width}-xen.bin")
-    launch = [sys.executable, "-m", "domainbuilder", "launch", grub, "-m", "64", "--max-guest-seconds", "60"]
-    done = subprocess.run(
-        [*launch, "--disk", f"{disk},raw,xvda,r", *played], capture_output=True, check=False
-    )
+    launch = [sys.executable, "-m", "domainbuilder", "launch", str(grub), "-m", "64"]
+    guards = ["--disk", f"{disk},raw,xvda,r", "--max-guest-seconds", "60"]
+    done = subprocess.run([*launch, *guards, *played], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     # Between its prompts, as a person reads it: the echo of a key moves the cursor.
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", done.stdout.decode(errors="replace")).split("grub> ")[1:]
