@@ -11,16 +11,21 @@ from pathlib import Path
 
 def listen_at(path: str) -> socket.socket:
     """A listening socket of mode 0600. Raises OSError and ValueError where there can be none of that name."""
+    made = f"{path}~"
+    _remove_stale(made)
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         before = os.umask(0o177)
         try:
-            listener.bind(f"{path}~")
+            listener.bind(made)
         finally:
             os.umask(before)
-        listener.listen(8)
-        Path(f"{path}~").rename(path)  # which is there when somebody listens
+        try:
+            listener.listen(8)
+            os.link(made, path)  # it is there when somebody listens, and in nobody's place
+        finally:
+            Path(made).unlink()
     except BaseException:
         listener.close()
         raise

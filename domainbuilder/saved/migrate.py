@@ -10,6 +10,7 @@ tools/xl/xl_migrate.c of Xen 4.17.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from domainbuilder.errors import SavedError, Where
 from domainbuilder.inputs import SOCKET_PREFIX
+from domainbuilder.launch.unix_socket import listen_at
 from domainbuilder.saved.p2m import P2m, guest_p2m
 from domainbuilder.saved.started import received
 from domainbuilder.saved.stream_devices import check_devices
@@ -39,7 +41,6 @@ _NS_PER_PAGE = 10_000  # that the guest runs for each page sent: a link of 400 M
 _READY, _GO, _HERE = b"ready\n", b"go\n", b"here\n"
 _ANSWER_SECONDS = 120.0
 _LAST_WORD_SECONDS = 1.0
-_LISTEN_SECONDS = 1.0  # from where there is a socket of that name until somebody listens at it
 _PIECE = 1 << 20
 
 
@@ -85,19 +86,13 @@ def migrate(dom: RunningDomain, address: str) -> Migration:
 
 
 def _connected(address: str) -> socket.socket:
-    give_up = time.monotonic() + _LISTEN_SECONDS
-    while True:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(address.removeprefix(SOCKET_PREFIX))
-        except OSError as error:
-            sock.close()
-            if not isinstance(error, ConnectionRefusedError) or time.monotonic() > give_up:
-                reason = f"nobody takes a domain there: {error.strerror}"
-                raise SavedError(reason, where=Where(address)) from error
-            time.sleep(0.01)
-        else:
-            return sock
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(address.removeprefix(SOCKET_PREFIX))
+    except OSError as error:
+        sock.close()
+        raise SavedError(f"nobody takes a domain there: {error.strerror}", where=Where(address)) from error
+    return sock
 
 
 class _Sender:
@@ -270,17 +265,15 @@ def _say(sock: socket.socket, line: str) -> None:
 
 def _accepted(address: str, timeout: float | None) -> socket.socket:
     path = Path(address.removeprefix(SOCKET_PREFIX))
-    with socket.socket(socket.AF_UNIX) as listener:
+    if path.exists():  # whoever listens there takes one sender: it must not be asked
+        raise SavedError(f"cannot listen: {os.strerror(errno.EADDRINUSE)}", where=Where(address))
+    try:
+        listener = listen_at(os.fspath(path))
+    except OSError as error:
+        raise SavedError(f"cannot listen: {error.strerror or error}", where=Where(address)) from error
+    with listener:
         listener.settimeout(timeout)
-        mask = os.umask(0o177)  # nobody else's domains
         try:
-            listener.bind(os.fspath(path))
-        except OSError as error:
-            raise SavedError(f"cannot listen: {error.strerror or error}", where=Where(address)) from error
-        finally:
-            os.umask(mask)
-        try:
-            listener.listen(1)
             return listener.accept()[0]
         except TimeoutError:
             raise SavedError("no domain has come", where=Where(address)) from None

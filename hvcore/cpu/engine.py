@@ -118,6 +118,7 @@ class Engine(InnerStops):
         cpu, env = window.cpu_address, window.env_address
         internals = Internals(library.lib, library.uc, cpu, env, plain=plain)
         super().__init__(library, window, internals, core() if use_core and not plain else None)
+        self.nowhere = phys_base + len(memory)
         self._end_patches: Callable[[], object] = lambda: None
         if self._core is not None:
             PATCHES.acquire()
@@ -153,7 +154,10 @@ class Engine(InnerStops):
         if self._pending is not None:
             caught, self._pending = self._pending, None
             raise caught
-        if err:
+        if self.port_faults is not None and self.port_faults.is_left:
+            self.port_faults.deliver()
+            self.cell[CELL_LIMIT] = 0  # this run is over
+        elif err:
             reason = _REASONS.get(err, f"Unicorn error {err}")
             raise EngineError(f"the engine stopped at {self.q[RIP]:#x}: {reason}")
 

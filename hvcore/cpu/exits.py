@@ -33,8 +33,8 @@ from hvcore.cpu.library import (
     UC_HOOK_INTR,
     Library,
 )
+from hvcore.cpu.port_faults import PortFaults
 from hvcore.cpu.processor import EFLAGS, R11, RAX, RCX, RDX, RIP, Processor
-from hvcore.errors import EngineError
 
 _OLD_EXCEPTION = sw.OLD_EXCEPTION // 4
 _ERROR_CODE = sw.ERROR_CODE // 4
@@ -87,6 +87,8 @@ class Exits(Processor):
         self._stop = self._lib.uc_emu_stop
         self.native_pacing = False
         self.coverage: Coverage | None = None  # who wants to know which blocks run
+        self.nowhere = 0  # a physical address behind memory
+        self.port_faults: PortFaults | None = None  # where the core cannot raise #GP
         self.set_handlers: Callable[[Handlers], None] = self.install
 
     def _callbacks(self, handlers: Handlers) -> _Callbacks:
@@ -154,7 +156,11 @@ class Exits(Processor):
 
     def install(self, handlers: Handlers) -> None:
         """Connect the exits; once, before the first run."""
+        self._install_ports()
         on = self._callbacks(handlers)
+        if self.port_faults is not None:
+            self.port_faults.interrupt = on.interrupt
+            on = _Callbacks(*map(self.port_faults.inert, on))
         enter, leave = self._enter_leave()
         guard = self._guard
         interrupt_callback = INTR_CB(self._interrupt_callback(on.interrupt, enter, leave))
@@ -168,7 +174,6 @@ class Exits(Processor):
             (INS_SYSENTER, "", on.sysenter),
         ):
             self._hook_exit(UC_HOOK_INSN, name, INSN_CB(guard(call, enter, leave)), number)
-        self._install_io_faults()
         self._install_pacing()
 
     def _enter_leave(self) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
@@ -270,24 +275,17 @@ class Exits(Processor):
         words = self.words
         return self._core_sees_exits and bool(words.tlb_flush and words.tlb_flush_page)
 
-    def _install_io_faults(self) -> None:
+    def _install_ports(self) -> None:
         """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""
         found = self.internals.io_callbacks()
-        if found is None:
-            self._install_io_refusal()
+        if found is not None:
+            for routine, instruction in zip(found, (INS_IN, INS_OUT), strict=True):
+                self._hook_core(UC_HOOK_INSN, routine, instruction)
             return
-        for routine, instruction in zip(found, (INS_IN, INS_OUT), strict=True):
-            self._hook_core(UC_HOOK_INSN, routine, instruction)
-
-    def _install_io_refusal(self) -> None:
-        """A build that cannot raise #GP from here: better to stop than to let the guest reach a port."""
-
-        def refuse(_uc: int, port: int, *_rest: int) -> int:
-            self._fail(EngineError(f"port I/O (port {port:#x}) cannot be trapped with this Unicorn library"))
-            return 0
-
-        self._hook(UC_HOOK_INSN, IN_CB(refuse), INS_IN)
-        self._hook(UC_HOOK_INSN, OUT_CB(refuse), INS_OUT)
+        faults = PortFaults(self, self._library, self.cell, self.nowhere, self.stop)
+        self._hook(UC_HOOK_INSN, IN_CB(faults.read), INS_IN)
+        self._hook(UC_HOOK_INSN, OUT_CB(faults.write), INS_OUT)
+        self.port_faults = faults
 
     def _install_pacing(self) -> None:
         routine = self.internals.pacing_callback()
@@ -295,7 +293,7 @@ class Exits(Processor):
             self.native_pacing = True
             self._hook_core(UC_HOOK_BLOCK, routine)
             return
-        cell, stop, uc = self.cell, self._stop, self._uc
+        cell, stop, uc, faults = self.cell, self._stop, self._uc, self.port_faults
         turns = cell.cast("B").cast("Q")
         before, end, put_off = 0, 0, 0  # the block before; how many stops in a row were put off
 
@@ -306,7 +304,7 @@ class Exits(Processor):
                 # It may be the rest of a store into the block before, which a stop would make another
                 # block of. A stop of somebody outside can always come a block later.
                 again = before <= address < end and turns[CELL_HORIZON] - left < turns[CELL_TURN_END]
-                if not again or put_off == _MOST_PUT_OFF:
+                if not again or put_off == _MOST_PUT_OFF or (faults is not None and faults.is_left):
                     before, end, put_off = 0, 0, 0
                     stop(uc)
                     return

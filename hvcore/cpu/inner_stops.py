@@ -194,6 +194,8 @@ class InnerStops(Exits):
         self._block = address, size
 
     def _at_instruction(self, _uc: int, address: int, _size: int, _data: int) -> None:
+        if self.port_faults is not None and self.port_faults.is_left:
+            return
         words = self.words
         goes_on = words.is_passing and words.passing == address
         words.is_passing = 0

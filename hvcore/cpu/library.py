@@ -14,7 +14,7 @@ from unicorn.unicorn_py3 import unicorn as binding
 from hvcore.errors import EngineError
 
 UC_ARCH_X86, UC_MODE_64 = 4, 8
-UC_PROT_ALL = 7
+UC_PROT_READ, UC_PROT_ALL = 1, 7
 UC_HOOK_INTR, UC_HOOK_INSN, UC_HOOK_CODE, UC_HOOK_BLOCK, UC_HOOK_INSN_INVALID = 1, 2, 4, 8, 1 << 14
 INS_CPUID, INS_RDTSC, INS_RDTSCP, INS_SYSCALL, INS_SYSENTER = 113, 608, 609, 699, 700
 INS_IN, INS_OUT = 218, 500

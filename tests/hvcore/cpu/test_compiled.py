@@ -14,13 +14,11 @@ from unicorn.unicorn_py3.unicorn import Uc
 from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RCX
 
 from hvcore.cpu import compiled, engine_internals
-from hvcore.cpu.processor import RAX, RCX, RDX, RIP
+from hvcore.cpu.processor import RCX, RIP
 from hvcore.cpu.words import LAYOUT, EngineWords
-from tests.hvcore.rig import RING3_CS, RING3_DS, Rig
+from tests.hvcore.rig import Rig
 
 ROOT = Path(__file__).resolve().parents[3]
-GP = 13
-READ, WRITE = "ec", "ee"  # in al, dx; out dx, al
 
 
 @pytest.fixture
@@ -77,59 +75,6 @@ def test_zig_compiles_it_for_every_machine_that_wheels_are_for(machine: str, tmp
     subprocess.run(command, check=True, env={**os.environ, "HVCORE_MACHINE": machine})
     header = (tmp_path / "core.so").read_bytes()[:20]
     assert (header[:4], header[18]) == (b"\x7fELF", {"x86_64": 62, "aarch64": 183}[machine])
-
-
-def port(rig: Rig, code: str, number: int, *, ring3: bool = False) -> int | None:
-    """RAX after the access, or None if it was a #GP."""
-    if ring3:
-        rig.enter(RING3_CS, RING3_DS)
-    start = 0x2000 if ring3 else 0
-    rig.code(start, code + "cc")
-    rig.engine.flush_code()
-    rig.engine.q[RDX], rig.engine.q[RAX], rig.engine.q[RIP] = number, 0, start
-    rig.exits.clear()
-    rig.engine.run()
-    return None if rig.exits[0][0] == GP else rig.engine.q[RAX]  # else it was the int3
-
-
-@pytest.mark.parametrize("code", [READ, WRITE, "ed", "ef", "66ed", "6c", "6e"])
-def test_ports_are_closed_until_they_are_opened_and_then_again(rig: Rig, code: str) -> None:
-    assert port(rig, code, 0x61) is None
-    rig.engine.open_ports(1)
-    assert port(rig, code, 0x61) is not None
-    rig.engine.close_ports()
-    assert port(rig, code, 0x61) is None
-
-
-def test_an_open_port_reads_ones_of_its_width_and_is_counted_and_paid_for(rig: Rig) -> None:
-    rig.engine.open_ports(1000)
-    spent = rig.engine.cell[1]
-    assert [port(rig, code, 0x3F8) for code in ("ec", "66ed", "ed")] == [0xFF, 0xFFFF, 0xFFFFFFFF]
-    assert port(rig, WRITE, 0x3F8) == 0
-    assert rig.engine.port_accesses == (3, 1)
-    assert rig.engine.cell[1] - spent == 4000
-
-
-@pytest.mark.parametrize("number", [0x6D, 0x6E, 0x6F, 0x70, 0xCF8])
-def test_ports_that_xen_keeps_are_never_opened(rig: Rig, number: int) -> None:
-    rig.engine.open_ports(1)
-    assert port(rig, READ, number) is None
-    assert port(rig, READ, number ^ 0x100) is not None
-
-
-def test_another_ring_is_not_meant(rig: Rig) -> None:
-    rig.engine.open_ports(1)
-    assert port(rig, READ, 0x61) is not None
-    assert port(rig, READ, 0x61, ring3=True) is None
-
-
-def test_time_that_ports_take_ends_the_turn(rig: Rig) -> None:
-    rig.code(0, "ec ebfd")  # in al, dx; jmp to it
-    rig.engine.open_ports(100)
-    rig.engine.cell[0] = 10_000
-    rig.engine.run()
-    assert rig.engine.cell[0] < 0
-    assert 90 <= rig.engine.port_accesses[0] <= 100
 
 
 # -- other users of the library

@@ -17,8 +17,6 @@ from domainbuilder.launch.domain import launch
 from domainbuilder.launch.run_stats import Statistics
 from hvcore.cpu import process_memory
 from hvcore.cpu.patches import PATCHES
-from hvcore.errors import EngineError
-from tests.hvcore.rig import Rig
 
 DOCUMENTED = {
     "uc_open", "uc_close", "uc_ctl", "uc_mem_map_ptr", "uc_hook_add", "uc_emu_start", "uc_emu_stop",
@@ -131,13 +129,3 @@ def test_the_library_is_left_as_it_was_found() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0 or process_memory.ranges("r") == []
-
-
-@pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("port", ["in", "out"])
-def test_ports_cannot_be_trapped_and_end_the_run(port: str) -> None:
-    rig = Rig()
-    rig.code(0, {"in": "ec", "out": "ee"}[port] + "cc")
-    with pytest.raises(EngineError, match="port I/O"):
-        rig.run(0)
-    rig.engine.close()
