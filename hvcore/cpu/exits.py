@@ -158,9 +158,10 @@ class Exits(Processor):
         """Connect the exits; once, before the first run."""
         self._install_ports()
         on = self._callbacks(handlers)
-        if self.port_faults is not None:
-            self.port_faults.interrupt = on.interrupt
-            on = _Callbacks(*map(self.port_faults.inert, on))
+        faults = self.port_faults
+        if faults is not None:
+            faults.interrupt = on.interrupt
+            on = _Callbacks(faults.inert_interrupt(on.interrupt), *map(faults.inert, on[1:]))
         enter, leave = self._enter_leave()
         guard = self._guard
         interrupt_callback = INTR_CB(self._interrupt_callback(on.interrupt, enter, leave))

@@ -76,17 +76,24 @@ class PortFaults:
                 index, mask = kept
                 ctypes.c_uint64.from_address(words.port_keeps + 8 * index).value = value & mask
 
-    def inert(self, call: Callable[..., int | None]) -> Callable[..., int | None]:
-        """The hook `call`, but for what follows a refused access."""
+    def inert_interrupt(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        """The hook of exceptions, but for what follows a refused access."""
 
-        def unless_left(*args: int) -> int | None:
-            if not self.is_left:
-                return call(*args)
-            self._processor.d[_OLD_EXCEPTION] = 0xFFFFFFFF
-            self._stop()
-            return 1
+        def unless_left(vector: int) -> None:
+            if not self._is_passed_over():
+                call(vector)
 
         return unless_left
+
+    def inert(self, call: Callable[[], int]) -> Callable[[], int]:
+        """Another hook, but for what follows a refused access."""
+        return lambda: 1 if self._is_passed_over() else call()
+
+    def _is_passed_over(self) -> bool:
+        if self.is_left:
+            self._processor.d[_OLD_EXCEPTION] = 0xFFFFFFFF
+            self._stop()
+        return self.is_left
 
     def deliver(self) -> None:
         """After the run: put the state back as it was at the access, and have the #GP handled."""

@@ -126,7 +126,7 @@ def test_nothing_of_what_follows_is_done(rig: Rig, access: str, follower: str) -
     assert before == (GP, 0, 0, 1)
     assert refused(rig, access + FOLLOWERS[follower]) == before
     assert bytes(rig.engine.save_state()) == state
-    assert rig.mem.frame(rig.mem.first_mfn + 17)[:4] == b"\x2a\0\0\0"
+    assert rig.mem.frame(rig.mem.first_mfn + 17)[:4].tolist() == [0x2A, 0, 0, 0]
     assert rig.engine.cell[0] < left  # its block is paid for
     assert rig.engine.port_accesses == (0, 0)
 
