@@ -15,15 +15,19 @@ class BuildInfo(NamedTuple):
     """What libxl_domain_build_info says of a domain beside its image.
 
     It may come to have `max_pages`, so many of its vCPUs are online when it begins, and `handle` is its UUID;
-    None is for what the image has, all of them, and a UUID of the domain's number.
+    None is for what the image has, all of them, and a UUID of the domain's number. It begins at `date_ns` of
+    Unix time (None: WALLCLOCK_NS, and a second), which its clock shows `time_offset` seconds later.
     """
 
     max_pages: int | None = None
     avail_vcpus: int | None = None
     handle: bytes | None = None
+    date_ns: int | None = None
+    time_offset: int = 0
 
 
 AS_BUILT = BuildInfo()
+WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
 
 
 @dataclass(frozen=True, slots=True, eq=False)

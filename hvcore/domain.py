@@ -70,6 +70,7 @@ class Domain:
     vcpus: list[Vcpu] = field(default_factory=list)
     words: DomainWords = field(default_factory=DomainWords)  # what the compiled core knows of it, too
     wallclock_ns: int = 0  # Unix time at system time 0
+    time_offset: int = 0  # seconds that its wall clock is ahead of that: XEN_DOMCTL_settimeoffset
     e820: bytes | None = None  # set by XENMEM_set_memory_map; None: RAM from 0 to nr_pages
     shutdown_code: int | None = None  # SHUTDOWN_*, once the guest asked for it
     is_shutting_down: bool = False

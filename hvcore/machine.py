@@ -18,13 +18,11 @@ from hvcore.backends.console import ConsoleBackend
 from hvcore.backends.domain_devices import DomainDevices
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.xenstore import XenstoreBackend
+from hvcore.boot_image import WALLCLOCK_NS
 from hvcore.clock import TURN_NS, Clock
 from hvcore.common.grant_map import map_for_backend
 from hvcore.common.schedule import schedule_in, schedule_out, timer_action
-from hvcore.common.time import (
-    update_domain_wallclock_time,
-    update_vcpu_system_time,
-)
+from hvcore.common.time import update_domain_wallclock_time, update_vcpu_system_time
 from hvcore.cpu.processor import RAX
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestFault
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
     from hvcore.pv.frames import Frames
 
 BOOT_TIME_NS = 1_000_000_000  # system time when the guest's first instruction runs
-WALLCLOCK_NS = 1_184_716_062 * 10**9  # 2007-07-17, the day the founding commit was written
 _SLICE_NS = 10_000_000  # how long the engine runs until a loop is looked for
 _PROBE_NS = 20_000  # where a loop has been left out, its next run is near
 _CAP_PERIOD_NS = 30_000_000  # over which a cap is kept, as by Xen's credit scheduler
@@ -140,12 +137,14 @@ class Machine:
         d = create_domain(
             ABIS[image.guest_type], mem, host.frames, self.clock, host.domain_list,
             domain_id=domain_id, first_mfn=image.first_mfn, nr_pages=image.nr_pages, vcpus=vcpus,
-            reschedule=self._reschedule, wallclock_ns=WALLCLOCK_NS,
+            reschedule=self._reschedule,
         )  # fmt: skip
         if d.shared_info_mfn != image.shared_info_mfn:
             raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
         d.shared_info[:] = image.shared_info
         d.handle = (domain_id - 1).to_bytes(16, "big") if info.handle is None else info.handle
+        d.wallclock_ns = WALLCLOCK_NS if info.date_ns is None else info.date_ns - self.clock.now()
+        d.time_offset = info.time_offset
         if info.max_pages is not None:
             set_memmap_limit(d, info.max_pages)
         connect_processor(d, self.engine)

@@ -195,6 +195,7 @@ def _of_domain(mem: MachineMemory, vcpus: int, frame: Kind) -> Owners:
             "e820": one_of(NOTHING, data(0, 128 * 20)),
             "shutdown_code": one_of(NOTHING, U32),
             "xenheap": heap,
+            "wallclock_ns": number(-_MOST_NS << 1, _MOST_NS << 1), "time_offset": number(-1 << 31, _U32 >> 1),
             "words": fields(**dict.fromkeys(SAVED_DOMAIN_WORDS, U64)),
         },
         "evtchn": {

@@ -43,7 +43,6 @@ def create_domain(
     nr_pages: int,
     vcpus: int,
     reschedule: Callable[[], None],
-    wallclock_ns: int = 0,
 ) -> Domain:
     """A domain that owns `nr_pages` frames from `first_mfn` on, with its shared_info frame and its vCPUs."""
     shared_info_mfn = mem.alloc_xenheap_page()
@@ -60,7 +59,6 @@ def create_domain(
         nr_pages=nr_pages,
         max_pages=nr_pages + MAX_PAGES_SLACK,
         max_vcpus=vcpus,
-        wallclock_ns=wallclock_ns,
     )
     d.xenheap.append(shared_info_mfn)
     d.trace = Trace()

@@ -41,6 +41,7 @@ def start(
     saved: str | None = None,
     snapshot: bool = False,
     paused: bool = False,
+    date: str | None = None,
     cache: bool = True,
     console_log: Path | None = None,
 ) -> Domain:
@@ -63,6 +64,7 @@ def start(
             "saved": saved,
             "snapshot": snapshot,
             "paused": paused,
+            "date": date,
             "cache": cache,
             "console_log": None if console_log is None else str(console_log.absolute()),
         }

@@ -61,6 +61,7 @@ class _Life:
     def __init__(self, asked: dict[str, Any], stack: ExitStack, started: Callable[[int, str], None]) -> None:
         self.config = _config(asked)
         self.saved: str | None = asked["saved"]
+        self.date: str | None = asked["date"]
         self.cache, self._paused = bool(asked["cache"]), bool(asked["paused"])
         self._stack, self._started = stack, started
         self._console: Callable[[bytes], None] = lambda _data: None
@@ -143,7 +144,7 @@ def _started(life: _Life) -> RunningDomain:
     with booted(config) as (kernel, ramdisk, cmdline):
         return launch(
             kernel, config.memory, ramdisk=ramdisk, cmdline=cmdline, console_output=life.printed,
-            cache=life.cache, **asked_by(config),
+            date=life.date, cache=life.cache, **asked_by(config),
         )  # fmt: skip
 
 

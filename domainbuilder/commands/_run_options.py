@@ -65,6 +65,14 @@ Ramdisk = Annotated[
 ]
 Cmdline = Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")]
 Vcpus = Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")]
+Date = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="When it begins by its own clock: 2026-11-30T12:00:00Z; a day in 2007, unless told.",
+        show_default=False,
+    ),
+]
 UpperPtwr = Annotated[
     bool,
     typer.Option(
@@ -307,7 +315,8 @@ def _steps_of(ctx: typer.Context, expect: list[str] | None, send: list[str] | No
 
 SECTIONS = {
     "The domain": (
-        "memory", "ramdisk", "cmdline", "vcpus", "disk", "snapshot", "vif", "upper_ptwr", "plain", "no_cache",
+        "memory", "ramdisk", "cmdline", "vcpus", "disk", "snapshot", "vif", "date", "upper_ptwr", "plain",
+        "no_cache",
     ),
     "Script and limits": ("expect", "send", "until_match", "timeout", "max_guest_seconds"),
     "What is written": (

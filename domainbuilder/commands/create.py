@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domainbuilder.commands._run_options import NoCache, RunOptions, SnapshotDisks, takes_options
+from domainbuilder.commands._run_options import Date, NoCache, RunOptions, SnapshotDisks, takes_options
 
 if TYPE_CHECKING:
     from domainbuilder.xl.domain_config import DomainConfig
@@ -70,6 +70,7 @@ def create(
     console: Console = False,
     foreground: Foreground = False,
     snapshot: SnapshotDisks = False,
+    date: Date = None,
     no_cache: NoCache = False,
 ) -> None:
     """Run a domain as an xl.cfg(5) describes it, with its console.
@@ -102,7 +103,7 @@ def create(
         _check(run, ("console_log",), "a domain in the background takes of these --console-log alone")
         from domainbuilder.background.client import start, tell_started
 
-        domain = start(domains[0], paused=paused, cache=not no_cache, console_log=run.console_log)
+        domain = start(domains[0], paused=paused, cache=not no_cache, console_log=run.console_log, date=date)
         tell_started(domain, console=console, quiet=quiet)
         return
     if len(domains) > 1:
@@ -116,12 +117,15 @@ def create(
             run.pcap,
             run.gdb,
             not run.gdb_later,
+            date=date,
             cache=not no_cache,
             quiet=quiet,
         )
         raise typer.Exit(create_together(domains, options))
     raise typer.Exit(
-        create_domain(domains[0], run.launch_options(ctx, "")._replace(cache=not no_cache), quiet=quiet)
+        create_domain(
+            domains[0], run.launch_options(ctx, "")._replace(cache=not no_cache, date=date), quiet=quiet
+        )
     )
 
 

@@ -8,6 +8,7 @@ import typer
 
 from domainbuilder.commands._run_options import (
     Cmdline,
+    Date,
     Disks,
     File,
     Keep,
@@ -49,6 +50,7 @@ def launch(
     disk: Disks = None,
     snapshot: SnapshotDisks = False,
     vif: Vifs = None,
+    date: Date = None,
     upper_ptwr: UpperPtwr = False,
     no_cache: NoCache = False,
     record: Record = None,
@@ -92,6 +94,7 @@ def launch(
         vcpus=vcpus,
         disks=disks_of(disk or [], snapshot=snapshot),
         vifs=vifs_of(vif or []),
+        date=date,
         upper_ptwr=upper_ptwr,
         cache=not no_cache,
         record=record,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from domainbuilder.commands._run_options import NoCache, SaveForm, SnapshotDisks
+from domainbuilder.commands._run_options import Date, NoCache, SaveForm, SnapshotDisks
 from domainbuilder.commands.create import Config, DryRun, Quiet, Settings, read_told
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def create(
     paused: Paused = False,
     foreground: Foreground = False,
     snapshot: SnapshotDisks = False,
+    date: Date = None,
     no_cache: NoCache = False,
     console_log: ConsoleFile = None,
 ) -> None:
@@ -100,9 +101,11 @@ def create(
         from domainbuilder.launch.create import create as run
         from domainbuilder.launch.launch_options import LaunchOptions
 
-        options = LaunchOptions(file="", cache=not no_cache, console_log=console_log)
+        options = LaunchOptions(file="", date=date, cache=not no_cache, console_log=console_log)
         raise typer.Exit(run(wanted.with_snapshots() if snapshot else wanted, options, quiet=quiet))
-    domain = start(wanted, snapshot=snapshot, paused=paused, cache=not no_cache, console_log=console_log)
+    domain = start(
+        wanted, snapshot=snapshot, paused=paused, date=date, cache=not no_cache, console_log=console_log
+    )
     tell_started(domain, console=console, quiet=quiet)
 
 

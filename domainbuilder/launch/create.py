@@ -104,6 +104,7 @@ class Asked(TypedDict):
     max_vcpus: int
     uuid: str
     cap: int
+    time_offset: int
     disks: tuple[Disk, ...]
     vifs: tuple[Vif, ...]
     name: str
@@ -117,6 +118,7 @@ def asked_by(config: DomainConfig) -> Asked:
         max_vcpus=config.maxvcpus,
         uuid=config.uuid or str(uuid5(_UUIDS, config.name)),
         cap=config.cap if config.cap <= 100 else 0,  # more than one processor is as good as none
+        time_offset=config.rtc_timeoffset,
         disks=config.disks,
         vifs=vifs_of(config.vifs),
         name=config.name,

@@ -50,6 +50,8 @@ def launch(
     - maxmem_mib: how much memory it may come to have by `set_memory_target()` (as much as it begins with).
     - vcpus: how many virtual processors (1); max_vcpus: how many it may come to have by `set_vcpus()`.
     - uuid: its UUID, for the guest to see (one that says its number on its host).
+    - date: when it begins by its wall clock, a datetime or ISO 8601, in UTC where it names no zone (a day in
+      2007, every run the same); time_offset: how many seconds its clock is ahead of that (0).
     - upper_ptwr: let the guest store to page tables of all levels, where Xen lets it store to L1 tables alone
       (False).
     - cap: how much of the host's time the domain has at most, in percent; 0 (the default) for all of it.

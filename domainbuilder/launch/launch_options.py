@@ -29,6 +29,8 @@ class LaunchOptions(NamedTuple):
     vcpus: int = 1
     max_vcpus: int | None = None
     uuid: str | None = None
+    date: str | None = None
+    time_offset: int = 0
     upper_ptwr: bool = False
     disks: tuple[Disk, ...] = ()
     vifs: tuple[Vif, ...] = ()
@@ -70,6 +72,8 @@ def asked_of(options: LaunchOptions) -> Options:
         vcpus=options.vcpus,
         max_vcpus=options.max_vcpus,
         uuid=options.uuid,
+        date=options.date,
+        time_offset=options.time_offset,
         cap=options.cap,
         name=options.name,
         disks=options.disks,

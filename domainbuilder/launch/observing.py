@@ -94,12 +94,13 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
 @contextmanager
 def captured(host: Host, path: Path) -> Iterator[None]:
     """Write what passes the host's switches; the file is whole when the block ends."""
+    from hvcore.boot_image import WALLCLOCK_NS
     from hvcore.debug.pcapng import PcapngWriter
-    from hvcore.machine import WALLCLOCK_NS
 
     failed: list[OSError] = []
     with path.open("wb") as file:
-        writer = PcapngWriter(file, WALLCLOCK_NS)
+        began = next((one.domain.wallclock_ns for one in host.machines.values()), WALLCLOCK_NS)
+        writer = PcapngWriter(file, began)
 
         def tap(when: int, port: str, frame: Frame) -> None:
             """An error waits for the end of the run: a guest's frame is half sent here."""

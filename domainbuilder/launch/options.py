@@ -15,11 +15,15 @@ from hvcore.boot_image import BuildInfo
 from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from hvcore.backends.disk import Disk
     from hvcore.backends.vif import Vif
 
 MAX_CAP = 100
 FOREVER = 1e9  # seconds
+TIME_OFFSETS = range(-(1 << 31), 1 << 31)  # seconds: xc_domain_set_time_offset() takes an int32_t
+_DATES = range(1, 9_214_646_400)  # Unix time, up to 2261: nanoseconds of it fit 63 bits
 
 
 def check_limit(seconds: float | None) -> None:
@@ -60,6 +64,8 @@ class HostOptions(TypedDict, total=False):
     vcpus: int
     max_vcpus: int | None
     uuid: str | None
+    date: datetime | str | None
+    time_offset: int
     upper_ptwr: bool
     cap: int
     timeout: float | None
@@ -104,6 +110,8 @@ class Chosen:
     vcpus: int = 1
     max_vcpus: int | None = None
     uuid: str | None = None
+    date: datetime | str | None = None
+    time_offset: int = 0
     upper_ptwr: bool = False
     cap: int = 0
     timeout: float | None = None
@@ -155,13 +163,20 @@ class Chosen:
 
     @property
     def build_info(self) -> BuildInfo:
-        """What is said of the domain beside its image. Raises BuildError for a UUID that is none."""
+        """What is said of the domain beside its image. Raises BuildError: a UUID or a date that is none."""
         try:
             handle = None if self.uuid is None else _uuid_bytes(self.uuid)
         except ValueError:
             raise BuildError("that is no UUID", found=self.uuid) from None
         pages = None if self.maxmem_mib is None else self.maxmem_mib << 20 - PAGE_SHIFT
-        return BuildInfo(pages, self.vcpus, handle)
+        if self.time_offset not in TIME_OFFSETS:
+            raise BuildError(
+                "that is no offset of a clock, in seconds",
+                found=str(self.time_offset),
+                expected=f"{TIME_OFFSETS.start} to {TIME_OFFSETS.stop - 1}",
+            )
+        date_ns = None if self.date is None else _unix_ns(self.date)
+        return BuildInfo(pages, self.vcpus, handle, date_ns, self.time_offset)
 
     @property
     def parsed_disks(self) -> tuple[Disk, ...]:
@@ -172,6 +187,24 @@ class Chosen:
     def parsed_vifs(self) -> tuple[Vif, ...]:
         """The network interfaces as data. Raises BuildError for one that is text and none."""
         return vifs_of(self.vifs)
+
+
+def _unix_ns(date: datetime | str) -> int:
+    """A date in ISO 8601 as nanoseconds of Unix time; UTC where it names no zone."""
+    from datetime import UTC, datetime, timedelta  # few domains are given one
+
+    try:
+        when = datetime.fromisoformat(date) if isinstance(date, str) else date
+    except ValueError:
+        when = None
+    if when is not None and when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    if when is None or not _DATES.start <= when.timestamp() < _DATES.stop:
+        raise BuildError(
+            "no date that a guest can begin at", found=str(date),
+            expected="one from 1970 to 2261, such as 2026-11-30T12:00:00Z",
+        )  # fmt: skip
+    return (when - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1) * 1000
 
 
 def _uuid_bytes(text: str) -> bytes:

@@ -58,6 +58,8 @@ def built(image: DomainImage, host: Host, options: Chosen) -> Start:
     def what() -> dict[str, Any]:
         what = subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks, vifs=vifs)
         asked = {name: getattr(options, name) for name in ("maxmem_mib", "max_vcpus", "uuid")}
+        info = options.build_info
+        asked |= {"date_ns": info.date_ns, "time_offset": info.time_offset or None}
         return what | {name: value for name, value in asked.items() if value is not None}
 
     return Start(image.plan, machine, what)

@@ -25,6 +25,8 @@ _SAME = (
     ("sha256", "the digest of its memory at the start (kernel, ramdisk, command line, size)"),
     ("disks", "what is on its disks at the start (--snapshot leaves them as they are)"),
     ("vifs", "its network interfaces (--vif)"),
+    ("date_ns", "the date that it begins at (--date), in ns of Unix time"),
+    ("time_offset", "how many seconds its clock is off (rtc_timeoffset)"),
 )
 
 

@@ -49,6 +49,7 @@ class TogetherOptions:
     pcap: Path | None = None
     gdb: str | None = None
     gdb_waits: bool = True
+    date: str | None = None
     cache: bool = True
     quiet: bool = False
 
@@ -162,7 +163,7 @@ def create_together(configs: Sequence[DomainConfig], options: TogetherOptions) -
                 member.sinks.append(_writer(stack.enter_context(log.open("wb", buffering=0))))
             host = stack.enter_context(Host(sum(map(_mib, plans, configs))))
             for member, planned in zip(members, plans, strict=True):
-                _launch(host, member, planned, cache=options.cache)
+                _launch(host, member, planned, options)
         if options.pcap is not None:
             stack.enter_context(captured(host.host, options.pcap))
         if options.gdb is not None:
@@ -226,8 +227,14 @@ def _mib(planned: DomainPlan, config: DomainConfig) -> int:
     return -(-pages // step) * _EXTENT_MIB
 
 
-def _launch(host: Host, member: _Member, planned: DomainPlan, *, cache: bool) -> None:
-    member.dom = host.launch(planned, console_output=member.printed, cache=cache, **asked_by(member.config))
+def _launch(host: Host, member: _Member, planned: DomainPlan, options: TogetherOptions) -> None:
+    member.dom = host.launch(
+        planned,
+        console_output=member.printed,
+        date=options.date,
+        cache=options.cache,
+        **asked_by(member.config),
+    )
 
 
 class _Loop:
@@ -316,4 +323,4 @@ class _Loop:
                 self._screen.say(f"{config.name} is started again: {outcome.reason}")
             with ExitStack() as files:
                 planned = _planned(config, files, cache=self._options.cache)
-                _launch(self._host, member, planned, cache=self._options.cache)
+                _launch(self._host, member, planned, self._options)

@@ -169,6 +169,7 @@ class Inputs:
                     cmdline, type(options.cmdline).__name__, memory_mib, options.guest_type, options.vcpus,
                     options.upper_ptwr, options.cap, options.name, plain, until,
                     options.maxmem_mib, options.max_vcpus, options.uuid,
+                    options.build_info.date_ns, options.time_offset,
                 ]
             ).encode("utf-8", "surrogateescape")
         )  # fmt: skip

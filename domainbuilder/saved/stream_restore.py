@@ -27,7 +27,7 @@ from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
 from hvcore.backends.disk import Disk
 from hvcore.backends.images import open_images
 from hvcore.backends.vif import Vif
-from hvcore.boot_image import BootImage
+from hvcore.boot_image import WALLCLOCK_NS, BootImage
 from hvcore.common.time import update_domain_wallclock_time
 from hvcore.errors import EngineError
 from hvcore.host import Host
@@ -50,6 +50,7 @@ from hvcore.pv.vcpu_context import arch_set_info_guest, set_ext_vcpucontext
 _KINDS = {(4, 3): "xen-3.0-x86_32p", (8, 4): "xen-3.0-x86_64"}
 _MOST_PFNS = LIMITS["saved memory"].size >> 12
 _MOST_NS = 1 << 61
+_UINT32, _INT64 = range(1 << 32), range(-(1 << 63), 1 << 63)
 
 
 @dataclass(slots=True)
@@ -78,6 +79,8 @@ class Restorer:
     p2m_frames: array[int] = field(default_factory=lambda: array("Q"))
     shared_info: bytes = b""
     elapsed_ns: int = 0
+    wallclock_ns: int = WALLCLOCK_NS
+    time_offset: int = 0
     blobs: dict[int, _VcpuBlobs] = field(default_factory=dict)
     disks: Sequence[Disk] = ()
     vifs: Sequence[Vif] = ()
@@ -97,9 +100,23 @@ class Restorer:
                     "that many vCPUs cannot be had", found=vcpus, expected=f"1-{XEN_LEGACY_MAX_VCPUS}"
                 )
             self.vcpus = vcpus
+        self._clock(config, build if isinstance(build, dict) else {})
         self.disks = self.given
         if config:
             self._devices(config)
+
+    def _clock(self, config: dict[str, Any], build: dict[str, Any]) -> None:
+        """Its wall clock: xl's offset, and the date, which is ours to say."""
+        ours = config.get("domainbuilder")
+        offset, date = build.get("rtc_timeoffset", 0), WALLCLOCK_NS
+        if isinstance(ours, dict):
+            date = ours.get("wallclock_ns", WALLCLOCK_NS)
+        for name, value, allowed in (("rtc_timeoffset", offset, _UINT32), ("wallclock_ns", date, _INT64)):
+            if type(value) is not int or value not in allowed:
+                expected = f"{allowed.start} to {allowed.stop - 1}"
+                raise self._fail(f"{name} cannot be", found=value, expected=expected)
+        self.time_offset = offset - (offset >> 31 << 32)  # a uint32_t that libxl takes for an int32_t
+        self.wallclock_ns = date
 
     def _devices(self, config: dict[str, Any]) -> None:
         """Its disks, which have to be those that are given, and its interfaces."""
@@ -278,7 +295,8 @@ class Restorer:
             if kind == fmt.XTAB:
                 d.mm.guest_remove_page(self.p2m[pfn])
         m.clock.restart()
-        d.wallclock_ns += self.elapsed_ns  # its wall time goes on, though its system time begins anew
+        # Its wall time goes on, though its system time begins anew.
+        d.wallclock_ns, d.time_offset = self.wallclock_ns + self.elapsed_ns, self.time_offset
         update_domain_wallclock_time(d)
 
     def _refuse(self, rc: int, what: str) -> None:

@@ -17,6 +17,7 @@ from domainbuilder.saved import stream_format as fmt
 from domainbuilder.saved.p2m import P2m, guest_p2m
 from domainbuilder.saved.stream_devices import device_config
 from domainbuilder.saved.stream_format import record
+from hvcore.boot_image import WALLCLOCK_NS
 from hvcore.clock import TSC_PER_NS
 from hvcore.machine import BOOT_TIME_NS
 from hvcore.page_info import (
@@ -220,9 +221,12 @@ def xl_header(machine: Machine, *, is_suspended: bool) -> bytes:
             "target_memkb": kib,
             "video_memkb": 0,
             "type.pv": {},
+            **({"rtc_timeoffset": d.time_offset & 0xFFFFFFFF} if d.time_offset else {}),
         },
         **device_config(machine, with_identity=is_suspended),
     }
+    if d.wallclock_ns != WALLCLOCK_NS:  # a date of its own: under xl it is the host's
+        config["domainbuilder"] = {**config.get("domainbuilder", {}), "wallclock_ns": d.wallclock_ns}
     data = json.dumps(config, indent=4).encode() + b"\0"
     flags = fmt.XL_MANDATORY_FLAG_JSON | fmt.XL_MANDATORY_FLAG_STREAMv2
     size = fmt.XL_CONFIG_SIZE.size + len(data)

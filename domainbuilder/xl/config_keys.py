@@ -88,6 +88,7 @@ _NUMBERS = {
     "maxmem": "MB that it may come to have by its balloon; without it, memory.",
     "vcpus": "How many vCPUs it begins with; without it, 1.",
     "maxvcpus": "How many vCPUs it may come to have; without it, vcpus.",
+    "rtc_timeoffset": "How many seconds the guest's wall clock is ahead; it begins at --date. Without it, 0.",
     "cap": "How much of a processor it has at most, in percent; 0 for any, and above 100 as good as none.",
 }
 _WORDS = {"bootloader_args": "Options of pygrub: --entry=, --kernel=, --ramdisk=, --args=, --offset=, -q."}
@@ -136,8 +137,7 @@ KEYS: dict[str, Key] = {
     **_refused(_S, "passthrough", _NO_HARDWARE, "disabled", "default"),
     **_refused(_S, "rdm", _NO_HARDWARE),
     **_refused(_S, "tsc_mode", "the TSC is emulated at 1 GHz", "default", "always_emulate", "0", "1"),
-    **_refused(_B, "localtime", "the guest's clock begins at the same time every run", "0"),
-    **_refused(_N, "rtc_timeoffset", "the guest's clock begins at the same time every run", "0"),
+    **_refused(_B, "localtime", "this host's time zone is not the guest's to know; see rtc_timeoffset", "0"),
     **_refused(_N, "max_grant_frames max_maptrack_frames max_grant_version", "Xen's default is all there is"),
     **_refused(_N, "max_event_channels", "Xen's default is all there is"),
     **_refused(_N, "vmtrace_buf_kb", "there is no processor trace here", "0"),

@@ -20,6 +20,7 @@ from domainbuilder.xl.vif import parse_vif
 from hvcore.backends.disk import Disk
 
 _LONG = range(-(1 << 63), 1 << 63)
+_INT32 = range(-(1 << 31), 1 << 31)
 _NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")  # strtol with base 0
 _MOST_MEMORY = 1 << 20  # MB: far beyond what a domain gets here
 _MOST_VCPUS = 4096
@@ -41,6 +42,7 @@ class DomainConfig:
     vcpus: int = 1
     maxvcpus: int = 1
     cap: int = 0
+    rtc_timeoffset: int = 0  # seconds
     on_poweroff: str = "destroy"
     on_reboot: str = "restart"
     on_watchdog: str = "destroy"
@@ -197,6 +199,7 @@ class _Settings:
             vcpus=vcpus or 1,
             maxvcpus=maxvcpus,
             cap=self.number("cap", range(100 * _MOST_VCPUS)) or 0,
+            rtc_timeoffset=self.number("rtc_timeoffset", _INT32) or 0,
             on_poweroff=self.choice("on_poweroff", "destroy", ACTIONS),
             on_reboot=self.choice("on_reboot", "restart", ACTIONS),
             on_watchdog=self.choice("on_watchdog", "destroy", ACTIONS),

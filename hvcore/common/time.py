@@ -78,10 +78,11 @@ def update_secondary_system_time(v: Vcpu, version: int, record: tuple[int, ...])
 
 
 def update_domain_wallclock_time(d: Domain) -> None:
-    """Publish Unix time at system time 0 (`d.wallclock_ns`) in shared_info."""
+    """Publish Unix time at system time 0, with the domain's offset, in shared_info."""
     shared = d.shared_info
     at = d.abi.wallclock
     sec, nsec = divmod(d.wallclock_ns, 1_000_000_000)
+    sec += d.time_offset
     version = version_update_begin(_U32.unpack_from(shared, at)[0])
     _U32.pack_into(shared, at, version)
     _WALLCLOCK.pack_into(shared, at + 4, sec & 0xFFFFFFFF, nsec)

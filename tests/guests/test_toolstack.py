@@ -61,16 +61,17 @@ def test_memory_and_vcpus_come_and_go(
     kernel, initramfs = guest_kernel("vmlinuz-bookworm-amd64"), ramdisk("shell.sh")
     (home / "debian.cfg").write_text(
         f"name='debian'\nkernel='{kernel}'\nmemory=256\nvcpus=2\n"
-        f"ramdisk='{initramfs}'\nextra='console=hvc0 loglevel=3'\n"
+        f"ramdisk='{initramfs}'\nextra='console=hvc0 loglevel=3'\nrtc_timeoffset='-3600'\n"
     )
 
     def xl(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "domainbuilder", "xl", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)
 
-    assert xl("create", "debian.cfg").returncode == 0
+    assert xl("create", "--date", "2026-11-30T12:00:00Z", "debian.cfg").returncode == 0
     (domain,) = runtime.domains()
     shell = Shell(domain)
+    assert re.search(r"^Mon Nov 30 11:0\d:\d\d UTC 2026$", shell.run("date -u"), re.MULTILINE)
     before = memory(shell)
 
     assert xl("mem-set", "debian", "128").returncode == 0

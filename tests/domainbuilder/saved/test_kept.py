@@ -89,11 +89,13 @@ def test_whatever_differs_is_another(hello: Path, tmp_path: Path, monkeypatch: p
         key(), key(other), key(memory=None), key(memory=17), key(until="^hello>"), key(cmdline="a"),
         key(cmdline="b"), key(cmdline=b"b"), key(ramdisk=ramdisks[0]), key(ramdisk=ramdisks[1]), key(vcpus=2),
         key(upper_ptwr=True), key(plain=True), key(guest_type="xen-3.0-x86_32p"),
-        key(cap=50), key(name="other"),
+        key(cap=50), key(name="other"), key(date="2026-11-30"), key(date="2026-11-30T00:00:01Z"),
+        key(time_offset=1),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key(copy) == keys[0] == key(timeout=5, symbols="x", console_output=print)
     assert key(ramdisk=b"a") == key(ramdisk=ramdisks[0])
+    assert key(date="2026-11-30T01:00:00+01:00") == key(date="2026-11-30")
     monkeypatch.setenv("DOMAINBUILDER_PLAIN", "1")
     assert key() == key(plain=True) != keys[0]
     monkeypatch.undo()
@@ -105,7 +107,7 @@ def test_every_option_is_part_of_the_key_or_known_not_to_matter() -> None:
     """One that is added has to be put into the key, or in here, with its reason."""
     in_key = {
         "ramdisk", "cmdline", "guest_type", "vcpus", "max_vcpus", "maxmem_mib", "upper_ptwr", "cap", "name",
-        "uuid", "plain",
+        "uuid", "plain", "date", "time_offset",
     }  # fmt: skip
     guards = {"timeout", "max_guest_seconds"}  # they end a run, and change none
     shown = {"console_output", "symbols", "cache", "past"}  # what is done outside of the guest

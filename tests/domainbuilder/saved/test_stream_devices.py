@@ -147,6 +147,9 @@ def test_a_disk_that_cannot_be_had_there_stays_here(
         ({"nics": [{"trusted": True}]}, "trusted of interface 0 cannot be"),
         ({"nics": [{}, {}]}, "two interfaces have the same number"),
         ({"nics": [{"mtu": 1 << 80}]}, "mtu of interface 0 cannot be"),
+        ({"b_info": {"rtc_timeoffset": -1}}, "rtc_timeoffset cannot be; found -1"),
+        ({"b_info": {"rtc_timeoffset": "1"}}, "rtc_timeoffset cannot be; found '1'"),
+        ({"domainbuilder": {"wallclock_ns": 1 << 63}}, "wallclock_ns cannot be"),
     ],
 )
 def test_devices_that_cannot_be(config: dict[str, Any], said: str) -> None:

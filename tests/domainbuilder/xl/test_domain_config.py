@@ -25,6 +25,7 @@ maxmem = 512
 vcpus = 2
 maxvcpus = 4
 cap = 50
+rtc_timeoffset = '-3600'
 on_crash = "preserve"
 on_reboot = 'destroy'
 disk = [ "/srv/a.img,raw,xvda,w",
@@ -47,6 +48,7 @@ def test_everything_together() -> None:
     assert (config.name, config.kernel, config.ramdisk) == ("debian", "/boot/vmlinuz", "/boot/initrd")
     assert config.cmdline == "root=/dev/xvda1 ro console=hvc0"
     assert (config.memory, config.maxmem, config.vcpus, config.maxvcpus, config.cap) == (256, 512, 2, 4, 50)
+    assert config.rtc_timeoffset == -3600
     assert (config.on_crash, config.on_reboot, config.on_poweroff) == ("preserve", "destroy", "destroy")
     assert [(disk.target, disk.vdev, disk.readwrite) for disk in config.disks] == [
         ("/srv/a.img", "xvda", True),
@@ -101,6 +103,8 @@ def test_the_defaults_are_xls() -> None:
         ("vif=['mac=00:16']", r"x.cfg:3:6: vif: invalid mac; found 00:16; expected six bytes"),
         ("vif=['colour=red']", r"x.cfg:3:6: vif: unrecognized argument; found colour=red"),
         ("cap='-1'", r"x.cfg:3:5: cap is out of range"),
+        ("rtc_timeoffset=0x80000000", r"x.cfg:3:16: rtc_timeoffset is out of range; found 2147483648"),
+        ("localtime=1", r"x.cfg:3:1: localtime: cannot be had: .*see rtc_timeoffset"),
     ],
 )
 def test_a_wrong_value_is_an_error_with_its_place_and_what_is_allowed(more: str, message: str) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import pytest
+
 from hvcore.clock import TSC_PER_NS
 from hvcore.common.time import (
     force_update_vcpu_system_time,
@@ -72,3 +74,14 @@ def test_wallclock(guest: Guest) -> None:
     at = guest.d.abi.wallclock
     assert struct.unpack_from("<III", guest.d.shared_info, at) == (2, 0, 17)
     assert struct.unpack_from("<I", guest.d.shared_info, guest.d.abi.wc_sec_hi) == (5,)
+
+
+@pytest.mark.parametrize("offset", [3600, -3600])
+def test_wallclock_with_an_offset(guest: Guest, offset: int) -> None:
+    """XEN_DOMCTL_settimeoffset: sec = wc_sec + d->time_offset.seconds."""
+    guest.d.wallclock_ns, guest.d.time_offset = (5 << 32) * 10**9 + 17, offset
+    update_domain_wallclock_time(guest.d)
+    at, high = guest.d.abi.wallclock, guest.d.abi.wc_sec_hi
+    wanted = (5 << 32) + offset
+    assert struct.unpack_from("<II", guest.d.shared_info, at + 4) == (wanted & 0xFFFFFFFF, 17)
+    assert struct.unpack_from("<I", guest.d.shared_info, high) == (wanted >> 32,)
