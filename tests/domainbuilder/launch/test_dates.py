@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from domainbuilder import BuildError, Host, RunningDomain, launch, restore
-from domainbuilder.launch.domain import Chosen
+from domainbuilder.launch.options import Chosen
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 DEFAULT = datetime(2007, 7, 17, 23, 47, 43, tzinfo=UTC)  # a second after that of hvcore/boot_image.py
@@ -127,9 +127,18 @@ def test_as_xen_saves_too(
 def test_the_command_takes_a_date(hello: Path, tmp_path: Path) -> None:
     from domainbuilder.launch.record import load_record
 
-    command = [sys.executable, "-m", "domainbuilder", "launch", hello, "--until-match", "--expect", "hello> "]
+    command = [
+        sys.executable,
+        "-m",
+        "domainbuilder",
+        "launch",
+        str(hello),
+        "--until-match",
+        "--expect",
+        "hello> ",
+    ]
     record = tmp_path / "record"
-    subprocess.run([*command, "--date", "2026-11-30T12:00Z", "--record", record], check=True)
+    subprocess.run([*command, "--date", "2026-11-30T12:00Z", "--record", str(record)], check=True)
     assert load_record(record).domain["date_ns"] == int(NOON.timestamp()) * 10**9
     refused = subprocess.run([*command, "--date", "never"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
