@@ -73,14 +73,15 @@ def address_of_routine(library: ctypes.CDLL, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
-def engine_words(library: ctypes.CDLL) -> EngineWords:
-    """An engine's block from the C library's heap, where the processor's state is, too.
+def engine_words(library: ctypes.CDLL, env: int) -> EngineWords:
+    """An engine's block from the C library's heap, where the processor's state is, too: at `env`, or 0.
 
-    Translated code reaches what is near to that state as it reaches registers (core/translate.c).
+    Translated code reaches what is near to that state as it reaches registers (core/translate.c), and the
+    distance decides how fast it is (core/engines.c).
     """
     allocate = library.hv_new_words
     allocate.restype = ctypes.c_void_p
-    address = allocate()
+    address = allocate(ctypes.c_void_p(env))
     if not address:
         raise MemoryError
     words = EngineWords.from_address(address)

@@ -88,7 +88,7 @@ class Processor:
         self.q = window.q
         self.d = window.d
         self.registers = window.bytes[: 8 * RIP]  # the sixteen general ones
-        self.words = EngineWords() if core is None else engine_words(core)
+        self.words = EngineWords() if core is None else engine_words(core, window.env_address)
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)
         self._running = False

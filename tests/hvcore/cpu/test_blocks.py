@@ -47,7 +47,7 @@ class Finder:
         self.asked = self.flushed = 0
         self._functions = Lookup(self._lookup), PageOf(lambda _env, _pc: self.page), Flush(self._flush)
         self.core.hv_set_block_functions(*self._functions)
-        self.words = compiled.engine_words(self.core)
+        self.words = compiled.engine_words(self.core, 0)
         self.words.uc, self.words.cpu, self.words.env = 0x6000, CPU, ENV
         assert self.core.hv_register(ctypes.byref(self.words))
 
@@ -127,7 +127,7 @@ def test_a_flush_takes_all(finder: Finder) -> None:
 
 def test_each_engine_has_its_own(finder: Finder) -> None:
     finder.find()
-    other = compiled.engine_words(finder.core)
+    other = compiled.engine_words(finder.core, 0)
     other.uc, other.cpu, other.env = 0x8000, OTHER_CPU, ENV
     assert isinstance(other, EngineWords)
     assert finder.core.hv_register(ctypes.byref(other))

@@ -11,6 +11,8 @@ import pytest
 
 from hvcore.cpu import compiled
 from hvcore.cpu.processor import RCX, RIP
+from hvcore.cpu.state_window import CR, LDT, NR_XMM, XMM, XMM_STRIDE
+from hvcore.cpu.words import EngineWords
 from tests.hvcore.rig import Rig
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="jumps of x86-64 hosts")
@@ -74,5 +76,19 @@ def test_blocks_of_another_engine_stay_as_the_library_makes_them(rig: Rig) -> No
     assert found == [jump(JUMP_AT + 5), jump(TARGET), jump(JUMP_AT + 5)]
 
 
-def test_the_count_lies_where_no_stack_ends(rig: Rig) -> None:
-    assert ctypes.addressof(rig.engine.words) % 4096 == 0x100
+def test_the_count_is_not_taken_for_what_else_is_addressed_by_the_state() -> None:
+    """By the lower ten bits of displacements, wherever the heap has the state: registers, TLB, SSE."""
+    used = {offset % 1024 for offset in (*range(-0x30, LDT, 8), *range(CR, CR + 40, 8))}
+    for number in range(NR_XMM):
+        used |= {(XMM + number * XMM_STRIDE + half) % 1024 for half in (0, 8)}
+    rigs, filling = [], []
+    for number in range(6):
+        rigs.append(Rig())
+        filling.append(ctypes.create_string_buffer(528 + 48 * number))  # moves what the heap gives next
+    for rig in rigs:
+        words = rig.engine.words
+        distance = ctypes.addressof(words) - words.env
+        assert words.env
+        hot = (getattr(EngineWords, word).offset for word in ("left", "limit"))
+        assert not used & {(distance + offset) % 1024 for offset in hot}
+        rig.engine.close()
