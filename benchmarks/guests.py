@@ -54,7 +54,10 @@ def all_guests() -> Iterator[list[Guest]]:
             }
             found.append(
                 Guest(
-                    "Debian 6.1", launch, "^/ # ", lambda n: (f"echo $((1000000 + {n}))\n", f"{1000000 + n}")
+                    "Debian 6.1",
+                    launch,
+                    "^/ # ",
+                    lambda n: (f"echo $((1000000 + {n}))\n", rf"^{1000000 + n}"),  # and not what is typed
                 )
             )
         yield found

@@ -120,8 +120,10 @@ class MachineMemory:
             self.m2p_addresses[_M2P_ENTRIES.index(entry)] = address
             other = self.m2p[12 - entry]
             mask = (1 << 8 * entry) - 1
-            known = (pfn & mask for pfn in other.words) if other.in_use else [mask] * self.end_mfn
-            table.fill(0, array(table.words.format, known))
+            if other.in_use:
+                table.fill(0, array(table.words.format, [pfn & mask for pfn in other.words]))
+            else:
+                table.fill(0, array(table.words.format, [mask]) * self.end_mfn)
         return table
 
     def set_gpfn_from_mfn(self, mfn: int, pfn: int) -> None:

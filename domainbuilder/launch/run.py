@@ -10,27 +10,20 @@ from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder import streams
-from domainbuilder.build.domain_image import DomainImage
-from domainbuilder.build.image import is_image, load_image
-from domainbuilder.errors import BuildError, ExitCode, KernelFormatError, SavedError, Where
+from domainbuilder.errors import BuildError, ExitCode, SavedError, Where
 from domainbuilder.inputs import names_socket
-from domainbuilder.kernel.kernel_file import load_kernel
-from domainbuilder.kernel.unpacked import users_kernels
-from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.guest_output import GuestOutput, ReaderGone
 from domainbuilder.launch.launch_options import LaunchOptions, asked_of, check
 from domainbuilder.launch.observing import NOTHING, observed
 from domainbuilder.launch.options import FOREVER, Chosen, Options
 from domainbuilder.launch.record import InputRecord, save_record
 from domainbuilder.launch.run_report import Result, ended_alike, exit_code, report
+from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import ExpectError, Outcome
 from domainbuilder.launch.terminal import FileInput, TerminalInput, raw_terminal
-from domainbuilder.plan.domain_plan import DEFAULT_MEMORY_MIB, DomainPlan, plan
-from domainbuilder.plan.findings import warn
 from domainbuilder.progress import Progress
 from domainbuilder.streams import STDIN
-from hvcore.public.xen import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from domainbuilder.saved.kept import Resumption
@@ -81,15 +74,9 @@ def _launched(
     output: Callable[[bytes], None],
     replay: InputRecord | None,
 ) -> RunningDomain:
-    more = Options(console_output=output, record=options.record is not None, replay=replay)
-    dom = launch(_planned(options, progress), **asked_of(options) | more)
-    if dom.machine.domain.abi.pt_levels == 2 and not options.json:
-        progress.close()
-        sys.stderr.write(
-            f"domainbuilder: {options.file} does not ask for PAE and gets two-level page tables, "
-            "as under Xen 3; later ones do not run it\n"
-        )
-    return dom
+    from domainbuilder.launch.from_kernel import launched  # what is restored or resumed needs no builder
+
+    return launched(options, progress, output, replay)
 
 
 def _restored(
@@ -204,31 +191,6 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
         say(f"gdb can come at any time, and is waited for at a crash: target remote {server.address}")
     else:
         say(f"{'waiting for gdb: ' if options.gdb_waits else ''}target remote {server.address}")
-
-
-def _planned(options: LaunchOptions, progress: Progress) -> DomainPlan | DomainImage:
-    """The plan of a kernel, with what is to be said of it said; or the domain that was built before."""
-    if is_image(options.file):
-        if (options.memory_mib, options.ramdisk, options.cmdline) != (None, None, ""):
-            raise BuildError("a built domain has its memory, ramdisk and command line already")
-        return load_image(options.file)
-    try:
-        kernel = load_kernel(options.file, kept=users_kernels(cache=options.cache))
-    except KernelFormatError as error:
-        from domainbuilder.saved.frozen import is_frozen
-
-        if is_frozen(options.file):
-            message = "a saved domain, which `domainbuilder restore` goes on with"
-            raise BuildError(message, where=Where(options.file)) from error
-        raise
-    planned = plan(kernel, options.memory_mib, ramdisk=options.ramdisk, cmdline=options.cmdline)
-    progress.heard(b"\n")
-    mib = planned.nr_pages >> 20 - PAGE_SHIFT
-    if options.memory_mib is None and mib != DEFAULT_MEMORY_MIB and not options.json:
-        print(f"domainbuilder: {options.file} gets {mib} MB of memory; -m MB says otherwise", file=sys.stderr)
-    if not options.json:
-        warn(planned)
-    return planned
 
 
 def _play(dom: RunningDomain, options: LaunchOptions, progress: Progress) -> Result:

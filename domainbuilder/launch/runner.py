@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.names import Names
     from domainbuilder.launch.outside import Outside
     from domainbuilder.launch.xenstore_server import XenstoreServer
+    from domainbuilder.plan.domain_plan import DomainPlan
     from domainbuilder.symbols.table import Symbols
     from hvcore.debug.periodic import Periodic
 
@@ -90,7 +91,7 @@ class Runner:
         self._tools: XenstoreServer | None = None  # who talk to the store by a socket
         self._is_to_end = False
         self._is_trusted = start.is_trusted
-        self.plan = start.plan
+        self._plan = start.plan
         self.machine = start.machine(self._output)
         if options.max_guest_seconds is not None:
             self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
@@ -252,6 +253,11 @@ class Runner:
         guest_ns = self.machine.clock.now() - BOOT_TIME_NS
         return capture(self.machine, self.names(), reason, address=address, role=role, guest_ns=guest_ns)
 
+    @property
+    def plan(self) -> DomainPlan | None:
+        """The plan of its kernel; None where nobody knows that."""
+        return self._plan()
+
     def names(self) -> Names:
         """The names of the guest's addresses, as reports have them.
 
@@ -270,9 +276,8 @@ class Runner:
         """Whether names are at hand: a file of symbols was given, or the kernel is a plain ELF file."""
         if self._symbols is not None:
             return True
-        if self.plan is None:
-            return False
-        return is_elf(self.plan.kernel)
+        plan = self.plan
+        return plan is not None and is_elf(plan.kernel)
 
     def _names_at_hand(self) -> Names | None:
         return self.names() if self.has_symbols else None

@@ -23,13 +23,13 @@ Output = Callable[[bytes], None]
 class Start:
     """A domain that is about to run here.
 
-    `plan` is None where nobody knows its kernel. `machine` makes it on its host, given where its output goes;
-    `subject` says what a record is of (tape.subject()). `transcript` is what it printed elsewhere, of
-    `console_bytes` in all, of which `used` were matched or read. A domain that is not `is_trusted` comes from
-    a file of anybody's.
+    `plan` works out the plan of its kernel, None where nobody knows that. `machine` makes it on its host,
+    given where its output goes; `subject` says what a record is of (tape.subject()). `transcript` is what it
+    printed elsewhere, of `console_bytes` in all, of which `used` were matched or read. A domain that is not
+    `is_trusted` comes from a file of anybody's.
     """
 
-    plan: DomainPlan | None
+    plan: Callable[[], DomainPlan | None]
     machine: Callable[[Output], Machine]
     subject: Callable[[], dict[str, Any]]
     transcript: Transcript = field(default_factory=Transcript)
@@ -62,4 +62,4 @@ def built(image: DomainImage, host: Host, options: Chosen) -> Start:
         asked |= {"date_ns": info.date_ns, "time_offset": info.time_offset or None}
         return what | {name: value for name, value in asked.items() if value is not None}
 
-    return Start(image.plan, machine, what)
+    return Start(lambda: image.plan, machine, what)

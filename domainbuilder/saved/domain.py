@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from domainbuilder.build.build_note import build_note, read_build_note
 from domainbuilder.errors import BuildError, SavedError, Where
 from domainbuilder.inputs import names_socket, open_input
 from domainbuilder.launch.options import Chosen, RestoreOptions
@@ -50,8 +50,11 @@ def freeze(dom: RunningDomain) -> Frozen:
         "vcpus": len(machine.domain.vcpus),
         "guest_ns": machine.clock.now() - BOOT_TIME_NS,
     }
-    note = build_note(plan, boot["first_mfn"], boot["shared_info_mfn"]) if plan is not None else None
-    session = {"console": dom.console_state(), "build": note}
+    session = {"console": dom.console_state(), "build": None}
+    if plan is not None:
+        from domainbuilder.build.build_note import build_note
+
+        session["build"] = build_note(plan, boot["first_mfn"], boot["shared_info_mfn"])
     if machine.devices.disks:
         session["disks"] = {disk.vdev: identity(disk) for disk in machine.devices.disks}
     return Frozen(about, session, state)
@@ -115,9 +118,12 @@ def thaw(
 ) -> RunningDomain:
     """A domain of these values, which are of a file called `name`. Raises SavedError.
 
-    memory_file: a file that has its machine's memory, where the values do not.
+    memory_file: a file that has its machine's memory, where the values do not. Then they are this program's
+    own, and the kernel's plan is worked out where somebody asks for it; else at once, to refuse a wrong one.
     """
-    plan = _plan(frozen.session.get("build"), name)
+    plan = cache(partial(_plan, frozen.session.get("build"), name))
+    if memory_file is None:
+        plan()
     console = _Console(frozen.session.get("console"), name)
 
     def machine(output: Output) -> Machine:
@@ -162,6 +168,8 @@ def _plan(note: Any, name: str) -> DomainPlan | None:
 
     if not isinstance(note, dict):
         raise fail("the build note is no map", found=type(note).__name__)
+    from domainbuilder.build.build_note import read_build_note  # and all that plans a domain
+
     built = read_build_note(note, fail)
     try:
         return built._replace(kernel=Path(built.kernel).name).plan()

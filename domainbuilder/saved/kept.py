@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 from domainbuilder.errors import BuildError, SavedError, Where
 from domainbuilder.inputs import LIMITS, open_input
 from domainbuilder.kept_files import DOMAINS_FOLDER, NAMED_FOLDER, cache_folder, is_ours, private_folder, tidy
-from domainbuilder.launch.domain import launch
 from domainbuilder.launch.options import Chosen, Options
 from domainbuilder.output import atomic_output, write_at
 from domainbuilder.saved.domain import freeze, thaw
@@ -108,7 +106,7 @@ class KeptDomains:
         frozen = freeze(dom)
         private_folder(self.folder)
         tidy(self.folder, most_bytes=self._most_bytes, most_files=self._most_domains - 1)
-        memory = self.folder / f"{key}.{secrets.token_hex(8)}.memory"
+        memory = self.folder / f"{key}.{os.urandom(8).hex()}.memory"
         with atomic_output(memory) as fd:
             os.fchmod(fd, 0o600)
             os.ftruncate(fd, len(dom.machine.mem.view))
@@ -317,6 +315,8 @@ def resume_at(
     `max_guest_seconds` counts from the guest's start. Raises what `launch` and `expect` do, BuildError for
     `record` and `replay`, which want a run from its start, for disks, and for inputs that are no files.
     """
+    from domainbuilder.launch.domain import launch  # where the domain is kept there is nothing to build
+
     resumption = Resumption(kernel, until, memory_mib, Chosen(**options), kept=kept, tell=tell)
     dom = resumption.start(
         options.get("console_output"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def received(restorer: Restorer, started: float, options: Chosen) -> RunningDomain:
     """The domain that a stream was of."""
     start = Start(
-        None, lambda output: restorer.finish(output, plain=options.plain), no_record, is_trusted=False
+        lambda: None, lambda output: restorer.finish(output, plain=options.plain), no_record, is_trusted=False
     )
     return running(start, restorer.name, started, options)
 

@@ -1,17 +1,22 @@
-"""Unicorn's C API as the engine calls it: the one module that imports unicorn.
+"""Unicorn's C API as the engine calls it: the one module that knows where the library is.
 
-The calls go by ctypes, without the binding's class: its hooks cost a microsecond more each, and swallow
-exceptions. Numbers and types are those of include/unicorn/unicorn.h and x86.h of Unicorn 2.1.
+The calls go by ctypes, without the binding: its hooks cost a microsecond more each, and swallow exceptions,
+and importing it takes as long as all of hvcore, for the names of eight other processors. Numbers and types
+are those of include/unicorn/unicorn.h and x86.h of Unicorn 2.1.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
+from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-from unicorn.unicorn_py3 import unicorn as binding
-
 from hvcore.errors import EngineError
+
+_NAMES = {"linux": "libunicorn.so.2", "darwin": "libunicorn.2.dylib"}
 
 UC_ARCH_X86, UC_MODE_64 = 4, 8
 UC_PROT_READ, UC_PROT_ALL = 1, 7
@@ -44,10 +49,32 @@ CODE_CB = BLOCK_CB = ctypes.CFUNCTYPE(
 )
 
 
+def _path() -> str:
+    """The unicorn package's; where that has none, or another is asked for, the one that its binding finds."""
+    package = None if "LIBUNICORN_PATH" in os.environ else PathFinder.find_spec("unicorn")
+    for folder in package.submodule_search_locations or () if package is not None else ():
+        path = Path(folder, "lib", _NAMES.get(sys.platform, ""))
+        if path.is_file():
+            return str(path)
+    from unicorn.unicorn_py3 import unicorn as binding
+
+    return str(binding.uclib._name)  # noqa: SLF001 (dlopen()'s)
+
+
+@cache
+def unicorn() -> ctypes.CDLL:
+    """The library."""
+    lib = ctypes.CDLL(_path())
+    lib.uc_version.restype = ctypes.c_uint32
+    lib.uc_context_size.restype = ctypes.c_size_t
+    return lib
+
+
 def identity() -> str:
     """Which file the library is, for who has to know whether it is another."""
-    state = Path(binding.uclib._name).stat()  # noqa: SLF001 (dlopen()'s)
-    return f"{binding.uclib.uc_version(None, None):#x} {state.st_size} {state.st_mtime_ns}"
+    lib = unicorn()
+    state = Path(lib._name).stat()  # noqa: SLF001 (dlopen()'s)
+    return f"{lib.uc_version(None, None):#x} {state.st_size} {state.st_mtime_ns}"
 
 
 class Msr(ctypes.Structure):
@@ -60,7 +87,7 @@ class Library:
     """One open instance of Unicorn: `uc` is its handle, `lib` the library."""
 
     def __init__(self) -> None:
-        self.lib: ctypes.CDLL = binding.uclib
+        self.lib = unicorn()
         self.uc = ctypes.c_void_p()
         err = self.lib.uc_open(UC_ARCH_X86, UC_MODE_64, ctypes.byref(self.uc))
         if err:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from pathlib import Path
 
 _SUFFIX = "_x86_64"  # of the functions for this guest architecture
@@ -34,9 +35,11 @@ def is_writable(address: int, size: int) -> bool:
 
 def find_word(address: int, size: int, value: int) -> int:
     """Where in `size` bytes the 64-bit word `value` lies; 0 if it does not, or cannot be written."""
-    if not is_writable(address, size):
-        return 0
-    raw, word = ctypes.string_at(address, size), value.to_bytes(8, "little")
+    return _find(address, ctypes.string_at(address, size), value) if is_writable(address, size) else 0
+
+
+def _find(address: int, raw: bytes, value: int) -> int:
+    word = value.to_bytes(8, "little")
     at = raw.find(word)
     while at % 8 and at >= 0:
         at = raw.find(word, at + 1)
@@ -46,18 +49,27 @@ def find_word(address: int, size: int, value: int) -> int:
 def jump_slot(lib: ctypes.CDLL, target: int) -> int:
     """Where the library keeps the address by which its own calls reach its function at `target`.
 
-    0 if it has none, or if it lies where nothing can be written any more. The loader's handle begins with
-    `struct link_map`, and the third word of that is the dynamic section.
+    0 if it has none, or if it lies where nothing can be written any more.
     """
-    dynamic = ctypes.c_uint64.from_address(lib._handle + 16).value  # noqa: SLF001 (dlopen()'s)
+    return _find(*_jump_slots(lib._handle), target)  # noqa: SLF001 (dlopen()'s)
+
+
+@cache
+def _jump_slots(handle: int) -> tuple[int, bytes]:
+    """A library's jump slots: where they lie, and what was in them before anything of it was patched.
+
+    The loader's handle begins with `struct link_map`, and the third word of that is the dynamic section.
+    """
+    dynamic = ctypes.c_uint64.from_address(handle + 16).value
     tags: dict[int, int] = {}
     for i in range(_DYNAMIC_ENTRIES):
         tag, value = (ctypes.c_uint64 * 2).from_address(dynamic + 16 * i)
         if not tag:
             break
         tags.setdefault(tag, value)
-    slots = tags.get(_DT_PLTRELSZ, 0) // _RELA_SIZE
-    return find_word(tags.get(_DT_PLTGOT, 0) + 8 * _GOT_RESERVED, 8 * slots, target) if slots else 0
+    address = tags.get(_DT_PLTGOT, 0) + 8 * _GOT_RESERVED
+    size = tags.get(_DT_PLTRELSZ, 0) // _RELA_SIZE * 8
+    return address, ctypes.string_at(address, size) if is_writable(address, size) else b""
 
 
 def function(lib: ctypes.CDLL, name: str) -> ctypes._NamedFuncPointer | None:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import unicorn
 
 from domainbuilder.conform.run import MEMORY_MIB, VCPUS, bundled
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.run_stats import Statistics
-from hvcore.cpu import process_memory
+from hvcore.cpu import library, process_memory
 from hvcore.cpu.patches import PATCHES
 
 DOCUMENTED = {
@@ -55,8 +54,8 @@ def hello(kernel: Path) -> tuple[Statistics, str]:
 def test_nothing_is_called_that_is_not_documented(
     sample_guest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spy = Spy(unicorn.unicorn_py3.unicorn.uclib)
-    monkeypatch.setattr("hvcore.cpu.library.binding.uclib", spy)
+    spy = Spy(library.unicorn())
+    monkeypatch.setattr(library, "unicorn", lambda: spy)
     before = {slot: ctypes.c_uint64.from_address(slot).value for slot in PATCHES.slots}
     hello(sample_guest("hello"))
     assert spy.names <= DOCUMENTED
