@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -11,7 +10,7 @@ import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
-from domainbuilder.clones.wire import Closed, Kind, receive, send
+from domainbuilder.clones.wire import Closed, Kind, decode, receive, send
 from domainbuilder.errors import BuildError
 
 _ERRORS: dict[str, type[Exception]] = {
@@ -165,7 +164,7 @@ class Process:
         while True:
             kind, data = receive(self._sock)
             if kind is not Kind.OUTPUT:
-                number, *rest = json.loads(data)
+                number, *rest = decode(data.decode())
                 if number == self._number:
                     return kind, rest
             elif clone := self.clones.get(data[0]):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import json
 import os
 import re
 import signal
@@ -25,7 +24,7 @@ from typing import Any, NoReturn
 
 from domainbuilder.clones.process import HELD
 from domainbuilder.clones.values import to_plain
-from domainbuilder.clones.wire import Closed, Kind, receive, send
+from domainbuilder.clones.wire import Closed, Kind, decode, receive, send
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.rehearsal import rehearsals
 from domainbuilder.launch.running import RunningDomain
@@ -33,6 +32,8 @@ from domainbuilder.launch.snapshot import Snapshot
 from domainbuilder.launch.transcript import Search
 
 _MOST_DESCRIPTORS = 1024  # looked at where there is no /proc
+_S_IFMT, _S_IFCHR = 0o170000, stat.S_IFCHR
+_STREAMS = (stat.S_IFIFO, stat.S_IFSOCK)
 _SIGNALS = [int(number) for number in signal.valid_signals()]
 
 
@@ -78,7 +79,7 @@ class Server:
             try:
                 kind, data = receive(self._sock)
                 if kind is Kind.REQUEST:
-                    self._answer(*json.loads(data))
+                    self._answer(*decode(data.decode()))
             except Closed:
                 self._leave()
 
@@ -241,8 +242,10 @@ def part_from_streams(kept: set[int]) -> None:
     for descriptor in there:
         if descriptor in kept or descriptor == 2:
             continue
-        with suppress(OSError):
-            mode = os.fstat(descriptor).st_mode
-            if descriptor == 0 or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor):
+        try:
+            kind = os.fstat(descriptor).st_mode & _S_IFMT
+            if descriptor == 0 or kind in _STREAMS or (kind == _S_IFCHR and os.isatty(descriptor)):
                 os.dup2(null, descriptor, inheritable=descriptor <= 2)
+        except OSError:
+            pass
     os.close(null)

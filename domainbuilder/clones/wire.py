@@ -28,13 +28,18 @@ class Kind(IntEnum):
     PAUSE = 5
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # once, as each function on the way costs a clone
+decode = json.JSONDecoder().decode  # three pages or four
+
+
 class Closed(Exception):
     """There is nobody at the other end any more."""
 
 
 def send(sock: socket.socket, kind: Kind, value: Any = None, raw: bytes | None = None) -> None:
     """Send one frame: `value` as JSON, or `raw`. Raises Closed."""
-    data = json.dumps(value, separators=(",", ":")).encode() if raw is None else raw
+    data = _encode(value).encode() if raw is None else raw
     try:
         sock.sendall(_HEADER.pack(len(data), kind) + data)
     except OSError as error:
@@ -44,9 +49,9 @@ def send(sock: socket.socket, kind: Kind, value: Any = None, raw: bytes | None =
 def receive(sock: socket.socket) -> tuple[Kind, bytes]:
     """The next frame. Raises Closed."""
     size, kind = _HEADER.unpack(_exactly(sock, _HEADER.size))
-    if size > MOST_BYTES:
-        raise Closed(f"a frame of {size} bytes")
-    return Kind(kind), _exactly(sock, size)
+    if size > MOST_BYTES or kind not in _KINDS:
+        raise Closed(f"a frame of kind {kind} and {size} bytes")
+    return _KINDS[kind], _exactly(sock, size)
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

@@ -23,6 +23,7 @@ class Interruptions:
         self._waiting: BaseException | None = None
         self._may_raise = False  # within a run, but where an exception is not lost
         self.running = False
+        self.has_signals = True  # handlers may have been set
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` here, where that is possible, or out of the run that is under way."""
@@ -64,7 +65,7 @@ class Interruptions:
     @contextmanager
     def of_signals(self) -> Iterator[None]:
         """While the block runs, signal handlers raise where that is not lost."""
-        if threading.current_thread() is not threading.main_thread():
+        if not self.has_signals or threading.current_thread() is not threading.main_thread():
             yield
             return
         found = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}

@@ -243,6 +243,7 @@ class RunningDomain(Rewinding):
         allowed = self._timeout if timeout is None else timeout
         self._limit = None if allowed is None else self._started + allowed
         self._input, self._sink = None, console_output
+        self._interruptions.has_signals = False  # to look for handlers copies twenty pages
         for switch in self.machine.host.switches.values():
             switch.taps.clear()  # a capture is the holder's
 

@@ -50,7 +50,7 @@ def freeze(dom: RunningDomain) -> Frozen:
         "vcpus": len(machine.domain.vcpus),
         "guest_ns": machine.clock.now() - BOOT_TIME_NS,
     }
-    session = {"console": dom.console_state(), "build": None}
+    session: dict[str, Any] = {"console": dom.console_state(), "build": None}
     if plan is not None:
         from domainbuilder.build.build_note import build_note
 

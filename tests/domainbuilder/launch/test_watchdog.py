@@ -16,17 +16,19 @@ from domainbuilder.launch.watchdog import Watchdog
 def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     monkeypatch.setattr(watchdog, "GRACE", 0.0)
     monkeypatch.setattr(watchdog, "_LOOK", 0.001)
+    monkeypatch.setattr(watchdog, "_IDLE", 0.02)
     return Watchdog()
 
 
 def threads() -> int:
-    return sum(thread.name == "watchdog" for thread in threading.enumerate())
+    """How many there are, Python's own or not."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208
 
 
-def gone() -> bool:
-    """Whether no such thread is there any more, before long."""
+def comes_to(count: int) -> bool:
+    """Whether there are so many threads, before long."""
     for _ in range(2000):
-        if not threads():
+        if threads() == count:
             return True
         time.sleep(0.005)
     return False
@@ -42,23 +44,41 @@ def test_it_nudges_from_the_deadline_on_and_no_longer_than_the_run(dog: Watchdog
         pass
 
 
+def test_a_run_that_ends_sooner_than_the_others_is_not_late(
+    dog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_IDLE", 3600.0)
+    nudged = threading.Event()
+    with dog.over(time.monotonic() + 1000, pytest.fail):
+        time.sleep(0.02)  # it sleeps
+        with dog.over(time.monotonic(), nudged.set):
+            assert nudged.wait(30)
+    dog.end()
+
+
 def test_one_thread_for_many_runs_and_none_when_there_are_none(dog: Watchdog) -> None:
-    assert gone()
+    before = threads()
     for _ in range(50):
         with dog.over(time.monotonic() + 1000, pytest.fail), dog.over(time.monotonic() + 1000, pytest.fail):
-            assert threads() == 1
-    assert gone()
+            assert dog.is_there
+            assert comes_to(before + 1)
+    assert comes_to(before)
+    assert not dog.is_there
     with dog.over(time.monotonic() + 1000, pytest.fail):
-        assert threads() == 1
-    assert gone()
+        assert comes_to(before + 1)
+        time.sleep(0.1)
+        assert dog.is_there
+    assert comes_to(before)
 
 
 def test_it_ends_for_a_fork_and_begins_again(dog: Watchdog) -> None:
+    before = threads()
     for _ in range(20):
         with dog.over(time.monotonic() + 1000, pytest.fail):
             pass
         dog.end()
-        assert not threads()
+        assert not dog.is_there
+        assert comes_to(before)
     dog.end()
     with dog.over(time.monotonic() + 1000, pytest.fail):
         pid = os.fork()
