@@ -62,11 +62,13 @@ man: $(VENV)/.run ## Make the man pages, in build/man; a plain install has them
 bench: $(VENV)/.dev ## Measure what things cost; prints, and judges nothing
 	$(BIN)/python -m benchmarks
 
-bench-xen: $(VENV)/.dev ## Xen's services and Debian's boots under real Xen in QEMU and here, with ratios and a plot (scripts/bench_*.py)
+# XEN32: a Xen built with CONFIG_PV32, which Debian's is not.
+bench-xen: $(VENV)/.dev ## Xen's services and Debian's boots under real Xen in QEMU and here: fills and draws the tables of docs/64bit.md
 	$(BIN)/python scripts/bench_services.py --runs 3 --json .cache/bench-services.json
+	$(if $(XEN32),$(BIN)/python scripts/bench_services.py --runs 3 --width 32 --xen $(XEN32) --json .cache/bench-services-32.json)
 	$(BIN)/python scripts/bench_xen.py --runs 3 --json .cache/bench-bookworm.json
 	$(BIN)/python scripts/bench_xen.py --runs 3 --release trixie --json .cache/bench-trixie.json
-	$(BIN)/python scripts/plot_bench.py $(addprefix .cache/bench-,services.json bookworm.json trixie.json) -o docs/bench-xen.svg
+	$(BIN)/python scripts/plot_bench.py $(patsubst %,.cache/bench-%.json,services $(if $(XEN32),services-32) bookworm trixie)
 
 wheels: $(VENV)/.made ## Build the wheels into dist/: manylinux x86-64 and aarch64 by zig, and one without the compiled core
 	for machine in x86_64 aarch64; do HVCORE_MACHINE=$$machine $(BIN)/python -m pip wheel --quiet --no-deps -w dist . || exit 1; done

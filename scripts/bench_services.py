@@ -141,7 +141,8 @@ def main() -> None:
     medians = {name: median(found) for name, found in runs.items()}
     show(medians.get("xen", {}), medians["here"])
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"runs": runs, "median": medians}, indent=2) + "\n")
+        document = {"width": arguments.width, "runs": runs, "median": medians}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
