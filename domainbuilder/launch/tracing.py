@@ -7,35 +7,26 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbuilder.launch.call_chain import CallChain, left_stub
-from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name, virq_name
 from domainbuilder.launch.terminal import write_all
+from domainbuilder.launch.trace_records import Records
 from domainbuilder.output import atomic_output
 from domainbuilder.trace.filter import Filter, parse_filter
 from domainbuilder.trace.formats import encoder, format_of
-from domainbuilder.trace.record import RUNSTATES, Head, Record, Tail
-from hvcore.common.event import ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_VIRQ
-from hvcore.cpu.processor import RSP
+from domainbuilder.trace.record import Head, Record, Tail
 from hvcore.debug import events as e
+from hvcore.debug.event_log import log_of
 from hvcore.debug.periodic import Periodic
 from hvcore.debug.taps import listen
-from hvcore.debug.view import GuestView
-from hvcore.machine import BOOT_TIME_NS
-from hvcore.page_info import PGT_NAMES, PGT_none, PGT_writable_page
-from hvcore.public.xen import NR_HYPERCALLS
-from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from domainbuilder.launch.names import Names
     from domainbuilder.launch.run_stats import Statistics
     from domainbuilder.launch.running import RunningDomain
     from domainbuilder.trace.formats import Encoder
-    from hvcore.machine import Machine
-    from hvcore.trace import FailedEntry
+    from hvcore.debug.event_log import Row
 
 FRAMES_NS = 10_000_000  # how often the frames are counted by type
 _CHUNK = 1 << 16
@@ -56,7 +47,6 @@ _KINDS: dict[str, type[e.Event]] = {
     "typed": e.ConsoleEvent,
     "device": e.DeviceEvent,
 }
-_COMMON = bytes((PGT_none, PGT_writable_page))
 RecordSink = Callable[[Record], None]
 
 
@@ -201,7 +191,7 @@ def recording(
     kinds = wanted.kinds
     told = {_KINDS[kind] for kind in kinds if kind in _KINDS}
     by_name = bool(wanted.symbols or wanted.within)
-    records = _Records(machine, names, callers=by_name)
+    records = Records(machine, names, callers=by_name)
     first, last = wanted.from_ns, wanted.to_ns
     takes_all = not (first or by_name or wanted.classes) and last is None
 
@@ -217,9 +207,21 @@ def recording(
     def tell_all(event: e.Event) -> None:
         sink(records.of(event))
 
+    def tell_rows(rows: list[Row]) -> None:
+        for record in map(records.of_row, rows):
+            take(record)
+
+    def tell_all_rows(rows: list[Row]) -> None:
+        for record in map(records.of_row, rows):
+            sink(record)
+
+    def count_frames() -> None:
+        log_of(machine).drain()  # what was before comes before
+        take(records.frames())
+
     with ExitStack() as stack:
         if "frames" in kinds and not by_name:
-            counter = Periodic(machine, "trace", FRAMES_NS, lambda: take(records.frames()))
+            counter = Periodic(machine, "trace", FRAMES_NS, count_frames)
             stack.enter_context(dom.watching(counter))
         stack.enter_context(
             listen(
@@ -228,167 +230,7 @@ def recording(
                 told,
                 vcpus=wanted.vcpus,
                 batched=not (by_name or is_live),
+                rows=tell_all_rows if takes_all else tell_rows,
             )
         )
         yield
-
-
-class _Records:
-    """Events as records."""
-
-    def __init__(self, machine: Machine, names: Names | None, *, callers: bool) -> None:
-        self._machine = machine
-        self._names = names
-        self._chain = CallChain(machine, names) if names is not None else None
-        self._callers = callers
-        self._symbols: dict[int, str] = {}
-        self._calls: dict[int, str] = {}
-        self._ports: dict[int, str] = {}
-        self._make: dict[type[e.Event], Callable[[Any], Record]] = {
-            e.HypercallEvent: self._hypercall,
-            e.SubcallEvent: partial(self._call, "subcall"),
-            e.UnfinishedEvent: partial(self._call, "unfinished"),
-            e.IretEvent: partial(self._plain, "iret"),
-            e.TrapEvent: partial(self._fault, "trap"),
-            e.ExceptionEvent: partial(self._fault, "exception"),
-            e.EmulatedEvent: self._emulated,
-            e.PageTableStoreEvent: self._store,
-            e.PendingEvent: self._pending,
-            e.UpcallEvent: partial(self._plain, "upcall"),
-            e.ScheduleEvent: partial(self._plain, "turn"),
-            e.RunstateEvent: self._runstate,
-            e.ConsoleEvent: self._console,
-            e.DeviceEvent: self._device,
-        }
-
-    def of(self, event: e.Event) -> Record:
-        """The record of an event."""
-        return self._make[type(event)](event)
-
-    def frames(self) -> Record:
-        """How many frames the domain has of each type, now."""
-        d = self._machine.domain
-        return Record(
-            "frames", d.clock.now() - BOOT_TIME_NS, d.current_id, args=frames_by_type(self._machine)
-        )
-
-    # -- kinds of events
-
-    def _hypercall(self, event: e.HypercallEvent) -> Record:
-        why = "\n".join(map(str, event.refusals)) if event.refusals else ""
-        if event.entries:
-            why = "\n".join([*filter(None, (why,)), *map(_failed, event.entries)])
-        return Record(
-            "hypercall", *self._where(event), self._call_name(event.number), event.number,
-            event.args, event.result, event.end_ns - BOOT_TIME_NS, command_name(event.number, event.args),
-            why, self._caller(event.rip),
-        )  # fmt: skip
-
-    def _call(self, kind: str, event: e.SubcallEvent | e.UnfinishedEvent) -> Record:
-        result = event.result if isinstance(event, e.SubcallEvent) else None
-        return Record(
-            kind, *self._where(event), self._call_name(event.number), event.number,
-            event.args, result, 0, command_name(event.number, event.args), "", self._caller(event.rip),
-        )  # fmt: skip
-
-    def _plain(self, kind: str, event: e.Event) -> Record:
-        return Record(kind, *self._where(event), symbol=self._symbol(event.rip))
-
-    def _fault(self, kind: str, event: e.TrapEvent | e.ExceptionEvent) -> Record:
-        args: tuple[int, ...] = ()
-        if event.error_code is not None:
-            args = (event.error_code, event.cr2) if event.cr2 else (event.error_code,)
-        return Record(
-            kind, *self._where(event), vector_name(event.vector), event.vector, args,
-            symbol=self._symbol(event.rip),
-        )  # fmt: skip
-
-    def _emulated(self, event: e.EmulatedEvent) -> Record:
-        return self._plain("emulated", event)._replace(name=event.name)
-
-    def _store(self, event: e.PageTableStoreEvent) -> Record:
-        return self._plain("store", event)._replace(args=(event.cr2,))
-
-    def _pending(self, event: e.PendingEvent) -> Record:
-        record = self._plain("pending", event)
-        return record._replace(number=event.port, args=(event.target,), detail=self._binding(event.port))
-
-    def _runstate(self, event: e.RunstateEvent) -> Record:
-        assert max(event.old, event.new) < len(RUNSTATES)
-        return self._plain("runstate", event)._replace(args=(event.old, event.new))
-
-    def _console(self, event: e.ConsoleEvent) -> Record:
-        text = event.data.decode("utf-8", "surrogateescape")
-        return self._plain("typed" if event.typed else "print", event)._replace(text=text)
-
-    def _device(self, event: e.DeviceEvent) -> Record:
-        return self._plain("device", event)._replace(name=event.device)
-
-    def is_within(self, wanted: Filter) -> bool:
-        """Whether a function that is wanted is in the call chain at the moment."""
-        if self._chain is None:
-            return False
-        return wanted.takes_chain(map(self._symbol, self._chain.addresses()))
-
-    # -- what they share
-
-    def _where(self, event: e.Event) -> tuple[int, int, int]:
-        return event.ns - BOOT_TIME_NS, event.vcpu_id, event.rip
-
-    def _call_name(self, number: int) -> str:
-        name = self._calls.get(number)
-        if name is None:
-            known = number < NR_HYPERCALLS
-            name = hypercall_name(number) if known else "unknown hypercall"
-            if known:
-                self._calls[number] = name
-        return name
-
-    def _symbol(self, address: int) -> str:
-        if self._names is None:
-            return ""
-        found = self._symbols.get(address)
-        if found is None:
-            if len(self._symbols) > 1 << 16:
-                self._symbols.clear()
-            found = self._symbols[address] = self._names(address)
-        return found
-
-    def _caller(self, rip: int) -> str:
-        """Who made a hypercall: where its stub returns to, if the call came from the hypercall page."""
-        names = self._names
-        if names is None or not self._callers:
-            return ""
-        if rip not in names.stubs:
-            return self._symbol(rip)
-        machine = self._machine
-        read = GuestView(machine).read
-        return self._symbol(left_stub(machine.domain.abi.word, read, machine.engine.q[RSP])[0])
-
-    def _binding(self, port: int) -> str:
-        """What the port is bound to, as it is now."""
-        t = self._machine.domain.evtchn
-        state = t.state[port] if port < t.valid_evtchns else 0
-        if state == ECS_VIRQ:
-            return virq_name(t.virq[port])
-        if state == ECS_INTERDOMAIN:
-            return f"domain {t.remote_dom[port]}"
-        return {ECS_IPI: "IPI", ECS_PIRQ: "PIRQ"}.get(state, "unbound")
-
-
-def _failed(entry: FailedEntry) -> str:
-    why = "; ".join(map(str, entry.refusals))
-    return f"entry at {entry.address:#x}: {hypercall_name(entry.number)} = {result_name(entry.result)}: {why}"
-
-
-def frames_by_type(machine: Machine) -> tuple[int, ...]:
-    """How many of the domain's frames are of each PGT_* type; a type counts while something holds it."""
-    d, frames = machine.domain, machine.domain.frames
-    types = bytes(frames.ptype)
-    if len(machine.host.machines) > 1:
-        types = bytes(t for t, owner in zip(types, frames.owner, strict=True) if owner == d.domain_id)
-    rare = types.translate(None, _COMMON)  # bytes.count() takes long where there is much to count
-    counts = [rare.count(kind) for kind in range(len(PGT_NAMES))]
-    counts[PGT_writable_page] = len(types) - len(types.translate(None, _COMMON[1:]))
-    counts[0] = max(frames.tot_pages.get(d.domain_id, 0) - sum(counts[1:]), 0)
-    return tuple(counts)

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.launch.address_space import Span, spans
-from domainbuilder.launch.tracing import frames_by_type, recording
+from domainbuilder.launch.trace_records import frames_by_type
+from domainbuilder.launch.tracing import recording
 from domainbuilder.plan.regions import human, regions, registers, tables
 from domainbuilder.plan.segments import PADDING
 from domainbuilder.tour.lessons import BEFORE, COMMANDS, HYPERCALLS, KINDS, Lesson

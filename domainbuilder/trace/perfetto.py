@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from domainbuilder.trace.protobuf import fixed64, message, number, text, varint
+from domainbuilder.trace.protobuf import LOW_14, fixed64, message, number, text, varint
 from domainbuilder.trace.record import CLASS_OF, CLASSES, FORMAT, FRAME_TYPES, RUNSTATES, Head, Record, Tail
 
 EXIT_NS = 100  # what an exit to Xen takes of a guest's time, before the call itself begins
@@ -69,9 +69,10 @@ class PerfettoEncoder:
         self._tracks: set[int] = set()
         self._arguments: dict[tuple[int, int], bytes] = {}
         self._heads: dict[tuple[object, ...], bytes] = {}
-        self._bodies: dict[tuple[object, ...], bytes] = {}
+        self._bodies: dict[tuple[object, ...], bytes] = {}  # of the packets that begin calls
         self._ends: dict[int, bytes] = {}  # by track, of which there are as many as vCPUs
         self._flow = 0
+        self._high, self._high_bytes = 0, b"\0"  # the time without its low 14 bits
         self._raised: dict[tuple[int, int], int] = {}  # (vCPU, port) -> the flow of its last event
 
     def begin(self, head: Head) -> bytes:
@@ -100,25 +101,30 @@ class PerfettoEncoder:
 
     def call(self, r: Record) -> bytes:
         """A slice; the entries of a multicall lie within it."""
-        begins = r.ns if r.kind == "subcall" else max(r.ns - EXIT_NS, 0)
+        ns, end_ns = r.ns, r.end_ns
+        begins = ns if r.kind == "subcall" or ns < EXIT_NS else ns - EXIT_NS
         track = VCPU_TRACKS + r.vcpu
-        out = b"" if track in self._tracks else self._vcpu(r.vcpu)
-        ends = _TIMESTAMP + varint(max(r.end_ns, r.ns)) + self._slice_end(track)
-        return out + self._packet(begins, self._call_body(r, track)) + _PACKET + varint(len(ends)) + ends
+        new = b"" if track in self._tracks else self._vcpu(r.vcpu)
+        body = self._body(r, self._call_event)
+        return new + self._packet(begins, body) + self._timed(max(end_ns, ns), self._slice_end(track))
 
-    def _call_body(self, r: Record, track: int) -> bytes:
-        """A slice's beginning without its time. Guests make the same calls again and again."""
-        key = r.kind, r.vcpu, *r[3:8], r.detail
-        found = self._bodies.get(key)
-        if found is None:
-            argument = self._argument
-            notes = [argument(i, value) for i, value in enumerate(r.args)]
-            notes += self._result(r.result), argument(_RIP, r.rip)
-            found = self._call_head(r, track) + b"".join(notes)
+    def _body(self, r: Record, event: Callable[[Record], bytes]) -> bytes:
+        """The body of the packet with a record's event. Guests do the same again and again."""
+        key = r.kind, r[2:8], r[9:]  # all but the times
+        body = self._bodies.get(key)
+        if body is None:
+            body = _event(event(r))
             if len(self._bodies) >= _MOST_KEPT:
                 self._bodies.clear()
-            self._bodies[key] = found
-        return found + _strings(r, "text", "symbol") if r.text or r.symbol else found
+            if not r.text:
+                self._bodies[key] = body
+        return body
+
+    def _call_event(self, r: Record) -> bytes:
+        argument, track = self._argument, VCPU_TRACKS + r.vcpu
+        notes = [argument(i, value) for i, value in enumerate(r.args)]
+        notes += self._result(r.result), argument(_RIP, r.rip), _strings(r, "text", "symbol")
+        return self._call_head(r, track) + b"".join(notes)
 
     def _call_head(self, r: Record, track: int) -> bytes:
         """What the slices of a hypercall on a track have in common."""
@@ -132,8 +138,11 @@ class PerfettoEncoder:
             self._heads[key] = head
         return head
 
-    def point(self, r: Record, name: str = "", extra: bytes = b"") -> bytes:
+    def point(self, r: Record) -> bytes:
         """An instant."""
+        return self._vcpu(r.vcpu) + self._packet(r.ns, self._body(r, self._point_event))
+
+    def _point_event(self, r: Record, name: str = "", extra: bytes = b"") -> bytes:
         notes = [_string("kind", r.kind), self._argument(_RIP, r.rip)]
         if r.number:
             notes.append(_note("number", number(UINT, r.number)))
@@ -142,31 +151,34 @@ class PerfettoEncoder:
             notes.append(self._argument(i, value) if is_address else _note(f"arg{i}", number(UINT, value)))
         notes += extra, _strings(r, "name", "detail", "symbol")
         name = name or (f"{r.kind} {r.name}" if r.name else r.kind)
-        head = self._head(INSTANT, VCPU_TRACKS + r.vcpu, name, CLASS_OF[r.kind])
-        return self._vcpu(r.vcpu) + self._packet(r.ns, head + b"".join(notes))
+        return self._head(INSTANT, VCPU_TRACKS + r.vcpu, name, CLASS_OF[r.kind]) + b"".join(notes)
+
+    def _flowing(self, r: Record, name: str, flows: bytes) -> bytes:
+        """An instant at which arrows begin or end."""
+        return self._vcpu(r.vcpu) + self._packet(r.ns, _event(self._point_event(r, name, flows)))
 
     def pending(self, r: Record) -> bytes:
         """An instant from which an arrow leads on."""
         self._flow += 1
         self._raised[r.args[0], r.number] = self._flow
-        return self.point(r, "event", fixed64(FLOW, self._flow))
+        return self._flowing(r, "event", fixed64(FLOW, self._flow))
 
     def upcall(self, r: Record) -> bytes:
         """An instant to which arrows lead."""
         due = [key for key in self._raised if key[0] == r.vcpu]
-        return self.point(r, extra=b"".join(fixed64(FLOW_END, self._raised.pop(key)) for key in due))
+        return self._flowing(r, "", b"".join(fixed64(FLOW_END, self._raised.pop(key)) for key in due))
 
     def runstate(self, r: Record) -> bytes:
         """A slice that lasts up to the next, on a track of its own."""
         track = STATE_TRACKS + r.vcpu
         out = b""
         if track in self._tracks:
-            out += message(PACKET, _TIMESTAMP + varint(r.ns) + self._slice_end(track))
+            out += self._timed(r.ns, self._slice_end(track))
         out += self._track(track, f"vCPU {r.vcpu}: run state")
         notes = b"".join(_note(f"arg{i}", number(UINT, value)) for i, value in enumerate(r.args))
         notes += _string("kind", r.kind) + _note("vcpu", number(UINT, r.vcpu)) + self._argument(_RIP, r.rip)
         return out + self._packet(
-            r.ns, self._head(SLICE_BEGIN, track, RUNSTATES[r.args[1]], "scheduling") + notes
+            r.ns, _event(self._head(SLICE_BEGIN, track, RUNSTATES[r.args[1]], "scheduling") + notes)
         )
 
     def frames(self, r: Record) -> bytes:
@@ -177,17 +189,21 @@ class PerfettoEncoder:
             unit = message(COUNTER, text(UNIT_NAME, "frames"))
             out += self._track(track, f"frames: {FRAME_TYPES[i]}", unit)
             head = self._head(COUNTER_EVENT, track, "", "pagetables")
-            out += self._packet(r.ns, head + number(COUNTER_VALUE, count))
+            out += self._packet(r.ns, _event(head + number(COUNTER_VALUE, count)))
         return out
 
     def console(self, r: Record) -> bytes:
         """An instant on the console's track."""
         head = self._head(INSTANT, CONSOLE_TRACK, r.kind, "console")
         notes = _string("kind", r.kind) + _note("vcpu", number(UINT, r.vcpu)) + self._argument(_RIP, r.rip)
-        return self._track(CONSOLE_TRACK, "console") + self._packet(r.ns, head + notes + _strings(r, "text"))
+        return self._track(CONSOLE_TRACK, "console") + self._packet(
+            r.ns, _event(head + notes + _strings(r, "text"))
+        )
 
     def _about(self, ns: int, name: str, about: str) -> bytes:
-        return self._packet(ns, self._head(INSTANT, PROCESS_TRACK, name, "") + _string("about", about))
+        return self._packet(
+            ns, _event(self._head(INSTANT, PROCESS_TRACK, name, "") + _string("about", about))
+        )
 
     # -- packets
 
@@ -206,19 +222,25 @@ class PerfettoEncoder:
             self._heads[key] = head
         return head
 
-    def _packet(self, ns: int, event: bytes) -> bytes:
-        packet = _TIMESTAMP + varint(ns) + _SEQUENCED + _TRACK_EVENT + varint(len(event)) + event
+    def _packet(self, ns: int, body: bytes) -> bytes:
+        """A packet of that time, with the names that are new in it."""
         if self._interned:
-            packet += message(INTERNED, self._interned)
+            body += message(INTERNED, self._interned)
             self._interned = b""
-        return _PACKET + varint(len(packet)) + packet
+        return self._timed(ns, body)
+
+    def _timed(self, ns: int, body: bytes) -> bytes:
+        high = ns >> 14  # which is the same for some 16 us
+        if high != self._high:
+            self._high, self._high_bytes = high, varint(high)
+        when = LOW_14[ns & 0x3FFF] + self._high_bytes if high else varint(ns)
+        return _PACKET + varint(1 + len(when) + len(body)) + _TIMESTAMP + when + body
 
     def _slice_end(self, track: int) -> bytes:
-        """A packet that ends a slice, behind its time."""
+        """The body of a packet that ends a slice."""
         found = self._ends.get(track)
         if found is None:
-            made = _SEQUENCED + message(TRACK_EVENT, self._head(SLICE_END, track, "", ""))
-            found = self._ends[track] = made
+            found = self._ends[track] = _event(self._head(SLICE_END, track, "", ""))
         return found
 
     def _track(self, uuid: int, name: str, more: bytes = b"") -> bytes:
@@ -259,12 +281,13 @@ class PerfettoEncoder:
 
 
 _SEQUENCED = number(SEQUENCE, 1) + number(FLAGS, NEEDS)
-_PACKET, _TIMESTAMP, _TRACK_EVENT = (
-    varint(PACKET << 3 | 2),
-    varint(TIMESTAMP << 3),
-    varint(TRACK_EVENT << 3 | 2),
-)
+_PACKET, _TIMESTAMP = varint(PACKET << 3 | 2), varint(TIMESTAMP << 3)
 _RIP = NOTES.index("rip")
+
+
+def _event(event: bytes) -> bytes:
+    """The body of a packet with an event, which its time comes before."""
+    return _SEQUENCED + message(TRACK_EVENT, event)
 
 
 def _interned(kind: int, iid: int, name: str) -> bytes:

@@ -14,6 +14,8 @@ _MOST_VARINT = 10
 
 _SHORT = [bytes((value,)) for value in range(0x80)]
 _SHORT += [bytes((value & 0x7F | 0x80, value >> 7)) for value in range(0x80, 0x4000)]
+LOW_14 = [bytes((value & 0x7F | 0x80, value >> 7 | 0x80)) for value in range(0x4000)]
+"""The two bytes that the varint of a number of more than 14 bits begins with, by the low 14."""
 
 
 def varint(value: int) -> bytes:
@@ -21,15 +23,7 @@ def varint(value: int) -> bytes:
     if 0 <= value < 0x4000:
         return _SHORT[value]
     value &= _M64
-    if 1 << 28 <= value < 1 << 35:  # a time of a fraction of a second to half a minute
-        low = value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128
-        return bytes((*low, value >> 28))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return LOW_14[value & 0x3FFF] + varint(value >> 14)
 
 
 def number(field: int, value: int) -> bytes:

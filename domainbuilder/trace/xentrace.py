@@ -36,6 +36,7 @@ _CHANGE = struct.Struct("<III")  # header, processor, bytes up to the next chang
 _CYCLES = struct.Struct("<IQ")
 _WINDOW = 1 << 15
 _MOST_WAITING = 1 << 20  # bytes of entries whose multicall has not come
+_MOST_KNOWN = 1 << 15
 _PAGE_FAULT = 14
 _TRAP_WITH_CODE = 1 << 15
 _OP = 0xFFFFF
@@ -56,6 +57,7 @@ class XentraceEncoder:
     def __init__(self) -> None:
         self._window: list[tuple[int, bool, bytes]] = []  # time, whether it is an entry's, record
         self._size = 0
+        self._known: dict[tuple[object, ...], tuple[int, bytes]] = {}  # header and extra words
         self._is_64bit = True
         self._domain_id = 0
 
@@ -67,13 +69,19 @@ class XentraceEncoder:
 
     def encode(self, record: Record) -> bytes:
         """A record, if Xen has one of the kind; what is ready of the file."""
-        make = _ENCODE.get(record.kind)
-        if make is None:
+        kind = record.kind
+        if kind not in KINDS:
             return b""
-        event, extra = make(self, record)
-        header = event | len(extra) // 4 << TRACE_EXTRA_SHIFT | TRC_HD_CYCLE_FLAG
-        data = _CYCLES.pack(header, record.ns * TSC_PER_NS) + extra
-        is_entry = record.kind == "subcall"
+        key = kind, record[2:7]  # all that Xen has of it but the time; guests do the same again and again
+        known = self._known.get(key)
+        if known is None:
+            event, extra = _ENCODE[kind](self, record)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            header = event | len(extra) // 4 << TRACE_EXTRA_SHIFT | TRC_HD_CYCLE_FLAG
+            known = self._known[key] = header, extra
+        data = _CYCLES.pack(known[0], record.ns * TSC_PER_NS) + known[1]
+        is_entry = kind == "subcall"
         self._window.append((record.ns, is_entry, data))
         self._size += len(data)
         if self._size < _WINDOW or (is_entry and self._size < _MOST_WAITING):

@@ -1,4 +1,4 @@
-"""What the compiled core's lanes write down for a listener, as events (struct hv_events).
+"""What the compiled core's lanes write down for a listener, as rows (struct hv_events).
 
 A lane that finds no room leaves its exit to Python, whose tap reads what there is and makes room.
 """
@@ -6,7 +6,7 @@ A lane that finds no room leaves its exit to Python, whose tap reads what there 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -26,45 +26,42 @@ from hvcore.debug.events import (
 from hvcore.x86 import TRAP_page_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hvcore.machine import Machine
 
 CAPACITY = 4096  # events: 512 KB
 _EVENT = struct.Struct("<14Q16x")
 _NO_ERROR_CODE = (1 << 64) - 1
-_NAMES = {0xFA: "cli", 0xFB: "sti"}  # by opcode
+EMULATED_NAMES = {0xFA: "cli", 0xFB: "sti"}  # by opcode
 _HEAD = 4  # words: count, kept, capacity, kinds
-# By number of enum hv_event_kind.
-_HYPERCALL, _SUBCALL, _IRET, _TRAP, _EXCEPTION, _UPCALL, _PAGE_TABLE_STORE, _EMULATED = range(8)
-_KINDS: dict[type[Event], int] = {
-    HypercallEvent: _HYPERCALL,
-    SubcallEvent: _SUBCALL,
-    IretEvent: _IRET,
-    TrapEvent: _TRAP,
-    ExceptionEvent: _EXCEPTION,
-    UpcallEvent: _UPCALL,
-    PageTableStoreEvent: _PAGE_TABLE_STORE,
-    EmulatedEvent: _EMULATED,
-}
+# In the order of enum hv_event_kind.
+EVENT_KINDS: tuple[type[Event], ...] = (
+    HypercallEvent,
+    SubcallEvent,
+    IretEvent,
+    TrapEvent,
+    ExceptionEvent,
+    UpcallEvent,
+    PageTableStoreEvent,
+    EmulatedEvent,
+)
+Row = tuple[int, ...]
+"""Of a lane: kind (EVENT_KINDS), vCPU, ns, rip, end_ns, number, result, how many arguments, six of these."""
+RowsTaker = Callable[[list[Row]], None]
 
 
 class EventLog:
-    """The log of one domain, for all who listen to it. `drain()` tells what lanes have written, in order."""
+    """The log of one domain, for all who listen to it. `drain()` gives what lanes have written, in order."""
 
     def __init__(self, machine: Machine) -> None:
-        self._domain_id = machine.domain.domain_id
         self._domain_words = machine.domain.words
         self._words = shared_words(_HEAD + CAPACITY * _EVENT.size // 8)
         self._words[2] = CAPACITY
-        self._listeners: list[
-            tuple[Callable[[Event], None], int]
-        ] = []  # each with the kinds it wants, as bits
+        self._listeners: list[tuple[RowsTaker, int]] = []  # each with the kinds it wants, as bits
 
     @contextmanager
-    def open(self, tell: Callable[[Event], None], kinds: Collection[type[Event]]) -> Iterator[None]:
-        """Have lanes write to this log, and `tell` told of it, while the block runs."""
-        listener = tell, sum(1 << number for kind, number in _KINDS.items() if kind in kinds)
+    def open(self, take: RowsTaker, kinds: Collection[type[Event]]) -> Iterator[None]:
+        """Have lanes write to this log, and `take` given what is of these kinds, while the block runs."""
+        listener = take, sum(1 << number for number, kind in enumerate(EVENT_KINDS) if kind in kinds)
         self.drain()
         self._set([*self._listeners, listener])
         try:
@@ -75,7 +72,7 @@ class EventLog:
             finally:
                 self._set([other for other in self._listeners if other is not listener])
 
-    def _set(self, listeners: list[tuple[Callable[[Event], None], int]]) -> None:
+    def _set(self, listeners: list[tuple[RowsTaker, int]]) -> None:
         self._listeners = listeners
         self._words[3] = 0
         for _, kinds in listeners:
@@ -83,15 +80,14 @@ class EventLog:
         self._domain_words.events = address_of(self._words) if listeners else 0
 
     def drain(self) -> None:
-        """Tell what has happened since the last time."""
+        """Give what has happened since the last time."""
         words = self._words
         if count := words[0]:
-            rows = bytes(words[_HEAD : _HEAD + count * _EVENT.size // 8])
+            data = bytes(words[_HEAD : _HEAD + count * _EVENT.size // 8])
             words[0] = words[1] = 0
-            for row in _EVENT.iter_unpack(rows):
-                event = _event(self._domain_id, row)
-                for tell, _ in self._listeners:
-                    tell(event)
+            rows = list(_EVENT.iter_unpack(data))
+            for take, kinds in self._listeners:
+                take(rows if kinds == words[3] else [row for row in rows if kinds >> row[0] & 1])
 
 
 _LOGS: WeakKeyDictionary[Machine, EventLog] = WeakKeyDictionary()
@@ -105,25 +101,35 @@ def log_of(machine: Machine) -> EventLog:
     return log
 
 
-def _event(domain_id: int, row: tuple[int, ...]) -> Event:
-    kind, vcpu_id, ns, rip, end_ns, number, result, count = row[:8]
+def event_of(domain_id: int, row: Row) -> Event:
+    """The event that a row tells of."""
+    number, vcpu_id, ns, rip, end_ns = row[:5]
     where = domain_id, vcpu_id, ns, rip
-    if kind == _HYPERCALL:
-        return HypercallEvent(*where, number, row[8 : 8 + count], _signed(result), end_ns)
-    if kind == _SUBCALL:
-        return SubcallEvent(*where, number, row[8 : 8 + count], _signed(result))
-    if kind == _IRET:
-        return IretEvent(*where)
-    if kind == _UPCALL:
-        return UpcallEvent(*where)
-    if kind == _EMULATED:
-        return EmulatedEvent(*where, _NAMES[number])
-    if kind == _PAGE_TABLE_STORE:
+    kind = EVENT_KINDS[number]
+    if kind is HypercallEvent:
+        return HypercallEvent(*where, row[5], arguments_of(row), result_of(row), end_ns)
+    if kind is SubcallEvent:
+        return SubcallEvent(*where, row[5], arguments_of(row), result_of(row))
+    if kind is TrapEvent or kind is ExceptionEvent:
+        return kind(*where, *fault_of(row))
+    if kind is EmulatedEvent:
+        return EmulatedEvent(*where, EMULATED_NAMES[row[5]])
+    if kind is PageTableStoreEvent:
         return PageTableStoreEvent(*where, row[8])
-    cr2 = row[8] if number == TRAP_page_fault else 0
-    code = None if result == _NO_ERROR_CODE else result
-    return (TrapEvent if kind == _TRAP else ExceptionEvent)(*where, number, code, cr2)
+    return kind(*where)
 
 
-def _signed(result: int) -> int:
+def arguments_of(row: Row) -> tuple[int, ...]:
+    """Of a hypercall: its arguments."""
+    return row[8 : 8 + row[7]]
+
+
+def result_of(row: Row) -> int:
+    """Of a hypercall: what it returned."""
+    result = row[6]
     return result - (1 << 64) if result >> 63 else result
+
+
+def fault_of(row: Row) -> tuple[int, int | None, int]:
+    """Of a trap or an exception: vector, error code, CR2."""
+    return row[5], None if row[6] == _NO_ERROR_CODE else row[6], row[8] if row[5] == TRAP_page_fault else 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hvcore.common import schedule
 from hvcore.common.event import EvtchnTable
 from hvcore.cpu.processor import RAX, RIP
-from hvcore.debug.event_log import log_of
+from hvcore.debug.event_log import Row, RowsTaker, event_of, log_of
 from hvcore.debug.events import (
     KINDS,
     ConsoleEvent,
@@ -57,12 +57,14 @@ def listen(
     *,
     vcpus: Collection[int] | None = None,
     batched: bool = False,
+    rows: RowsTaker | None = None,
 ) -> Iterator[None]:
     """Tell `listener` of events of these kinds, of these vCPUs (None: of all), while the block runs.
 
     In the order in which they end. `batched`: some are told later than they happen, at the latest where the
-    block ends; what the listener then sees of the machine is not what it was. Several may listen to one
-    domain; they end in the reverse order. A listener that raises ends the run.
+    block ends; what the listener then sees of the machine is not what it was. `rows`: given what lanes wrote,
+    many at once, where the listener would be told of each. Several may listen to one domain; they end in the
+    reverse order. A listener that raises ends the run.
     """
     wanted = frozenset(kinds)
 
@@ -74,7 +76,7 @@ def listen(
         tapped = tell
         if batched and machine.lanes.possible:
             log = log_of(machine)
-            stack.enter_context(log.open(tell, kinds))
+            stack.enter_context(log.open(_taker(machine, tell, vcpus, rows), kinds))
             drain = log.drain
 
             def tapped(event: Event) -> None:
@@ -90,6 +92,23 @@ def listen(
             yield
         finally:
             machine.listeners -= 1
+
+
+def _taker(
+    machine: Machine, tell: Listener, vcpus: Collection[int] | None, rows: RowsTaker | None
+) -> RowsTaker:
+    """What the log gives its rows to."""
+    domain_id = machine.domain.domain_id
+
+    def tell_each(given: list[Row]) -> None:
+        for row in given:
+            tell(event_of(domain_id, row))
+
+    if rows is None:
+        return tell_each
+    if vcpus is None:
+        return rows
+    return lambda given: rows([row for row in given if row[1] in vcpus])
 
 
 Tap = Callable[["Machine", Listener], AbstractContextManager[None]]

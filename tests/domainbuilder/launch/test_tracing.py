@@ -28,11 +28,11 @@ from hvcore.machine import BOOT_TIME_NS
 OURS = (sys.executable, "-m", "domainbuilder")
 
 
-def run(guest: Path, wanted: Filter) -> list[Record]:
+def run(guest: Path, wanted: Filter, *, is_live: bool = False) -> list[Record]:
     records: list[Record] = []
     with (
         domainbuilder.launch(guest, 32, vcpus=2) as dom,
-        recording(dom, records.append, wanted, dom.names()),
+        recording(dom, records.append, wanted, dom.names(), is_live=is_live),
     ):
         dom.wait()
     return records
@@ -61,6 +61,19 @@ def test_filters_take_parts_of_the_whole(conformance_guest: Callable[[str], Path
     assert late == [r for r in everything if r.ns >= middle]
     early = run(guest, parse_filter(f"time=-{middle / 1e9:.9f}"))
     assert early == [r for r in everything if r.ns < middle]
+
+
+@pytest.mark.parametrize("name", ["vcpus-64", "mmu_update-32", "ptwr-64"])
+def test_records_of_lanes_are_those_that_are_told_live(
+    conformance_guest: Callable[[str], Path], name: str
+) -> None:
+    guest = conformance_guest(name)
+    live = run(guest, Filter(), is_live=True)
+    assert run(guest, Filter()) == live
+    wanted = Filter(classes=frozenset({"hypercalls", "pagetables"}), vcpus=frozenset({0}))
+    assert run(guest, wanted) == run(guest, wanted, is_live=True)
+    numbers = {r.number for r in live if r.kind == "hypercall"}
+    assert len(numbers) > 1
 
 
 def test_a_filter_by_function(debug_hello: Path) -> None:
