@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 BUDGET = 400 << 20
 _PERIOD_NS = 20_000_000
-_NEAR_NS = 4096  # from where on every instruction is looked at; then from farther and farther
+_NEAR_NS = 1024  # from where on every instruction is looked at; then from farther and farther
+_CLOSE_NS = 1_000_000  # how far before a place that was stepped back to a mark is made
 _FARTHER = 16
 _MARK_TIMER, _INPUT_TIMER = ("timeline", "mark"), ("timeline", "input")
 _SHARE = 5
-_SLOW = 0.05  # seconds
 
 Found = TypeVar("Found")
 
@@ -128,7 +128,7 @@ class Timeline:
         self._inputs: list[tuple[int, Given]] = []
         self._typed = 0  # how many of them the guest has got
         self._printed = self._most_printed = 0
-        self._last_mark = (0.0, 0.0)  # when on the wall's clock, and how long it took
+        self._last_mark = (0.0, 0.0)  # when by the processor's time, and how much it took
         self._farthest = 0  # how far it came before it went back
         self._busy_ns, self._idle_since = -1, NEVER  # since when nothing but time passes, in a replay
         self._is_changed = False  # somebody has written to the guest where it stands
@@ -249,7 +249,7 @@ class Timeline:
     def _due(self) -> None:
         when, took = self._last_mark
         is_past = self._debugger.position <= self._places[-1].position
-        if time.monotonic() - when > _SHARE * took and not self.is_listened and not is_past:
+        if time.process_time() - when > _SHARE * took and not self.is_listened and not is_past:
             self._mark()  # which would keep who listens
         self._arm()
 
@@ -258,9 +258,11 @@ class Timeline:
         at = bisect_left(self._places, position, key=lambda place: place.position)
         if self._places[at : at + 1] and self._places[at].position == position:
             return
-        started = time.monotonic()
+        started = time.process_time()
+        is_first = not self._places  # which copies everything, others what was written since
         self._places.insert(at, self._place())
-        self._last_mark = time.monotonic(), time.monotonic() - started
+        ended = time.process_time()
+        self._last_mark = ended, 0.0 if is_first else ended - started
         self._thin_out()
 
     def _thin_out(self) -> None:
@@ -373,16 +375,24 @@ class Timeline:
             self._go_to(position)
         return self._debugger.stopped_here("step")
 
+    def _come_close(self, target: int) -> None:
+        """Have a mark shortly before a position, which this step back and the next ones begin at."""
+        place = next((p for p in reversed(self._places) if p.position < target), None)
+        if place is None or target - place.position <= 4 * _CLOSE_NS:
+            return
+        self._rewind(place)
+        came = self._run_to(target - _CLOSE_NS) and self._debugger.position < target
+        if came and self.machine.clock.busy_ns != self._busy_ns:  # where it idles there is nothing to look at
+            self._mark()
+
     def _last_instruction(self, target: int, vcpu: int | None) -> int | None:
+        self._come_close(target)
         for place in reversed([place for place in self._places if place.position < target]):
             near, end = _NEAR_NS, target
             while True:
                 start = max(end - near, place.position)
                 self._rewind(place)
-                began = time.monotonic()
                 if self._run_to(start) and self._debugger.position < target:
-                    if time.monotonic() - began > _SLOW:  # the next step back will begin here
-                        self._mark()
                     before = self._walk(target, vcpu)
                     if before is not None:
                         return before
