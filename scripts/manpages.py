@@ -182,7 +182,7 @@ def _tail(related: list[str]) -> Iterator[str]:
 def command_page(command: str) -> str:
     """The page of one command."""
     typed = typer_command(command)
-    parameters = list(typed.params)
+    parameters = [p for p in typed.params if not getattr(p, "hidden", False)]
     lines = [*_head(page_name(command), COMMANDS[command].help), ".SH SYNOPSIS"]
     arguments = [p.metavar or p.name.upper() for p in parameters if p.param_type_name == "argument"]
     shown = " ".join(f"\\fI{quoted(argument)}\\fR" for argument in arguments)

@@ -69,6 +69,9 @@ def test_a_page_has_every_option_and_argument(
         at = shown.index("\b")
         shown = shown[: at - 1] + shown[at + 1 :]
     for parameter in typer_command(name).params:
+        if getattr(parameter, "hidden", False):
+            assert parameter.opts[0] not in shown
+            continue
         names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
         for one in names:
             assert one in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -26,6 +27,11 @@ from domainbuilder.commands._run_options import (
     Vifs,
     takes_options,
 )
+
+
+GdbComes = Annotated[
+    bool, typer.Option("--gdb-comes", hidden=True, help="Whoever starts this starts gdb, and is told nothing.")
+]
 
 
 def _kept_as(name: str) -> Path:
@@ -58,6 +64,7 @@ def launch(
     until: Until = None,
     keep: Keep = None,
     resume_at: ResumeAt = None,
+    gdb_comes: GdbComes = False,
 ) -> None:
     """Run a kernel, or a built domain, with a console.
 
@@ -100,5 +107,6 @@ def launch(
         record=record,
         replay=replay,
         resume_at=resume_at,
+        gdb_comes=gdb_comes,
     )
     raise typer.Exit(run_launch(options).code)

@@ -70,6 +70,7 @@ def run_gdb(options: GdbOptions) -> int:
                 *options.launch,
                 "--gdb",
                 f"unix:{path}",
+                "--gdb-comes",
             ],
             stdin=subprocess.DEVNULL,
             start_new_session=True,

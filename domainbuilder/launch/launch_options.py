@@ -55,6 +55,7 @@ class LaunchOptions(NamedTuple):
     save_as: Literal["frozen", "xen"] = "frozen"
     gdb: str | None = None
     gdb_waits: bool = True
+    gdb_comes: bool = False
     stops_at_crash: bool = False
     resume_at: str | None = None
     xenstore: str | None = None

@@ -189,7 +189,7 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
         say(f"anybody who reaches {server.address} can read and change the guest, and end it")
     if options.stops_at_crash:
         say(f"gdb can come at any time, and is waited for at a crash: target remote {server.address}")
-    else:
+    elif not options.gdb_comes:
         say(f"{'waiting for gdb: ' if options.gdb_waits else ''}target remote {server.address}")
 
 

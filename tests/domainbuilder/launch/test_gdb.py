@@ -282,6 +282,7 @@ def test_the_command_starts_both(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "$1 = 9" in done.stdout
     assert "exited normally" in done.stdout
+    assert "target remote" not in done.stdout + done.stderr  # gdb is there already
     assert done.returncode == 0
 
 
