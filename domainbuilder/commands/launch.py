@@ -28,9 +28,8 @@ from domainbuilder.commands._run_options import (
     takes_options,
 )
 
-
 GdbComes = Annotated[
-    bool, typer.Option("--gdb-comes", hidden=True, help="Whoever starts this starts gdb, and is told nothing.")
+    bool, typer.Option("--gdb-comes", hidden=True, help="Whoever starts this starts gdb, too.")
 ]
 
 

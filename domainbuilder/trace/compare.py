@@ -1,4 +1,4 @@
-"""Two recorded runs side by side: where they part first, in what they ask of Xen and in what they print.
+"""Two recorded runs: where they part first in what they ask of Xen, and which lines one prints more.
 
 Two kernels have other addresses and other times, so hypercalls are compared by name, command and result, and
 lines of the console without the time that Linux puts in front of them; `exact` compares all of it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
+from difflib import SequenceMatcher
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from domainbuilder.trace.text import call, result
 
 CONTEXT = 3  # of what both have, before they part
 FOLLOWING = 5  # of what each does then
+SHOWN = 20  # lines that one has more
+MOST_LINES = 2000  # that are compared where the runs differ: it may take their square
 _MOST_LINE = 4096
 _TOP = 20
 _CALLS = ("hypercall", "subcall", "unfinished")
@@ -43,13 +46,26 @@ class Parting(NamedTuple):
     second: tuple[Step, ...]
 
 
+class Lines(NamedTuple):
+    """Two texts by lines: how many both have, in one order, and the last of these before the first of `more`.
+
+    more: the lines that one has more, each with "A" or "B" and how many that both have come before it.
+    beyond: how many of each text were not compared.
+    """
+
+    alike: int
+    before: tuple[Step, ...]
+    more: tuple[tuple[str, Step, int], ...]
+    beyond: tuple[int, int] = (0, 0)
+
+
 class Comparison(NamedTuple):
     """`hypercalls` and `console` are None where nothing differs; `counts` are (name, first's, second's)."""
 
     names: tuple[str, str]
     ends: tuple[str, str]
     hypercalls: Parting | None
-    console: Parting | None
+    console: Lines | None
     counts: tuple[tuple[str, int, int], ...]
 
     @property
@@ -63,7 +79,7 @@ def compare(first: str, second: str, *, exact: bool = False) -> Comparison:
     with opened_trace(first) as a, opened_trace(second) as b:
         hypercalls = parting(_hypercalls(a, exact=exact), _hypercalls(b, exact=exact))
     with opened_trace(first) as a, opened_trace(second) as b:
-        console = parting(_lines(a, exact=exact), _lines(b, exact=exact))
+        console = line_difference(_lines(a, exact=exact), _lines(b, exact=exact))
     sums = _summary(first), _summary(second)
     counts = [(name, sums[0].calls[name], sums[1].calls[name]) for name in sums[0].calls | sums[1].calls]
     differing = sorted(
@@ -94,6 +110,47 @@ def parting(first: Iterable[Step], second: Iterable[Step]) -> Parting | None:
         before.append(one)
         alike += 1
     return Parting(alike, tuple(before), _following(one, a), _following(other, b))
+
+
+def line_difference(first: Iterable[Step], second: Iterable[Step]) -> Lines | None:
+    """Which lines one of them has more; None where neither does."""
+    a, b = iter(first), iter(second)
+    before: deque[Step] = deque(maxlen=CONTEXT)
+    alike = 0
+    while True:
+        one, other = next(a, None), next(b, None)
+        if one is None and other is None:
+            return None
+        if one is None or other is None or one.key != other.key:
+            break
+        before.append(one)
+        alike += 1
+    rest = _rest(one, a), _rest(other, b)
+    beyond = sum(1 for _ in a), sum(1 for _ in b)
+    matched, more = _more(*rest)
+    return Lines(alike + matched, tuple(before), tuple(more), beyond)
+
+
+def _rest(step: Step | None, rest: Iterator[Step]) -> list[Step]:
+    return [] if step is None else [step, *islice(rest, MOST_LINES - 1)]
+
+
+def _more(first: list[Step], second: list[Step]) -> tuple[int, list[tuple[str, Step, int]]]:
+    """How many lines both have, and those that one has more."""
+    matcher = SequenceMatcher(None, [step.key for step in first], [step.key for step in second])
+    alike, since = 0, 0
+    more: list[tuple[str, Step, int]] = []
+    for what, i, i_end, j, j_end in matcher.get_opcodes():
+        if what == "equal":
+            alike, since = alike + i_end - i, i_end - i
+            continue
+        for step in first[i:i_end]:
+            more.append(("A", step, since))
+            since = 0
+        for step in second[j:j_end]:
+            more.append(("B", step, since))
+            since = 0
+    return alike, more
 
 
 def _following(step: Step | None, rest: Iterator[Step]) -> tuple[Step, ...]:
@@ -138,20 +195,41 @@ def _text(found: Comparison) -> Iterator[str]:
     names = tuple(map(visible, found.names))
     yield f"A: {names[0]}: {visible(found.ends[0]) or 'no end is told'}"
     yield f"B: {names[1]}: {visible(found.ends[1]) or 'no end is told'}"
-    for what, part in (("hypercalls", found.hypercalls), ("console lines", found.console)):
-        if part is None:
-            yield f"{what}: no difference"
-            continue
-        yield f"{what}: they part after {part.alike:,}"
-        yield from _steps("  ", part.before)
-        yield from _steps("A ", part.first)
-        yield from _steps("B ", part.second)
+    yield from _parting(found.hypercalls)
+    yield from _line_text(found.console)
     if found.counts:
         yield f"{'how often':<44}{'A':>12}{'B':>12}"
     for name, one, other in found.counts[:_TOP]:
         yield f"  {visible(name)[:42]:<42}{one:>12,}{other:>12,}"
     if len(found.counts) > _TOP:
         yield f"  and {len(found.counts) - _TOP} others"
+
+
+def _parting(part: Parting | None) -> Iterator[str]:
+    if part is None:
+        yield "hypercalls: no difference"
+        return
+    yield f"hypercalls: they part after {part.alike:,}"
+    yield from _steps("  ", part.before)
+    yield from _steps("A ", part.first)
+    yield from _steps("B ", part.second)
+
+
+def _line_text(lines: Lines | None) -> Iterator[str]:
+    if lines is None:
+        yield "console lines: no difference"
+        return
+    count = [sum(1 for who, _, _ in lines.more if who == name) for name in ("A", "B")]
+    yield f"console lines: both have {lines.alike:,}, A has {count[0]:,} more, B has {count[1]:,} more"
+    yield from _steps("  ", lines.before)
+    for who, step, since in lines.more[:SHOWN]:
+        if since:
+            yield f"   ({since:,} that both have)"
+        yield from _steps(f"{who} ", (step,))
+    if len(lines.more) > SHOWN:
+        yield f"   and {len(lines.more) - SHOWN:,} more that one of them has"
+    if any(lines.beyond):
+        yield f"   not compared: the last {lines.beyond[0]:,} of A and {lines.beyond[1]:,} of B"
 
 
 def _steps(mark: str, steps: tuple[Step, ...]) -> Iterator[str]:
