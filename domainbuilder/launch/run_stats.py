@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 class HostUse:
     """What a run cost here; differs from run to run. `peak_rss` is the process's, in bytes.
 
-    `lanes` has, by exit, how many the compiled core answered, and how many it looked at and left to Python.
+    `lanes` has, by exit, how many the compiled core answered, and how many it looked at and left to Python;
+    `disks`, by disk and kind of request ("xvda read"), how many there were, their bytes, and the nanoseconds
+    that they took, together and the longest.
     """
 
     wall_seconds: float
     peak_rss: int
     lanes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    disks: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,13 @@ def render_stats(stats: Statistics) -> str:
     lines.append("on this host, this time:")
     lines.append(f"  {'wall time':<28}{stats.host.wall_seconds:>13.2f} s")
     lines.append(f"  {'peak memory (RSS)':<28}{stats.host.peak_rss / 2**20:>12.1f} MB")
+    if stats.host.disks:
+        lines.append(f"  {'requests to disks':<28}{'requests':>10}{'MB':>10}{'mean, us':>10}{'longest':>10}")
+        for name, (requests, size, ns, longest) in stats.host.disks.items():
+            mean = ns / requests / 1000
+            lines.append(
+                f"    {name:<26}{requests:>10,}{size / 2**20:>10.1f}{mean:>10.1f}{longest / 1000:>10.1f}"
+            )
     if stats.host.lanes:
         lines.append(f"  {'answered by the compiled core':<33}{'taken':>10}{'left':>10}")
         lanes = sorted(stats.host.lanes.items(), key=lambda lane: (-sum(lane[1]), lane[0]))

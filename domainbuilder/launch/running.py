@@ -370,6 +370,7 @@ class RunningDomain(Rewinding):
                 time.monotonic() - self._started,
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
                 self.machine.lanes.counts(),
+                self.machine.devices.disk_use(),
             ),
         )
 

@@ -37,12 +37,22 @@ class LaneReport(Model):
     left: int
 
 
+class DiskReport(Model):
+    """One kind of request to one disk: how many, their bytes, the seconds they took, all and the longest."""
+
+    requests: int
+    bytes: int
+    seconds: float
+    longest_seconds: float
+
+
 class HostReport(Model):
     """What the run cost this host, and who answered the guest's exits."""
 
     wall_seconds: float
     peak_rss: int
     lanes: dict[str, LaneReport]
+    disks: dict[str, DiskReport]
 
 
 class RefusedReport(Model):
@@ -279,6 +289,12 @@ def _statistics(stats: Statistics) -> StatisticsReport:
             peak_rss=stats.host.peak_rss,
             lanes={
                 name: LaneReport(taken=taken, left=left) for name, (taken, left) in stats.host.lanes.items()
+            },
+            disks={
+                name: DiskReport(
+                    requests=requests, bytes=size, seconds=ns / 1e9, longest_seconds=longest / 1e9
+                )
+                for name, (requests, size, ns, longest) in stats.host.disks.items()
             },
         ),
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hvcore.backends.back_ring import BackRing
 from hvcore.backends.block_image import BlockImage
 from hvcore.backends.disk import Disk
+from hvcore.backends.disk_use import DiskUse, perf_counter_ns
 from hvcore.backends.libxl_nodes import add_device
 from hvcore.backends.xenbus import FrontendError, XenbusDevice
 from hvcore.common.grant_map import map_for_backend, unmap_for_backend
@@ -92,13 +93,14 @@ class Segment(NamedTuple):
 class BlockBackend(XenbusDevice):
     """One disk of one guest."""
 
-    WIRING = frozenset((*XenbusDevice.WIRING, "image", "disk", "back_ring"))
+    WIRING = frozenset((*XenbusDevice.WIRING, "image", "disk", "back_ring", "use"))
 
     def __init__(
         self, guest: Domain, backend: Domain, store: Xenstored, disk: Disk, image: BlockImage
     ) -> None:
         self.disk = disk
         self.image = image
+        self.use = DiskUse()
         self.word = 8  # of the protocol
         self.is_halted = False  # the frontend claimed requests that cannot be
         self.persistent: dict[int, tuple[int, int]] | None = None  # grants that stay: (handle, frame)
@@ -207,7 +209,7 @@ class BlockBackend(XenbusDevice):
 
     def _take(self, request: bytes) -> None:
         """Do a request, and note its answer for when a disk would have done it."""
-        operation, size = request[0], 0
+        operation, size, began_ns = request[0], 0, perf_counter_ns()
         _, _, _, id_, sector, _ = blkif_request[self.word].unpack_from(request)
         status = BLKIF_RSP_OKAY
         try:
@@ -224,6 +226,7 @@ class BlockBackend(XenbusDevice):
         flushes = operation in _FLUSHES
         if operation == BLKIF_OP_INDIRECT:
             operation = request[1]  # an answer is one to what it was to do
+        self.use.add(operation, size, began_ns)
         begin = max(self.busy_until, self.guest.clock.now())
         self.busy_until = begin + _REQUEST_NS + size // _BYTES_PER_NS + _FLUSH_NS * flushes
         self.answers.append(Answer(self.busy_until, id_, operation, status))

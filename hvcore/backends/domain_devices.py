@@ -165,6 +165,14 @@ class DomainDevices:
         for backend, (_, image) in zip(backends, open_images([b.disk for b in backends]), strict=True):
             backend.image = image
 
+    def disk_use(self) -> dict[str, tuple[int, int, int, int]]:
+        """What requests took this host, by disk and kind: see DiskUse."""
+        return {
+            f"{backend.disk.vdev} {kind}": row
+            for backend in self._block_backends()
+            for kind, row in sorted(backend.use.rows.items())
+        }
+
     def _block_backends(self) -> list[BlockBackend]:
         return [cast("BlockBackend", backend) for backend in self.backends.values() if backend.kind == "vbd"]
 

@@ -146,6 +146,20 @@ def test_a_request_takes_its_time_by_the_guests_clock(front: Frontend) -> None:
     assert [id_ for id_, _, _ in front.take()] == [1]
 
 
+def test_what_requests_took_this_host_is_counted_and_never_saved(front: Frontend, path: Path) -> None:
+    """By kind: how many, their bytes, real time, together and the longest."""
+    for operation in (READ, WRITE, READ):
+        assert front.ask(front.request(operation, 1, 5, [(REF + DATA, 0, 7)])) == OKAY
+    assert front.ask(front.request(WRITE, 2, SECTORS, [(REF + DATA, 0, 7)])) == ERROR
+    assert front.ask(front.request(FLUSH, 3, 0, [])) == OKAY
+    rows = front.backend.use.rows
+    assert {kind: row[:2] for kind, row in rows.items()} == {
+        "read": (2, 8192), "write": (2, 4096), "flush": (1, 0),
+    }  # fmt: skip
+    assert all(0 < longest <= ns <= requests * longest for requests, _, ns, longest in rows.values())
+    assert "use" in type(front.backend).WIRING
+
+
 def test_what_blkback_refuses(front: Frontend, path: Path) -> None:
     before = path.read_bytes()
     good = (REF + DATA, 0, 7)
