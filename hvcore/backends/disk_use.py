@@ -21,7 +21,7 @@ _KINDS = {
 
 
 class DiskUse:
-    """By kind of request: how many, their bytes, and the nanoseconds that they took, together and the longest."""
+    """By kind of request: how many, their bytes, and the nanoseconds they took, together and the longest."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[int, int, int, int]] = {}

@@ -146,7 +146,7 @@ def test_a_request_takes_its_time_by_the_guests_clock(front: Frontend) -> None:
     assert [id_ for id_, _, _ in front.take()] == [1]
 
 
-def test_what_requests_took_this_host_is_counted_and_never_saved(front: Frontend, path: Path) -> None:
+def test_what_requests_took_this_host_is_counted_and_never_saved(front: Frontend) -> None:
     """By kind: how many, their bytes, real time, together and the longest."""
     for operation in (READ, WRITE, READ):
         assert front.ask(front.request(operation, 1, 5, [(REF + DATA, 0, 7)])) == OKAY
