@@ -40,6 +40,7 @@ FOLLOWERS = ("pv", "common", "backends", "debug")
 FOLLOW_NO_FILE = {
     "hvcore/backends/qcow2.py": "the format is QEMU's",
     "hvcore/backends/qcow2_header.py": "the format is QEMU's",
+    "hvcore/backends/disk_use.py": "what a disk takes this host is no part of Xen",
     "hvcore/backends/block_image.py": "the Linux of domain 0 has the files of disks",
     "hvcore/backends/net_frame.py": "the Linux of domain 0 has checksums and segments",
     "hvcore/backends/net_outside.py": "what is outside is no part of a host",

@@ -11,12 +11,13 @@ import errno
 import struct
 from collections.abc import Container, Iterator
 from itertools import islice
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.backends.back_ring import BackRing
 from hvcore.backends.block_image import BlockImage
 from hvcore.backends.disk import Disk
-from hvcore.backends.disk_use import DiskUse, perf_counter_ns
+from hvcore.backends.disk_use import DiskUse
 from hvcore.backends.libxl_nodes import add_device
 from hvcore.backends.xenbus import FrontendError, XenbusDevice
 from hvcore.common.grant_map import map_for_backend, unmap_for_backend

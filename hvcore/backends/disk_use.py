@@ -12,8 +12,6 @@ from hvcore.public.blkif import (
     BLKIF_OP_WRITE_BARRIER,
 )
 
-__all__ = ["DiskUse", "perf_counter_ns"]
-
 _KINDS = {
     BLKIF_OP_READ: "read", BLKIF_OP_WRITE: "write", BLKIF_OP_WRITE_BARRIER: "flush",
     BLKIF_OP_FLUSH_DISKCACHE: "flush", BLKIF_OP_DISCARD: "discard",
@@ -27,7 +25,7 @@ class DiskUse:
         self.rows: dict[str, tuple[int, int, int, int]] = {}
 
     def add(self, operation: int, size: int, began_ns: int) -> None:
-        """A request, which `began_ns` by perf_counter_ns(), is done."""
+        """A request, which began then by this host's clock, is done."""
         took = perf_counter_ns() - began_ns
         kind = _KINDS.get(operation, "unknown")
         requests, total, ns, longest = self.rows.get(kind, (0, 0, 0, 0))
