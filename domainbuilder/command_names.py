@@ -57,6 +57,7 @@ COMMANDS: dict[str, Command] = {
     "xl console": Command("xl", "console", "Be the console of a domain in the background; Ctrl-] leaves it."),
     "xl domid": Command("xl", "domid", "Print the number of a domain in the background."),
     "xl domname": Command("xl", "domname", "Print the name of a domain in the background."),
+    "xl rename": Command("xl", "rename", "Give a domain in the background another name."),
     "xl uptime": Command("xl", "uptime", "Print for how long domains have been in the background."),
     "xl pause": Command("xl", "pause", "Have a domain in the background stand still; its clock does, too."),
     "xl unpause": Command("xl", "unpause", "Have a paused domain go on."),

@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from domainbuilder.background.kept import keep
 from domainbuilder.background.runtime import Place
 from domainbuilder.background.server import Server
 from domainbuilder.background.wire import line, read_line
@@ -160,6 +161,9 @@ def _goes_on(server: Server, dom: RunningDomain, outcome: Outcome) -> bool:
         dom.dump_core(f"{server.config.name}.core")
     if action == "preserve":
         server.keep(outcome)
+    if action == "rename-restart" and not server.end:
+        kept = keep(dom, outcome, server.config, renamed=True)
+        _log(f"{server.config.name} is kept as {kept.name}, domain {kept.id}")
     return action.endswith("restart") and not server.end
 
 

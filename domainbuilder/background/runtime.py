@@ -136,25 +136,41 @@ def connect(domain: Domain) -> socket.socket:
     return sock
 
 
+def _check_free(folder: int, name: str, but: int = 0) -> None:
+    """Raise BuildError where a domain has that name, but for the one with the number `but`."""
+    for domain in _domains(folder):
+        if domain.name == name and domain.id != but:
+            raise BuildError("a domain of that name runs already", found=f"{name!r}, {domain.id}")
+
+
 class Place:
     """A domain's place in the folder, for its own process. `listener` is its socket."""
 
     def __init__(self, name: str) -> None:
         """Take a new number. Raises BuildError where a domain has that name already; OSError."""
         with _locked() as (folder, lock):
-            for domain in _domains(folder):
-                if domain.name == name:
-                    raise BuildError("a domain of that name runs already", found=f"{name!r}, {domain.id}")
+            _check_free(folder, name)
             last = os.pread(lock, 16, 0)
             self.id = (int(last) if last.isdigit() else 0) + 1
             os.pwrite(lock, b"%d" % self.id, 0)
             self._file = os.open(f"{self.id}.domain", _OPEN | os.O_EXCL, 0o600, dir_fd=folder)
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            os.write(self._file, json.dumps({"name": name, "pid": os.getpid()}).encode())
+            self._tell(name)
             self.listener = socket.socket(socket.AF_UNIX)
             self.listener.bind(_socket_path(folder, self.id))
             self.listener.listen(16)
             self.listener.setblocking(False)
+
+    def rename(self, name: str) -> None:
+        """Give the domain another name. Raises BuildError where one has it already; OSError."""
+        with _locked() as (folder, _lock):
+            _check_free(folder, name, but=self.id)
+            self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        told = json.dumps({"name": name, "pid": os.getpid()}).encode()
+        os.pwrite(self._file, told, 0)
+        os.ftruncate(self._file, len(told))
 
     def leave(self) -> None:
         """The domain is gone."""

@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from domainbuilder.background.runtime import Place
@@ -96,6 +97,17 @@ class Server:
         if not consoles:
             self._unseen += data
             del self._unseen[:-_MOST_WAITING]
+
+    def renamed(self, name: str, uuid: str | None = None) -> None:
+        """The domain has that name, and that UUID where there is one: libxl__domain_rename()."""
+        assert self.dom is not None
+        self.config = replace(self.config, name=name)
+        store = self.dom.machine.xenstore
+        if uuid is not None:
+            store.write("vm", f"/vm/{uuid}")
+            store.write(f"/vm/{uuid}/uuid", uuid)
+        store.write("name", name)
+        store.write(f"{store.read('vm')}/name", name)
 
     # -- the loop
 

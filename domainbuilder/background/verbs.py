@@ -47,6 +47,9 @@ class Served(Input, Protocol):
     end: str
     ended: Outcome | None
 
+    def renamed(self, name: str, uuid: str | None = None) -> None:
+        """The domain has that name."""
+
 
 class Refused(Exception):
     """The verb cannot be done, and why."""
@@ -117,6 +120,14 @@ def _shutdown(server: Served, reason: str) -> None:
 
 def _destroy(server: Served) -> None:
     server.end = "destroyed"
+
+
+def _rename(server: Served, to: str) -> None:
+    """main_rename()."""
+    if not to:
+        raise Refused("a domain needs a name")
+    server.place.rename(to)
+    server.renamed(to)
 
 
 def _dump_core(server: Served, path: str) -> int:
@@ -232,6 +243,7 @@ VERBS: dict[str, Verb] = {
     "unpause": Verb(lambda server: _pause(server, paused=False)),
     "shutdown": Verb(_shutdown, {"reason": str}),
     "destroy": Verb(_destroy),
+    "rename": Verb(_rename, {"to": str}),
     "dump-core": Verb(_dump_core, {"path": str}),
     "save": Verb(_save, {"path": str, "form": str, "after": str}),
     "migrate": Verb(_migrate, {"address": str}),

@@ -166,6 +166,14 @@ def domname(domain: Named) -> None:
     print(find_named(domain).name)
 
 
+def rename(
+    domain: Named,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its new name.", show_default=False)],
+) -> None:
+    """Give a domain in the background another name, which no other has."""
+    ask_named(domain, "rename", to=name)
+
+
 def uptime(domain: Some = None) -> None:
     """Print for how long domains have been in the background."""
     from domainbuilder.background.client import infos

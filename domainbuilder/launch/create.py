@@ -28,6 +28,8 @@ from domainbuilder.xl.domain_config import DomainConfig, Read, read_config
 from hvcore.backends.disk import Disk
 
 if TYPE_CHECKING:
+    from domainbuilder.launch.running import RunningDomain
+    from domainbuilder.launch.session import Outcome
     from hvcore.backends.disk import Disk
     from hvcore.backends.vif import Vif
 
@@ -70,6 +72,8 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
     """
     if config.on_crash.startswith("coredump"):
         options = options._replace(core=Path(f"{config.name}.core"))
+    if not options.is_of_one_run:
+        options = options._replace(at_end=lambda dom, outcome: _kept(config, dom, outcome, quiet=quiet))
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
         with booted(config) as (kernel, ramdisk, cmdline):
@@ -89,6 +93,22 @@ def create(config: DomainConfig, options: LaunchOptions, *, quiet: bool) -> Exit
             options = options._replace(timeout=max(deadline - time.monotonic(), _LEAST_TIME))
         if not quiet:
             print(f"domainbuilder: {config.name} is started again: {ended.reason}", file=sys.stderr)
+
+
+def _kept(config: DomainConfig, dom: RunningDomain, outcome: Outcome, *, quiet: bool) -> None:
+    """Have a domain that ended kept in the background, where the configuration says so."""
+    action = action_of(config, outcome.reason)
+    if action not in ("preserve", "rename-restart"):
+        return
+    from domainbuilder.background.kept import keep
+
+    kept = keep(dom, outcome, config, renamed=action == "rename-restart")
+    if not quiet:
+        print(
+            f"domainbuilder: {config.name} is kept as it ended: {kept.name}, domain {kept.id}, "
+            f"until `domainbuilder xl destroy {kept.id}`",
+            file=sys.stderr,
+        )
 
 
 def action_of(config: DomainConfig, reason: str) -> str:

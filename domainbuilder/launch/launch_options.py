@@ -14,6 +14,10 @@ from domainbuilder.launch.script import Step
 from domainbuilder.output import refuse_to_overwrite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from domainbuilder.launch.running import RunningDomain
+    from domainbuilder.launch.session import Outcome
     from hvcore.backends.disk import Disk
     from hvcore.backends.vif import Vif
 
@@ -59,6 +63,7 @@ class LaunchOptions(NamedTuple):
     stops_at_crash: bool = False
     resume_at: str | None = None
     xenstore: str | None = None
+    at_end: Callable[[RunningDomain, Outcome], None] | None = None  # is given the domain when it has ended
 
     @property
     def is_of_one_run(self) -> bool:

@@ -133,6 +133,8 @@ def _run(options: LaunchOptions, start: _Starter | Resumption) -> Ended:
         if replay is not None and result.outcome.ended and not ended_alike(dom, replay, result.outcome):
             code = ExitCode.CHECK_FAILED
         report(dom, options, result, expects, code)
+        if options.at_end is not None and result.outcome.ended:
+            options.at_end(dom, result.outcome)
         return Ended(code, reason)
     return Ended(ExitCode.FINE, "")
 

@@ -66,7 +66,7 @@ def given_again(
     """
     if {disk.devid for disk in had} != {disk.devid for disk in given} or len(had) != len(given):
         raise SavedError(
-            "the disks of a saved domain are given again, by --disk", where=Where(name),
+            "the disks of a saved domain are given again, by --disk or its configuration", where=Where(name),
             found=_names(given), expected=_names(had),
         )  # fmt: skip
     by_number = {disk.devid: disk for disk in given}

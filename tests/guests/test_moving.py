@@ -83,7 +83,9 @@ def test_a_disk_and_an_interface_come_back(
         written = said(dom, "wc -l </disk/numbers")
         dom.save(saved, "xen")
     assert "vcpu0 basic context" in verified(saved)
-    with pytest.raises(SavedError, match="given again, by --disk; found none; expected xvda"):
+    with pytest.raises(
+        SavedError, match="given again, by --disk or its configuration; found none; expected xvda"
+    ):
         domainbuilder.restore(saved)
     with domainbuilder.restore(saved, disks=[f"{image},raw,xvda,w"], max_guest_seconds=200) as dom:
         dom.console.send("\n")

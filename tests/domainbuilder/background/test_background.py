@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -319,6 +320,51 @@ def test_what_is_told_of_a_domain(xl: Xl, home: Path) -> None:
     assert b"Hello from a paravirtual guest" in (home / "log").read_bytes()
     log = (home / "state/domainbuilder/xl-hello.log").read_text()
     assert "hello: the guest reported that it crashed" in log
+
+
+def test_one_that_ended_is_kept_and_one_is_started_beside_it(xl: Xl, home: Path) -> None:
+    """rename-restart in the background, and with preserve in the foreground; its disk is free again."""
+    (home / "disk").write_bytes(bytes(1 << 20))
+    settings = ("disk=['disk,raw,xvda,w']", "on_poweroff='preserve'", "on_reboot='rename-restart'")
+    assert xl("create", "-q", "hello.cfg", *settings).returncode == 0
+    (domain,) = runtime.domains()
+    with dialled(domain) as sock:
+        sock.sendall(b'{"do":"console"}\nreboot\n')
+        while len(runtime.domains()) < 2:
+            assert sock.recv(4096)
+    again, kept = runtime.domains()
+    assert (again, kept.id) == (domain, 2)
+    assert re.fullmatch(r"hello-\d{8}T\d{4}Z", kept.name)
+    assert ask(kept, "xenstore-read", path="/local/domain/1/name") == kept.name
+    told = ask(kept, "info")
+    assert (told["state"], told["pid"]) == ("s", kept.pid)
+    assert told["uuid"] != ask(again, "info")["uuid"]
+    assert xl("dump-core", kept.name, "core").returncode == 0
+    assert b"Hello from a paravirtual guest" in (home / "core").read_bytes()
+    assert xl("destroy", kept.name).returncode == 0
+
+    assert xl("rename", "hello", "hello").returncode == 0  # which it has already
+    assert xl("rename", "hello", "other").returncode == 0
+    assert xl("xenstore-read", "other", "/local/domain/1/name").stdout == "other\n"
+    assert xl("rename", "other", "").stderr == "domainbuilder: error: a domain needs a name\n"
+    assert xl("create", "-q", "hello.cfg", "name='third'").returncode == 0
+    assert "a domain of that name runs already" in xl("rename", "third", "other").stderr
+    assert [xl("destroy", name).returncode for name in ("other", "third")] == [0, 0]
+
+    command = [sys.executable, "-m", "domainbuilder", "create", "hello.cfg", *settings]
+    ended = subprocess.run(command, input="halt\n", capture_output=True, text=True, check=False, cwd=home)
+    assert ended.returncode == 0
+    (kept,) = runtime.domains()
+    assert ended.stderr.endswith(
+        f"hello is kept as it ended: hello, domain {kept.id}, until `domainbuilder xl destroy {kept.id}`\n"
+    )
+    assert ask(kept, "info")["state"] == "s"
+    assert "hello has ended" in xl("pause", "hello").stderr
+    refused = subprocess.run(command, input="halt\n", capture_output=True, text=True, check=False, cwd=home)
+    assert refused.returncode == 2
+    assert "a domain of that name runs already" in refused.stderr
+    assert xl("destroy", "hello").returncode == 0
+    assert gone()
 
 
 def test_restored_ones_go_on_in_the_background(xl: Xl) -> None:

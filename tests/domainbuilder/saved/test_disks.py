@@ -81,7 +81,7 @@ def test_what_was_written_to_memory_comes_back(saved: Path, image: Path, tmp_pat
 
 def test_disks_are_given_again_and_are_the_same(saved: Path, image: Path) -> None:
     for disks, said in (
-        ([], "given again, by --disk; found none; expected xvda"),
+        ([], "given again, by --disk or its configuration; found none; expected xvda"),
         ([f"{image},raw,xvdb,w"], "found xvdb; expected xvda"),
         ([f"{image},raw,xvda,w", f"{image},raw,xvdb,w"], "found xvda, xvdb; expected xvda"),
         ([f"{image},raw,xvda,r"], "given as another than it was, by its readwrite; found False"),

@@ -95,7 +95,10 @@ def test_what_is_in_memory_instead_of_a_disk_is_not_left_behind(
 @pytest.mark.parametrize(
     ("disks", "said"),
     [
-        ([], "the other side is gone: the disks of a saved domain are given again, by --disk"),
+        (
+            [],
+            "the other side is gone: the disks of a saved domain are given again, by --disk or its conf",
+        ),
         (["none.img,raw,xvda,w"], "could not go on with the domain: .*No such file"),
     ],
 )
