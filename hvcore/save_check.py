@@ -298,6 +298,7 @@ def _of_store() -> Owners:
             "accounts": table(U32, record("Account", U64, SIGNED, SIGNED, SIGNED, SIGNED), 1 << 8),
             "quotas": record("Quotas", *(number(1, 1 << 31) for _ in Quotas.__slots__)),
             "targets": table(U16, U16, 1 << 8),
+            "special": table(text(), with_owner, 2),
         },
     }  # fmt: skip
 

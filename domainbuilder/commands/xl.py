@@ -170,7 +170,10 @@ def rename(
     domain: Named,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its new name.", show_default=False)],
 ) -> None:
-    """Give a domain in the background another name, which no other has."""
+    """Give a domain in the background another name.
+
+    It may be no other domain's.
+    """
     ask_named(domain, "rename", to=name)
 
 

@@ -133,6 +133,30 @@ def _check(_store: Store, given: list[str]) -> bytes:
     return _OK
 
 
+def _live_update(_store: Store, given: list[str]) -> bytes:
+    """do_control_lu(), which finds no other xenstored to go on with. What it says is what xenstored says."""
+    match given:
+        case ["-a"]:
+            return b"No live-update session active.\0"
+        case ["-c", _] | ["-s", *_]:
+            return b"Not in live-update session.\0"
+        case ["-f", _]:
+            return b"File not accessible.\0"
+    raise XenstoreError(EINVAL)
+
+
+def _logfile(_store: Store, given: list[str]) -> bytes:
+    """do_control_logfile(), which does not say whether there is such a log."""
+    if len(given) != 1:
+        raise XenstoreError(EINVAL)
+    return _OK
+
+
+def _memreport(_store: Store, _given: list[str]) -> bytes:
+    """do_control_memreport(): no file to write to is EBADF, and EINVAL on the wire (send_error())."""
+    raise XenstoreError(EINVAL)
+
+
 def _log(_store: Store, given: list[str]) -> bytes:
     """There is no log to switch on and off, and nobody would see the difference."""
     if given not in (["on"], ["off"]):
@@ -201,6 +225,12 @@ def _soft_quota(store: Store, given: list[str]) -> bytes:
 _COMMANDS: dict[str, tuple[Callable[[Store, list[str]], bytes], str]] = {
     "check": (_check, ""),
     "log": (_log, "on|off"),
+    "live-update": (
+        _live_update,
+        "[-c <cmdline>] [-F] [-t <timeout>] <file>\n    Default timeout is 60 seconds.",
+    ),
+    "logfile": (_logfile, "<file>"),
+    "memreport": (_memreport, "[<file>]"),
     "print": (_print, "<string>"),
     "quota": (_quota, "[set <name> <val>|<domid>]"),
     "quota-soft": (_soft_quota, "[set <name> <val>]"),

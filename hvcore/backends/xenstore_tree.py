@@ -30,6 +30,8 @@ from hvcore.backends.xenstore_nodes import (
 from hvcore.public.errno import EACCES, EAGAIN, EINVAL, EIO, ENOENT, ENOMEM, ENOSPC, EPERM
 
 _DOM0 = 0
+_SPECIAL = ("@introduceDomain", "@releaseDomain")  # names that only watches know
+_OF_DOM0 = (Perm(_DOM0, 0),)
 
 
 class Tree:
@@ -46,6 +48,7 @@ class Tree:
         self.exists = exists
         self.fire = fire
         self.quotas = Quotas()
+        self.special: dict[str, Perms] = {}  # of _SPECIAL, where they are others than domain 0's alone
         self.targets: dict[int, int] = {}  # of domains that serve another one, whose rights they have
         self.generation = 0
         self.accounts: dict[int, Account] = {_DOM0: Account(0)}
@@ -88,6 +91,9 @@ class Tree:
         for path in [path for path, node in self.nodes.items() if node.owner == domid]:
             if path in self.nodes:
                 self._remove(None, path, _DOM0)
+        for name, (owner, *others) in self.special.items():
+            stays = [perm for perm in others if perm.domid != domid]
+            self.special[name] = (owner if owner.domid != domid else _OF_DOM0[0], *stays)
         self.accounts.pop(domid, None)
         self.targets.pop(domid, None)
 
@@ -324,6 +330,19 @@ class Tree:
                 name = path.rpartition("/")[2]
                 children = tuple(child for child in parent.children if child != name)
                 self._put(t, domid, above, parent._replace(children=children), check=False)
+
+    def may_watch(self, name: str, domid: int) -> bool:
+        """check_perms_special(): whether a domain is told that others come, or go."""
+        return bool(self.allowed(self.special.get(name, _OF_DOM0), domid) & PERM_READ)
+
+    def set_special(self, name: str, perms: Perms, domid: int) -> None:
+        """set_perms_special(): who is told so. Raises XenstoreError: EINVAL, EACCES."""
+        if name not in _SPECIAL:
+            raise XenstoreError(EINVAL)
+        wanted = PERM_WRITE | PERM_OWNER
+        if self.allowed(self.special.get(name, _OF_DOM0), domid) & wanted != wanted:
+            raise XenstoreError(EACCES)
+        self.special[name] = perms
 
     def set_perms(self, t: Transaction | None, path: str, perms: Perms, domid: int) -> None:
         """XS_SET_PERMS, for the node's owner, who stays its owner; domain 0 may give it away."""

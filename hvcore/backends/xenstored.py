@@ -355,7 +355,8 @@ class Xenstored:
         if perms[0].bits & PERM_IGNORE:
             raise XenstoreError(ENOENT)
         if path.startswith("@"):
-            raise XenstoreError(EACCES if path in ("@introduceDomain", "@releaseDomain") else EINVAL)
+            self.tree.set_special(path, perms, c.domid)
+            return _OK
         self.tree.set_perms(t, c.canonicalize(path), perms, c.domid)
         return _OK
 
@@ -452,7 +453,7 @@ class Xenstored:
         for c in (*self.connections.values(), *self.tools):
             if not c.watches:
                 continue
-            if special and c.is_unprivileged:
+            if special and not self.tree.may_watch(path, c.domid):
                 continue
             if not special and not self._watch_permitted(c.domid, path, node, before):
                 continue

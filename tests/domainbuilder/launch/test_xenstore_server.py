@@ -17,6 +17,7 @@ import pytest
 import domainbuilder
 from domainbuilder.errors import BuildError
 from hvcore.public import xs_wire as xs
+from hvcore.public.errno import NAMES
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, kernel
 from tests.needs import find_tool
 
@@ -142,6 +143,15 @@ ODD = (  # a request, its transaction, and the answer
     (xs.XS_RESUME, ("1",), 0, "OK"),
     (xs.XS_CONTROL, ("check",), 0, "OK"),
     (xs.XS_CONTROL, ("live-update",), 0, "EINVAL"),
+    (xs.XS_CONTROL, ("live-update", "-s"), 0, "Not in live-update session."),
+    (xs.XS_CONTROL, ("live-update", "-a"), 0, "No live-update session active."),
+    (xs.XS_CONTROL, ("live-update", "-f", "/sbin/xenstored"), 0, "File not accessible."),
+    (xs.XS_CONTROL, ("live-update", "-f"), 0, "EINVAL"),
+    (xs.XS_CONTROL, ("logfile",), 0, "EINVAL"),
+    (xs.XS_CONTROL, ("logfile", "/tmp/log"), 0, "OK"),
+    (xs.XS_CONTROL, ("memreport",), 0, "EINVAL"),
+    (xs.XS_SET_PERMS, ("@nowhere", "n0"), 0, "EINVAL"),
+    (xs.XS_SET_PERMS, ("@releaseDomain", "n0", "r1"), 0, "OK"),
     (xs.XS_CONTROL, ("log", "on"), 0, "OK"),
     (xs.XS_CONTROL, ("log",), 0, "EINVAL"),
     (xs.XS_CONTROL, ("print", "hello"), 0, "OK"),
@@ -229,7 +239,7 @@ def test_clients_that_mean_no_good(sample_guest: Callable[[str], Path], tmp_path
     assert ended[0] == alone[0]
     assert ended[4:6] == [[], []]
     assert ended[6] == [
-        (kind, b"OK\0") if answer == "OK" else (xs.XS_ERROR, f"{answer}\0".encode())
+        (xs.XS_ERROR if answer in NAMES.values() else kind, f"{answer}\0".encode())
         for kind, _, _, answer in ODD
     ]
     assert ended[7] == []

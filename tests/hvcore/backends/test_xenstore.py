@@ -7,7 +7,7 @@ import pytest
 
 from hvcore import abi as abi_module
 from hvcore.backends.libxl_nodes import remove_domain
-from hvcore.backends.xenstore_nodes import Perm, XenstoreError
+from hvcore.backends.xenstore_nodes import PERM_READ, Perm, XenstoreError
 from hvcore.backends.xenstore_privileged import HANDLERS as PRIVILEGED
 from hvcore.common.event_channel import evtchn_send
 from hvcore.public import xs_wire as xs
@@ -461,6 +461,25 @@ def test_memory_is_accounted_to_the_byte(client: Client) -> None:
     assert client.store.account.memory == before + len("/local/domain/1/data") + 1
     ask(client, xs.XS_RESET_WATCHES, b"\0")
     assert client.store.account.memory == before
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_who_is_told_that_a_domain_goes_is_set_by_permissions(
+    clients: tuple[Client, Client], allowed: bool
+) -> None:
+    """dom_release_perms: domain 0's alone, until it says otherwise; nobody else may."""
+    one, two = clients
+    assert one.ask(xs.XS_WATCH, b"@releaseDomain\0t\0") == (b"OK\0", [(b"@releaseDomain", b"t")])
+    assert ask(one, xs.XS_SET_PERMS, b"@releaseDomain\0n0\0r1\0") == "EACCES"
+    if allowed:
+        one.daemon.tree.set_special("@releaseDomain", (Perm(0, 0), Perm(1, PERM_READ)), 0)
+        assert (
+            ask(one, xs.XS_SET_PERMS, b"@releaseDomain\0n1\0") == "EACCES"
+        )  # to be told is no more than that
+    one.daemon.release(2)
+    remove_domain(one.daemon, two.guest.d)
+    del two.guest.d.domain_list[2]
+    assert one.ask(xs.XS_READ, b"name\0")[1] == [(b"@releaseDomain", b"t")] * allowed
 
 
 def test_a_domain_that_goes_takes_its_nodes_along(clients: tuple[Client, Client]) -> None:
