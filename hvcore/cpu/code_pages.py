@@ -97,11 +97,11 @@ def _track(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
         "tlb_unprotect_code": "hv_unprotect_code",
         "tlb_reset_dirty_by_vaddr": "hv_reset_dirty",
     }
-    found = [function(lib, name) for name in ("x86_cpu_tlb_fill", *names, "tlb_flush")]
+    found = [function(lib, name) for name in ("x86_cpu_tlb_fill", *names)]
     addresses = [address_of(one) for one in found if one]
     if len(addresses) != len(found):
         return False
-    slots = [jump_slot(lib, target) for target in addresses[1:-1]]
+    slots = [jump_slot(lib, target) for target in addresses[1:]]
     if not all(slots):
         return False
     core.hv_set_tlb_functions(*map(ctypes.c_void_p, addresses))

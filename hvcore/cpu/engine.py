@@ -126,6 +126,7 @@ class Engine(InnerStops):
             guard_division(self._lib, self._core)
             internals.use_core(self._core, self.words)
         self.code_pages = CodePages(self._lib, self._core, self.words, phys_base, len(memory), ram)
+        self.words.ram = ram
         self.close_ports()
 
     # -- running

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hvcore.clock import CELL_HORIZON, CELL_LEFT, CELL_LIMIT, CELL_TURN_END, CELL_WORDS, OUT
 from hvcore.cpu import state_window as sw
+from hvcore.cpu.address_spaces import keep_spaces
 from hvcore.cpu.compiled import address_of_routine
 from hvcore.cpu.coverage import Coverage
 from hvcore.cpu.engine_internals import Internals
@@ -80,7 +81,6 @@ class Exits(Processor):
     ) -> None:
         super().__init__(library, window, internals, core)
         self.cell = memoryview(self.words).cast("B")[: 8 * CELL_WORDS].cast("q")
-        self._core = core
         self._pending: BaseException | None = None
         self._step_deferred = False
         self._keep: list[object] = []
@@ -176,6 +176,8 @@ class Exits(Processor):
         ):
             self._hook_exit(UC_HOOK_INSN, name, INSN_CB(guard(call, enter, leave)), number)
         self._install_pacing()
+        if self._core is not None and self._core_sees_exits:
+            keep_spaces(self._lib, self._core, self.words)
 
     def _enter_leave(self) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
         return (None, None) if self.window.live else (self.window.load, self.window.store)

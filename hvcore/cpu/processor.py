@@ -88,6 +88,7 @@ class Processor:
         self.q = window.q
         self.d = window.d
         self.registers = window.bytes[: 8 * RIP]  # the sixteen general ones
+        self._core = core
         self.words = EngineWords() if core is None else engine_words(core, window.env_address)
         self._flag_cell = ctypes.c_uint64()
         self._flag_ref = ctypes.byref(self._flag_cell)
@@ -104,6 +105,29 @@ class Processor:
         """Drop every cached address translation (there is no flush of one page); about 1 us."""
         self.words.tlb_flushes += 1
         self._ctl(self._uc, CTL_TLB_FLUSH)
+
+    def drop_translations(self) -> None:
+        """Drop every cached address translation, which is no flush that anybody asked for."""
+        if self.words.spaces and self._core is not None:
+            self._core.hv_drop_all(ctypes.byref(self.words))
+        else:
+            self._ctl(self._uc, CTL_TLB_FLUSH)
+
+    def drop_entry(self, address: int) -> None:
+        """The page-table entry at machine address `address`, of the last level, maps its page no more."""
+        if self.words.spaces and self._core is not None:
+            self._core.hv_drop_entry(ctypes.byref(self.words), ctypes.c_uint64(address))
+        else:
+            self._ctl(self._uc, CTL_TLB_FLUSH)
+
+    def load_space(self, cr3: int, root: int) -> None:
+        """Set CR3; its translations may have been kept since the address space `root` (not 0) was left."""
+        if self.words.spaces and self._core is not None:
+            self.q[sw.CR // 8 + 3] = cr3
+            self.words.tlb_flushes += 1
+            self._core.hv_load_space(ctypes.byref(self.words), ctypes.c_uint64(root))
+        else:
+            self.set_control(3, cr3)
 
     def flush_tlb_page(self, address: int) -> None:
         """Drop the translation of one page, or all of them where the library cannot do it alone."""

@@ -97,6 +97,8 @@ class EngineWords(ctypes.Structure):
     nr_watches: int
     coverage: int
     found_blocks: int
+    ram: int
+    spaces: int
 
     _fields_ = _fields(__annotations__)
 

@@ -62,7 +62,7 @@ def create_grant_host_mapping(mm: PageTables, addr: int, mfn: int, flags: int) -
     if at < 0:
         return GNTST_general_error
     old = mm.e[at]
-    mm.e[at] = mm.adjust_guest_l1e(_grant_to_pte(mm, mfn, flags))
+    mm.write_entry(at, mm.adjust_guest_l1e(_grant_to_pte(mm, mfn, flags)))
     mm.put_page_from_l1e(old)
     return GNTST_okay
 
@@ -77,7 +77,7 @@ def replace_grant_host_mapping(mm: PageTables, addr: int, mfn: int, new_addr: in
         if stolen < 0:
             return GNTST_general_error
         new = mm.e[stolen]
-        mm.e[stolen] = 0
+        mm.write_entry(stolen, 0)
     at = _l1_entry(mm, addr, flags)
     wanted = _grant_to_pte(mm, mfn, flags)
     old = mm.e[at] if at >= 0 else 0
@@ -86,5 +86,5 @@ def replace_grant_host_mapping(mm: PageTables, addr: int, mfn: int, new_addr: in
             mm.refuse(Reason.GRANT_OTHER_PTE, old, addr, wanted)
         mm.put_page_from_l1e(new)
         return GNTST_general_error
-    mm.e[at] = new
+    mm.write_entry(at, new)
     return GNTST_okay

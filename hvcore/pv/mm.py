@@ -330,6 +330,21 @@ class PageTables(PageWalk):
 
     # -- changing one entry of a live table
 
+    def write_entry(self, at: int, new: int, level: int = 1) -> None:
+        """Write an entry of a live table, and drop what is cached of the old one, if it was there.
+
+        So translations are never out of date, and no guest sees which of them are cached, and how long.
+        """
+        e = self.e
+        old = e[at]
+        e[at] = new
+        if not old & PAGE_PRESENT or old == new:
+            return
+        if level == 1:
+            self.engine.drop_entry((self.base << 12) + (at << 12 - self.shift))
+        else:
+            self.engine.drop_translations()
+
     def mod_l1_entry(self, at: int, nl1e: int, preserve_ad: bool = False) -> int:
         """Replace the L1 entry at `at`."""
         e = self.e
@@ -340,12 +355,12 @@ class PageTables(PageWalk):
             if not self.pv32:
                 nl1e = self.adjust_guest_l1e(nl1e)
             if not (ol1e ^ nl1e) & _CHANGED:
-                e[at] = nl1e | (ol1e & _AD) if preserve_ad else nl1e
+                self.write_entry(at, nl1e | (ol1e & _AD) if preserve_ad else nl1e)
                 return 0
             rc = self.get_page_from_l1e(nl1e)
             if rc:
                 return rc
-        e[at] = nl1e | (ol1e & _AD) if preserve_ad else nl1e
+        self.write_entry(at, nl1e | (ol1e & _AD) if preserve_ad else nl1e)
         if ol1e & PAGE_PRESENT:
             self.put_page_from_l1e(ol1e)
         return 0
@@ -384,12 +399,12 @@ class PageTables(PageWalk):
                 return self.refuse(Reason.BAD_FLAGS, level, new & disallow)
             new = self._adjust_upper(new, level)
             if not (old ^ new) & _CHANGED:
-                e[at] = new | (old & _AD) if preserve_ad else new
+                self.write_entry(at, new | (old & _AD) if preserve_ad else new, level)
                 return 0
             rc = self._get_page_from_upper(new, level, slot, pg)
             if rc:
                 return rc
-        e[at] = new | (old & _AD) if preserve_ad else new
+        self.write_entry(at, new | (old & _AD) if preserve_ad else new, level)
         if old & PAGE_PRESENT:  # of what was not there nothing is cached
             self.flush_linear_pt = True
             self._put_page_from_upper(old, level, pg)

@@ -45,6 +45,12 @@ class Tlb(Protocol):
     def flush_tlb_page(self, address: int) -> None:
         """Drop that of one page."""
 
+    def drop_translations(self) -> None:
+        """Drop all, uncounted."""
+
+    def drop_entry(self, address: int) -> None:
+        """The last-level entry at machine address `address` has changed: drop what came of it."""
+
 
 class PageTypes(ABC):
     """The frame table of the domain at work. Results are 0 or a negative errno.
@@ -183,6 +189,8 @@ class PageTypes(ABC):
             if 0 < ptype <= PGT_l4_page_table and self.pflags[pg] & PGT_validated:
                 self.pflags[pg] &= ~PGT_validated
                 self._spend_on_table()
+                if ptype == self.abi.pt_levels:
+                    self.engine.drop_translations()
                 self._demote(pg, ptype)
             self.stamp[pg] = self.engine.tlb_flushes
         self.tcount[pg] = left

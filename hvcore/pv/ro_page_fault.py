@@ -143,12 +143,11 @@ class RoPageFault:
         for upper in mm.entries_above(self.d.current.cr3_mfn, cr2):
             if not mm.e[upper] & PAGE_RW:
                 self._above += (upper, mm.e[upper])
-                mm.e[upper] |= PAGE_RW
+                mm.write_entry(upper, mm.e[upper] | PAGE_RW, level=2)
         self._saved = self.engine.q[: _GPRS + 1].tolist()
         self._eflags = self.engine.read_eflags()
         frame_bits = mm.mfn_mask << 12
-        mm.e[at] = pte & ~frame_bits | self.scratch_mfn << 12 | PAGE_RW | PAGE_DIRTY
-        mm.flush_tlb_one(self._cr2)
+        mm.write_entry(at, pte & ~frame_bits | self.scratch_mfn << 12 | PAGE_RW | PAGE_DIRTY)
         self.engine.write_eflags(self._eflags | X86_EFLAGS_TF)
         self.pending = True
         return True
@@ -182,10 +181,9 @@ class RoPageFault:
     def _end_step(self, vector: int) -> bool:
         mm, engine = self.mm, self.engine
         self.pending = False
-        mm.e[self._at] = self._pte
+        mm.write_entry(self._at, self._pte)
         for i in range(0, len(self._above), 2):
-            mm.e[self._above[i]] = self._above[i + 1]
-        mm.flush_tlb_one(self._cr2)
+            mm.write_entry(self._above[i], self._above[i + 1], level=2)
         engine.write_eflags(engine.read_eflags() & ~X86_EFLAGS_TF | self._eflags & X86_EFLAGS_TF)
         if vector != TRAP_debug:
             if vector != TRAP_page_fault or engine.cr2 & self.d.abi.word_mask != self._cr2:

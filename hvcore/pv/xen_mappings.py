@@ -148,8 +148,8 @@ class XenMappings:
     # -- address spaces
 
     def write_ptbase(self, v: Vcpu) -> None:
-        """Load the engine's CR3 with the page table of the vCPU's mode, and drop the TLB."""
-        mfn = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
+        """Load the engine's CR3 with the page table of the vCPU's mode, as a flush of the TLB."""
+        root = mfn = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
         if self.abi.pt_levels == 3:
             if not v.compat_l4:
                 v.compat_l4 = self.domain.alloc_xenheap_page()
@@ -158,7 +158,7 @@ class XenMappings:
                 )
             self._set(v.compat_l4, 0, mfn << 12 | 0x27)
             mfn = v.compat_l4
-        self.engine.set_control(3, mfn << 12)
+        self.engine.load_space(mfn << 12, root)
 
     # -- descriptor tables
 

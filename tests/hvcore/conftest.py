@@ -80,6 +80,12 @@ class NoProcessor:
     def flush_tlb_page(self, address: int) -> None:
         """Of one page: nothing is counted."""
 
+    def drop_translations(self) -> None:
+        """Nothing is cached."""
+
+    def drop_entry(self, address: int) -> None:
+        """Nothing is cached."""
+
 
 class Guest:
     """One domain and handy ways to act as its kernel; hypercall arguments go to page 1.

@@ -6,8 +6,8 @@
  * Source: tb_htable_lookup() in accel/tcg/cpu-exec.c of QEMU 5.0.1 as Unicorn 2.1.4 carries it.
  */
 #include "blocks.h"
-
-#include <string.h>
+#include "lane.h"
+#include "tlb.h"
 
 enum { PAGE_MASK = 4095 };
 #define CF_COMPARED UINT32_C(0xff0effff) /* CF_HASH_MASK | CF_INVALID */
@@ -30,12 +30,15 @@ HV_EXPORT void hv_set_block_functions(lookup_function *lookup, page_function *ge
     library.flush = flush;
 }
 
+bool hv_finds_blocks(void) { return library.lookup; }
+
 /* tb_htable_lookup() */
 HV_EXPORT struct translation_block *hv_find_block(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags,
                                                   uint32_t cflags) {
     struct hv_engine *e = hv_engine_of(cpu);
     if (unlikely(!e))
         return library.lookup(cpu, pc, cs_base, flags, cflags);
+    hv_note_jump(e, pc);
     struct translation_block **slot = hv_found_blocks(e) + (pc * UINT64_C(0x9e3779b97f4a7c15) >> (64 - FOUND_BLOCKS_BITS));
     struct translation_block *tb = *slot;
     if (tb && tb->pc == pc && tb->cs_base == cs_base && tb->flags == flags && (tb->cflags & CF_COMPARED) == cflags &&
@@ -54,4 +57,6 @@ HV_EXPORT void hv_flush_blocks(void *cpu) {
     if (e)
         memset(hv_found_blocks(e), 0, FOUND_BLOCKS_SIZE);
     library.flush(cpu);
+    if (e && e->spaces)
+        hv_drop_all(e);
 }

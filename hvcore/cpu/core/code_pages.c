@@ -3,33 +3,31 @@
  * Each function looks whether it is called for an engine of ours, and if not is the library's own.
  */
 #include "inner_stops.h"
+#include "lane.h"
+#include "tlb.h"
 
 enum { PAGE_EXEC = 4, PAGE_WRITE_INV = 0x40 };
 enum { MMU_DATA_STORE = 1, MMU_INST_FETCH = 2 };
-enum { PAGE_SHIFT = 12 };
 
 typedef bool fill_function(void *cpu, uint64_t address, int size, int access, int mmu_idx, bool probe, uintptr_t from);
 typedef void set_page_function(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx, uint64_t size);
 typedef void protect_function(void *uc, uint64_t ram_address);
 typedef void reset_function(void *cpu, uint64_t start, uint64_t length);
-typedef void flush_function(void *cpu);
 
 static struct { /* the library's own functions */
     fill_function *tlb_fill;
     set_page_function *set_page;
     protect_function *protect, *unprotect;
     reset_function *reset;
-    flush_function *tlb_flush;
 } library;
 
 HV_EXPORT void hv_set_tlb_functions(fill_function *tlb_fill, set_page_function *set_page, protect_function *protect,
-                                    protect_function *unprotect, reset_function *reset, flush_function *tlb_flush) {
+                                    protect_function *unprotect, reset_function *reset) {
     library.tlb_fill = tlb_fill;
     library.set_page = set_page;
     library.protect = protect;
     library.unprotect = unprotect;
     library.reset = reset;
-    library.tlb_flush = tlb_flush;
 }
 
 /* The engine that `key` belongs to, if it keeps marks. */
@@ -73,6 +71,8 @@ HV_EXPORT void hv_set_page(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, 
     }
     if (e && unlikely(e->nr_watches) && hv_watches_page(e, va))
         size = 1; /* each access asks again: TLB_INVALID_MASK */
+    if (e)
+        hv_note_page(e, va);
     library.set_page(cpu, va, pa, attrs, prot, mmu_idx, size);
 }
 
@@ -86,7 +86,7 @@ HV_EXPORT void hv_protect_code(void *uc, uint64_t ram_address) {
     uint8_t *has_code = mark_of(e, ram_address >> PAGE_SHIFT);
     if (has_code) {
         *has_code = 1;
-        library.tlb_flush((void *)e->cpu);
+        hv_drop_all(e);
     }
 }
 

@@ -1,5 +1,6 @@
 /* Which engines of this process are ours: what is put into the library's jump slots is called for all. */
 #include "blocks.h"
+#include "tlb.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -61,7 +62,10 @@ HV_EXPORT struct hv_engine *hv_new_words(uintptr_t env) {
     return e;
 }
 
-HV_EXPORT void hv_free_words(struct hv_engine *e) { free((void *)((uintptr_t)e & -(uintptr_t)PAGE_SIZE)); }
+HV_EXPORT void hv_free_words(struct hv_engine *e) {
+    hv_free_spaces(e);
+    free((void *)((uintptr_t)e & -(uintptr_t)PAGE_SIZE));
+}
 
 /* Make an engine known by its handle and its CPUState. Called under Python's lock; 0 without memory. */
 HV_EXPORT int hv_register(struct hv_engine *e) {

@@ -23,8 +23,8 @@ static void toggle_guest_mode(struct hv_call *c) {
     hv_set_base(c, GS, v->kernel_mode ? v->gs_base_user : v->gs_base_kernel);
     hv_set64(c->j, &v->kernel_mode, !v->kernel_mode);
     hv_close_ports(c);
-    hv_set64(c->j, &c->regs[CR3], (v->kernel_mode ? v->cr3_mfn : v->user_cr3_mfn) << PAGE_SHIFT);
-    hv_flush_tlb(c);
+    uint64_t root = v->kernel_mode ? v->cr3_mfn : v->user_cr3_mfn;
+    hv_update_cr3(c, root, root);
 }
 
 /* -- frames */

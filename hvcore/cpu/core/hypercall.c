@@ -72,6 +72,7 @@ static bool begin(struct hv_call *c) {
 
 static bool give_back(struct hv_call *c) {
     hv_undo(c->j, 0);
+    hv_go_back_to_space(c->e, c->v->kernel_mode ? c->v->cr3_mfn : c->v->user_cr3_mfn);
     hv_events_undo(c->d);
     hv_take_time(c->e, -(uint64_t)NS_PER_EXIT);
     return NOT_MINE;

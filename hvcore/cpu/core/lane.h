@@ -137,8 +137,15 @@ bool hv_get_page_and_type(struct hv_call *c, uint64_t mfn, int ptype);
 bool hv_put_page_and_type(struct hv_call *c, uint64_t mfn);
 bool hv_put_page(struct hv_call *c, uint64_t mfn);
 void hv_flush_tlb(struct hv_call *c);
-void hv_flush_tlb_one(struct hv_call *c, uint64_t va);
+void hv_update_cr3(struct hv_call *c, uint64_t cr3_mfn, uint64_t root);
 void hv_write_ptbase(struct hv_call *c);
+
+/* tlb.c */
+void hv_load_space(struct hv_engine *e, uint64_t root);
+void hv_go_back_to_space(struct hv_engine *e, uint64_t root);
+void hv_forget_space(struct hv_engine *e, uint64_t root);
+void hv_drop_entry(struct hv_engine *e, uint64_t entry);
+void hv_drop_all(struct hv_engine *e);
 
 /* the lanes, by the hypercall that each is for */
 bool hv_mmu_update(struct hv_call *c);

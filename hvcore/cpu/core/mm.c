@@ -16,19 +16,8 @@
 enum { MOST_REFERENCES = 1 << 30 };
 enum { FIRST_XEN_L4_SLOT = 256, FIRST_GUEST_L4_SLOT = 272, ROOT_LINEAR_SLOT = 258 };
 
-typedef void flush_function(void *cpu);
-typedef void flush_page_function(void *cpu, uint64_t va);
-
-/* PageTypes.flush_tlb() */
-void hv_flush_tlb(struct hv_call *c) {
-    hv_set64(c->j, &c->e->tlb_flushes, c->e->tlb_flushes + 1);
-    ((flush_function *)c->e->tlb_flush)((void *)c->e->cpu);
-}
-
-/* PageTypes.flush_tlb_one() */
-void hv_flush_tlb_one(struct hv_call *c, uint64_t va) {
-    ((flush_page_function *)c->e->tlb_flush_page)((void *)c->e->cpu, va);
-}
+/* PageTypes.flush_tlb(): nothing is out of date. */
+void hv_flush_tlb(struct hv_call *c) { hv_set64(c->j, &c->e->tlb_flushes, c->e->tlb_flushes + 1); }
 
 static bool is_own(const struct hv_domain *d, uint64_t pg) {
     return hv_is_frame(d, pg) && hv_owner(d, pg) == d->domain_id;
@@ -105,6 +94,7 @@ static bool put_page_type(struct hv_call *c, uint64_t mfn) {
         if (ptype && ptype <= PGT_l4_page_table && *hv_pflags(c->d, pg) & PGT_validated) {
             hv_set8(c->j, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) & ~PGT_validated);
             hv_spend(c, TABLE_NS);
+            hv_forget_space(c->e, mfn);
             if (!demote(c, pg, ptype))
                 return NOT_MINE;
         }
@@ -189,8 +179,16 @@ static bool put_page_from_entry(struct hv_call *c, uint64_t entry, int level) {
     return level == 1 ? put_page_from_l1e(c, entry) : put_page_from_upper(c, entry, level);
 }
 
-static void write_entry(struct hv_call *c, uint64_t *at, uint64_t new, bool preserve_ad) {
-    hv_set64(c->j, at, preserve_ad ? new | (*at & (PAGE_ACCESSED | PAGE_DIRTY)) : new);
+/* PageTables.write_entry(): of what was not there nothing is cached. */
+static void write_entry(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad) {
+    uint64_t old = *at;
+    hv_set64(c->j, at, preserve_ad ? new | (old & (PAGE_ACCESSED | PAGE_DIRTY)) : new);
+    if (!(old & PAGE_PRESENT) || *at == old)
+        return;
+    if (level == 1)
+        hv_drop_entry(c->e, (uintptr_t)at - c->d->ram + (c->d->base_mfn << PAGE_SHIFT));
+    else
+        hv_drop_all(c->e);
 }
 
 static bool is_guest_slot(int level, unsigned slot) {
@@ -208,13 +206,13 @@ bool hv_mod_entry(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool
             return NOT_MINE;
         new = adjust_guest_entry(c, new, level);
         if (!((old ^ new) & ~FASTPATH)) {
-            write_entry(c, at, new, preserve_ad);
+            write_entry(c, at, new, level, preserve_ad);
             return MINE;
         }
         if (!get_page_from_entry(c, new, level))
             return NOT_MINE;
     }
-    write_entry(c, at, new, preserve_ad);
+    write_entry(c, at, new, level, preserve_ad);
     if (!(old & PAGE_PRESENT))
         return MINE;
     if (level > 1)
@@ -267,6 +265,13 @@ static bool demote(struct hv_call *c, uint64_t pg, int ptype) {
 
 /* -- base pointers */
 
+/* update_cr3(): a flush for who counts them */
+void hv_update_cr3(struct hv_call *c, uint64_t cr3_mfn, uint64_t root) {
+    hv_set64(c->j, &c->regs[CR3], cr3_mfn << PAGE_SHIFT);
+    hv_set64(c->j, &c->e->tlb_flushes, c->e->tlb_flushes + 1);
+    hv_load_space(c->e, root);
+}
+
 /* XenMappings.write_ptbase() of a kernel: a 32-bit guest's L3 hangs under a root of Xen's. */
 void hv_write_ptbase(struct hv_call *c) {
     uint64_t mfn = c->v->cr3_mfn;
@@ -274,6 +279,5 @@ void hv_write_ptbase(struct hv_call *c) {
         hv_set64(c->j, hv_page(c->d, hv_frame(c->d, c->v->compat_l4)), mfn << PAGE_SHIFT | 0x27);
         mfn = c->v->compat_l4;
     }
-    hv_set64(c->j, &c->regs[CR3], mfn << PAGE_SHIFT);
-    hv_flush_tlb(c);
+    hv_update_cr3(c, mfn, c->v->cr3_mfn);
 }

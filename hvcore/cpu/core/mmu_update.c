@@ -85,9 +85,7 @@ bool hv_update_va_mapping(struct hv_call *c) {
     if (flush == UVMF_TLB_FLUSH || flush == UVMF_INVLPG) {
         if (target != UVMF_LOCAL && target != UVMF_ALL)
             return NOT_MINE;
-        if (flush == UVMF_INVLPG)
-            hv_flush_tlb_one(c, va);
-        else
+        if (flush == UVMF_TLB_FLUSH)
             hv_flush_tlb(c);
     }
     c->result = 0;

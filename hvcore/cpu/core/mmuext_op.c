@@ -97,8 +97,7 @@ static bool one_operation(struct hv_call *c, const struct operation *op) {
         hv_flush_tlb(c);
         return MINE;
     case MMUEXT_INVLPG_LOCAL:
-    case MMUEXT_INVLPG_ALL:
-        hv_flush_tlb_one(c, op->arg1);
+    case MMUEXT_INVLPG_ALL: /* of which nothing is out of date */
         return MINE;
     default:
         return NOT_MINE;

@@ -293,7 +293,6 @@ bool hv_ro_page_fault(struct hv_call *c, uint64_t cr2) {
     uint64_t part = execute(c, &store, (old & mask) >> shift);
     if (!hv_mod_entry(c, entry, (old & ~mask) | (part << shift & mask), PGT_l1_page_table, false, NULL))
         return NOT_MINE;
-    hv_flush_tlb_one(c, cr2);
     hv_set64(c->j, &c->e->left, c->e->left - (store.next_rip - c->regs[RIP]));
     hv_spend(c, NS_PER_EXIT);
     hv_set64(c->j, &c->regs[RIP], store.next_rip);

@@ -63,7 +63,9 @@
     WORD(watches)             /* struct hv_watch */ \
     WORD(nr_watches) \
     WORD(coverage)            /* struct hv_coverage; 0: nobody asks which blocks run */ \
-    WORD(found_blocks)        /* those that were found last (blocks.c) */
+    WORD(found_blocks)        /* those that were found last (blocks.c) */ \
+    WORD(ram)                 /* where RAM lies in this process */ \
+    WORD(spaces)              /* struct hv_spaces (tlb.c); 0: translations are not kept */
 
 /* A vCPU's block: fields of struct vcpu (hvcore/vcpu.py). */
 #define HV_VCPU_WORDS(WORD) \

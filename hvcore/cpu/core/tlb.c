@@ -1,0 +1,334 @@
+/* Translations by address space: what the library caches of page tables is put away when the guest changes its base
+ * pointer and brought back with it, where the library would flush. A processor with PCIDs does so, and Xen without
+ * them keeps a process's translations through toggle_guest_mode() by the global bit.
+ *
+ * It is never out of date. The guest's tables can be written by Xen alone, so every change of an entry that was present
+ * is known; for each address space a directory tells at which address an entry was used, and that page is dropped at
+ * once. Whatever else changes drops all. So no guest sees when the processor looked at its tables, nor how much is
+ * kept, and a flush that it asks for has nothing left to do.
+ *
+ * Kept are the TLB and tb_jmp_cache, the table of blocks by virtual address that the library empties with it.
+ * Source: accel/tcg/cputlb.c, include/exec/tb-hash.h of QEMU 5.0.1 as Unicorn 2.1.4 carries it.
+ */
+#include "blocks.h"
+#include "lane.h"
+#include "tlb.h"
+
+#include <stdlib.h>
+
+enum { NR_SPACES = 6 };
+enum { DIRECTORY_BITS = 9, WAYS = 4 };
+enum { JUMPS_A_LINE = 8, LINES = (1 << TB_JMP_CACHE_BITS) / JUMPS_A_LINE };
+#define PAGE_ADDRESS (((UINT64_C(1) << 40) - 1) << PAGE_SHIFT)
+
+struct space {
+    uint64_t root;                   /* the frame of its page table; 0: nobody's */
+    uint64_t drops;                  /* it holds what is right if no more was dropped since */
+    uint64_t used;                   /* when */
+    uint8_t lines[LINES / 8];        /* a bit for each line of tb_jmp_cache that may not be empty */
+    struct cpu_tlb tlb;              /* while it is put away; `table` NULL: never used */
+    struct translation_block *jumps[1 << TB_JMP_CACHE_BITS];
+    struct use {
+        uint64_t entry, va;          /* machine address of an L1 entry, and the page that was reached by it */
+    } directory[1 << DIRECTORY_BITS][WAYS];
+};
+
+struct hv_spaces {
+    struct cpu_tlb *tlb;             /* those that are in use */
+    struct translation_block **jumps;
+    uint64_t drops, clock;
+    struct space *current;
+    struct space at[NR_SPACES];
+};
+
+typedef void cpu_function(void *cpu);
+typedef void page_function(void *cpu, uint64_t va);
+
+static struct { /* the library's own functions */
+    cpu_function *tlb_init, *tlb_flush;
+    page_function *tlb_flush_page;
+} library;
+
+static void flush(const struct hv_engine *e) { ((cpu_function *)e->tlb_flush)((void *)e->cpu); }
+
+static struct hv_spaces *spaces_of(const struct hv_engine *e) { return (struct hv_spaces *)e->spaces; }
+
+static bool is_valid(const struct hv_spaces *s, const struct space *space) { return space->drops == s->drops; }
+
+/* -- one page */
+
+static uint64_t page_of(uint64_t address) { return address & ~(uint64_t)(PAGE_SIZE - 1); }
+
+static bool is_empty(const struct tlb_entry *entry) {
+    return (entry->addr[0] & entry->addr[1] & entry->addr[2]) == UINT64_MAX;
+}
+
+/* tlb_flush_entry_locked(): how many were dropped. */
+static unsigned drop_from(struct tlb_entry *entry, uint64_t page) {
+    if (is_empty(entry) ||
+        (page_of(entry->addr[0]) != page && page_of(entry->addr[1]) != page && page_of(entry->addr[2]) != page))
+        return 0;
+    memset(entry, -1, sizeof *entry);
+    return 1;
+}
+
+/* tb_jmp_cache_clear_page(). A block that is about to enter counts on its line, so `lines` stay. */
+static void drop_jumps(struct translation_block **jumps, const uint8_t *lines, uint64_t va) {
+    unsigned group = (va ^ va >> (PAGE_SHIFT - TB_JMP_PAGE_BITS)) >> PAGE_SHIFT & (LINES / 8 - 1);
+    if (lines[group])
+        memset(jumps + group * TB_JMP_PAGE_SIZE, 0, TB_JMP_PAGE_SIZE * sizeof *jumps);
+}
+
+/* tlb_flush_page() for one address space */
+static void drop_page(struct hv_spaces *s, struct space *space, uint64_t page) {
+    bool is_current = space == s->current;
+    struct cpu_tlb *tlb = is_current ? s->tlb : &space->tlb;
+    struct translation_block **jumps = is_current ? s->jumps : space->jumps;
+    for (int mode = 0; mode < NB_MMU_MODES; mode++) {
+        if (!(tlb->dirty >> mode & 1))
+            continue;
+        const struct tlb_fast *fast = &tlb->f[mode];
+        struct tlb_desc *desc = &tlb->d[mode];
+        if (drop_from(&fast->table[page >> PAGE_SHIFT & fast->mask >> CPU_TLB_ENTRY_BITS], page) && desc->n_used_entries)
+            desc->n_used_entries--;
+        for (int i = 0; i < CPU_VTLB_SIZE; i++)
+            drop_from(&desc->vtable[i], page); /* which are not counted */
+    }
+    drop_jumps(jumps, space->lines, page - PAGE_SIZE); /* a block may begin in the page before */
+    drop_jumps(jumps, space->lines, page);
+}
+
+/* Where the entry's uses are kept, the last in front. */
+static struct use *uses_of(struct space *space, uint64_t entry) {
+    return space->directory[(entry >> 3) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - DIRECTORY_BITS)];
+}
+
+/* The page `va` is cached by way of `entry`. What there is no room for any more may not be cached. */
+static void enter_use(struct hv_spaces *s, struct space *space, uint64_t entry, uint64_t va) {
+    struct use *uses = uses_of(space, entry), new = {entry, va};
+    for (int way = 0; way < WAYS; way++) {
+        struct use old = uses[way];
+        uses[way] = new;
+        if (!old.entry || (old.entry == entry && old.va == va))
+            return;
+        new = old;
+    }
+    drop_page(s, space, new.va);
+}
+
+/* tlb_set_page_with_attrs() was called for `va`: by which L1 entry? Superpages are Xen's own, and never change. */
+void hv_note_page(struct hv_engine *e, uint64_t va) {
+    struct hv_spaces *s = spaces_of(e);
+    if (!s)
+        return;
+    uint64_t entry = ((const uint64_t *)e->env)[CR3];
+    for (int level = 4; level; level--) {
+        uint64_t at = (entry & PAGE_ADDRESS) + (va >> (3 + 9 * level) & 511) * 8;
+        if (at - e->ram_base >= e->ram_pages << PAGE_SHIFT)
+            return;
+        if (level == 1) {
+            enter_use(s, s->current, at, page_of(va));
+            return;
+        }
+        entry = *(const uint64_t *)(e->ram + (at - e->ram_base));
+        if (level < 4 && entry & PAGE_PSE)
+            return;
+    }
+}
+
+/* tb_htable_lookup() was called for `pc`, and what it finds goes to tb_jmp_cache: tb_jmp_cache_hash_func() */
+void hv_note_jump(struct hv_engine *e, uint64_t pc) {
+    struct hv_spaces *s = spaces_of(e);
+    if (!s)
+        return;
+    uint64_t mixed = pc ^ pc >> (PAGE_SHIFT - TB_JMP_PAGE_BITS);
+    s->current->lines[mixed >> PAGE_SHIFT & (LINES / 8 - 1)] |= (uint8_t)(1 << (mixed / JUMPS_A_LINE & 7));
+}
+
+/* The L1 entry at machine address `entry` was present, and has changed. */
+HV_EXPORT void hv_drop_entry(struct hv_engine *e, uint64_t entry) {
+    struct hv_spaces *s = spaces_of(e);
+    if (!s) {
+        flush(e);
+        return;
+    }
+    for (struct space *space = s->at; space < s->at + NR_SPACES; space++) {
+        struct use *uses = uses_of(space, entry);
+        for (int way = 0; way < WAYS; way++)
+            if (uses[way].entry == entry) {
+                drop_page(s, space, uses[way].va);
+                uses[way].entry = 0;
+            }
+    }
+}
+
+/* -- whole address spaces */
+
+/* An entry above the L1 has changed, or something that no entry tells. */
+HV_EXPORT void hv_drop_all(struct hv_engine *e) {
+    struct hv_spaces *s = spaces_of(e);
+    flush(e);
+    if (s)
+        s->current->drops = ++s->drops;
+}
+
+/* tlb_flush() where the library itself calls it: for us, or because registers were written, CR3 perhaps. */
+HV_EXPORT void hv_tlb_flush(void *cpu) {
+    struct hv_engine *e = hv_engine_of(cpu);
+    library.tlb_flush(cpu);
+    if (e && e->spaces) {
+        hv_drop_all(e);
+        spaces_of(e)->current->root = 0;
+    }
+}
+
+/* tlb_flush_page() where the library itself calls it: for a breakpoint on data. */
+HV_EXPORT void hv_tlb_flush_page(void *cpu, uint64_t va) {
+    struct hv_engine *e = hv_engine_of(cpu);
+    library.tlb_flush_page(cpu, va);
+    if (e && e->spaces)
+        hv_drop_all(e);
+}
+
+/* The table at `root` is none any more: another may come to lie there, and no entry tells. */
+void hv_forget_space(struct hv_engine *e, uint64_t root) {
+    struct hv_spaces *s = spaces_of(e);
+    for (int i = 0; s && i < NR_SPACES; i++)
+        if (s->at[i].root == root)
+            s->at[i].root = 0;
+}
+
+/* Each line of tb_jmp_cache that is not empty goes to one that is. */
+static void move_jumps(struct translation_block **to, struct translation_block **from, const uint8_t *lines) {
+    enum { SIZE = JUMPS_A_LINE * sizeof *to };
+    for (unsigned group = 0; group < LINES / 8; group++)
+        for (unsigned left = lines[group], at; left; left &= left - 1) {
+            at = (group * 8 + (unsigned)__builtin_ctz(left)) * JUMPS_A_LINE;
+            memcpy(to + at, from + at, SIZE);
+            memset(from + at, 0, SIZE);
+        }
+}
+
+static void bring_back(struct hv_engine *e, struct hv_spaces *s, struct space *space) {
+    s->current->tlb = *s->tlb;
+    move_jumps(s->current->jumps, s->jumps, s->current->lines);
+    if (space->tlb.f[0].table)
+        *s->tlb = space->tlb;
+    else
+        library.tlb_init((void *)e->cpu);
+    move_jumps(s->jumps, space->jumps, space->lines);
+    s->current = space;
+}
+
+static void flush_current(struct hv_engine *e, struct hv_spaces *s) {
+    flush(e);
+    memset(s->current->lines, 0, sizeof s->current->lines);
+    s->current->drops = s->drops;
+}
+
+/* Whether the library would take a larger table for so many entries, which it does when it flushes. It counts those
+ * that are filled once more, too. */
+static bool is_crowded(struct cpu_tlb *tlb) {
+    for (int mode = 0; mode < NB_MMU_MODES; mode++) {
+        uint64_t size = (tlb->f[mode].mask >> CPU_TLB_ENTRY_BITS) + 1, used = 0;
+        if (tlb->d[mode].n_used_entries * 100 <= size * 70)
+            continue;
+        for (uint64_t i = 0; i < size; i++)
+            used += !is_empty(&tlb->f[mode].table[i]);
+        tlb->d[mode].n_used_entries = used;
+        if (used * 100 > size * 70)
+            return true;
+    }
+    return false;
+}
+
+/* What may go: what is of no use any more, or was not used for longest. */
+static struct space *space_to_reuse(struct hv_spaces *s) {
+    struct space *oldest = s->current;
+    for (struct space *space = s->at; space < s->at + NR_SPACES; space++) {
+        bool is_useful = space->root && is_valid(s, space), oldest_is = oldest->root && is_valid(s, oldest);
+        if (is_useful < oldest_is || (is_useful == oldest_is && is_useful && space->used < oldest->used))
+            oldest = space;
+    }
+    return oldest;
+}
+
+/* update_cr3(): from now on the guest runs on the page table at `root`. */
+HV_EXPORT void hv_load_space(struct hv_engine *e, uint64_t root) {
+    struct hv_spaces *s = spaces_of(e);
+    if (!s) {
+        flush(e);
+        return;
+    }
+    struct space *found = NULL;
+    for (struct space *space = s->at; root && space < s->at + NR_SPACES; space++)
+        if (space->root == root && is_valid(s, space))
+            found = space;
+    s->clock++;
+    if (!found) {
+        struct space *reused = space_to_reuse(s);
+        if (reused != s->current)
+            bring_back(e, s, reused);
+        flush_current(e, s);
+        reused->root = root;
+    } else if (found != s->current) {
+        bring_back(e, s, found);
+        if (is_crowded(s->tlb))
+            flush_current(e, s);
+    }
+    s->current->used = s->clock;
+}
+
+/* What was loaded since is undone. */
+void hv_go_back_to_space(struct hv_engine *e, uint64_t root) {
+    const struct hv_spaces *s = spaces_of(e);
+    if (s && s->current->root && s->current->root != root)
+        hv_load_space(e, root);
+}
+
+/* -- setting up */
+
+HV_EXPORT void hv_set_space_functions(cpu_function *tlb_init, cpu_function *tlb_flush, page_function *tlb_flush_page) {
+    library.tlb_init = tlb_init;
+    library.tlb_flush = tlb_flush;
+    library.tlb_flush_page = tlb_flush_page;
+}
+
+/* Whether the TLB lies where it is expected, by how one is that was just flushed. */
+static bool is_flushed(const struct cpu_tlb *tlb) {
+    for (int mode = 0; mode < NB_MMU_MODES; mode++) {
+        const struct tlb_desc *desc = &tlb->d[mode];
+        uint64_t size = tlb->f[mode].mask + (1 << CPU_TLB_ENTRY_BITS);
+        if (desc->large_page_addr != UINT64_MAX || desc->large_page_mask != UINT64_MAX || desc->n_used_entries ||
+            size < 1 << CPU_TLB_ENTRY_BITS || size & (size - 1) || !is_empty(&desc->vtable[CPU_VTLB_SIZE - 1]))
+            return false;
+    }
+    return !tlb->dirty;
+}
+
+/* Keep translations from now on; `jumps` is tb_jmp_cache. 0 where the library keeps them otherwise, or without memory. */
+HV_EXPORT int hv_keep_spaces(struct hv_engine *e, struct translation_block **jumps) {
+    struct cpu_tlb *tlb = (struct cpu_tlb *)(e->env - ICOUNT_DECR_SIZE - sizeof *tlb);
+    flush(e);
+    if (!e->tracks_pages || !hv_finds_blocks() || !is_flushed(tlb))
+        return 0;
+    struct hv_spaces *s = calloc(1, sizeof *s);
+    if (!s)
+        return 0;
+    s->tlb = tlb;
+    s->jumps = jumps;
+    s->current = s->at;
+    e->spaces = (uintptr_t)s;
+    return 1;
+}
+
+void hv_free_spaces(struct hv_engine *e) {
+    struct hv_spaces *s = spaces_of(e);
+    for (int i = 0; s && i < NR_SPACES; i++)
+        for (int mode = 0; s->at + i != s->current && mode < NB_MMU_MODES; mode++) {
+            free(s->at[i].tlb.f[mode].table); /* the current one's are the library's to free */
+            free(s->at[i].tlb.d[mode].iotlb);
+        }
+    free(s);
+    e->spaces = 0;
+}

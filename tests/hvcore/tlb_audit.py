@@ -1,0 +1,195 @@
+"""Whether all that the engine caches of page tables is what they say now: core/tlb.c, read from outside.
+
+The structures are QEMU 5.0.1's (include/exec/cpu-defs.h), written down once more; the walk is the
+processor's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hvcore.cpu import state_window as sw
+from hvcore.cpu.engine import Engine
+
+_PAGE = 0xFFF
+_ALL = (1 << 64) - 1
+_L4 = 4
+_ACCESSES = ("read", "write", "code")
+_CR3 = sw.CR // 8 + 3
+_INVALID = 1 << 11  # TLB_INVALID_MASK: asked for anew at each access
+_PRESENT, _RW, _USER, _ACCESSED, _DIRTY, _PSE, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
+_USER_MODE = 1  # MMU_USER_IDX
+_CF_INVALID = 0x40000
+_WORD = ctypes.c_uint64
+_NR_SPACES, _NR_JUMPS, _LINES, _USES = 6, 4096, 64, 2048
+
+
+class _Entry(ctypes.Structure):
+    _fields_ = (("addr", _WORD * 3), ("paddr", _WORD), ("addend", _WORD), ("padding", _WORD * 3))
+
+
+class _Desc(ctypes.Structure):
+    _fields_ = (("head", _WORD * 6), ("victims", _Entry * 8), ("victim_iotlb", _WORD * 16), ("iotlb", _WORD))
+
+
+class _Fast(ctypes.Structure):
+    _fields_ = (("mask", _WORD), ("table", _WORD))
+
+
+class _Tlb(ctypes.Structure):
+    _fields_ = (("common", _WORD * 4), ("desc", _Desc * 3), ("padding", _WORD), ("fast", _Fast * 3))
+
+
+class _Space(ctypes.Structure):
+    _fields_ = (
+        ("root", _WORD), ("drops", _WORD), ("used", _WORD), ("lines", ctypes.c_uint8 * _LINES),
+        ("tlb", _Tlb), ("jumps", _WORD * _NR_JUMPS), ("directory", _WORD * 2 * _USES),
+    )  # fmt: skip
+
+
+class _Spaces(ctypes.Structure):
+    _fields_ = (
+        ("tlb", _WORD), ("jumps", _WORD), ("drops", _WORD), ("clock", _WORD), ("current", _WORD),
+        ("at", _Space * _NR_SPACES),
+    )  # fmt: skip
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (
+        ("pc", _WORD), ("cs_base", _WORD), ("flags", ctypes.c_uint32), ("sizes", ctypes.c_uint32),
+        ("cflags", ctypes.c_uint32), ("dstate", ctypes.c_uint32), ("code", _WORD * 5),
+        ("page_addr", _WORD * 2),
+    )  # fmt: skip
+
+
+class Mapping(NamedTuple):
+    """What a walk ends with: the page's machine address, and what all entries on the way allow."""
+
+    page: int
+    allows: int
+    no_execute: bool
+    dirty: bool
+
+
+class Audit:
+    """`errors` are sentences; `entries`, `jumps`, `spaces` count what was looked at."""
+
+    def __init__(self, engine: Engine, *, levels: int) -> None:
+        words = engine.words
+        assert words.spaces, "translations are not kept"
+        self.engine, self.levels = engine, levels
+        self.errors: list[str] = []
+        self.entries = self.jumps = self.spaces = 0
+        self._ram = (_WORD * (words.ram_pages * 512)).from_address(words.ram)
+        spaces = _Spaces.from_address(words.spaces)
+        first = ctypes.addressof(spaces) + _Spaces.at.offset
+        for number, space in enumerate(spaces.at):
+            is_current = spaces.current == first + number * ctypes.sizeof(_Space)
+            if is_current:
+                self._look_at_root(space)
+                tlb, jumps = _Tlb.from_address(spaces.tlb), (_WORD * _NR_JUMPS).from_address(spaces.jumps)
+                self._look(number, engine.q[_CR3], _L4, space, tlb, jumps)
+            elif space.root and space.drops == spaces.drops:
+                self._look(number, space.root << 12, levels, space, space.tlb, space.jumps)
+
+    def _look_at_root(self, space: _Space) -> None:
+        """What is in use is of the table in CR3, or of the L3 that Xen's L4 there shows to a PAE guest."""
+        cr3 = self.engine.q[_CR3]
+        root = (cr3 if self.levels == _L4 else self._entry(cr3)) >> 12
+        if space.root and space.root != root:
+            self.errors.append(f"the address space in use is {space.root:#x}, the page table {root:#x}")
+
+    def _entry(self, address: int) -> int:
+        return self._ram[(address - self.engine.words.ram_base) >> 3]
+
+    def walk(self, root: int, levels: int, va: int) -> tuple[Mapping | None, int]:
+        """The mapping of `va`, and the machine address of its L1 entry (0: a superpage)."""
+        table, allows, no_execute = root, _RW | _USER, False
+        for level in range(levels, 0, -1):
+            at = (table & ((1 << 52) - 1) & ~_PAGE) + 8 * (
+                va >> 3 + 9 * level & (3 if levels == level == 3 else 511)
+            )
+            entry = self._entry(at)
+            if not entry & _PRESENT:
+                return None, at
+            if (
+                levels == level == 3
+            ):  # a PAE guest's L3, as Xen's L4 shows it to the processor: all is allowed
+                entry |= _RW | _USER
+            allows &= entry
+            no_execute |= bool(entry & _NX)
+            if level == 1 or (level < 4 and entry & _PSE):
+                size = 1 << 3 + 9 * level
+                page = (entry & ((1 << 52) - 1) & ~(size - 1)) | (va & (size - 1) & ~_PAGE)
+                return Mapping(page, allows, no_execute, bool(entry & _DIRTY)), at if level == 1 else 0
+            table = entry
+        raise AssertionError
+
+    def _look(
+        self, number: int, root: int, levels: int, space: _Space, tlb: _Tlb, jumps: ctypes.Array[_WORD]
+    ) -> None:
+        self.spaces += 1
+        uses = {(use[0], use[1]) for use in space.directory if use[0]}
+        for mode, entry in self._all(tlb):
+            for access, address in enumerate(entry.addr):
+                if address == _ALL or address & _INVALID:
+                    continue
+                self.entries += 1
+                va = address & ~_PAGE
+                wrong = self._wrong(root, levels, va, entry, mode, access, uses)
+                if wrong:
+                    self.errors.append(f"space {number}: {_ACCESSES[access]} of {va:#x}: {wrong}")
+        for at, pointer in enumerate(jumps):
+            if not pointer:
+                continue
+            self.jumps += 1
+            if not space.lines[at >> 6] >> (at >> 3 & 7) & 1:
+                self.errors.append(f"space {number}: block {at} was not noted")
+            block = _Block.from_address(pointer)
+            if block.cflags & _CF_INVALID:
+                continue
+            for i, page in enumerate(block.page_addr):
+                va = (block.pc & ~_PAGE) + 4096 * i & _ALL
+                found, _ = self.walk(root, levels, va)
+                if page != _ALL and (found is None or found.page - self.engine.words.ram_base != page):
+                    self.errors.append(f"space {number}: block at {block.pc:#x} is of {page:#x}, not {found}")
+
+    def _all(self, tlb: _Tlb) -> Iterator[tuple[int, _Entry]]:
+        for mode in range(3):
+            if not tlb.common[0] >> mode & 1:
+                continue
+            fast = tlb.fast[mode]
+            count = (fast.mask >> 6) + 1
+            for entry in (*(_Entry * count).from_address(fast.table), *tlb.desc[mode].victims):
+                if entry.addr[0] & entry.addr[1] & entry.addr[2] != _ALL:
+                    yield mode, entry
+
+    def _wrong(
+        self,
+        root: int,
+        levels: int,
+        va: int,
+        entry: _Entry,
+        mode: int,
+        access: int,
+        uses: set[tuple[int, int]],
+    ) -> str:
+        found, at = self.walk(root, levels, va)
+        if found is None:
+            return "not mapped any more"
+        if entry.paddr != found.page:
+            return f"{entry.paddr:#x}, but mapped is {found.page:#x}"
+        words = self.engine.words
+        if (va + entry.addend & _ALL) - words.ram + words.ram_base != found.page:
+            return "the addend is wrong"
+        if mode == _USER_MODE and not found.allows & _USER:
+            return "not the user's"
+        if access == 1 and not (found.allows & _RW and found.dirty):
+            return "not writable, or not dirty"
+        if access == 2 and found.no_execute:
+            return "not executable"
+        if at and (at, va) not in uses:
+            return "the directory does not have it"
+        return ""
