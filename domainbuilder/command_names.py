@@ -71,6 +71,9 @@ COMMANDS: dict[str, Command] = {
         "dump_core",
         "Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on.",
     ),
+    "xl screenshot": Command(
+        "xl", "screenshot", "Write what the framebuffer of a domain in the background shows, as PNG."
+    ),
     "xl save": Command("xl", "save", "Save a domain in the background to a file, and end it."),
     "xl restore": Command(
         "xl", "restore", "Go on in the background with a domain that was saved, here or by Xen's xl."

@@ -87,6 +87,8 @@ class Domain:
     close_ports: Callable[[], None] = lambda: None
 
     xenheap: list[int] = field(default_factory=list)  # frames of Xen's own that it has for this domain
+    # Frames of others that it has mapped by number, (mfn, writable), and how often (common/foreign_map.py).
+    foreign_maps: dict[tuple[int, bool], int] = field(default_factory=dict)
     is_dying: bool = False  # it goes as soon as nobody holds any of its frames
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a domain is given while it runs: bytes that are typed, and frames of a network outside of the host."""
+"""What a domain is given while it runs: what is typed, frames from outside of the host, keys and pointer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,27 @@ class OutsideFrame(NamedTuple):
     data: bytes
 
 
-Given: TypeAlias = "bytes | OutsideFrame"
+class Key(NamedTuple):
+    """A key, or a pointer's button, goes down or up: `keycode` is Linux's KEY_* or BTN_*."""
+
+    keycode: int
+    pressed: bool
+
+
+class Pointer(NamedTuple):
+    """The pointer is at this pixel of the framebuffer, and its wheel was turned so often towards the user."""
+
+    x: int
+    y: int
+    wheel: int = 0
+
+
+Given: TypeAlias = "bytes | OutsideFrame | Key | Pointer"
+EVENT_BYTES = 40  # of a ring's event
 
 
 def size_of(given: Given) -> int:
     """Its bytes."""
-    return len(given.data) if isinstance(given, OutsideFrame) else len(given)
+    if isinstance(given, OutsideFrame):
+        return len(given.data)
+    return len(given) if isinstance(given, bytes) else EVENT_BYTES

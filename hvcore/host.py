@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hvcore.backends.domain_devices import Wanted
 from hvcore.backends.libxl_nodes import add_dom0, remove_domain
 from hvcore.backends.xenstored import Xenstored
 from hvcore.boot_image import AS_BUILT, BootImage, BuildInfo
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
     from hvcore.backends.disk import Disk
     from hvcore.backends.net_switch import Switch
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
     from hvcore.domain import Domain
     from hvcore.host_state import HostState
@@ -102,6 +104,7 @@ class Host:
         name: str = "guest",
         disks: Sequence[Disk] = (),
         vifs: Sequence[Vif] = (),
+        vfb: Vfb | None = None,
         info: BuildInfo = AS_BUILT,
         is_new: bool = True,
     ) -> Machine:
@@ -119,8 +122,8 @@ class Host:
         self.engine.load_context(self._pristine)
         machine = Machine(
             self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
-            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name, disks=images, vifs=vifs,
-            info=info, start_ns=start_ns, is_new=is_new,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name,
+            wanted=Wanted(images, vifs, vfb), info=info, start_ns=start_ns, is_new=is_new,
         )  # fmt: skip
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
@@ -436,7 +439,9 @@ def _opened(disks: Sequence[Disk]) -> list[tuple[Disk, BlockImage]]:
 def _options(saved: dict[str, Any]) -> dict[str, Any]:
     """The options of create() as they were before they were plain values."""
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
 
     disks, vifs = [Disk(**disk) for disk in saved["disks"]], [Vif(**vif) for vif in saved["vifs"]]
-    return saved | {"disks": disks, "vifs": vifs}
+    vfb = None if saved["vfb"] is None else Vfb(**saved["vfb"])
+    return saved | {"disks": disks, "vifs": vifs, "vfb": vfb}

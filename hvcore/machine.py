@@ -8,14 +8,14 @@ whoever holds the host lie anywhere between, as often as they like, and only rea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
-from hvcore.backends.domain_devices import DomainDevices
+from hvcore.backends.domain_devices import DomainDevices, Wanted
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.boot_image import WALLCLOCK_NS
@@ -26,7 +26,7 @@ from hvcore.common.time import update_domain_wallclock_time, update_vcpu_system_
 from hvcore.cpu.processor import RAX
 from hvcore.domain import SHUTDOWN_NAMES, Domain
 from hvcore.errors import DomainCrash, EngineError, GuestFault
-from hvcore.given import Given, OutsideFrame, size_of
+from hvcore.given import Given, Key, OutsideFrame, Pointer, size_of
 from hvcore.public.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from hvcore.pv.arch_memory import set_memmap_limit
 from hvcore.pv.frames32 import Frames32
@@ -43,9 +43,6 @@ from hvcore.vcpu import Vcpu
 from hvcore.wiring import connect_domains, connect_processor, create_domain, fill_m2p
 
 if TYPE_CHECKING:
-    from hvcore.backends.block_image import BlockImage
-    from hvcore.backends.disk import Disk
-    from hvcore.backends.vif import Vif
     from hvcore.boot_image import BootImage, BuildInfo
     from hvcore.cpu.engine import EngineContext
     from hvcore.cpu.inner_stops import Access, Watcher
@@ -94,8 +91,7 @@ class Machine:
         lanes: bool,
         cap: int,
         name: str,
-        disks: Sequence[tuple[Disk, BlockImage]],
-        vifs: Sequence[Vif],
+        wanted: Wanted,
         info: BuildInfo,
         start_ns: int | None,
         is_new: bool = True,
@@ -125,7 +121,7 @@ class Machine:
         self.boot = image.places()
         self.heap_top = self.mem.heap_top
         self.domain = self._create_domain(image, info, domain_id, vcpus)
-        self._create_backends(image, info, console_output, disks, vifs)
+        self._create_backends(image, info, console_output, wanted)
         self._connect(upper_ptwr)
         if is_new:
             self._start_boot_vcpu(image)
@@ -158,8 +154,7 @@ class Machine:
         image: BootImage,
         info: BuildInfo,
         console_output: Callable[[bytes], None],
-        disks: Sequence[tuple[Disk, BlockImage]],
-        vifs: Sequence[Vif],
+        wanted: Wanted,
     ) -> None:
         d = self.domain
         dom0 = connect_domains(d)
@@ -177,12 +172,11 @@ class Machine:
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
         self.devices = DomainDevices(d, dom0, store, self.host.switches)
-        self.devices.add_disks(disks)
-        self.devices.add_vifs(vifs)
+        self.devices.add(wanted)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
-            wanted = (image.store_evtchn, image.console_evtchn)
-            raise EngineError(f"the image wants event channels {wanted} for store and console, not {ports}")
+            those = (image.store_evtchn, image.console_evtchn)
+            raise EngineError(f"the image wants event channels {those} for store and console, not {ports}")
 
     def remove_devices(self) -> None:
         """The domain goes: its backends are closed, and let go of what they have mapped."""
@@ -231,14 +225,15 @@ class Machine:
         return SHUTDOWN_NAMES[code] if code < len(SHUTDOWN_NAMES) else f"reason {code}"
 
     def input(self, given: Given) -> None:
-        """Type bytes, or have a frame come from outside; the guest gets it when it next could."""
+        """Type bytes, have a frame come or a key pressed; the guest gets it when it next could."""
         self._input.append(given)
         self.engine.want_out()
 
     @property
     def pending_input(self) -> int:
-        """Bytes that the guest was not given yet: the console's ring had no room, or it has not run since."""
-        return sum(map(size_of, self._input)) + self.console.pending_input
+        """Bytes that the guest was not given yet: a ring had no room for them, or it has not run since."""
+        there = self.console.pending_input + self.devices.pending_input
+        return sum(map(size_of, self._input)) + there
 
     def run(self) -> Stop:
         """Run the host until this domain stops or crashes, all are idle for good, or the host is paused."""
@@ -361,6 +356,8 @@ class Machine:
         """Input is a reason for the guest's turn to end, as the interrupt that announces it is under Xen."""
         if isinstance(given, OutsideFrame):
             self.devices.frame_in(self.clock.now(), given)
+        elif isinstance(given, Key | Pointer):
+            self.devices.give(given)
         else:
             self.console.input(given)
         self.clock.end_turn()

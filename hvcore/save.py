@@ -20,6 +20,7 @@ from hvcore.backends.block_image import Layer
 from hvcore.backends.net_frame import Frame
 from hvcore.backends.net_rx import Arrival
 from hvcore.backends.net_tx import TxAnswer
+from hvcore.backends.xenfb import Picture
 from hvcore.backends.xenstore_kept import Message, Request, Watch
 from hvcore.backends.xenstore_nodes import Accessed, Account, Node, Perm, Quotas, Transaction
 from hvcore.backends.xenstored import Xenstored
@@ -29,7 +30,7 @@ from hvcore.common.grant_entries import Mapping as GrantMapping
 from hvcore.cpu.engine import Engine, EngineContext
 from hvcore.cpu.words import SAVED_DOMAIN_WORDS, address_of
 from hvcore.errors import DomainCrash, EngineError, StateError
-from hvcore.given import OutsideFrame
+from hvcore.given import Key, OutsideFrame, Pointer
 from hvcore.host_state import RUN_PAGES, DomainState, Fields
 from hvcore.kinds import Plain
 from hvcore.public.xen import PAGE_SIZE
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 _RECORD_TYPES: tuple[type, ...] = (
     ActiveEntry, GrantMapping, Transaction, Accessed, Account, Node, Perm, Quotas, Watch, Message, Request,
-    Answer, TxAnswer, Arrival, Frame, OutsideFrame,
+    Answer, TxAnswer, Arrival, Frame, OutsideFrame, Key, Pointer, Picture,
     Refusal, FailedEntry, RefusedCall, RefusedFault,
 )  # fmt: skip
 _RECORDS = {cls.__name__: cls for cls in _RECORD_TYPES}
@@ -234,6 +235,7 @@ def save_domain(m: Machine, context: EngineContext) -> DomainState:
         "name": m.name,
         "disks": [asdict(disk) for disk in m.devices.disks],
         "vifs": [asdict(vif) for vif in m.devices.vifs],
+        "vfb": None if m.devices.vfb is None else asdict(m.devices.vfb),
     }
     return DomainState(d.domain_id, m.boot, m.heap_top, options, kept, m.clock.save(), layers_of(m), saved)
 

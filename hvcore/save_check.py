@@ -19,12 +19,15 @@ from hvcore.backends.net_rx import MAX_WAITING_BYTES, MAX_WAITING_FRAMES
 from hvcore.backends.net_switch import MAX_ADDRESSES
 from hvcore.backends.net_tx import MAX_MULTICAST
 from hvcore.backends.vif import MOST_VIFS
+from hvcore.backends.xenfb import MAX_FB_LEN, MAX_SIDE
+from hvcore.backends.xenkbd import MAX_WAITING
 from hvcore.backends.xenstore_nodes import Quotas
 from hvcore.clock import NEVER
 from hvcore.common.schedule import TIMER_KINDS, WATCHDOG
 from hvcore.cpu.state_check import STATE_SIZE, cr3_frame, wrong_in
 from hvcore.cpu.words import NO_RING, SAVED_DOMAIN_WORDS
 from hvcore.errors import StateError
+from hvcore.given import EVENT_BYTES
 from hvcore.kinds import (
     A_DICT,
     FLAG,
@@ -78,6 +81,11 @@ _REASON = Kind(
 # --- a host's shape -----------------------------------------------------------------------------------------
 
 
+_VFB = fields(
+    vnc=FLAG, vnclisten=text(256), vncpasswd=text(256), vncdisplay=U16, vncunused=FLAG, keymap=text(64)
+)
+
+
 def _word(word: str) -> Kind:
     return Kind(word, lambda v: v == word)
 
@@ -129,6 +137,7 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
         "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100),
         "name": text(256), "disks": Kind("disks", lambda v: type(v) is list and len(v) <= MOST_DISKS),
         "vifs": Kind("interfaces", lambda v: type(v) is list and len(v) <= MOST_VIFS),
+        "vfb": one_of(NOTHING, _VFB),
     }  # fmt: skip
     _fields(state.options, options, f"{where}.options")
     context = dict.fromkeys(
@@ -196,6 +205,7 @@ def _of_domain(mem: MachineMemory, vcpus: int, frame: Kind) -> Owners:
             "shutdown_code": one_of(NOTHING, U32),
             "xenheap": heap,
             "wallclock_ns": number(-_MOST_NS << 1, _MOST_NS << 1), "time_offset": number(-1 << 31, _U32 >> 1),
+            "foreign_maps": table(items_in("tuple", frame, FLAG), number(1, 1 << 32), 1 << 20),
             "words": fields(**dict.fromkeys(SAVED_DOMAIN_WORDS, U64)),
         },
         "evtchn": {
@@ -226,6 +236,8 @@ def _of_machine(mem: MachineMemory, vcpus: int) -> Owners:
     some = one_of(NOTHING, U64)
     crash = fields(reason=text(), vector=some, error_code=some, address=some)
     outside = record("OutsideFrame", number(0, MOST_VIFS - 1), data(0, 1 << 17))
+    key = record("Key", U32, FLAG)
+    pointer = record("Pointer", SIGNED, SIGNED, SIGNED)
     refusal = record("Refusal", _REASON, items("tuple", one_of(SIGNED, text()), 16))
     refusals = items("tuple", refusal, 64)
     failed = record("FailedEntry", U64, U64, items("tuple", U64, 8), SIGNED, refusals)
@@ -238,7 +250,7 @@ def _of_machine(mem: MachineMemory, vcpus: int) -> Owners:
             "refused": table(_REASON, items_in("tuple", U64, refusal), len(Reason)),
         },
         "machine": {
-            "_input": queue(one_of(data(0, 1 << 24), outside), None, 1 << 16),
+            "_input": queue(one_of(data(0, 1 << 24), outside, key, pointer), None, 1 << 16),
             "running": one_of(NOTHING, vcpu), "crash": one_of(NOTHING, crash),
             "_cap_since": number(0, _MOST_NS), "_cap_used": number(0, _MOST_NS),
             "_next_look": number(0, NEVER), "_slice": number(1, _MOST_NS),
@@ -253,6 +265,9 @@ def _of_machine(mem: MachineMemory, vcpus: int) -> Owners:
 def _of_devices(frame: Kind) -> Owners:
     sent = record("TxAnswer", U64, items("tuple", items_in("tuple", U16, SIGNED), 256))
     a_frame = record("Frame", data(0, 1 << 17), FLAG, FLAG, number(0, 2), U16)
+    none_or_frame, place = one_of(number(0, 0), frame), number(-1, MAX_SIDE)
+    side = number(1, MAX_SIDE)
+    picture = record("Picture", side, side, number(8, 32), data(1, MAX_FB_LEN))
     arrivals = queue(record("Arrival", U64, a_frame), None, MAX_WAITING_FRAMES)
     return {
         "console": {"_input": _BYTES, "_shown": number(0, PAGE_SIZE)},
@@ -271,6 +286,17 @@ def _of_devices(frame: Kind) -> Owners:
         "tx-ring-vif": {"frames": items("list", frame, 1)},
         "rx-ring-vif": {"frames": items("list", frame, 1)},
         "ring-vbd": {"frames": items("list", frame, 16)},
+        "vfb": {
+            "handles": items("list", U32, 0), "page_mfn": none_or_frame,
+            "pixels": items("list", frame, MAX_FB_LEN // PAGE_SIZE),
+            "fb_len": number(0, MAX_FB_LEN), "row_stride": number(0, MAX_FB_LEN),
+            "offset": number(0, MAX_FB_LEN), "depth": number(0, 32),
+            "width": number(0, MAX_SIDE), "height": number(0, MAX_SIDE), "kept": one_of(NOTHING, picture),
+        },
+        "vkbd": {
+            "handles": items("list", U32, 0), "page_mfn": none_or_frame,
+            "x": place, "y": place, "waiting": queue(data(0, EVENT_BYTES), MAX_WAITING),
+        },
     }  # fmt: skip
 
 

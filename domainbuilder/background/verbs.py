@@ -136,6 +136,12 @@ def _dump_core(server: Served, path: str) -> int:
     return _dom(server).dump_core(path)
 
 
+def _screenshot(server: Served, path: str) -> int:
+    if not path.startswith("/"):
+        raise Refused("the picture's file needs a path from the root on")
+    return len(_dom(server).screenshot(path))
+
+
 class _Nobody:
     """The input of a domain that is not to be disturbed: its idle time passes at once."""
 
@@ -245,6 +251,7 @@ VERBS: dict[str, Verb] = {
     "destroy": Verb(_destroy),
     "rename": Verb(_rename, {"to": str}),
     "dump-core": Verb(_dump_core, {"path": str}),
+    "screenshot": Verb(_screenshot, {"path": str}),
     "save": Verb(_save, {"path": str, "form": str, "after": str}),
     "migrate": Verb(_migrate, {"address": str}),
     "config": Verb(_config),

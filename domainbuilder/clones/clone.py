@@ -33,6 +33,7 @@ from domainbuilder.launch.rehearsal import Script, rehearsals
 from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.session import Outcome
 from domainbuilder.launch.transcript import Search, Transcript
+from domainbuilder.output import write_whole
 
 if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
@@ -181,6 +182,13 @@ class Clone:
     def memory_sha256(self) -> str:
         """The digest of the guest's memory; as RunningDomain.memory_sha256()."""
         return str(self._ask("digest"))
+
+    def screenshot(self, path: str | os.PathLike[str] | None = None) -> bytes:
+        """What the framebuffer shows, as PNG; as RunningDomain.screenshot()."""
+        picture: bytes = self._ask("screenshot").encode("latin-1")
+        if path is not None:
+            write_whole(path, picture)
+        return picture
 
     def input_record(self, reason: str = "interrupted") -> InputRecord:
         """What was typed so far, before the fork and behind it; as RunningDomain.input_record()."""

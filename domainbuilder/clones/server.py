@@ -67,6 +67,7 @@ class Server:
             "look": lambda dom: to_plain(dom.look()),
             "record": lambda dom, reason: to_plain(dom.input_record(reason)),
             "digest": lambda dom: dom.memory_sha256(),
+            "screenshot": lambda dom: dom.screenshot().decode("latin-1"),
             "snapshot": self._snapshot,
             "rewind": self._rewind,
             "close": self._close,

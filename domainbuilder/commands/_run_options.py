@@ -136,6 +136,22 @@ Vifs = Annotated[
         help="A network interface, as xl writes it: bridge=xenbr0, or ''; type=user leads out. Repeatable.",
     ),
 ]
+VfbOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vfb",
+        metavar="SPEC",
+        help="A framebuffer, as xl writes it: vncdisplay=5, or ''; vnc=0: for --screenshot alone.",
+    ),
+]
+Screenshot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write there what its framebuffer shows at the end (PNG)."),
+]
+ScreenshotAt = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Or at this second of the guest's time; the run goes on."),
+]
 Pcap = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the frames that pass its switches there (pcapng).")
 ]
@@ -252,6 +268,8 @@ class RunOptions(NamedTuple):
     coverage: Coverage = None
     report: Report = None
     pcap: Pcap = None
+    screenshot: Screenshot = None
+    screenshot_at: ScreenshotAt = None
     stats: Stats = False
     core: Core = None
     output_format: OutputFormat = Format.text
@@ -298,6 +316,8 @@ class RunOptions(NamedTuple):
                 coverage=self.coverage,
                 report=self.report,
                 pcap=self.pcap,
+                screenshot=self.screenshot,
+                screenshot_at=self.screenshot_at,
             ),
         )
 
@@ -315,13 +335,15 @@ def _steps_of(ctx: typer.Context, expect: list[str] | None, send: list[str] | No
 
 SECTIONS = {
     "The domain": (
-        "memory", "ramdisk", "cmdline", "vcpus", "disk", "snapshot", "vif", "date", "upper_ptwr", "plain",
+        "memory", "ramdisk", "cmdline", "vcpus", "disk", "snapshot", "vif", "vfb", "date", "upper_ptwr",
+        "plain",
         "no_cache",
     ),
     "Script and limits": ("expect", "send", "until_match", "timeout", "max_guest_seconds"),
     "What is written": (
         "console_log", "stats", "output_format", "core", "record", "replay", "trace", "trace_format",
-        "trace_filter", "profile", "profile_every", "coverage", "report", "pcap",
+        "trace_filter", "profile", "profile_every", "coverage", "report", "pcap", "screenshot",
+        "screenshot_at",
     ),
     "Looking inside": ("symbols", "gdb", "gdb_later", "stop_at", "xenstore"),
     "Saving and going on": ("save_at", "save_as", "output", "until", "keep", "resume_at"),

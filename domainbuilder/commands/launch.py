@@ -24,6 +24,7 @@ from domainbuilder.commands._run_options import (
     Until,
     UpperPtwr,
     Vcpus,
+    VfbOption,
     Vifs,
     takes_options,
 )
@@ -55,6 +56,7 @@ def launch(
     disk: Disks = None,
     snapshot: SnapshotDisks = False,
     vif: Vifs = None,
+    vfb: VfbOption = None,
     date: Date = None,
     upper_ptwr: UpperPtwr = False,
     no_cache: NoCache = False,
@@ -78,10 +80,11 @@ def launch(
     Examples:
       domainbuilder launch vmlinuz --ramdisk initramfs.cpio --cmdline console=hvc0
       domainbuilder launch grub-i386-xen.bin --expect 'grub> ' --send 'halt\\n' --timeout 60
+      domainbuilder launch vmlinuz --cmdline console=tty0 --vfb vnc=0 --timeout 9 --screenshot boot.png
       domainbuilder launch grub-i386-xen.bin --trace boot.pftrace --expect 'grub> ' --until-match
     """
     from domainbuilder.errors import BuildError
-    from domainbuilder.launch.options import disks_of, vifs_of
+    from domainbuilder.launch.options import disks_of, vfb_of, vifs_of
     from domainbuilder.launch.run import run_launch
 
     options = run.launch_options(ctx, file)
@@ -100,6 +103,7 @@ def launch(
         vcpus=vcpus,
         disks=disks_of(disk or [], snapshot=snapshot),
         vifs=vifs_of(vif or []),
+        vfb=vfb_of(vfb),
         date=date,
         upper_ptwr=upper_ptwr,
         cache=not no_cache,

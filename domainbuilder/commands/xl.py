@@ -329,6 +329,23 @@ def dump_core(
     print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
 
 
+def screenshot(
+    domain: Named,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.", show_default=False)],
+) -> None:
+    """Write what the framebuffer of a domain in the background shows, as PNG.
+
+    The domain goes on, and does not notice. A framebuffer (`vfb`) that its guest has closed shows what it
+    showed last.
+
+    \b
+    Examples:
+      domainbuilder xl screenshot guest guest.png
+    """
+    size = ask_named(domain, "screenshot", path=str(file.absolute()))
+    print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
+
+
 def sysrq(
     domain: Named,
     letter: Annotated[str, typer.Argument(metavar="LETTER", help="Which, as in h.", show_default=False)],

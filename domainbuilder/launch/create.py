@@ -20,7 +20,7 @@ from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.inputs import open_input
 from domainbuilder.launch.boot_disk import open_boot_disk
 from domainbuilder.launch.launch_options import LaunchOptions
-from domainbuilder.launch.options import vifs_of
+from domainbuilder.launch.options import vfb_of, vifs_of
 from domainbuilder.launch.run import run_launch
 from domainbuilder.xl.config_json import is_json, parse_json
 from domainbuilder.xl.config_syntax import ConfigError, Source, parse
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
     from domainbuilder.launch.session import Outcome
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
 
 # How a domain ended -> which of the configuration's actions that calls for.
@@ -127,6 +128,7 @@ class Asked(TypedDict):
     time_offset: int
     disks: tuple[Disk, ...]
     vifs: tuple[Vif, ...]
+    vfb: Vfb | None
     name: str
 
 
@@ -141,6 +143,7 @@ def asked_by(config: DomainConfig) -> Asked:
         time_offset=config.rtc_timeoffset,
         disks=config.disks,
         vifs=vifs_of(config.vifs),
+        vfb=vfb_of(config.vfb),
         name=config.name,
     )
 

@@ -60,6 +60,8 @@ def launch(
     - console_output: called with the guest's output, bytes, as it is printed (None).
     - disks: as text in xl's syntax ("debian.img,raw,xvda,w"), or as domainbuilder.xl.disk.parse_disk() gives
       them (none); name: what the store calls the domain ("guest").
+    - vfb: a framebuffer with keyboard and pointer, as text in xl's syntax (none): "vnc=0" for one that
+      `screenshot()` shows alone.
     - symbols: a file with the kernel's symbols (vmlinux, also with debug information, or System.map), for
       reports; without it they are the kernel's own.
     - cache: find a packed kernel as an earlier launch has unpacked it under the user's cache folder, and keep

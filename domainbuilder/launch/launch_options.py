@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
     from domainbuilder.launch.session import Outcome
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
 
 
@@ -38,6 +39,7 @@ class LaunchOptions(NamedTuple):
     upper_ptwr: bool = False
     disks: tuple[Disk, ...] = ()
     vifs: tuple[Vif, ...] = ()
+    vfb: Vfb | None = None
     cap: int = 0
     name: str = "guest"
     steps: tuple[Step, ...] = ()
@@ -84,6 +86,7 @@ def asked_of(options: LaunchOptions) -> Options:
         name=options.name,
         disks=options.disks,
         vifs=options.vifs,
+        vfb=options.vfb,
         upper_ptwr=options.upper_ptwr,
         timeout=options.timeout,
         max_guest_seconds=options.max_guest_seconds,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from domainbuilder.errors import BuildError
+from domainbuilder.launch.options import check_limit
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
@@ -26,11 +27,13 @@ class Observing(NamedTuple):
     coverage: Path | None = None
     report: Path | None = None
     pcap: Path | None = None
+    screenshot: Path | None = None
+    screenshot_at: float | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The files that are to be written."""
-        files = self.trace, self.profile, self.coverage, self.report, self.pcap
+        files = self.trace, self.profile, self.coverage, self.report, self.pcap, self.screenshot
         return [path for path in files if path is not None]
 
     def check(self) -> None:
@@ -51,6 +54,10 @@ class Observing(NamedTuple):
             from domainbuilder.profile.coverage import coverage_encoder_of
 
             coverage_encoder_of(self.coverage)
+        if self.screenshot_at is not None:
+            check_limit(self.screenshot_at)
+            if self.screenshot is None:
+                raise BuildError("--screenshot-at goes with --screenshot FILE")
         if not 1 <= self.profile_us <= 10**9:
             raise BuildError("a profile looks once a microsecond, or less often", found=str(self.profile_us))
 
@@ -88,6 +95,10 @@ def observed(dom: RunningDomain, wanted: Observing, reason: Callable[[], str]) -
             stack.enter_context(reported(dom, wanted.report, reason))
         if wanted.pcap is not None:
             stack.enter_context(captured(dom.machine.host, wanted.pcap))
+        if wanted.screenshot is not None:
+            from domainbuilder.launch.display import photographed
+
+            stack.enter_context(photographed(dom.machine, wanted.screenshot, wanted.screenshot_at))
         yield
 
 

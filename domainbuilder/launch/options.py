@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
 
 MAX_CAP = 100
@@ -54,6 +55,15 @@ def vifs_of(vifs: Sequence[Vif | str]) -> tuple[Vif, ...]:
         raise BuildError(str(error)) from None
 
 
+def vfb_of(vfb: Vfb | str | None) -> Vfb | None:
+    """The framebuffer as data. Raises BuildError for text that is none."""
+    if not isinstance(vfb, str):
+        return vfb
+    from domainbuilder.xl.vfb import parse_vfb
+
+    return parse_vfb(vfb)
+
+
 class HostOptions(TypedDict, total=False):
     """What `Host.launch` takes; the defaults are those of `Chosen`."""
 
@@ -75,6 +85,7 @@ class HostOptions(TypedDict, total=False):
     name: str
     disks: Sequence[Disk | str]
     vifs: Sequence[Vif | str]
+    vfb: Vfb | str | None
     cache: bool
 
 
@@ -121,6 +132,7 @@ class Chosen:
     name: str = "guest"
     disks: Sequence[Disk | str] = ()
     vifs: Sequence[Vif | str] = ()
+    vfb: Vfb | str | None = None
     cache: bool = True
     record: bool = False
     replay: InputRecord | None = None
@@ -155,6 +167,7 @@ class Chosen:
                 raise BuildError("two disks have the same vdev", found=disk.vdev)
             seen.add(disk.devid)
         _ = self.parsed_vifs
+        _ = self.parsed_vfb
 
     @property
     def most_vcpus(self) -> int:
@@ -187,6 +200,11 @@ class Chosen:
     def parsed_vifs(self) -> tuple[Vif, ...]:
         """The network interfaces as data. Raises BuildError for one that is text and none."""
         return vifs_of(self.vifs)
+
+    @property
+    def parsed_vfb(self) -> Vfb | None:
+        """The framebuffer as data. Raises BuildError for one that is text and none."""
+        return vfb_of(self.vfb)
 
 
 def _unix_ns(date: datetime | str) -> int:

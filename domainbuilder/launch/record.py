@@ -2,7 +2,8 @@
 
 A run is a function of its domain and of this record. As a file it is JSON, a line each: what was run, one
 `[nanoseconds since the guest's start, base64]` for each piece of input, with the interface's number behind it
-for a frame from outside, and how it ended.
+for a frame from outside, `[nanoseconds, "key", keycode, 1 or 0]` and `[nanoseconds, "pointer", x, y, wheel]`
+for what was done at its framebuffer, and how it ended.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.output import write_whole
-from hvcore.given import Given, OutsideFrame
+from hvcore.given import Given, Key, OutsideFrame, Pointer
 
 FORMAT = "domainbuilder input record 1"
 MOST_BYTES = 256 << 20  # of a file
 MOST_TYPED = 128 << 20
 _MOST_NS = (1 << 63) - 1
+_KEY, _POINTER = "key", "pointer"
 _HEAD, _TAIL = {"format", "domain"}, {"end_ns", "reason"}
 
 
@@ -49,6 +51,10 @@ def save_record(record: InputRecord, path: str | os.PathLike[str]) -> None:
 def _shown(given: Given) -> list[str | int]:
     if isinstance(given, OutsideFrame):
         return [base64.b64encode(given.data).decode(), given.devid]
+    if isinstance(given, Key):
+        return [_KEY, given.keycode, int(given.pressed)]
+    if isinstance(given, Pointer):
+        return [_POINTER, *given]
     return [base64.b64encode(given).decode()]
 
 
@@ -104,9 +110,24 @@ def _is_time(value: object, first: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and first <= value <= _MOST_NS
 
 
+def _used(kind: object, *numbers: object) -> Given | None:
+    """What was done with keyboard or pointer; None where that cannot be."""
+    if not all(type(number) is int and abs(number) < 1 << 31 for number in numbers):
+        return None
+    if kind == _KEY and len(numbers) == 2 and numbers[1] in (0, 1):
+        return Key(numbers[0], bool(numbers[1]))  # type: ignore[arg-type]
+    if kind == _POINTER and len(numbers) == 3:
+        return Pointer(*numbers)  # type: ignore[arg-type]
+    return None
+
+
 def _typed(name: str, at: int, line: bytes, first: int) -> tuple[int, Given]:
     parsed = _parse(name, at, line)
-    if isinstance(parsed, list) and 2 <= len(parsed) <= 3 and _is_time(parsed[0], first):
+    if isinstance(parsed, list) and len(parsed) > 3 and _is_time(parsed[0], first):
+        used = _used(*parsed[1:])
+        if used is not None:
+            return parsed[0], used
+    elif isinstance(parsed, list) and 2 <= len(parsed) <= 3 and _is_time(parsed[0], first):
         try:
             data = base64.b64decode(parsed[1], validate=True)
         except (binascii.Error, ValueError, TypeError):
@@ -119,5 +140,5 @@ def _typed(name: str, at: int, line: bytes, first: int) -> tuple[int, Given]:
         "not a line of an input record",
         where=Where(name, at),
         found=line[:80],
-        expected=f"[ns from {first} on, base64], or with the number of an interface",
+        expected=f"[ns from {first} on, base64], or with the number of an interface; a key; the pointer",
     )

@@ -395,6 +395,17 @@ class RunningDomain(Rewinding):
             before=(before[0], memoryview(before[1]).cast("Q")),
         )
 
+    def screenshot(self, path: str | os.PathLike[str] | None = None) -> bytes:
+        """What the framebuffer shows, as the bytes of a PNG file, which is written to `path`, too, if given.
+
+        One that its guest has closed shows what it showed last. Nothing of the guest changes. Raises
+        BuildError where there is no framebuffer, or nothing was drawn yet; OSError.
+        """
+        from domainbuilder.launch.display import save_screenshot
+
+        self._check_open()
+        return save_screenshot(self.machine, path)
+
     def memory_sha256(self) -> str:
         """The digest of the guest's memory, which two runs that are the same have in common."""
         self._check_open()

@@ -40,7 +40,7 @@ class Start:
 
 def built(image: DomainImage, host: Host, options: Chosen) -> Start:
     """A domain that was built, and has not run."""
-    disks, vifs = options.parsed_disks, options.parsed_vifs
+    disks, vifs, vfb = options.parsed_disks, options.parsed_vifs, options.parsed_vfb
 
     def machine(output: Output) -> Machine:
         return host.create(
@@ -52,11 +52,12 @@ def built(image: DomainImage, host: Host, options: Chosen) -> Start:
             name=options.name,
             disks=disks,
             vifs=vifs,
+            vfb=vfb,
             info=options.build_info,
         )
 
     def what() -> dict[str, Any]:
-        what = subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks, vifs=vifs)
+        what = subject(image, options.vcpus, upper_ptwr=options.upper_ptwr, disks=disks, vifs=vifs, vfb=vfb)
         asked = {name: getattr(options, name) for name in ("maxmem_mib", "max_vcpus", "uuid")}
         info = options.build_info
         asked |= {"date_ns": info.date_ns, "time_offset": info.time_offset or None}

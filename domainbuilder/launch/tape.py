@@ -14,6 +14,7 @@ from hvcore.machine import BOOT_TIME_NS
 if TYPE_CHECKING:
     from domainbuilder.build.domain_image import DomainImage
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
     from hvcore.machine import Machine
 
@@ -27,6 +28,7 @@ _SAME = (
     ("vifs", "its network interfaces (--vif)"),
     ("date_ns", "the date that it begins at (--date), in ns of Unix time"),
     ("time_offset", "how many seconds its clock is off (rtc_timeoffset)"),
+    ("vfb", "its framebuffer (--vfb)"),
 )
 
 
@@ -37,6 +39,7 @@ def subject(
     upper_ptwr: bool,
     disks: Sequence[Disk] = (),
     vifs: Sequence[Vif] = (),
+    vfb: Vfb | None = None,
 ) -> dict[str, Any]:
     """What a run is a function of, beside its input; the kernel's name is for people."""
     import hashlib  # 2.6 ms, which a start without a record need not pay
@@ -52,6 +55,8 @@ def subject(
         what["disks"] = {disk.vdev: disk_digest(disk) for disk in disks}
     if vifs:
         what["vifs"] = [asdict(vif) for vif in vifs]
+    if vfb is not None:
+        what["vfb"] = asdict(vfb)
     return what
 
 

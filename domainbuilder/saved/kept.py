@@ -166,7 +166,7 @@ class Inputs:
                     None if ramdisk is None else self._content(ramdisk),
                     cmdline, type(options.cmdline).__name__, memory_mib, options.guest_type, options.vcpus,
                     options.upper_ptwr, options.cap, options.name, plain, until,
-                    options.maxmem_mib, options.max_vcpus, options.uuid,
+                    options.maxmem_mib, options.max_vcpus, options.uuid, str(options.parsed_vfb),
                     options.build_info.date_ns, options.time_offset,
                 ]
             ).encode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
-"""The disks and interfaces in xl's configuration of a migration stream: told as libxl does, and read back.
+"""The devices in xl's configuration of a migration stream: told as libxl does, and read back.
 
 What the file names opens nothing here: disks are given again by whoever restores it, and a switch of the host
-is all that an interface leads to. Sources: libxl_device_disk and libxl_device_nic of
+is all that an interface leads to. Sources: libxl_device_disk, libxl_device_nic and libxl_device_vfb of
 tools/libs/light/libxl_types.idl, their JSON as gentypes.py makes it, of Xen 4.17. `domainbuilder` beside them
 says how the disks' files were, which libxl passes over.
 """
@@ -18,6 +18,7 @@ from hvcore.backends.block import BlockBackend
 from hvcore.backends.block_image import Layer
 from hvcore.backends.disk import Disk
 from hvcore.backends.domain_devices import MOST_DISKS
+from hvcore.backends.vfb import VNC_LISTEN, Vfb
 from hvcore.backends.vif import MOST_VIFS, MTU, Vif
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def device_config(machine: Machine, *, with_identity: bool) -> dict[str, Any]:
         config["disks"] = [_disk_json(disk) for disk in devices.disks]
     if devices.vifs:
         config["nics"] = [_nic_json(vif, machine.domain.domain_id) for vif in devices.vifs]
+    if devices.vfb is not None:
+        config |= {"vfbs": [_vfb_json(devices.vfb)], "vkbs": [{"devid": 0, "backend_type": "qemu"}]}
     if devices.disks and with_identity:
         config["domainbuilder"] = {"disks": {disk.vdev: identity(disk) for disk in devices.disks}}
     return config
@@ -91,6 +94,21 @@ def _nic_json(vif: Vif, domid: int) -> dict[str, Any]:
     }
 
 
+def _vfb_json(vfb: Vfb) -> dict[str, Any]:
+    return {
+        "devid": 0,
+        "vnc": {
+            "enable": str(vfb.vnc),
+            "listen": vfb.vnclisten,
+            **({"passwd": vfb.vncpasswd} if vfb.vncpasswd else {}),
+            "display": vfb.vncdisplay,
+            "findunused": str(vfb.vncunused),
+        },
+        "sdl": {"enable": "False", "opengl": "False"},
+        **({"keymap": vfb.keymap} if vfb.keymap else {}),
+    }
+
+
 # --- and back, from anybody ---------------------------------------------------------------------------------
 
 
@@ -102,6 +120,10 @@ class _Fields:
         if not isinstance(plain, dict):
             raise SavedError(f"{what} is no object", found=type(plain).__name__)
         self._plain = plain
+
+    def value(self, name: str, default: object) -> object:
+        """Whatever it is."""
+        return self._plain.get(name, default)
 
     def number(self, name: str, default: int, most: int) -> int:
         """An integer from 0 to `most`."""
@@ -177,6 +199,23 @@ def _vif(fields: _Fields) -> Vif:
         rate=fields.number("rate_bytes_per_interval", 0, (1 << 63) - 1),
         rate_usecs=fields.number("rate_interval_usecs", _RATE_USECS, (1 << 32) - 1) or _RATE_USECS,
         trusted=fields.flag("trusted", default=True),
+    )
+
+
+def vfb_in(config: Mapping[str, Any]) -> Vfb | None:
+    """The framebuffer of libxl's configuration. Raises SavedError."""
+    found = _list(config, "vfbs", 1)
+    if not found:
+        return None
+    fields = _Fields(found[0], "the framebuffer")
+    vnc = _Fields(fields.value("vnc", {}), "the framebuffer's vnc")
+    return Vfb(
+        vnc=vnc.flag("enable", default=True),
+        vnclisten=vnc.text("listen", VNC_LISTEN),
+        vncpasswd=vnc.text("passwd", ""),
+        vncdisplay=vnc.number("display", 0, 65535),
+        vncunused=vnc.flag("findunused", default=True),
+        keymap=fields.text("keymap", ""),
     )
 
 

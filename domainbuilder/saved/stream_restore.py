@@ -21,11 +21,12 @@ from domainbuilder.plan.domain_plan import DEFAULT_CONSOLE_EVTCHN, DEFAULT_STORE
 from domainbuilder.plan.start_info import START_INFO_FIELDS
 from domainbuilder.saved import stream_format as fmt
 from domainbuilder.saved.disks import given_again
-from domainbuilder.saved.stream_devices import disks_in, identities_in, vifs_in
+from domainbuilder.saved.stream_devices import disks_in, identities_in, vfb_in, vifs_in
 from domainbuilder.saved.stream_read import Record
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
 from hvcore.backends.disk import Disk
 from hvcore.backends.images import open_images
+from hvcore.backends.vfb import Vfb
 from hvcore.backends.vif import Vif
 from hvcore.boot_image import WALLCLOCK_NS, BootImage
 from hvcore.common.time import update_domain_wallclock_time
@@ -84,6 +85,7 @@ class Restorer:
     blobs: dict[int, _VcpuBlobs] = field(default_factory=dict)
     disks: Sequence[Disk] = ()
     vifs: Sequence[Vif] = ()
+    vfb: Vfb | None = None
 
     # -- what the stream says
 
@@ -121,7 +123,7 @@ class Restorer:
     def _devices(self, config: dict[str, Any]) -> None:
         """Its disks, which have to be those that are given, and its interfaces."""
         try:
-            had, self.vifs = disks_in(config), vifs_in(config)
+            had, self.vifs, self.vfb = disks_in(config), vifs_in(config), vfb_in(config)
         except SavedError as error:
             raise self._fail(error.reason, found=error.found, expected=error.expected) from None
         self.disks = given_again(had, self.given, identities_in(config), self.name)
@@ -258,7 +260,7 @@ class Restorer:
         try:
             m = host.create(
                 image, vcpus=self.vcpus or max(self.blobs) + 1, console_output=output,
-                name=self.domain_name, vifs=self.vifs,
+                name=self.domain_name, vifs=self.vifs, vfb=self.vfb,
             )  # fmt: skip
             self._complete(m, contexts)
             if not self.disks_follow:

@@ -13,6 +13,7 @@ from hvcore.backends.disk import Disk
 
 # Field of DomainConfig -> name in xl.cfg, where they differ.
 _NAMES = {"disks": "disk", "vifs": "vif"}
+_LISTS = frozenset(("vfb",))  # of which there is one item at most
 
 
 def to_json(config: DomainConfig) -> str:
@@ -20,8 +21,10 @@ def to_json(config: DomainConfig) -> str:
     values: dict[str, object] = {}
     for field in config.__dataclass_fields__:
         value = getattr(config, field)
-        if value in (None, "", ()):
+        if value in (None, ()) or (value == "" and field not in _LISTS):
             continue
+        if field in _LISTS:
+            value = (value,)
         if isinstance(value, tuple):
             value = [_text(item) for item in value]
         values[_NAMES.get(field, field)] = value

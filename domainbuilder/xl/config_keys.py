@@ -91,9 +91,25 @@ _NUMBERS = {
     "rtc_timeoffset": "How many seconds the guest's wall clock is ahead; it begins at --date. Without it, 0.",
     "cap": "How much of a processor it has at most, in percent; 0 for any, and above 100 as good as none.",
 }
+# What makes a framebuffer of vnc=1, where there is no vfb=.
+_VFB_BOOLEANS = {
+    "vnc": "1: a framebuffer, as vfb= would make it of this and the next keys.",
+    "vncunused": "Whether VNC's display is the first one from vncdisplay= on that is free. Without it, 1.",
+    "sdl": "1 is refused: no window is opened here.",
+    "opengl": "1 is refused, as sdl= is.",
+}
+_VFB_STRINGS = {
+    "vnclisten": "Where VNC's viewers come: ADDRESS, ADDRESS:DISPLAY, or unix:PATH. Without it, 127.0.0.1.",
+    "vncpasswd": "What viewers have to know.",
+    "keymap": "en-us, which is what there is.",
+    "display": "For sdl=, and without effect.",
+    "xauthority": "For sdl=, and without effect.",
+}
+_VFB_NUMBERS = {"vncdisplay": "VNC's display: port 5900 and so many. Without it, 0."}
 _WORDS = {"bootloader_args": "Options of pygrub: --entry=, --kernel=, --ramdisk=, --args=, --offset=, -q."}
 _LISTS = {
     "disk": "Disks, each as in xl-disk-configuration(5): TARGET,FORMAT,VDEV,ACCESS, or all by name.",
+    "vfb": "A framebuffer with keyboard and pointer: vnc=, vnclisten=, vncdisplay=, vncunused=, vncpasswd=.",
     "vif": "Network interfaces, each as in xl-network-configuration(5): NAME=VALUE, with commas between.",
 }
 
@@ -102,6 +118,9 @@ KEYS: dict[str, Key] = {
     **_honoured(_N, _NUMBERS),
     **_honoured(_W, _WORDS),
     **_honoured(_L, _LISTS),
+    **_honoured(_B, _VFB_BOOLEANS),
+    **_honoured(_S, _VFB_STRINGS),
+    **_honoured(_N, _VFB_NUMBERS),
     # No effect, and why.
     **_idle(_N, "cpu_weight period slice latency extratime", "the domain shares its processor with no other"),
     **_idle(_W, "cpus cpus_soft", _NO_PROCESSORS),
@@ -130,7 +149,6 @@ KEYS: dict[str, Key] = {
     **_refused(_L, "pci dtdev ioports irqs iomem", _NO_HARDWARE),
     **_refused(_L, "usbctrl usbdev", _NO_HARDWARE),
     **_refused(_L, "vtpm p9 pvcalls vdispl vsnd vkb channel", _NO_SUCH_DEVICE),
-    **_refused(_L, "vfb", "there is no framebuffer here; the console is hvc0"),
     **_refused(_L, "vnuma", "memory has one node here"),
     **_refused(_B, "vpmu", "there are no performance counters here", "0"),
     **_refused(_B, "e820_host", _NO_HARDWARE, "0"),
@@ -145,14 +163,13 @@ KEYS: dict[str, Key] = {
     **_refused(_W, "altp2m", "it is for guests with hardware support", "disabled", "0"),
     # What xl reads for HVM and PVH guests alone.
     **_hvm(_B, "pae apic acpi_s3 acpi_s4 acpi_laptop_slate nx hpet vpt_align altp2mhvm xen_platform_pci"),
-    **_hvm(_B, "pvshim sdl opengl nographic spice spicedisable_ticketing spiceagent_mouse spicevdagent"),
-    **_hvm(_B, "spice_clipboard_sharing usb vkb_device vncunused vnc"),
-    **_hvm(_S, "bios bios_path_override firmware_override hdtype boot vga keymap vnclisten vncpasswd"),
+    **_hvm(_B, "pvshim nographic spice spicedisable_ticketing spiceagent_mouse spicevdagent"),
+    **_hvm(_B, "spice_clipboard_sharing usb vkb_device"),
+    **_hvm(_S, "bios bios_path_override firmware_override hdtype boot vga"),
     **_hvm(_S, "spicehost spicepasswd spice_image_compression spice_streaming_video soundhw vendor_device"),
-    **_hvm(_S, "acpi_firmware smbios_firmware ms_vm_genid pvshim_path pvshim_cmdline pvshim_extra display"),
-    **_hvm(_S, "gfx_passthru xauthority"),
+    **_hvm(_S, "acpi_firmware smbios_firmware ms_vm_genid pvshim_path pvshim_cmdline pvshim_extra"),
+    **_hvm(_S, "gfx_passthru"),
     **_hvm(_N, "mmio_hole rdm_mem_boundary stdvga spiceport spicetls_port spiceusbredirection usbversion"),
-    **_hvm(_N, "vncdisplay"),
     **_hvm(_W, "viridian serial usbdevice mca_caps"),
 }
 

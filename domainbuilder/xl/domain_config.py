@@ -16,6 +16,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.xl.config_keys import ACTIONS, KEYS, Fate, Key, Kind
 from domainbuilder.xl.config_syntax import ConfigError, Setting, Value
 from domainbuilder.xl.disk import parse_disk
+from domainbuilder.xl.vfb import parse_vfb, vfb_text
 from domainbuilder.xl.vif import parse_vif
 from hvcore.backends.disk import Disk
 
@@ -24,6 +25,10 @@ _INT32 = range(-(1 << 31), 1 << 31)
 _NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")  # strtol with base 0
 _MOST_MEMORY = 1 << 20  # MB: far beyond what a domain gets here
 _MOST_VCPUS = 4096
+
+
+_VFB_KEYS = ("vnc", "vnclisten", "vncpasswd", "vncdisplay", "vncunused", "sdl", "opengl", "keymap", "display",
+    "xauthority")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class DomainConfig:
     on_soft_reset: str = "soft-reset"
     disks: tuple[Disk, ...] = ()
     vifs: tuple[str, ...] = ()  # as xl writes them: domainbuilder.xl.vif.parse_vif()
+    vfb: str | None = None  # the same: domainbuilder.xl.vfb.parse_vfb()
 
     def with_snapshots(self) -> DomainConfig:
         """The domain whose disks' files stay as they are."""
@@ -207,6 +213,7 @@ class _Settings:
             on_soft_reset=self.choice("on_soft_reset", "soft-reset", ACTIONS),
             disks=self._disks(),
             vifs=self._vifs(),
+            vfb=self._vfb(),
         )
 
     def _type(self) -> None:
@@ -277,6 +284,39 @@ class _Settings:
             except BuildError as error:
                 raise item.fail(f"vif: {error.reason}", found=error.found, expected=error.expected) from error
         return tuple((item.word or "").strip() for item in self.items("vif"))
+
+    def _vfb(self) -> str | None:
+        """The framebuffer of vfb=, or of vnc=1 and the keys that go with it."""
+        items = self.items("vfb")
+        if not items:
+            return self._vfb_of_keys()
+        if len(items) > 1:
+            raise items[1].fail("vfb: a domain has one framebuffer", found=str(len(items)))
+        for name in _VFB_KEYS:
+            if name in self._settings:
+                self.remark(name, f"{name} has no effect, as with xl, beside vfb=")
+        text = items[0].word or ""
+        try:
+            return vfb_text(parse_vfb(text))
+        except BuildError as error:
+            raise items[0].fail(f"vfb: {error.reason}", found=error.found, expected=error.expected) from error
+
+    def _vfb_of_keys(self) -> str | None:
+        has_vnc = self.number("vnc", _LONG)
+        given = [name for name in _VFB_KEYS if name in self._settings]
+        if not has_vnc:
+            for name in given:
+                if name != "vnc":
+                    self.remark(name, f"{name} has no effect, as with xl, without vnc=1")
+            return None
+        words = [f"{name}={self._settings[name].value.word}" for name in given if name != "vnc"]
+        for name, word in zip([name for name in given if name != "vnc"], words, strict=True):
+            try:
+                parse_vfb(word)
+            except BuildError as error:
+                value = self._settings[name].value
+                raise value.fail(error.reason, found=error.found, expected=error.expected) from error
+        return vfb_text(parse_vfb(",".join(words)))
 
     def _uuid(self) -> str | None:
         """libxl_uuid_from_string(): 32 digits, hyphens between them or not."""

@@ -1,4 +1,4 @@
-"""The disks and interfaces of a domain, and what is behind each: an image, a switch, or the outside.
+"""The disks, interfaces and framebuffer of a domain, and what is behind: an image, a switch, the outside.
 
 They are there from the start, or attached and detached while the domain runs, as libxl does it. A device that
 is to go is asked to: its backend's state says Closing, and the frontend closes. It goes with that, at the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hvcore.backends.libxl_nodes import path_cleanup
 from hvcore.backends.xenbus import XenbusDevice
@@ -22,20 +22,31 @@ if TYPE_CHECKING:
     from hvcore.backends.disk import Disk
     from hvcore.backends.net_outside import Outside
     from hvcore.backends.net_switch import Switch
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
+    from hvcore.backends.xenfb import VfbBackend
+    from hvcore.backends.xenkbd import VkbdBackend
     from hvcore.backends.xenstored import Xenstored
     from hvcore.domain import Domain
-    from hvcore.given import OutsideFrame
+    from hvcore.given import Key, OutsideFrame, Pointer
 
 MOST_DISKS = 256
 
 
+class Wanted(NamedTuple):
+    """The devices that a new domain is to have."""
+
+    disks: Sequence[tuple[Disk, BlockImage]] = ()
+    vifs: Sequence[Vif] = ()
+    vfb: Vfb | None = None
+
+
 class DomainDevices:
-    """What blkback and netback serve a domain with.
+    """What blkback, netback and QEMU serve a domain with.
 
     `backends` are all of them, by name ("vbd51712", "vif0"); `outsides` the ends of cables that lead out of
-    the host, by the number of the interface. `switches` are the host's. `changes` counts how often devices
-    were attached or detached.
+    the host, by the number of the interface. `screen` and `keyboard` are the framebuffer's. `switches` are
+    the host's. `changes` counts how often devices were attached or detached.
     """
 
     def __init__(self, domain: Domain, dom0: Domain, store: Xenstored, switches: dict[str, Switch]) -> None:
@@ -43,8 +54,17 @@ class DomainDevices:
         self.vifs: tuple[Vif, ...] = ()
         self.backends: dict[str, XenbusDevice] = {}
         self.outsides: dict[int, Outside] = {}
+        self.vfb: Vfb | None = None
+        self.screen: VfbBackend | None = None
+        self.keyboard: VkbdBackend | None = None
         self.changes = 0
         self._domain, self._dom0, self._store, self._switches = domain, dom0, store, switches
+
+    def add(self, wanted: Wanted) -> None:
+        """Serve these, whose images the backends close. Raises ValueError as add_vifs()."""
+        self.add_disks(wanted.disks)
+        self.add_vifs(wanted.vifs)
+        self._add_vfb(wanted.vfb)
 
     def add_disks(self, disks: Sequence[tuple[Disk, BlockImage]]) -> None:
         """Serve these, whose images the backends close."""
@@ -71,6 +91,19 @@ class DomainDevices:
         for vif in self.vifs[there:]:
             switch = self._cable(vif.devid) if vif.is_outside else bridge_of(self._switches, vif.bridge)
             self._add(NetBackend(self._domain, self._dom0, self._store, vif, vif.devid, switch))
+
+    def _add_vfb(self, vfb: Vfb | None) -> None:
+        """Serve a framebuffer, and the keyboard and pointer that belong to it."""
+        if vfb is None:
+            return
+        from hvcore.backends.xenfb import VfbBackend
+        from hvcore.backends.xenkbd import VkbdBackend
+
+        self.vfb = vfb
+        self.screen = VfbBackend(self._domain, self._dom0, self._store, vfb)
+        self.keyboard = VkbdBackend(self._domain, self._dom0, self._store, self.screen)
+        self._add(self.screen)
+        self._add(self.keyboard)
 
     def _add(self, backend: XenbusDevice) -> None:
         name = f"{backend.kind}{backend.devid}"
@@ -176,13 +209,23 @@ class DomainDevices:
     def _block_backends(self) -> list[BlockBackend]:
         return [cast("BlockBackend", backend) for backend in self.backends.values() if backend.kind == "vbd"]
 
-    # -- the outside, and the end
+    # -- what comes from outside, and the end
 
     def frame_in(self, when: int, given: OutsideFrame) -> None:
         """A frame came from outside, for an interface that may be gone."""
         outside = self.outsides.get(given.devid)
         if outside is not None:
             outside.give(when, given.data)
+
+    def give(self, given: Key | Pointer) -> None:
+        """Somebody has used the keyboard or the pointer, which the domain may not have."""
+        if self.keyboard is not None:
+            self.keyboard.give(given)
+
+    @property
+    def pending_input(self) -> int:
+        """Bytes of that, which the guest has made no room for yet."""
+        return self.keyboard.pending_bytes if self.keyboard is not None else 0
 
     def remove(self) -> None:
         """The domain goes: its backends are closed, and let go of what they have mapped."""

@@ -102,6 +102,8 @@ class XenbusDevice(Device):
                 self.switch_state(XenbusStateInitWait)
         elif state in (XenbusStateInitialised, XenbusStateConnected):
             self._connect_frontend()
+            if state == XenbusStateConnected == self.state:
+                self.frontend_connected()
         elif state == XenbusStateClosing:
             self.switch_state(XenbusStateClosing)
         elif state == XenbusStateClosed:
@@ -129,6 +131,9 @@ class XenbusDevice(Device):
     @abstractmethod
     def connect_ring(self) -> None:
         """Read what the frontend wrote and map its ring. Raises FrontendError."""
+
+    def frontend_connected(self) -> None:
+        """Both are in the state Connected."""
 
     @abstractmethod
     def answer_due(self) -> None:

@@ -85,6 +85,12 @@ def audit(d: Domain) -> list[str]:
                 seen.use(mfn, PGT_writable_page, "grant mapping")
             else:
                 seen.hold(mfn, "grant mapping")
+        for (mfn, writable), times in e.foreign_maps.items():
+            for _ in range(times):
+                if writable:
+                    seen.use(mfn, PGT_writable_page, "foreign mapping")
+                else:
+                    seen.hold(mfn, "foreign mapping")
     return seen.problems + _differences(seen)
 
 

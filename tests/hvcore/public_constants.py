@@ -13,7 +13,8 @@ import hvcore.public
 
 HEADERS = (
     "xen", "arch-x86/xen", "callback", "domctl", "elfnote", "errno", "event_channel", "features",
-    "grant_table", "hvm/dm_op", "hvm/hvm_op", "hvm/params", "io/blkif", "io/console", "io/netif",
+    "grant_table", "hvm/dm_op", "hvm/hvm_op", "hvm/params", "io/blkif", "io/console", "io/fbif", "io/kbdif",
+    "io/netif",
     "io/xenbus",
     "io/xs_wire", "memory", "nmi",
     "physdev", "platform", "sched", "sysctl", "vcpu", "version", "vm_event", "xenoprof",
@@ -42,6 +43,15 @@ EXPRESSIONS = {
     "GNTTAB_SWAP_STATUS": "offsetof(struct gnttab_swap_grant_ref, status)",
     "GNTTAB_UNMAP_STATUS": "offsetof(struct gnttab_unmap_grant_ref, status)",
     "XEN_HVM_XENTRACE_EXTRA": "sizeof(((struct xen_hvm_xentrace *)0)->extra)",
+    **{
+        f"XENFB_PAGE_{f.upper()}": f"offsetof(struct xenfb_page, {f})"
+        for f in ("width", "height", "line_length", "mem_length", "depth", "pd")
+    },
+    "XENFB_PAGE_PD_LEN": "sizeof(((struct xenfb_page *)0)->pd) / sizeof(long)",
+    **{
+        f"XENKBD_PAGE_{f.upper()}": f"offsetof(struct xenkbd_page, {f})"
+        for f in ("in_cons", "in_prod", "out_cons", "out_prod")
+    },
     "NETIF_RX_ENTRY": "sizeof(union netif_rx_sring_entry)",
     "NETIF_TX_ENTRY": "sizeof(union netif_tx_sring_entry)",
     "RING_ENTRIES": "offsetof(struct blkif_sring, ring)",

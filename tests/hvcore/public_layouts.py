@@ -144,6 +144,16 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "netif_rx_response": "id offset flags status",
         "netif_extra_info": "type flags u",
     },
+    "fbif": {
+        "xenfb_update": "type x y width height",
+        "xenfb_resize": "type width height stride depth offset",
+        "xenfb_refresh_period": "type period",
+    },
+    "kbdif": {
+        "xenkbd_motion": "type rel_x rel_y rel_z",
+        "xenkbd_key": "type pressed keycode",
+        "xenkbd_position": "type abs_x abs_y rel_z",
+    },
     "xs_wire": {"xsd_sockmsg": "type req_id tx_id len"},
 }
 
@@ -168,6 +178,8 @@ _HEADERS = [
     "hvm/hvm_op",
     "hvm/dm_op",
     "io/blkif",
+    "io/fbif",
+    "io/kbdif",
     "io/netif",
     "io/xs_wire",
 ]

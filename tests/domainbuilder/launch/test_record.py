@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.record import InputRecord, load_record, save_record
-from hvcore.given import OutsideFrame
+from hvcore.given import Key, OutsideFrame, Pointer
 
 COMMAND = (sys.executable, "-m", "domainbuilder", "launch")
 PROMPT = "hello> "
@@ -199,3 +199,27 @@ def test_frames_from_outside_are_kept_as_such(tmp_path: Path) -> None:
         (tmp_path / "record").write_text(text.replace('", 3]', f'", {wrong}]'))
         with pytest.raises(BuildError, match="with the number of an interface"):
             load_record(tmp_path / "record")
+
+
+def test_keys_and_pointer_are_kept_as_such(tmp_path: Path) -> None:
+    typed = ((5, Key(30, pressed=True)), (6, Pointer(3, 700, -1)), (6, b"key"), (7, Key(272, pressed=False)))
+    record = InputRecord({"kernel": "x"}, typed, 11, "poweroff")
+    save_record(record, tmp_path / "record")
+    assert load_record(tmp_path / "record") == record
+    text = (tmp_path / "record").read_text()
+    key, pointer = '"key", 30, 1', '"pointer", 3, 700, -1'
+    for right, *wrong in (
+        (key, '"key", 30, 2', '"key", "30", 1', '"touch", 30, 1', '"key", 30, 1, 1'),
+        (
+            pointer,
+            '"pointer", 3.5, 700, -1',
+            '"pointer", 3, 700',
+            '"pointer", 3, 9999999999, 0',
+            "3, 700, -1",
+        ),
+    ):
+        assert right in text
+        for one in wrong:
+            (tmp_path / "record").write_text(text.replace(right, one))
+            with pytest.raises(BuildError, match="not a line of an input record"):
+                load_record(tmp_path / "record")

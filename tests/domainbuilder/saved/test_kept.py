@@ -90,7 +90,7 @@ def test_whatever_differs_is_another(hello: Path, tmp_path: Path, monkeypatch: p
         key(cmdline="b"), key(cmdline=b"b"), key(ramdisk=ramdisks[0]), key(ramdisk=ramdisks[1]), key(vcpus=2),
         key(upper_ptwr=True), key(plain=True), key(guest_type="xen-3.0-x86_32p"),
         key(cap=50), key(name="other"), key(date="2026-11-30"), key(date="2026-11-30T00:00:01Z"),
-        key(time_offset=1),
+        key(time_offset=1), key(vfb="vnc=0"),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key(copy) == keys[0] == key(timeout=5, symbols="x", console_output=print)
@@ -107,7 +107,7 @@ def test_every_option_is_part_of_the_key_or_known_not_to_matter() -> None:
     """One that is added has to be put into the key, or in here, with its reason."""
     in_key = {
         "ramdisk", "cmdline", "guest_type", "vcpus", "max_vcpus", "maxmem_mib", "upper_ptwr", "cap", "name",
-        "uuid", "plain", "date", "time_offset",
+        "uuid", "vfb", "plain", "date", "time_offset",
     }  # fmt: skip
     guards = {"timeout", "max_guest_seconds"}  # they end a run, and change none
     shown = {"console_output", "symbols", "cache", "past"}  # what is done outside of the guest

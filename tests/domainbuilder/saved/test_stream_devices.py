@@ -15,6 +15,7 @@ import pytest
 from domainbuilder import RunningDomain, SavedError, launch, restore
 from domainbuilder.saved.stream_restore import Restorer
 from domainbuilder.xl.disk import parse_disk
+from domainbuilder.xl.vfb import parse_vfb
 from hvcore.backends.block import BlockBackend
 from hvcore.backends.images import open_image
 from tests.domainbuilder.saved.test_stream import verified
@@ -38,7 +39,9 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def dom(guest: Path, image: Path) -> Iterator[RunningDomain]:
     disks, vifs = [f"{image},raw,xvda,w"], ["mac=00:16:3e:00:00:07,bridge=lan,rate=1MB/s"]
-    with launch(guest, 8, cmdline="rounds=1", disks=disks, vifs=vifs, max_guest_seconds=60) as dom:
+    with launch(
+        guest, 8, cmdline="rounds=1", disks=disks, vifs=vifs, vfb="vnc=0", max_guest_seconds=60
+    ) as dom:
         dom.console.expect("ready for round 1")
         yield dom
 
@@ -68,8 +71,12 @@ def test_the_file_says_of_devices_what_xl_would(dom: RunningDomain, image: Path,
             "trusted": "True",
         }
     ]  # fmt: skip
+    vnc = {"enable": "False", "listen": "127.0.0.1", "display": 0, "findunused": "False"}
+    assert config["vfbs"] == [{"devid": 0, "vnc": vnc, "sdl": {"enable": "False", "opengl": "False"}}]
+    assert config["vkbs"] == [{"devid": 0, "backend_type": "qemu"}]
     dom.close()
     with restore(saved, disks=[f"{image},raw,xvda,w"]) as again:
+        assert again.machine.devices.vfb == parse_vfb("vnc=0")
         assert again.machine.devices.disks == (parse_disk(f"{image},raw,xvda,w"),)
         assert [vif.mac for vif in again.machine.devices.vifs] == ["00:16:3e:00:00:07"]
         again.console.expect("SUCCESS")
@@ -146,6 +153,10 @@ def test_a_disk_that_cannot_be_had_there_stays_here(
         ({"disks": [{"vdev": "xvda", "format": "raw"}] * 257}, "a list of at most 256"),
         ({"nics": [{"mac": "00:16:3e:00:00:07,type=user"}]}, "mac of interface 0 cannot be"),
         ({"nics": [{"bridge": "lan,type=user"}]}, "bridge of interface 0 cannot be"),
+        ({"vfbs": [{"vnc": {"enable": 1}}]}, "enable of the framebuffer's vnc cannot be"),
+        ({"vfbs": [{"vnc": {"display": -1}}]}, "display of the framebuffer's vnc cannot be"),
+        ({"vfbs": [{"vnc": []}]}, "the framebuffer's vnc is no object"),
+        ({"vfbs": [{}, {}]}, "vfbs of xl's configuration cannot be"),
         ({"nics": [{"devid": -1}]}, "devid of interface 0 cannot be; found -1"),
         ({"nics": [{"trusted": True}]}, "trusted of interface 0 cannot be"),
         ({"nics": [{}, {}]}, "two interfaces have the same number"),

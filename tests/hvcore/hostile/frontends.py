@@ -1,8 +1,8 @@
 """Hostile frontends by the hundred thousand: `python -m tests.hvcore.hostile.frontends --seed S`.
 
-A domain with disks, an interface, its store and a tool beside it does what it likes with rings, grants,
-nodes, channels and time, hypercalls between; another domain on the same host and the same switch has to
-notice nothing.
+A domain with disks, an interface, a framebuffer, its store and a tool beside it does what it likes with
+rings, grants, nodes, channels and time, hypercalls between; another domain on the same host and the same
+switch has to notice nothing.
 Rounds and shards are those of shards.py; an act is at least one lie, or one request.
 """
 
@@ -24,14 +24,18 @@ from hvcore.backends.net import NetBackend
 from hvcore.backends.net_rx import MAX_WAITING_BYTES, MAX_WAITING_FRAMES
 from hvcore.backends.net_switch import MAX_ADDRESSES
 from hvcore.backends.net_tx import MAX_MULTICAST
+from hvcore.backends.vfb import Vfb
 from hvcore.backends.vif import Vif
 from hvcore.backends.xenbus import XenbusDevice
+from hvcore.backends.xenfb import MAX_FB_LEN
+from hvcore.backends.xenkbd import MAX_WAITING
 from hvcore.backends.xenstore_nodes import Quotas, XenstoreError
 from hvcore.common.domain import DOM0
 from hvcore.host import Host
 from hvcore.host_state import HostState
 from tests.hvcore.hostile import shards
 from tests.hvcore.hostile.block_acts import Vbd
+from tests.hvcore.hostile.display_acts import Screen
 from tests.hvcore.hostile.frontend_side import PAGES, REF, Side
 from tests.hvcore.hostile.fuzz import Fuzzer
 from tests.hvcore.hostile.neighbour import Neighbour
@@ -46,6 +50,7 @@ T = TypeVar("T")
 DISK_BYTES = 1 << 20
 _SAVED = 4  # every so many rounds the host is saved and restored, too
 _DATA = 24  # pages of rings: 8 for each disk, 2 of the interface; data from there on
+_SCREEN = 64  # and 11 more: of the framebuffer, in use for data as well
 _ODD = (0, 1, 2, 31, 32, 33, 255, 256, 1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFE)
 _NEAR = (-33, -8, -3, -2, -1, -1, 1, 2, 3, 8, 33)
 _TEXTS = (b"", b"0", b"1", b"-1", b"4294967295", b"4294967304", b"99999999999999999999999", b"0x8", b" 8",
@@ -54,7 +59,8 @@ _STATES = (0, 1, 2, 3, 4, 5, 6, 7, 8, -1)
 _NODES = ("state", "ring_ref", "ring_ref0", "ring_page_order", "event_channel", "event_channel_tx",
     "protocol", "feature_persistent", "feature_sg", "feature_gso_tcpv4", "request_rx_copy", "backend",
     "multi_queue_num_queues", "request_multicast_control", "tx_ring_ref", "rx_ring_ref",
-    "virtual_device")  # fmt: skip
+    "virtual_device", "page_ref", "videoram", "feature_update", "request_abs_pointer",
+    "request_raw_pointer")  # fmt: skip
 _HYPERCALLS = ("mmu_update", "update_va_mapping", "mmuext_op", "new_tables", "remap", "remap", "unpin",
     "unpin", "reservation", "exchange", "grant_map", "grant_unmap", "store")  # fmt: skip
 
@@ -74,10 +80,14 @@ class Hostile:
         disks = [d for d in devices if isinstance(d, BlockBackend)]
         self.disks = [Vbd(self, disk, 7 * i) for i, disk in enumerate(disks)]
         self.netif = Netif(self, next(d for d in devices if isinstance(d, NetBackend)), 22)
+        held = world.machine.devices
+        assert held.screen is not None
+        assert held.keyboard is not None
+        self.screen = Screen(self, held.screen, held.keyboard, _SCREEN)
         self.store = StoreRing(self)
         self.tool = Tool(self)
         self._id = 0
-        self.fronts: list[Vbd | Netif] = [*self.disks, self.netif]
+        self.fronts: list[Vbd | Netif | Screen] = [*self.disks, self.netif, self.screen]
         for front in self.fronts:
             front.connect()
         self.acts: list[Callable[[], None]] = []
@@ -180,6 +190,18 @@ class Hostile:
     def net_connect(self) -> None:
         self.netif.connect()
 
+    def display_connect(self) -> None:
+        self.screen.connect()
+
+    def display_events(self) -> None:
+        self.screen.events()
+
+    def display_used(self) -> None:
+        self.screen.used()
+
+    def display_index(self) -> None:
+        self.screen.index()
+
     def store_requests(self) -> None:
         self.store.requests()
 
@@ -235,6 +257,7 @@ class Hostile:
 _WEIGHTS = {
     "block_requests": 30, "block_bytes": 4, "block_index": 3, "block_connect": 5, "net_frames": 14,
     "net_slots": 4, "net_offers": 6, "net_arrivals": 6, "net_index": 2, "net_link": 1, "net_connect": 3,
+    "display_connect": 2, "display_events": 3, "display_used": 3, "display_index": 1,
     "store_requests": 8, "store_pieces": 1, "store_flood": 1, "store_ruin": 3, "tool_requests": 4,
     "node": 4, "grant": 6, "channel": 1, "hypercall": 5, "time": 16,
 }  # fmt: skip
@@ -256,6 +279,8 @@ def unbounded(hostile: Hostile) -> list[str]:
         "memory in the store": (account.memory, Quotas().memory_per_domain_hard + 8192),
         "requests to the store": (len(store.requests), 64),
         "messages of the store": (len(w.machine.xenstore.out), 4096),
+        "frames that dom0 maps": (sum(host.domain_list[DOM0].foreign_maps.values()), 2 + (MAX_FB_LEN >> 12)),
+        "keys that wait": (len(hostile.screen.vkbd.waiting), MAX_WAITING),
         "what dom0 maps": (len(host.domain_list[DOM0].grant_table.maptrack), 3 * MAX_PERSISTENT_GRANTS),
     }
     for i, disk in enumerate(hostile.disks):
@@ -277,7 +302,7 @@ def run_round(seed: int, number: int, folder: str, acts: int = ROUND) -> Counter
         Disk("xvdc", paths[2], is_cdrom=True, readwrite=False),
     )
     vif = Vif(rate=rng.choice((0, 0, 10000)))
-    world = World(GUESTS[number % len(GUESTS)], folder, domains=2, disks=disks, vifs=(vif,))
+    world = World(GUESTS[number % len(GUESTS)], folder, domains=2, disks=disks, vifs=(vif,), vfb=Vfb())
     host = world.machine.host
     wire, states = Wire(most=16), list[HostState]()
     again = f"tests.hvcore.hostile.frontends --seed {seed} --round {number}"
@@ -321,6 +346,7 @@ def _end(host: Host, hostile: Hostile, neighbour: Neighbour) -> None:
     host.destroy(hostile.w.machine)
     left = host.domain_list[DOM0].grant_table.maptrack.values()
     assert {m.domid for m in left} <= {neighbour.w.d.domain_id}, "something of the domain stays mapped"
+    assert not host.domain_list[DOM0].foreign_maps, "a frame of the domain stays mapped"
     assert not host.xenstored.tools
 
 

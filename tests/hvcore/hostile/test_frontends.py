@@ -36,6 +36,8 @@ def test_nothing_breaks_and_the_neighbour_notices_nothing(shard: int) -> None:
     least = ACTS // SHARDS // 100
     for name in ("block okay", "block error", "block unknown", "tx okay", "tool", "done"):
         assert counts[name] > least, f"{name}: {counts}"
+    assert counts["updates"] > 10
+    assert counts["pictures"] > least // 10
     assert counts["rx okay"] > least // 10
     assert counts["store bytes"] > 1000 * least
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
     from hvcore.machine import Machine
 
@@ -86,6 +87,7 @@ class World:
         beside: World | None = None,
         disks: Sequence[Disk] = (),
         vifs: Sequence[Vif] = (),
+        vfb: Vfb | None = None,
     ) -> None:
         self.machine: Machine
         planned = _plan(guest, folder)
@@ -99,7 +101,7 @@ class World:
         ram = memory.ram[start : start + pages * PAGE_SIZE]
         image = build(planned, ram=ram, first_mfn=first, shared_info_mfn=memory.next_xenheap_mfn)
         self.image = image
-        self.machine = host.create(image.boot_image(), vcpus=VCPUS, disks=disks, vifs=vifs)
+        self.machine = host.create(image.boot_image(), vcpus=VCPUS, disks=disks, vifs=vifs, vfb=vfb)
         d = self.d = self.machine.domain
         self.mm = d.mm
         self.v = d.vcpus[0]

@@ -1,0 +1,86 @@
+"""xl's syntax of framebuffers (`vfb` in xl.cfg(5)): `vnc=1, vnclisten=127.0.0.1, vncdisplay=5`.
+
+Each setting is optional, as in tools/xl/xl_parse.c of Xen 4.17. What asks for a window of X is refused by its
+name: a framebuffer is seen by VNC, or as a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from domainbuilder.errors import BuildError, Where
+from hvcore.backends.vfb import VNC_LISTEN, Vfb
+
+MOST_DISPLAY = 59635  # whose port is the last one there is
+_LISTEN = re.compile(
+    r"unix:(?P<path>[^\0]{1,100})|(?P<host>\[[0-9a-fA-F:.%a-z]+\]|[A-Za-z0-9.-]+)?(?::(?P<display>[0-9]{1,5}))?"
+)
+_KEYMAPS = ("", "en-us", "us")
+_IDLE = frozenset(("display", "xauthority"))  # of the window that is not opened
+_WINDOWS = frozenset(("sdl", "opengl"))
+
+
+def _is_display(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text[:6]) <= MOST_DISPLAY
+
+
+def _is_listen(text: str) -> bool:
+    found = _LISTEN.fullmatch(text)
+    return found is not None and _is_display(found["display"] or "0")
+
+
+_FLAG: tuple[Callable[[str], bool], str] = (lambda text: text in ("0", "1"), "0 or 1")
+_CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
+    "vnc": _FLAG,
+    "vnclisten": (_is_listen, "an address, ADDRESS:DISPLAY, or unix:PATH"),
+    "vncpasswd": (lambda text: text.isprintable() and len(text) <= 255, "text"),
+    "vncdisplay": (_is_display, f"0 to {MOST_DISPLAY}"),
+    "vncunused": _FLAG,
+    "keymap": (lambda text: text in _KEYMAPS, "en-us: viewers' keys are those of an American keyboard"),
+}
+
+
+def parse_vfb(text: str) -> Vfb:
+    """The framebuffer that `text` describes. Raises BuildError, with the word that is wrong."""
+
+    def fail(reason: str, found: str, expected: str | None = None) -> BuildError:
+        return BuildError(reason, where=Where(f"vfb {text!r}"), found=found, expected=expected)
+
+    chosen: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, value = map(str.strip, part.partition("="))
+        if name in _IDLE:
+            continue
+        if name in _WINDOWS:
+            if value != "0":
+                raise fail(f"{name}: no window is opened here; a framebuffer is seen by VNC", part)
+            continue
+        if not equals or name not in _CHECKS:
+            raise fail("unrecognized argument", part, ", ".join(f"{known}=" for known in _CHECKS))
+        is_right, expected = _CHECKS[name]
+        if not is_right(value):
+            raise fail(f"invalid {name}", value, expected)
+        chosen[name] = value
+    has_vnc = chosen.get("vnc", "1") == "1"
+    if has_vnc:
+        raise fail("vnc: there is no VNC server here", "vnc=1", "vnc=0, for pictures of what it shows")
+    return Vfb(
+        vnc=has_vnc,
+        vnclisten=chosen.get("vnclisten") or VNC_LISTEN,
+        vncpasswd=chosen.get("vncpasswd", ""),
+        vncdisplay=int(chosen.get("vncdisplay", "0")),
+        vncunused=has_vnc and chosen.get("vncunused", "1") == "1",
+        keymap=chosen.get("keymap", ""),
+    )
+
+
+def vfb_text(vfb: Vfb) -> str:
+    """A framebuffer as parse_vfb() reads it, without what nobody asked for."""
+    plain = Vfb()
+    words = [
+        f"{name}={int(value) if isinstance(value, bool) else value}"
+        for name in Vfb.__dataclass_fields__
+        if (value := getattr(vfb, name)) != getattr(plain, name) and (vfb.vnc or name != "vncunused")
+    ]
+    return ",".join(words)

@@ -1,0 +1,137 @@
+"""Debian's kernels draw their text terminal in a framebuffer: it is seen, typed at, saved, and seen again."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import domainbuilder
+from hvcore.given import Key
+from hvcore.pv.audit import audit
+
+CMDLINE = "console=hvc0 quiet loglevel=1"
+COLUMNS, ROWS = 100, 37
+READ, PROMPT = 9, 5  # rows: an expectation has to match within 4096 characters
+KEYS = {"a": 30, "c": 46, "e": 18, "h": 35, "o": 24, "x": 45, " ": 57, "\n": 28}  # of linux/input.h
+# The guest's own text of its terminal, without the cursor, which blinks.
+VCS = b"#!/bin/sh\nprintf '\\033[?25l' >/dev/tty1\nsleep 1\nhead -c 900 /dev/vcs1 | od -An -v -tx1\n"
+
+
+def cells(png: bytes) -> list[list[bytes]]:
+    """The picture of each character's cell: 8 by 16 pixels."""
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.size == (800, 600)
+        return [
+            [picture.crop((8 * x, 16 * y, 8 * x + 8, 16 * y + 16)).tobytes() for x in range(COLUMNS)]
+            for y in range(ROWS)
+        ]
+
+
+def glyphs(png: bytes, lines: list[str]) -> dict[str, bytes]:
+    """Character -> its picture, where each has one and no two have the same."""
+    found: dict[str, bytes] = {}
+    rows = cells(png)
+    for row, line in zip(rows, lines + [" " * COLUMNS] * (ROWS - READ), strict=True):
+        for cell, letter in zip(row, line, strict=True):
+            assert found.setdefault(letter, cell) == cell, letter
+    assert len(set(found.values())) == len(found)
+    return found
+
+
+def read(png: bytes, known: dict[str, bytes]) -> list[str]:
+    """The text in a picture, by the characters that are known; ? for others and the cursor."""
+    letters = {cell: letter for letter, cell in known.items()}
+    return ["".join(letters.get(cell, "?") for cell in row).rstrip() for row in cells(png)]
+
+
+@pytest.fixture(params=["bookworm", "trixie"])
+def kernel(request: pytest.FixtureRequest, guest_kernel: Callable[[str], Path]) -> Path:
+    return guest_kernel(f"vmlinuz-{request.param}-amd64")
+
+
+@pytest.mark.guest
+def test_the_terminal_is_seen_and_typed_at(
+    kernel: Path, ramdisk: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What the guest says is on its screen, /dev/vcs1, is what the picture shows, cell by cell."""
+    with domainbuilder.launch(
+        kernel,
+        memory_mib=128,
+        ramdisk=ramdisk("screen.sh", {"vcs": VCS}),
+        cmdline=CMDLINE,
+        vfb="vnc=0",
+        timeout=600,
+    ) as dom:
+        console, machine = dom.console, dom.machine
+
+        def on_screen() -> list[str]:
+            console.expect(r"guest# ")
+            console.send("vcs; echo END''\n")
+            dump = console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
+            text = bytes.fromhex("".join(dump.split())).decode("latin-1")
+            return [text[at : at + COLUMNS] for at in range(0, COLUMNS * READ, COLUMNS)]
+
+        def type_at_screen(text: str) -> None:
+            for letter in text:
+                for pressed in (True, False):
+                    machine.input(Key(KEYS[letter], pressed))
+
+        lines = on_screen()
+        assert lines[PROMPT].rstrip() == "screen#"
+        known = glyphs(dom.screenshot(), lines)
+        type_at_screen("echo ceh aa xx\n")
+        lines = on_screen()
+        assert [line.rstrip() for line in lines[PROMPT:][:3]] == [
+            "screen# echo ceh aa xx",
+            "ceh aa xx",
+            "screen#",
+        ]
+        known |= glyphs(dom.screenshot(), lines)
+        assert audit(machine.domain) == []
+        dom.save(tmp_path / "saved")
+        before, again = dom.stats(), dom.screenshot()
+        assert dom.screenshot() == again
+        assert dom.stats() == before  # who looks changes nothing
+
+    with domainbuilder.restore(tmp_path / "saved", timeout=600) as dom:
+        assert dom.screenshot() == again
+        for letter in "xxaa":
+            dom.machine.input(Key(KEYS[letter], pressed=True))
+            dom.machine.input(Key(KEYS[letter], pressed=False))
+        dom.run_for(1.0)
+        assert read(dom.screenshot(tmp_path / "shot.png"), known)[PROMPT + 2] == "screen# xxaa"
+        assert audit(dom.machine.domain) == []
+        shown = (tmp_path / "shot.png").read_bytes()
+        assert shown == dom.screenshot()
+        dom.console.send("poweroff -f\n")
+        assert dom.wait().reason == "poweroff"
+        assert read(dom.screenshot(), known)[PROMPT + 2] == "screen# xxaa"  # what was seen last
+
+
+@pytest.mark.guest
+def test_the_command_takes_a_picture(
+    guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path], tmp_path: Path
+) -> None:
+    kernel, disk = guest_kernel("vmlinuz-bookworm-amd64"), ramdisk("screen.sh")
+    arguments = [kernel, "-m", "128", "--ramdisk", disk, "--cmdline", CMDLINE, "--expect", "guest# "]
+    arguments += ["--until-match", "--screenshot", "shot.png"]
+
+    def launch(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "domainbuilder", "launch", *map(str, arguments), *more]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    without = launch()
+    assert (without.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert re.search(r"--screenshot: the domain has no framebuffer \(--vfb\)", without.stderr)
+    done = launch("--vfb", "vnc=0")
+    assert done.returncode == 0, done.stderr
+    assert len(cells((tmp_path / "shot.png").read_bytes())) == ROWS
+    early = launch("--vfb", "vnc=0", "--screenshot-at", "0.001")
+    assert (early.returncode, "nothing yet" in early.stderr) == (2, True)
