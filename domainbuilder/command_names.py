@@ -71,6 +71,9 @@ COMMANDS: dict[str, Command] = {
         "dump_core",
         "Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on.",
     ),
+    "xl vncviewer": Command(
+        "xl", "vncviewer", "Print where the framebuffer of a domain in the background is seen by VNC."
+    ),
     "xl screenshot": Command(
         "xl", "screenshot", "Write what the framebuffer of a domain in the background shows, as PNG."
     ),

@@ -119,6 +119,8 @@ def _live(life: _Life) -> None:
             config = life.config or DomainConfig(name=dom.machine.name)
             server = life.serve(config)
             life.begins(server)
+            if dom.vnc_address:
+                _log(f"{config.name}: vncviewer {dom.vnc_address}")
             outcome = server.run(dom)
             if outcome is None:
                 _log(f"{config.name} was {server.end}")

@@ -251,6 +251,7 @@ VERBS: dict[str, Verb] = {
     "destroy": Verb(_destroy),
     "rename": Verb(_rename, {"to": str}),
     "dump-core": Verb(_dump_core, {"path": str}),
+    "vnc": Verb(lambda server: _dom(server).vnc_address),
     "screenshot": Verb(_screenshot, {"path": str}),
     "save": Verb(_save, {"path": str, "form": str, "after": str}),
     "migrate": Verb(_migrate, {"address": str}),

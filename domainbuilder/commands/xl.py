@@ -10,6 +10,7 @@ import typer
 
 from domainbuilder.commands._run_options import Date, NoCache, SaveForm, SnapshotDisks
 from domainbuilder.commands.create import Config, DryRun, Quiet, Settings, read_told
+from domainbuilder.errors import BuildError
 
 if TYPE_CHECKING:
     from domainbuilder.background.runtime import Domain
@@ -327,6 +328,19 @@ def dump_core(
     """Dump the memory of a domain in the background, for `domainbuilder inspect`; it goes on."""
     size = ask_named(domain, "dump-core", patience=None, path=str(file.absolute()))
     print(f"domainbuilder: {file}, {size:,} bytes", file=sys.stderr)
+
+
+def vncviewer(domain: Named) -> None:
+    """Print where the framebuffer of a domain in the background is seen by VNC, as viewers take it.
+
+    \b
+    Examples:
+      vncviewer $(domainbuilder xl vncviewer guest)
+    """
+    address = ask_named(domain, "vnc")
+    if not address:
+        raise BuildError(f"{domain} is not seen by VNC: its configuration has no vfb, or vnc=0")
+    print(address)
 
 
 def screenshot(

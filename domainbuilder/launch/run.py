@@ -115,6 +115,9 @@ def _run(options: LaunchOptions, start: _Starter | Resumption) -> Ended:
         stack.enter_context(observed(dom, options.observing, lambda: reason))
         if options.xenstore is not None:
             _serve_xenstore(dom, options, progress, stack)
+        if dom.vnc_address and not options.json:
+            progress.close()
+            _tell_of_vnc(dom)
         if options.gdb is not None:
             _wait_for_gdb(dom, options, progress, stack)
         progress.phase = "running, no output"
@@ -158,6 +161,14 @@ def _serve_xenstore(dom: RunningDomain, options: LaunchOptions, progress: Progre
         progress.close()
         sys.stderr.write(f"domainbuilder: the store: XENSTORED_PATH={quote(server.path)} xenstore-ls\n")
         sys.stderr.flush()
+
+
+def _tell_of_vnc(dom: RunningDomain) -> None:
+    """Say where the framebuffer is to be seen."""
+    sys.stderr.write(f"domainbuilder: the framebuffer: vncviewer {dom.vnc_address}\n")
+    if not dom.vnc_is_local:
+        sys.stderr.write(f"domainbuilder: anybody who reaches {dom.vnc_address} sees the guest and types\n")
+    sys.stderr.flush()
 
 
 def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:

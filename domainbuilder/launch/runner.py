@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.names import Names
     from domainbuilder.launch.outside import Outside
+    from domainbuilder.launch.vnc_server import VncServer
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.plan.domain_plan import DomainPlan
     from domainbuilder.symbols.table import Symbols
@@ -89,6 +90,7 @@ class Runner:
         self._watchers: list[Periodic] = []
         self._runner: Callable[[], Stop] | None = None  # a debugger, where there is one
         self._tools: XenstoreServer | None = None  # who talk to the store by a socket
+        self._viewers: VncServer | None = None  # who see the framebuffer
         self._is_to_end = False
         self._is_trusted = start.is_trusted
         self._plan = start.plan
@@ -230,7 +232,7 @@ class Runner:
     @property
     def _is_waited_for(self) -> bool:
         """Whether somebody outside may still wake a guest that is idle for good."""
-        if self._outside is not None or self._is_listening:
+        if self._outside is not None or self._is_listening or self._is_looked_at:
             return True
         return self._tools is not None and self._tools.has_clients
 
@@ -391,7 +393,8 @@ class Runner:
         if due == NEVER and deadline != NEVER:
             return False
         due = due if due == NEVER else min(due, self._guest_limit)
-        if self._outside is not None or (self._input is not None and self._input.real_time):
+        is_live = self._input is not None and self._input.real_time
+        if self._outside is not None or is_live or self._is_looked_at:
             self._wait_in_real_time(due)
             return True
         host.advance_to(due)
@@ -399,6 +402,16 @@ class Runner:
             self._wait(None)
         self._take()
         return True
+
+    @property
+    def shares_host(self) -> bool:
+        """Whether others may run on its host."""
+        return self._shares_host
+
+    @property
+    def _is_looked_at(self) -> bool:
+        """Whether somebody sees its framebuffer."""
+        return self._viewers is not None and self._viewers.has_viewers
 
     @property
     def _has_input(self) -> bool:
@@ -412,6 +425,6 @@ class Runner:
         self.machine.host.advance_to(min(now + time.monotonic_ns() - started, due))
 
     def _wait(self, seconds: float | None) -> None:
-        sources = [self._input if self._is_listening else None, self._tools, self._outside]
+        sources = [self._input if self._is_listening else None, self._tools, self._outside, self._viewers]
         with self._interruptions.allowed():
             wait_for([one for one in sources if one is not None], self._patience(seconds))

@@ -25,11 +25,14 @@ from hvcore.x86 import vector_name
 if TYPE_CHECKING:
     from domainbuilder.clones.clone import Clone
     from domainbuilder.launch.guest_control import GuestControl
+    from domainbuilder.launch.options import Chosen
     from domainbuilder.launch.run_stats import Statistics
     from domainbuilder.launch.stop_report import StopReport
+    from domainbuilder.launch.vnc_server import VncServer
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.saved.migrate import Migration
     from hvcore.backends.disk import Disk
+    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
     from hvcore.debug.periodic import Periodic
 
@@ -59,6 +62,8 @@ class RunningDomain(Rewinding):
         self._closed = True
         if self._tools is not None:
             self._tools.close()
+        if self._viewers is not None:
+            self._viewers.close()
         if self._past is not None:
             self._past.close()
         if self._outside is not None:
@@ -118,6 +123,36 @@ class RunningDomain(Rewinding):
     def serve_tools(self, server: XenstoreServer | None) -> None:
         """Have tools heard while the domain is idle, by who serves them; None: nobody does any more."""
         self._tools = server
+
+    def _begin(self, options: Chosen) -> None:
+        super()._begin(options)
+        vfb = self.machine.devices.vfb
+        if vfb is not None and vfb.vnc and self._is_trusted:  # no file opens ports here
+            self._serve_vnc(vfb, hears=options.replay is None)
+
+    def _serve_vnc(self, vfb: Vfb, *, hears: bool) -> None:
+        """Have viewers come. Raises BuildError."""
+        from domainbuilder.launch.vnc_server import VncServer
+
+        try:
+            VncServer(self, vfb, hears=hears)
+        except BuildError:
+            self.close()
+            raise
+
+    @property
+    def vnc_address(self) -> str:
+        """Where its framebuffer is seen by VNC, as viewers take it; "" where it is not."""
+        return self._viewers.address if self._viewers is not None else ""
+
+    @property
+    def vnc_is_local(self) -> bool:
+        """Whether only users of this machine can come there."""
+        return self._viewers is None or self._viewers.is_local
+
+    def serve_viewers(self, server: VncServer | None) -> None:
+        """Have those who see the framebuffer heard while the domain is idle; None: nobody does any more."""
+        self._viewers = server
 
     def check_nobody_repeats(self, what: str) -> None:
         """Raise BuildError where `what` happens to a run that is to be had again from its input alone."""
@@ -239,6 +274,8 @@ class RunningDomain(Rewinding):
         """In the process of a clone: no input but what is sent, and limits counted from now on."""
         if self._tools is not None:
             self._tools.forsake()
+        if self._viewers is not None:
+            self._viewers.forsake()
         self._started = time.monotonic()
         allowed = self._timeout if timeout is None else timeout
         self._limit = None if allowed is None else self._started + allowed

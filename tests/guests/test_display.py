@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import domainbuilder
-from hvcore.given import Key
+from hvcore.given import Key, Pointer
 from hvcore.pv.audit import audit
+from tests.needs import find_tool
 
 CMDLINE = "console=hvc0 quiet loglevel=1"
 COLUMNS, ROWS = 100, 37
@@ -135,3 +137,67 @@ def test_the_command_takes_a_picture(
     assert len(cells((tmp_path / "shot.png").read_bytes())) == ROWS
     early = launch("--vfb", "vnc=0", "--screenshot-at", "0.001")
     assert (early.returncode, "nothing yet" in early.stderr) == (2, True)
+
+
+@pytest.mark.guest
+def test_people_see_it_and_type_by_vnc(
+    guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two viewers of other people's: one takes a snapshot, one types and clicks; then a replay without."""
+    snapshot, vncdo = find_tool("vncsnapshot"), Path(sys.executable).with_name("vncdo")
+    what: Any = {"memory_mib": 128, "ramdisk": ramdisk("screen.sh", {"vcs": VCS}), "cmdline": CMDLINE,
+        "vfb": "vnclisten=127.0.0.1,vncdisplay=20", "timeout": 600}  # fmt: skip
+    with domainbuilder.launch(guest_kernel("vmlinuz-bookworm-amd64"), **what, record=True) as dom:
+
+        def during(*command: str | Path) -> None:
+            """The domain runs while that does."""
+            with subprocess.Popen([*map(str, command)], cwd=tmp_path) as viewer:
+                while viewer.poll() is None:
+                    dom.run_for(0.1)
+            assert viewer.returncode == 0
+
+        dom.console.expect("guest# ")
+        dom.run_for(1.0)
+        during(snapshot, "-quiet", "-quality", "100", dom.vnc_address, "seen.jpg")
+        with Image.open(tmp_path / "seen.jpg") as seen, Image.open(io.BytesIO(dom.screenshot())) as shot:
+            assert seen.size == shot.size
+            # A JPEG is not exact; and the cursor blinks.
+            bright = [
+                [pixel > 128 for pixel in one.convert("L").crop((0, 0, 800, 80)).tobytes()]
+                for one in (seen, shot)
+            ]
+            assert sum(bright[1]) > 100
+            assert bright[0] == bright[1]
+        typing = (
+            "type",
+            "echo vnc: a/b-c 123",
+            "key",
+            "enter",
+            "move",
+            "30",
+            "40",
+            "click",
+            "1",
+            "pause",
+            "1",
+        )
+        during(vncdo, "-s", dom.vnc_address, *typing, "capture", "captured.png")
+        dom.run_for(0.1)
+        with (
+            Image.open(tmp_path / "captured.png") as captured,
+            Image.open(io.BytesIO(dom.screenshot())) as shot,
+        ):
+            area = (0, 80, 800, 96)  # the line that was typed
+            assert captured.convert("RGB").crop(area).tobytes() == shot.crop(area).tobytes()
+        dom.console.send("vcs; echo END''\n")
+        dump = dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
+        text = bytes.fromhex("".join(dump.split())).decode("latin-1")
+        assert [text[at : at + COLUMNS].rstrip() for at in range(5 * COLUMNS, 8 * COLUMNS, COLUMNS)] == [
+            "screen# echo vnc: a/b-c 123", "vnc: a/b-c 123", "screen#",
+        ]  # fmt: skip
+        record, stats, picture = dom.input_record(), dom.stats(), dom.screenshot()
+    assert Key(57, pressed=True) in [given for _, given in record.typed]
+    assert Pointer(30, 40) in [given for _, given in record.typed]
+    with domainbuilder.launch(guest_kernel("vmlinuz-bookworm-amd64"), **what, replay=record) as dom:
+        assert dom.wait().reason == "replayed"
+        assert (dom.stats(), dom.screenshot()) == (stats, picture)

@@ -10,6 +10,8 @@ from domainbuilder.xl.config_json import parse_json, to_json
 from domainbuilder.xl.config_keys import KEYS, Fate
 from domainbuilder.xl.config_syntax import ConfigError, Source, parse
 from domainbuilder.xl.domain_config import Read, read_config
+from domainbuilder.xl.vfb import parse_vfb
+from hvcore.backends.vfb import Vfb
 
 FULL = """\
 # A guest
@@ -100,6 +102,14 @@ def test_the_defaults_are_xls() -> None:
         ("vfb=['vnc=0,sdl=1']", r"x.cfg:3:6: vfb: sdl: no window is opened here; .*found sdl=1"),
         ("vfb=['vnc=0', 'vnc=0']", r"x.cfg:3:15: vfb: a domain has one framebuffer; found 2"),
         ("vfb=['vnc=0,keymap=de']", r"x.cfg:3:6: vfb: invalid keymap; found de; expected en-us"),
+        (
+            "vfb=['vncpasswd=x']",
+            r"x.cfg:3:6: vfb: invalid vncpasswd; found x; expected nothing",
+        ),
+        ("vfb=['vnclisten=a b']", r"x.cfg:3:6: vfb: invalid vnclisten"),
+        ("vfb=['vncdisplay=99999']", r"x.cfg:3:6: vfb: invalid vncdisplay; found 99999; expected 0 to 59635"),
+        ("vnc=1\nvncdisplay=99999", r"x.cfg:4:12: invalid vncdisplay"),
+        ("vnc=1\nsdl=1", r"x.cfg:4:5: sdl: no window is opened here"),
         ("vfb=['type=sdl']", r"x.cfg:3:6: vfb: unrecognized argument; found type=sdl; expected vnc="),
         ("vpmu=1", r"x.cfg:3:1: vpmu: cannot be had"),
         ("timer_mode='one_missed_tick_pending'", r"timer_mode: cannot be had: xl: not supported for PV"),
@@ -128,6 +138,8 @@ def test_what_has_to_be_there() -> None:
         ("pool='p'", "x.cfg:3: pool has no effect: there are no physical processors to choose from"),
         ("cpus='0-3'", "x.cfg:3: cpus has no effect: there are no physical processors to choose from"),
         ("apic=1", "x.cfg:3: apic is ignored, as xl does: for HVM and PVH guests alone"),
+        ("sdl=1", "x.cfg:3: sdl has no effect, as with xl, without vnc=1"),
+        ("vfb=['vnc=0']\nvnc=1", "x.cfg:4: vnc has no effect, as with xl, beside vfb="),
         ("memroy=1", "x.cfg:3: memroy: unknown, and ignored"),
         ("cmdline='x'\nextra='y'", "x.cfg:4: ignoring extra= in favour of cmdline="),
     ],
@@ -161,3 +173,24 @@ def test_the_manual_has_every_key_and_what_becomes_of_it() -> None:
         for name, key in KEYS.items()
     }
     assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "vfb"),
+    [
+        ("vfb=['']", Vfb()),
+        ("vfb=['vnc=0, vncunused=1']", Vfb(vnc=False, vncunused=False)),
+        ("vfb=['vnc=1,vnclisten=unix:/tmp/a b,keymap=en-us,sdl=0,display=:0']",
+         Vfb(vnclisten="unix:/tmp/a b", keymap="en-us")),
+        ("vfb=['vnclisten=[::1]:7,vncunused=0']", Vfb(vnclisten="[::1]:7", vncunused=False)),
+        ("vnc=1\nvnclisten='0.0.0.0'\nvncdisplay=3\nvncunused=0\nvncpasswd=''\nopengl=0",
+         Vfb(vnclisten="0.0.0.0", vncdisplay=3, vncunused=False)),
+        ("vfb=['vncdisplay=4']\nvnc=1\nvncdisplay=3", Vfb(vncdisplay=4)),
+        ("vnc=0\nvncdisplay=3", None),
+    ],
+)  # fmt: skip
+def test_framebuffers_as_xl_reads_them(more: str, vfb: Vfb | None) -> None:
+    config = _small(more).config
+    assert (None if config.vfb is None else parse_vfb(config.vfb)) == vfb
+    text = to_json(config)
+    assert read_config("x.json", parse([], parse_json(Source("x.json", text)))).config == config
