@@ -73,6 +73,27 @@ def dialled(domain: runtime.Domain) -> socket.socket:
     return sock
 
 
+def test_a_framebuffer_is_seen_from_outside(xl: Xl, home: Path) -> None:
+    with (home / "hello.cfg").open("a") as config:
+        config.write(f"vfb=['vnclisten=unix:{home}/vnc']\n")
+    assert xl("create", "hello.cfg").returncode == 0
+    assert xl("vncviewer", "hello").stdout == f"unix:{home}/vnc\n"
+    with socket.socket(socket.AF_UNIX) as viewer:
+        viewer.connect(f"{home}/vnc")
+        viewer.settimeout(_PATIENCE)
+        assert viewer.recv(12) == b"RFB 003.008\n"
+        done = xl("screenshot", "hello", "shot.png")  # hello has no driver for it
+        assert (done.returncode, "the guest has drawn nothing yet" in done.stderr) == (2, True)
+    assert not (home / "shot.png").exists()
+    assert "vncviewer unix:" in client.log_path("hello").read_text()
+    assert xl("destroy", "hello").returncode == 0
+    assert not (home / "vnc").exists()
+    (home / "hello.cfg").write_text((home / "hello.cfg").read_text().replace("vfb=['", "vfb=['vnc=0,"))
+    assert xl("create", "hello.cfg").returncode == 0
+    assert "hello is not seen by VNC" in xl("vncviewer", "hello").stderr
+    assert xl("destroy", "hello").returncode == 0
+
+
 def test_a_domain_lives_in_the_background_and_is_talked_to(xl: Xl, home: Path) -> None:
     assert xl("list").stdout == f"{'Name':40} {'ID':>5} {'Mem':>5} VCPUs\tState\tTime(s)\n"
     made = xl("create", "hello.cfg")
