@@ -8,6 +8,8 @@ Source: xen/arch/x86/include/asm/mm.h.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from contextlib import suppress
 
 from hvcore.public.xen import DOMID_INVALID
 
@@ -78,6 +80,15 @@ class FrameTable:
         self.flags[i : i + nr] = bytes([PGC_allocated]) * nr
         self.count[i : i + nr] = array("I", [1]) * nr
         self.tot_pages[owner] = self.tot_pages.get(owner, 0) + nr
+
+    def owned(self, owner: int, first: int, end: int) -> Iterator[int]:
+        """The frames within [first, end) that are the domain's, by their indices."""
+        pg = first
+        with suppress(ValueError):  # of index(): there are no more
+            while True:
+                pg = self.owner.index(owner, pg, end)
+                yield pg
+                pg += 1
 
     def alloc_domheap_page(self, owner: int) -> int:
         """A frame of the heap for `owner`, by its index; -1 when there is none. Its contents are old ones."""

@@ -444,11 +444,21 @@ class RunningDomain(Rewinding):
         return save_screenshot(self.machine, path)
 
     def memory_sha256(self) -> str:
-        """The digest of the guest's memory, which two runs that are the same have in common."""
+        """The digest of the guest's memory, which two runs that are the same have in common.
+
+        It is of the frames that the domain began with, and then of others that it came to have, each with its
+        number.
+        """
         self._check_open()
         import hashlib  # 2.6 ms, which few runs need to pay
 
         digest, mem, boot = hashlib.sha256(), self.machine.mem, self.machine.boot
-        start = (boot["first_mfn"] - mem.base_mfn) * PAGE_SIZE
-        digest.update(mem.view[start : start + boot["nr_pages"] * PAGE_SIZE])
+        first = boot["first_mfn"] - mem.base_mfn
+        end = first + boot["nr_pages"]
+        digest.update(mem.view[first * PAGE_SIZE : end * PAGE_SIZE])
+        frames, heap = self.machine.host.frames, mem.first_mfn - mem.base_mfn
+        for low, high in ((heap, first), (end, frames.nr)):
+            for pg in frames.owned(self.domain_id, low, high):
+                digest.update(pg.to_bytes(8, "little"))
+                digest.update(mem.view[pg * PAGE_SIZE : (pg + 1) * PAGE_SIZE])
         return digest.hexdigest()

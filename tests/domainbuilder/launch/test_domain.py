@@ -389,3 +389,20 @@ def test_an_interrupt_while_output_is_written(hello: Path) -> None:
 
     with launch(hello, console_output=sink, timeout=60) as dom, pytest.raises(SystemExit):
         dom.wait()
+
+
+def test_the_digest_has_memory_that_a_domain_grew_into(hello: Path) -> None:
+    """By a frame and what is in it, as XENMEM_populate_physmap gives one."""
+    with launch(hello, 4, maxmem_mib=8, timeout=60) as dom:
+        dom.console.expect("^hello> ")
+        frames, seen = dom.machine.host.frames, [dom.memory_sha256()]
+        pages = [frames.alloc_domheap_page(dom.domain_id) for _ in range(2)]
+        assert -1 not in pages
+        seen.append(dom.memory_sha256())
+        dom.machine.mem.view[pages[1] * 4096] ^= 1
+        seen.append(dom.memory_sha256())
+        frames.free_domheap_page(pages[0])
+        seen.append(dom.memory_sha256())
+        assert len(set(seen)) == 4
+        frames.free_domheap_page(pages[1])
+        assert dom.memory_sha256() == seen[0]
