@@ -39,7 +39,7 @@ class SectionFacts(NamedTuple):
     address: Value
     load: Value
     size: int | None
-    alignment: int
+    alignment: int | None
 
 
 class Scope(Protocol):

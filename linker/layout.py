@@ -76,7 +76,8 @@ def _round(sizing: Sizing, outputs: Mapping[str, Output]) -> None:
     segment.phase = NONE
     segment.doubtful = False
     sizing.size()
-    if segment.phase != NONE and any(output.size is None for output in outputs.values()):
+    unsure = any(output.size is None or output.lowered != output.alignment for output in outputs.values())
+    if segment.phase != NONE and unsure:
         segment.doubtful = True
         sizing.size()
         return

@@ -28,14 +28,15 @@ class Output:
     allocated when the script moves `.` in it. `doubt` says why nothing is known. `members` are the sections
     of the overlay that ends here, `previous` the one before in the overlay, whose address `overlay` is.
     `explicit` is the alignment of ALIGN(), `alignment` what the section has
-    with its inputs, `forced` what SUBALIGN() makes of theirs. What a pass finds: `address`, `load`, `size` in
+    with its inputs, `forced` what SUBALIGN() makes of theirs, `lowered` what it makes of the section's to
+    some versions of ld. What a pass finds: `address`, `load`, `size` in
     bytes (None: not known), and `pass_number`, the last that placed it. `orphan` tells that the script
     does not name it.
     """
 
     __slots__ = (
         "address", "alignment", "allocated", "contents", "doubt", "exists", "explicit", "forced", "ignored",
-        "kind", "load", "load_region", "loaded", "members", "name", "node", "orphan", "overlay",
+        "kind", "load", "load_region", "loaded", "lowered", "members", "name", "node", "orphan", "overlay",
         "pass_number", "pieces", "previous", "region", "size",
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ class Output:
         self.members: tuple[Output, ...] = ()
         self.previous: Output | None = None
         self.overlay: ast.Expr | None = None
-        self.explicit = self.alignment = 1
+        self.explicit = self.alignment = self.lowered = 1
         self.forced: int | None = None
         self.address: Value = _NOT_YET
         self.load: Value = _NOT_YET
@@ -281,7 +282,7 @@ def _settle(output: Output, names: _Names) -> None:
     """Decide whether ld makes the section, and whether it drops it: strip_excluded_output_sections."""
     contents, body = output.contents, output.node.body
     pieces = [piece for group in (*contents.by_spec, contents.orphans) for piece in group]
-    output.alignment = max([contents.alignment, *[piece.alignment for piece in pieces]])
+    output.alignment = output.lowered = max([contents.alignment, *[piece.alignment for piece in pieces]])
     holds = bool(pieces) or any(isinstance(statement, ast.Data | ast.StringData) for statement in body)
     output.allocated = contents.allocated and (holds or contents.kept)
     output.loaded = contents.loaded and holds

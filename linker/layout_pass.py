@@ -15,6 +15,7 @@ from .layout_outputs import FIRST_OVERLAY, NO_REGION, OVERLAY, Output, Program, 
 from .layout_values import Piece, Target, extent
 
 NO_DOT = Unknown("the location counter is not known here")
+_BY_VERSION = Unknown("versions of ld differ in what SUBALIGN makes of the section's own alignment")
 _NO_LOAD = Unknown("the load address of the section before is not known")
 
 
@@ -96,7 +97,8 @@ class Sizing:
             return Unknown(output.doubt)
         if output.pass_number != self._number and not self._final:
             self.ahead = True
-        return SectionFacts(output.address, output.load, output.size, output.alignment)
+        alignment = output.alignment if output.lowered == output.alignment else None
+        return SectionFacts(output.address, output.load, output.size, alignment)
 
     def _next(self) -> Output | None:
         """Return the output section behind the last one: NEXT_SECTION of binutils 2.44."""
@@ -220,11 +222,7 @@ class Sizing:
             return
         self._align(output)
         power = output.alignment if node.address is None else output.explicit
-        start = region.current if node.address is None else self.dot
-        shift = 0
-        if isinstance(start, Known):
-            aligned = align_up(start.value, power)
-            shift, start = aligned - start.value, Known(aligned)
+        start, shift = self._start_of(output, region, power)
         outer = self.dot
         end = self._body(output, start)
         output.address, output.pass_number = start, self._number
@@ -236,6 +234,17 @@ class Sizing:
         self._track(output, region)
         if not output.ignored:
             self._go_on(output, region, end)
+
+    def _start_of(self, output: Output, region: Region, power: int) -> tuple[Value, int]:
+        """Where the section starts, and how many bytes `power`, its alignment, leaves out before it."""
+        is_free = output.node.address is None
+        start = region.current if is_free else self.dot
+        if not isinstance(start, Known):
+            return start, 0
+        aligned = align_up(start.value, power)
+        if is_free and align_up(start.value, output.lowered) != aligned:
+            return _BY_VERSION, 0
+        return Known(aligned), aligned - start.value
 
     def _go_on(self, output: Output, region: Region, end: Value) -> None:
         """Move the counters behind a section that was placed."""
@@ -314,11 +323,12 @@ class Sizing:
         if node.subalign is not None:
             value = evaluate(node.subalign, self)
             output.forced = value.value if isinstance(value, Known) else None
-        raised = max(output.alignment, output.explicit)
+        raised = lowered = max(output.alignment, output.explicit)
         if output.forced is not None and (any(output.contents.by_spec) or output.contents.orphans):
-            # SUBALIGN lowers what inputs are placed at, but not what the section starts at.
-            raised = max(raised, output.forced)
-        output.alignment = raised
+            # SUBALIGN lowers what inputs are placed at. ld 2.40 leaves the section's own alignment alone,
+            # 2.44 lowers that, too, below what ALIGN() says.
+            raised, lowered = max(raised, output.forced), output.forced
+        output.alignment, output.lowered = raised, lowered
 
     def _body(self, output: Output, start: Value) -> Value:
         """Walk what is inside of a section that starts here; return where it ends."""
@@ -403,7 +413,10 @@ class Sizing:
     def _track(self, output: Output, region: Region) -> None:
         """Note the section by which the load addresses behind it go, as lang_size_sections_1 does."""
         start, last = output.address, region.last
-        if output.load_region or not isinstance(start, Known):
+        if output.load_region:
+            return
+        if not isinstance(start, Known):
+            self._track_unknown(output, region)
             return
         low = last.address if last is not None else None
         counts = output.allocated and not output.contents.thread_zero
@@ -419,5 +432,11 @@ class Sizing:
         output.size = None
         for region in (self._default, *self.regions.values()):
             region.current = unknown
-            if output.node.at is not None or (region.last and region.last.load != region.last.address):
-                region.last = output  # load addresses may go on from it
+            self._track_unknown(output, region)
+
+    @staticmethod
+    def _track_unknown(output: Output, region: Region) -> None:
+        """Where load addresses are not the addresses, they may go on from a section that is somewhere."""
+        last = region.last
+        if output.node.at is not None or (last is not None and last.load != last.address):
+            region.last = output

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from domainbuilder import guests
 from domainbuilder.conform.run import bundled
@@ -22,6 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does, and programs inherit
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# How long an example takes is the machine's business.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DOMAINBUILDER_CACHE") or ROOT / ".cache")

@@ -260,8 +260,8 @@ RULES = (
         WARNING,
         "SUBALIGN takes alignment away",
         "SUBALIGN is not the least alignment of the inputs but the alignment of all of them: SUBALIGN(1) "
-        "packs "
-        "words to odd addresses, which faults on some processors and tears atomics on others.",
+        "packs words to odd addresses, which faults on some processors and tears atomics on others. GNU ld "
+        "2.44 begins the section itself at no more than that, whatever its ALIGN says; 2.40 does not.",
         "use the largest alignment that the inputs need, or none.",
         ("S",),
         subalign_lowers,
