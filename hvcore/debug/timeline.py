@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 BUDGET = 400 << 20
 _PERIOD_NS = 20_000_000
-_NEAR_NS = 1024  # from where on every instruction is looked at; then from farther and farther
+_NEAR_NS = 256  # from where on every instruction is looked at; then from farther and farther
 _CLOSE_NS = 1_000_000  # how far before a place that was stepped back to a mark is made
-_FARTHER = 16
+_FARTHER = 4
 _MARK_TIMER, _INPUT_TIMER = ("timeline", "mark"), ("timeline", "input")
 _SHARE = 5
 
