@@ -138,6 +138,7 @@ class DomainWords(ctypes.Structure):
     ram: int
     base_mfn: int
     nr_frames: int
+    nr_vcpus: int
     m2p_addresses: int
     end_mfn: int
     owner: int

@@ -66,6 +66,7 @@ class Lanes:
         words.ram = self._hold(mem.view)
         words.base_mfn = frames.base_mfn
         words.nr_frames = frames.nr
+        words.nr_vcpus = len(d.vcpus)
         words.m2p_addresses = self._hold(mem.m2p_addresses)
         words.end_mfn = mem.end_mfn
         words.owner = self._hold(frames.owner)

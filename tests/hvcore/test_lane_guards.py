@@ -10,11 +10,13 @@ from typing import NamedTuple
 import pytest
 
 from hvcore.abi import PV64
+from hvcore.common.vcpu_op import do_vcpu_op
 from hvcore.cpu.compiled import core
 from hvcore.cpu.processor import EFLAGS, RAX, RDI, RDX, RIP, RSI
 from hvcore.public.xen import DOMID_SELF, Hypercall
 from hvcore.pv.lanes import Lanes
 from hvcore.pv.segments import load_cs_ss
+from hvcore.x86 import M32, M64
 from tests.hvcore.pv_cpu import CODE, PvCpu
 
 H = Hypercall
@@ -178,3 +180,14 @@ def test_a_multicall_is_taken_whole() -> None:
     assert b.call(*calls(b))
     assert b.words.multicall_done == 0
     assert b.cpu.engine.q[RAX] == 0
+
+
+@pytest.mark.parametrize("command", [0, 3, 13, 99])
+def test_a_vcpu_that_the_domain_does_not_have(command: int) -> None:
+    b = Bench()
+    absent = (len(b.cpu.d.vcpus), 8191, M32, 1 << 32 | 7)
+    for vcpuid in absent:
+        assert b.call(H.vcpu_op, command, vcpuid, 0)
+        assert b.cpu.engine.q[RAX] == do_vcpu_op(b.cpu.v, command, vcpuid, 0) & M64
+    assert b.call(H.vcpu_op, command, 0, 0) == (command == 3)
+    assert b.call(H.vcpu_op, command, 1 << 32, 0) == (command == 3)

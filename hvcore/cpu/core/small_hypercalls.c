@@ -4,7 +4,7 @@
 enum { XENVER_version = 0, XEN_VERSION = 4 << 16 | 17 };
 enum { SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL, SEGBASE_GS_USER_SEL };
 enum { VCPUOP_is_up = 3 };
-enum { CR0_TS = 8 };
+enum { CR0_TS = 8, ENOENT = 2 };
 
 bool hv_xen_version(struct hv_call *c) {
     if ((uint32_t)c->args[0] != XENVER_version)
@@ -13,11 +13,13 @@ bool hv_xen_version(struct hv_call *c) {
     return MINE;
 }
 
-/* VCPUOP_is_up of the vCPU that asks, which runs */
+/* A vCPU that the domain does not have (Linux asks for all that it could have, 8,191 times in a boot), or
+ * VCPUOP_is_up of the one that asks, which runs. */
 bool hv_vcpu_op(struct hv_call *c) {
-    if ((uint32_t)c->args[0] != VCPUOP_is_up || (uint32_t)c->args[1] != c->v->vcpu_id)
+    uint32_t vcpuid = (uint32_t)c->args[1];
+    if (vcpuid < c->d->nr_vcpus && ((uint32_t)c->args[0] != VCPUOP_is_up || vcpuid != c->v->vcpu_id))
         return NOT_MINE;
-    c->result = 1;
+    c->result = vcpuid < c->d->nr_vcpus ? 1 : -(uint64_t)ENOENT;
     return MINE;
 }
 

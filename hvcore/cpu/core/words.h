@@ -97,6 +97,7 @@
     WORD(ram)                 /* the frame base_mfn; the arrays below begin with it */ \
     WORD(base_mfn) \
     WORD(nr_frames) \
+    WORD(nr_vcpus) \
     WORD(m2p_addresses)       /* two words: the machine-to-phys table, and that of 32-bit guests; 0: not in use */ \
     WORD(end_mfn)             /* how many entries they have */ \
     WORD(owner)               /* uint16_t */ \
