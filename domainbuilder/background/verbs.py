@@ -126,6 +126,8 @@ def _rename(server: Served, to: str) -> None:
     """main_rename()."""
     if not to:
         raise Refused("a domain needs a name")
+    if "/" in to:
+        raise Refused("a domain's name has no slash")
     server.place.rename(to)
     server.renamed(to)
 

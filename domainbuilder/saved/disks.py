@@ -94,13 +94,22 @@ def _disk(saved: Any, name: str) -> Disk:
     return Disk(**saved)
 
 
+def _manner(disk: Disk) -> tuple[str, str, str]:
+    """How a disk is used, as xl has words for it."""
+    return (
+        disk.format,
+        f"access={'rw' if disk.readwrite else 'ro'}",
+        "devtype=cdrom" if disk.is_cdrom else "no CD",
+    )
+
+
 def _again(had: Disk, given: Disk) -> Disk:
     """The file of `given`, used as `had` was. Raises SavedError."""
-    for field in ("format", "readwrite", "is_cdrom"):
-        if getattr(had, field) != getattr(given, field):
+    for found, expected in zip(_manner(given), _manner(had), strict=True):
+        if found != expected:
             raise SavedError(
-                f"disk {had.vdev} is given as another than it was, by its {field}", where=Where(given.target),
-                found=getattr(given, field), expected=getattr(had, field),
+                f"disk {had.vdev} is given as another than it was", where=Where(given.target),
+                found=found, expected=expected,
             )  # fmt: skip
     return replace(had, target=given.target, snapshot=had.snapshot or given.snapshot)
 

@@ -41,5 +41,8 @@ def running(start: Start, name: str, started: float, options: Chosen) -> Running
         raise SavedError(reason, where=Where(name), found=error.found, expected=error.expected) from None
     except EngineError as error:
         raise SavedError(f"no such domain can be made: {error}", where=Where(name)) from None
-    except (OSError, ValueError, OverflowError, LookupError) as error:
+    except OSError as error:
+        where = Where(error.filename) if error.filename else Where(name)
+        raise SavedError(str(error.strerror or error), where=where) from None
+    except (ValueError, OverflowError, LookupError) as error:
         raise SavedError(f"no such domain can be made here: {error}", where=Where(name)) from None

@@ -368,6 +368,7 @@ def test_one_that_ended_is_kept_and_one_is_started_beside_it(xl: Xl, home: Path)
     assert xl("rename", "hello", "other").returncode == 0
     assert xl("xenstore-read", "other", "/local/domain/1/name").stdout == "other\n"
     assert xl("rename", "other", "").stderr == "domainbuilder: error: a domain needs a name\n"
+    assert xl("rename", "other", "a/b").stderr == "domainbuilder: error: a domain's name has no slash\n"
     assert xl("create", "-q", "hello.cfg", "name='third'").returncode == 0
     assert "a domain of that name runs already" in xl("rename", "third", "other").stderr
     assert [xl("destroy", name).returncode for name in ("other", "third")] == [0, 0]

@@ -84,11 +84,20 @@ def test_disks_are_given_again_and_are_the_same(saved: Path, image: Path) -> Non
         ([], "given again, by --disk or its configuration; found none; expected xvda"),
         ([f"{image},raw,xvdb,w"], "found xvdb; expected xvda"),
         ([f"{image},raw,xvda,w", f"{image},raw,xvdb,w"], "found xvda, xvdb; expected xvda"),
-        ([f"{image},raw,xvda,r"], "given as another than it was, by its readwrite; found False"),
+        ([f"{image},raw,xvda,r"], "given as another than it was; found access=ro; expected access=rw"),
     ):
         with pytest.raises(SavedError) as refused:
             restore(saved, disks=disks)
         assert said in str(refused.value)
+
+
+def test_a_disk_that_another_domain_has(
+    saved: Path, image: Path, sample_guest: Callable[[str], Path]
+) -> None:
+    disks = [f"{image},raw,xvda,w"]
+    with launch(sample_guest("hello"), disks=disks), pytest.raises(SavedError) as refused:
+        restore(saved, disks=disks)
+    assert str(refused.value) == f"{image}: another domain has it, and one of the two would write to it"
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_what_is_named_in_the_file_is_not_opened(image: Path, tmp_path: Path) ->
     restorer = Restorer("file", [parse_disk(f"{other},raw,xvda,r")])
     restorer.config({"disks": [{"pdev_path": str(image), "vdev": "xvda", "format": "raw"}]})
     assert [disk.target for disk in restorer.disks] == [str(other)]
-    with pytest.raises(SavedError, match="as another than it was, by its readwrite"):
+    with pytest.raises(SavedError, match="as another than it was; found access=ro; expected access=rw"):
         restorer.config({"disks": [{"vdev": "xvda", "format": "raw", "readwrite": 1}]})
     restorer.config({})  # a stream of libxl's alone tells of no disks
     assert [disk.target for disk in restorer.disks] == [str(other)]
