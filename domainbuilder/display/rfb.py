@@ -11,6 +11,8 @@ of which is long, and what no viewer sends ends the session.
 
 from __future__ import annotations
 
+import hmac
+import os
 import re
 import struct
 import zlib
@@ -19,9 +21,11 @@ from typing import NamedTuple
 
 from domainbuilder.display.pixel_format import OURS, SIZE, PixelFormat, formatted
 from domainbuilder.display.pixels import Planes, planes
+from domainbuilder.display.vnc_auth import response
 
 _VERSION = re.compile(rb"RFB ([0-9]{3})\.([0-9]{3})\n")
-_NONE = 1  # the security type
+_NONE, _VNC_AUTH = 1, 2  # security types
+_WRONG = b"not the password"
 _RAW, _ZRLE, _DESKTOP_SIZE = 0, 16, -223
 _RECT = struct.Struct(">HHHHi")
 _STRIPE = 16  # lines that are compared, and sent, together: one of text
@@ -57,12 +61,16 @@ Event = KeyEvent | PointerEvent
 
 
 class Session:
-    """One viewer. `is_over`: nothing more is to be read from it, nor sent but what is in `out`."""
+    """One viewer, who has to know the password, if there is one.
 
-    def __init__(self, name: str, width: int, height: int) -> None:
+    `is_over`: nothing more is to be read from it, nor sent but what is in `out`.
+    """
+
+    def __init__(self, name: str, width: int, height: int, password: str = "") -> None:
         self.out = bytearray(b"RFB 003.008\n")
         self.is_over = False
         self._name = name.encode()
+        self._password = password
         self.width, self.height = width, height
         self._in = bytearray()
         self._events: list[Event] = []
@@ -95,16 +103,8 @@ class Session:
         found = _VERSION.fullmatch((yield 12))
         if found is None or int(found[1]) != 3:
             return
-        minor = int(found[2])
-        if minor < 7:
-            self.out += struct.pack(">I", _NONE)
-        else:
-            self.out += bytes((1, _NONE))
-            chosen = yield 1
-            if chosen[0] != _NONE:
-                return
-            if minor > 7:
-                self.out += struct.pack(">I", 0)
+        if not (yield from self._may_look(int(found[2]))):
+            return
         yield 1  # whether others may look, too: they may
         head = struct.pack(">HH", self.width, self.height)
         self.out += head + OURS.to_bytes() + struct.pack(">I", len(self._name)) + self._name
@@ -127,6 +127,26 @@ class Session:
                 yield from self._skip(struct.unpack(">3xI", (yield 7))[0])
             else:
                 return
+
+    def _may_look(self, minor: int) -> Generator[int, bytes, bool]:
+        """Whether the viewer is one who may: of protocol version 3, `minor`."""
+        security = _VNC_AUTH if self._password else _NONE
+        if minor < 7:
+            self.out += struct.pack(">I", security)
+        else:
+            self.out += bytes((1, security))
+            if (yield 1)[0] != security:
+                return False
+        if security == _NONE:
+            self.out += struct.pack(">I", 0) if minor > 7 else b""
+            return True
+        challenge = os.urandom(16)  # of this host: no guest learns of it
+        self.out += challenge
+        knows = hmac.compare_digest((yield 16), response(self._password, challenge))
+        self.out += struct.pack(">I", not knows)
+        if not knows and minor > 7:
+            self.out += struct.pack(">I", len(_WRONG)) + _WRONG
+        return knows
 
     def _skip(self, size: int) -> Generator[int, bytes, None]:
         """Text that was cut, of which the guest knows nothing."""

@@ -146,6 +146,7 @@ class VncServer:
             raise BuildError("domains that share a host are not seen by VNC: vnc=0 is for pictures alone")
         self._dom = dom
         self._hears = hears
+        self._password = vfb.vncpasswd
         self._listener, self.address, self._path = _listen(vfb)
         self._listener.setblocking(False)
         self._viewers: list[_Viewer] = []
@@ -223,7 +224,7 @@ class VncServer:
                 continue
             picture = self._picture()
             size = picture[:2] if picture is not None else _EMPTY
-            self._viewers.append(_Viewer(sock, Session(self._dom.machine.name, *size)))
+            self._viewers.append(_Viewer(sock, Session(self._dom.machine.name, *size, self._password)))
 
     # -- what is shown
 

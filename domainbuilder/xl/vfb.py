@@ -34,10 +34,7 @@ _FLAG: tuple[Callable[[str], bool], str] = (lambda text: text in ("0", "1"), "0 
 _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
     "vnc": _FLAG,
     "vnclisten": (_is_listen, "an address, ADDRESS:DISPLAY, or unix:PATH"),
-    "vncpasswd": (
-        lambda text: not text,
-        "nothing: there are none here; vnclisten=unix:PATH is for its owner",
-    ),
+    "vncpasswd": (lambda text: text.isprintable() and len(text) <= 255, "text, of which VNC takes 8 bytes"),
     "vncdisplay": (_is_display, f"0 to {MOST_DISPLAY}"),
     "vncunused": _FLAG,
     "keymap": (lambda text: text in _KEYMAPS, "en-us: viewers' keys are those of an American keyboard"),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from domainbuilder.display.pixel_format import OURS, PixelFormat
 from domainbuilder.display.pixels import planes
 from domainbuilder.display.rfb import KeyEvent, PointerEvent, Session
+from domainbuilder.display.vnc_auth import des, response
 
 WIDTH, HEIGHT = 100, 40
 RAW, ZRLE, DESKTOP_SIZE = 0, 16, -223
@@ -219,6 +220,47 @@ def test_the_picture_changes_its_size() -> None:
     assert old.screen == {
         at: p for at, p in shown(large, width=120).items() if at[0] < WIDTH and at[1] < HEIGHT
     }
+
+
+@pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.007\n", b"RFB 003.008\n"])
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_password(version: bytes, knows: bool) -> None:
+    session = Session("guest", WIDTH, HEIGHT, "secret: longer than eight")
+    session.feed(version)
+    offered = b"\0\0\0\2" if version == b"RFB 003.003\n" else b"\1\2"
+    assert bytes(session.out[12:]).startswith(offered)
+    if len(offered) == 2:
+        session.feed(b"\2")
+    challenge = bytes(session.out[12 + len(offered) :])
+    assert len(challenge) == 16
+    session.out.clear()
+    session.feed(response("secret: " if knows else "Secret: ", challenge))
+    assert bytes(session.out[:4]) == (b"\0\0\0\0" if knows else b"\0\0\0\1")
+    assert (len(session.out) > 4) == (not knows and version == b"RFB 003.008\n")
+    assert session.is_over != knows
+    session.feed(b"\1")
+    assert (b"guest" in session.out) == knows
+    again = Session("guest", WIDTH, HEIGHT, "secret")
+    again.feed(version + b"\2" * (len(offered) == 2))
+    assert bytes(again.out[-16:]) != challenge
+    none = Session("guest", WIDTH, HEIGHT, "secret")
+    none.feed(b"RFB 003.008\n\1\1")  # a viewer that chooses to need none
+    assert none.is_over
+
+
+@pytest.mark.parametrize(
+    ("key", "plain", "cipher"),
+    [  # NBS special publication 500-20, and the example that textbooks have
+        ("133457799bbcdff1", "0123456789abcdef", "85e813540f0ab405"),
+        ("0000000000000000", "0000000000000000", "8ca64de9c1b123a7"),
+        ("ffffffffffffffff", "ffffffffffffffff", "7359b2163e4edc58"),
+        ("0101010101010101", "95f8a5e5dd31d900", "8000000000000000"),
+        ("8001010101010101", "0000000000000000", "95a8d72813daa94d"),
+        ("7ca110454a1a6e57", "01a1d6d039776742", "690f5b0d9a26939b"),
+    ],
+)
+def test_des(key: str, plain: str, cipher: str) -> None:
+    assert des(bytes.fromhex(key), bytes.fromhex(plain)).hex() == cipher
 
 
 def test_what_a_viewer_does_is_told() -> None:

@@ -6,6 +6,8 @@ import os
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,3 +171,15 @@ def test_a_file_opens_no_port_and_a_clone_has_none(hello: Path, tmp_path: Path) 
     with restore(tmp_path / "saved", timeout=60) as dom:
         assert dom.vnc_address == ""
         assert dom.machine.devices.vfb is not None
+
+
+@pytest.mark.parametrize(("password", "is_right"), [("s3cret!", True), ("wrong", False)])
+def test_who_looks_knows_the_password(hello: Path, tmp_path: Path, password: str, is_right: bool) -> None:
+    vncdo = Path(sys.executable).with_name("vncdo")
+    with launch(hello, 16, vfb="vncdisplay=60,vncpasswd=s3cret!", timeout=60) as dom:
+        command = [vncdo, "-s", dom.vnc_address, "-p", password, "-t", "20", "capture", tmp_path / "seen.png"]
+        with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE) as viewer:
+            while viewer.poll() is None:
+                server_of(dom).poll()
+                time.sleep(0.01)
+        assert (viewer.returncode == 0, (tmp_path / "seen.png").exists()) == (is_right, is_right)
