@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
 
 EVENT_SIZE = XENKBD_IN_EVENT_SIZE
-_WORD = 0xFFFFFFFF
+_WORD, _LARGEST = 0xFFFFFFFF, (1 << 64) - 1
 
 
 class EventRing(NamedTuple):
@@ -94,7 +94,7 @@ class EventDevice(XenbusDevice):
         if found is None:
             raise FrontendError(EINVAL, f"reading {self.front}/page-ref")
         port = self.number("event-channel")
-        mfn = int(found[1])
+        mfn = min(int(found[1]), _LARGEST)
         if not map_foreign(self.home, self.guest, mfn, writable=True):
             raise FrontendError(EINVAL, f"mapping frame {mfn:#x}")
         self.page_mfn = mfn

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def map_foreign(ld: Domain, rd: Domain, mfn: int, *, writable: bool) -> bool:
     """Map a frame of `rd`'s for a backend in `ld`, which has no page tables: whether it can be had."""
+    noted = len(rd.trace.pending)
     held = rd.mm.get_page_writable(mfn) if writable else rd.mm.get_page(mfn)
+    del rd.trace.pending[noted:]  # a refusal is of no act of the guest's
     if held:
         key = mfn, writable
         ld.foreign_maps[key] = ld.foreign_maps.get(key, 0) + 1

@@ -215,7 +215,7 @@ def test_a_page_that_cannot_be_is_refused_and_may_be_made_good(guest: Guest, oth
 
 
 @pytest.mark.parametrize("which", ["page", "directory", "frame"])
-@pytest.mark.parametrize("mfn", [0, 1, -1, (1 << 64) - 1, 1 << 40])
+@pytest.mark.parametrize("mfn", [0, 1, -1, (1 << 64) - 1, 1 << 40, 99999999999999999999999])
 def test_frames_of_others_are_not_mapped(guest: Guest, which: str, mfn: int) -> None:
     screen = Screen(guest)
     screen.draw_page(64)
@@ -227,6 +227,7 @@ def test_frames_of_others_are_not_mapped(guest: Guest, which: str, mfn: int) -> 
     screen.connect(**({"page_ref": mfn} if which == "page" else {}))
     assert screen.state(screen.vfb) == "2"
     assert screen.dom0.foreign_maps == {}
+    assert not guest.d.trace.pending  # a hypercall to come is not told of it
     assert audit(guest.d) == []
 
 
@@ -349,6 +350,7 @@ def test_a_hostile_frontend_harms_nobody(acts: list[tuple[Any, ...]], abi: abi_m
         picture = screen.vfb.picture()
         assert picture is None or len(picture.rows) == picture.width * picture.depth // 8 * picture.height
         assert len(screen.vfb.pixels) <= MAX_FB_LEN >> 12
+        assert not guest.d.trace.pending
     assert audit(guest.d) == []
     screen.vkbd.remove()
     screen.vfb.remove()
