@@ -16,10 +16,10 @@ import pytest
 
 import domainbuilder
 from domainbuilder.errors import BuildError, SavedError
+from domainbuilder.launch import domain as domain_module
 from domainbuilder.launch.domain import RunningDomain
 from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.session import ExpectEOF, ExpectTimeout
-from domainbuilder.saved import kept as kept_module
 from domainbuilder.saved.kept import Inputs, KeptDomains, resume_at
 
 PROMPT = "^hello> "
@@ -69,7 +69,7 @@ def test_the_second_stands_there_at_once_and_goes_on_as_the_first(hello: Path, k
 
 def test_it_was_not_run_again(hello: Path, kept: KeptDomains, monkeypatch: pytest.MonkeyPatch) -> None:
     resume_at(hello, PROMPT, 16, kept=kept, timeout=60).close()
-    monkeypatch.setattr(kept_module, "launch", None)
+    monkeypatch.setattr(domain_module, "launch", None)
     resume_at(hello, PROMPT, 16, kept=kept).close()
 
 
