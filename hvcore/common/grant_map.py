@@ -167,7 +167,9 @@ def map_for_backend(ld: Domain, rd: Domain, ref: int, *, readonly: bool) -> tupl
     handle = gt.get_handle()
     if handle < 0:
         return GNTST_no_space, 0
+    noted = len(rd.trace.pending)
     rc = _map_entry(ld, rd, ref, flags, 0, _pin_increment(flags))
+    del rd.trace.pending[noted:]  # a refusal is of no act of the guest's
     if rc != GNTST_okay:
         gt.put_handle(handle)
         return rc, 0
