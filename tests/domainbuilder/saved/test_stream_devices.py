@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from domainbuilder.xl.disk import parse_disk
 from domainbuilder.xl.vfb import parse_vfb
 from hvcore.backends.block import BlockBackend
 from hvcore.backends.images import open_image
-from tests.domainbuilder.saved.test_stream import verified
+from tests.domainbuilder.saved.test_stream import REAL, goes_on, verified
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,21 @@ def configuration(path: Path) -> dict[str, Any]:
     (size,) = struct.unpack_from("<I", data, 48)
     found: dict[str, Any] = json.loads(data[52 : 52 + size].rstrip(b"\0"))
     return found
+
+
+def test_what_real_xen_saved_with_devices_goes_on_here(tmp_path: Path, image: Path) -> None:
+    """`xl save` of Xen 4.17.7 wrote it, of samples/suspend with a phy:/dev/loop0 and a vif."""
+    path = tmp_path / "stream"
+    path.write_bytes(lzma.decompress((REAL / "suspend-64-devices.xl.xz").read_bytes()))
+    with pytest.raises(SavedError, match="found none; expected xvda"):
+        restore(path)
+    with restore(path, disks=[f"{image},raw,xvda,w"], max_guest_seconds=60) as dom:
+        store = dom.machine.xenstore
+        assert store.read("device/vif/0/mac") == "00:16:3e:00:00:09"
+        assert store.read("device/vbd/51712/device-type") == "disk"
+        assert [disk.vdev for disk in dom.machine.devices.disks] == ["xvda"]
+        assert list(dom.machine.host.switches) == ["xenbr0"]
+        goes_on(dom)
 
 
 def test_the_file_says_of_devices_what_xl_would(dom: RunningDomain, image: Path, tmp_path: Path) -> None:
