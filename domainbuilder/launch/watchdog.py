@@ -56,11 +56,11 @@ class Watchdog:
             del self._runs[run]
 
     def _begin(self) -> None:
-        bell, self._ended = threading.Lock(), threading.Lock()
+        bell, ended = threading.Lock(), threading.Lock()
         bell.acquire()
-        self._ended.acquire()
-        self._bell, self._wakes = bell, 0.0
-        _thread.start_new_thread(self._watch, (bell, self._ended))
+        ended.acquire()
+        _thread.start_new_thread(self._watch, (bell, ended))  # RuntimeError where no more can be had
+        self._bell, self._ended, self._wakes = bell, ended, 0.0
 
     def _ring(self, bell: threading.Lock) -> None:
         if bell.locked():
