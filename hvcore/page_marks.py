@@ -15,7 +15,6 @@ import mmap
 import os
 import resource
 import struct
-import weakref
 from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -67,8 +66,7 @@ class MarkedPages:
         self._runs: list[Run] = []
         self._faults = -1  # of this process, when `_runs` was found
         self._scanned_by = 0  # the process that found them
-        self._pid = os.getpid()  # which alone sees the file and the pool
-        _ALL.add(self)
+        self._forks = _forks  # when only this process saw the file and the pool
 
     @property
     def size(self) -> int:
@@ -134,10 +132,6 @@ class MarkedPages:
         if sum(end - start for start, end in own) > _MANY_PAGES_TO_FORK << PAGE_SHIFT:
             with suppress(EngineError):
                 self.set_mark()
-
-    def before_fork(self) -> None:
-        """The process is about to be forked: what the other one sees as well is not written any more."""
-        self._pid = 0
 
     def close(self) -> None:
         """Hold no mark any more."""
@@ -208,14 +202,14 @@ class MarkedPages:
         self._memory.map_from(base.fd)
         if base is not self._base:
             self._pool.is_shared = self._pool.is_shared or not self._is_ours()
-            self._base, self._pid = base, os.getpid()
+            self._base, self._forks = base, _forks
             if self._pool.is_shared:
                 self._pool = Pool()
         self._faults = -1
 
     def _is_ours(self) -> bool:
-        """Whether no other process sees the file and the pool."""
-        return self._pid == os.getpid()
+        """Whether no other process sees the file and the pool: what one does is not written any more."""
+        return self._forks == _forks
 
     def _give_up(self, runs: list[Run]) -> None:
         """The pages are the file's again."""
@@ -231,12 +225,12 @@ class MarkedPages:
         return _own_pages(self._address, self._size, shared_too=True)
 
 
-_ALL: weakref.WeakSet[MarkedPages] = weakref.WeakSet()
+_forks = 0  # of this process, and of those that it comes from
 
 
 def _before_fork() -> None:
-    for pages in list(_ALL):
-        pages.before_fork()
+    global _forks  # noqa: PLW0603 (to look for objects instead copies pages of all clones)
+    _forks += 1
 
 
 os.register_at_fork(before=_before_fork)
