@@ -15,6 +15,7 @@ import pytest
 from hvcore.abi import PV32_PAE, PV64, Abi
 from hvcore.cpu.compiled import core
 from hvcore.cpu.processor import DS, ES, FS, GS, RAX, RBX, RDI, RDX, RIP, RSI, RSP
+from hvcore.cpu.state_window import HFLAGS
 from hvcore.errors import DomainCrash
 from hvcore.page_info import PGT_l3_page_table, PGT_l4_page_table
 from hvcore.public.grant_table import GNTMAP_host_map
@@ -30,7 +31,7 @@ STACK = 18 << 12
 L1, L2 = 3, 2
 USER_L4, USER_L2, USER_L1 = 40, 42, 43
 SPARE_L1, KERNEL_COPY = 44, 45
-USERS, NEW = 24, 25  # pages that DATA is for the process, and comes to be
+USERS, NEW, SPARE = 24, 25, 26  # pages that DATA is for the process, and comes to be
 TABLES = {0, 1, 2, 3, 40, 41, 42, 43, 44, 45, *range(30, 36)}
 R10 = 10
 READ, WRITE, CALL, HYPERCALL = (CODE << 12 | at for at in (0, 0x10, 0x20, 0x30))
@@ -62,7 +63,7 @@ class Spaces(LaneCpu):
         self.v.user_cr3_mfn = self.base + USER_L4 if abi is PV64 else 0
         for at, code in (SNIPPETS if abi is PV64 else SNIPPETS32).items():
             self.put(at, bytes.fromhex(code))
-        for page in (DATA, USERS, NEW, WRITTEN):
+        for page in (DATA, USERS, NEW, SPARE, WRITTEN):
             self.put(page << 12, struct.pack("<Q", page))
 
     def leaf(self, page: int, target: int) -> int:
@@ -186,6 +187,16 @@ def test_a_change_is_seen_at_once(cpu: Spaces, act: str) -> None:
     assert (cpu.read(user=False), cpu.read(user=True)) == expected
 
 
+def test_a_grant_is_moved_over_and_its_own_place_is_empty(cpu: Spaces) -> None:
+    mm, mfn = cpu.d.mm, cpu.base + NEW
+    granted(cpu)
+    assert [cpu.read(user=False, page=page) for page in (DATA, SPARE)] == [NEW, SPARE]
+    assert mm.replace_grant_host_mapping(DATA << 12, mfn, SPARE << 12, GNTMAP_host_map) == 0
+    cpu.audit()
+    assert cpu.read(user=False) == SPARE
+    assert cpu.read(user=False, page=SPARE) == FAULT
+
+
 @pytest.mark.parametrize("user", [False, True])
 def test_what_is_mapped_no_more_faults(cpu: Spaces, user: bool) -> None:
     cpu.update(USER_L1 if user else L1, DATA, 0)
@@ -267,6 +278,20 @@ def test_the_library_drops_a_page_for_a_reason_of_its_own() -> None:
     assert cpu.audit().spaces == 2
     library.hv_tlb_flush_page(ctypes.c_void_p(cpu.engine.words.cpu), ctypes.c_uint64(DATA << 12))
     assert cpu.audit().spaces == 1
+
+
+def test_tables_of_two_levels_have_no_directory() -> None:
+    cpu, library = Spaces(lanes=True), core()
+    assert library is not None
+    words, hf_lma = ctypes.byref(cpu.engine.words), 1 << 14
+    for number in (ctypes.c_uint64(cpu.address(USER_L1, 0)), ctypes.c_uint64(cpu.base)):
+        for user in (False, True, False):
+            cpu.read(user=user)
+        assert cpu.audit().spaces == 2
+        cpu.engine.d[HFLAGS // 4] &= ~hf_lma
+        (library.hv_load_space if number.value == cpu.base else library.hv_drop_entry)(words, number)
+        cpu.engine.d[HFLAGS // 4] |= hf_lma
+        assert cpu.audit().spaces == 1
 
 
 def test_a_page_table_that_nobody_named(cpu: Spaces) -> None:

@@ -52,7 +52,7 @@ class _Space(ctypes.Structure):
 class _Spaces(ctypes.Structure):
     _fields_ = (
         ("tlb", _WORD), ("jumps", _WORD), ("drops", _WORD), ("clock", _WORD), ("current", _WORD),
-        ("at", _Space * _NR_SPACES),
+        ("holders", ctypes.c_uint8 * 512), ("at", _Space * _NR_SPACES),
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ struct hv_spaces {
     struct translation_block **jumps;
     uint64_t drops, clock;
     struct space *current;
+    uint8_t holders[1 << DIRECTORY_BITS]; /* for each place of the directories, a bit for each that has something there */
     struct space at[NR_SPACES];
 };
 
@@ -52,6 +53,9 @@ static struct { /* the library's own functions */
 static void flush(const struct hv_engine *e) { ((cpu_function *)e->tlb_flush)((void *)e->cpu); }
 
 static struct hv_spaces *spaces_of(const struct hv_engine *e) { return (struct hv_spaces *)e->spaces; }
+
+/* Page tables of two levels, outside of long mode, have no directory: each change of theirs drops all. */
+static bool has_directory(const struct hv_engine *e) { return *(const uint32_t *)(e->env + HFLAGS_OFFSET) & HF_LMA; }
 
 static bool is_valid(const struct hv_spaces *s, const struct space *space) { return space->drops == s->drops; }
 
@@ -98,14 +102,16 @@ static void drop_page(struct hv_spaces *s, struct space *space, uint64_t page) {
     drop_jumps(jumps, space->lines, page);
 }
 
-/* Where the entry's uses are kept, the last in front. */
-static struct use *uses_of(struct space *space, uint64_t entry) {
-    return space->directory[(entry >> 3) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - DIRECTORY_BITS)];
+/* The place in a directory where the entry's uses are kept, the last in front. */
+static unsigned place_of(uint64_t entry) {
+    return (unsigned)((entry >> 3) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - DIRECTORY_BITS));
 }
 
 /* The page `va` is cached by way of `entry`. What there is no room for any more may not be cached. */
 static void enter_use(struct hv_spaces *s, struct space *space, uint64_t entry, uint64_t va) {
-    struct use *uses = uses_of(space, entry), new = {entry, va};
+    unsigned place = place_of(entry);
+    struct use *uses = space->directory[place], new = {entry, va};
+    s->holders[place] |= (uint8_t)(1 << (space - s->at));
     for (int way = 0; way < WAYS; way++) {
         struct use old = uses[way];
         uses[way] = new;
@@ -119,7 +125,7 @@ static void enter_use(struct hv_spaces *s, struct space *space, uint64_t entry, 
 /* tlb_set_page_with_attrs() was called for `va`: by which L1 entry? Superpages are Xen's own, and never change. */
 void hv_note_page(struct hv_engine *e, uint64_t va) {
     struct hv_spaces *s = spaces_of(e);
-    if (!s)
+    if (!s || !has_directory(e))
         return;
     uint64_t entry = ((const uint64_t *)e->env)[CR3];
     for (int level = 4; level; level--) {
@@ -148,17 +154,24 @@ void hv_note_jump(struct hv_engine *e, uint64_t pc) {
 /* The L1 entry at machine address `entry` was present, and has changed. */
 HV_EXPORT void hv_drop_entry(struct hv_engine *e, uint64_t entry) {
     struct hv_spaces *s = spaces_of(e);
-    if (!s) {
-        flush(e);
+    if (!s || !has_directory(e)) {
+        hv_drop_all(e);
         return;
     }
-    for (struct space *space = s->at; space < s->at + NR_SPACES; space++) {
-        struct use *uses = uses_of(space, entry);
-        for (int way = 0; way < WAYS; way++)
+    unsigned place = place_of(entry);
+    for (unsigned left = s->holders[place]; left; left &= left - 1) {
+        struct space *space = s->at + __builtin_ctz(left);
+        struct use *uses = space->directory[place];
+        bool holds_more = false;
+        for (int way = 0; way < WAYS; way++) {
             if (uses[way].entry == entry) {
                 drop_page(s, space, uses[way].va);
                 uses[way].entry = 0;
             }
+            holds_more |= uses[way].entry != 0;
+        }
+        if (!holds_more)
+            s->holders[place] &= (uint8_t)~(left & -left);
     }
 }
 
@@ -256,12 +269,14 @@ static struct space *space_to_reuse(struct hv_spaces *s) {
 /* update_cr3(): from now on the guest runs on the page table at `root`. */
 HV_EXPORT void hv_load_space(struct hv_engine *e, uint64_t root) {
     struct hv_spaces *s = spaces_of(e);
-    if (!s) {
-        flush(e);
+    if (!s || !root || !has_directory(e)) {
+        hv_drop_all(e);
+        if (s)
+            s->current->root = 0;
         return;
     }
     struct space *found = NULL;
-    for (struct space *space = s->at; root && space < s->at + NR_SPACES; space++)
+    for (struct space *space = s->at; space < s->at + NR_SPACES; space++)
         if (space->root == root && is_valid(s, space))
             found = space;
     s->clock++;
