@@ -331,7 +331,7 @@ def dump_core(
 
 
 def vncviewer(domain: Named) -> None:
-    """Print where the framebuffer of a domain in the background is seen by VNC, as viewers take it.
+    """Print where the framebuffer of a domain in the background is seen by VNC.
 
     \b
     Examples:

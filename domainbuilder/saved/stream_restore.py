@@ -116,7 +116,7 @@ class Restorer:
         for name, value, allowed in (("rtc_timeoffset", offset, _UINT32), ("wallclock_ns", date, _INT64)):
             if type(value) is not int or value not in allowed:
                 expected = f"{allowed.start} to {allowed.stop - 1}"
-                raise self._fail(f"{name} cannot be", found=value, expected=expected)
+                raise self._fail(f"{name} cannot be", found=repr(value)[:80], expected=expected)
         self.time_offset = offset - (offset >> 31 << 32)  # a uint32_t that libxl takes for an int32_t
         self.wallclock_ns = date
 
