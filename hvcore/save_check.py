@@ -84,6 +84,14 @@ _REASON = Kind(
 _VFB = fields(
     vnc=FLAG, vnclisten=text(256), vncpasswd=text(256), vncdisplay=U16, vncunused=FLAG, keymap=text(64)
 )
+_VIF = fields(
+    mac=text(64), bridge=text(256), script=text(4096), ip=text(4096), rate=U64, rate_usecs=U64, mtu=U32,
+    trusted=FLAG, is_outside=FLAG, tcp=text(), udp=text(), devid=U16,
+)  # fmt: skip
+
+
+def _is_vifs(value: Plain) -> bool:
+    return type(value) is list and len(value) <= MOST_VIFS and all(map(_VIF.fits, value))
 
 
 def _word(word: str) -> Kind:
@@ -136,7 +144,7 @@ def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]
     options = {
         "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100),
         "name": text(256), "disks": Kind("disks", lambda v: type(v) is list and len(v) <= MOST_DISKS),
-        "vifs": Kind("interfaces", lambda v: type(v) is list and len(v) <= MOST_VIFS),
+        "vifs": Kind("interfaces", _is_vifs),
         "vfb": one_of(NOTHING, _VFB),
     }  # fmt: skip
     _fields(state.options, options, f"{where}.options")

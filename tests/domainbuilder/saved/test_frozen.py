@@ -318,6 +318,22 @@ def test_a_processor_that_no_guest_has_is_refused(saved: Path, at: int, value: b
         Host.restore(frozen.state)
 
 
+def test_interfaces_that_no_domain_has_are_refused(hello: Path, tmp_path: Path) -> None:
+    path = tmp_path / "saved"
+    with launch(hello, timeout=60, vifs=["mac=00:16:3e:00:00:01"]) as dom:
+        dom.save(path)
+    state = read_frozen(path).state
+    options = state.domains[0].options
+    vif = options["vifs"][0]
+    for found in ("x", [1], ["mac"], [{}], [vif | {"devid": -1}], [vif | {"rate": "1"}], [vif] * 65):
+        options["vifs"] = found
+        with pytest.raises(StateError) as error:
+            Host.restore(state, lambda _domid, _data: None)
+        assert error.value.name == "domain 1.options.vifs"
+    options["vifs"] = [vif]
+    assert Host.restore(state, lambda _domid, _data: None).machines[1].devices.vifs[0].devid == 0
+
+
 def test_made_up_values_are_a_domain_that_misbehaves_at_worst(saved: Path) -> None:
     """`SAVED_MUTANTS=100000` by hand."""
     done = subprocess.run(
