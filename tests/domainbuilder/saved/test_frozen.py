@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -325,8 +326,8 @@ def test_interfaces_that_no_domain_has_are_refused(hello: Path, tmp_path: Path) 
     state = read_frozen(path).state
     options = state.domains[0].options
     vif = options["vifs"][0]
-    for found in ("x", [1], ["mac"], [{}], [vif | {"devid": -1}], [vif | {"rate": "1"}], [vif] * 65):
-        options["vifs"] = found
+    made_up: list[Any] = ["x", [1], ["mac"], [{}], [vif | {"devid": -1}], [vif | {"rate": "1"}], [vif] * 65]
+    for options["vifs"] in made_up:
         with pytest.raises(StateError) as error:
             Host.restore(state, lambda _domid, _data: None)
         assert error.value.name == "domain 1.options.vifs"
