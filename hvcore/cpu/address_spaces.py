@@ -11,9 +11,8 @@ import ctypes
 from functools import cache
 from typing import TYPE_CHECKING
 
-from hvcore.cpu.compiled import address_of_routine
-from hvcore.cpu.patches import PATCHES
-from hvcore.cpu.process_memory import address_of, find_word, function, jump_slot
+from hvcore.cpu.patches import take_over
+from hvcore.cpu.process_memory import find_word
 
 if TYPE_CHECKING:
     from hvcore.cpu.words import EngineWords
@@ -37,14 +36,4 @@ def keep_spaces(lib: ctypes.CDLL, core: ctypes.CDLL, words: EngineWords) -> bool
 def _see_flushes(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
     """Put the core's functions where the library itself calls for a flush. False if that cannot be."""
     names = {"tlb_flush": "hv_tlb_flush", "tlb_flush_page": "hv_tlb_flush_page"}
-    found = [function(lib, name) for name in ("tlb_init", *names)]
-    addresses = [address_of(one) for one in found if one]
-    if len(addresses) != len(found):
-        return False
-    slots = [jump_slot(lib, target) for target in addresses[1:]]
-    if not all(slots):
-        return False
-    core.hv_set_space_functions(*map(ctypes.c_void_p, addresses))
-    for slot, name in zip(slots, names.values(), strict=True):
-        PATCHES.patch(slot, address_of_routine(core, name))
-    return True
+    return take_over(lib, core, names, tell="hv_set_space_functions", also="tlb_init")

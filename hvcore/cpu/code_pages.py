@@ -18,8 +18,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from hvcore.cpu.compiled import address_of_routine
-from hvcore.cpu.patches import PATCHES
-from hvcore.cpu.process_memory import address_of, find_word, function, jump_slot
+from hvcore.cpu.patches import take_over
+from hvcore.cpu.process_memory import address_of, find_word, function
 
 if TYPE_CHECKING:
     from hvcore.cpu.words import EngineWords
@@ -97,14 +97,4 @@ def _track(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
         "tlb_unprotect_code": "hv_unprotect_code",
         "tlb_reset_dirty_by_vaddr": "hv_reset_dirty",
     }
-    found = [function(lib, name) for name in ("x86_cpu_tlb_fill", *names)]
-    addresses = [address_of(one) for one in found if one]
-    if len(addresses) != len(found):
-        return False
-    slots = [jump_slot(lib, target) for target in addresses[1:]]
-    if not all(slots):
-        return False
-    core.hv_set_tlb_functions(*map(ctypes.c_void_p, addresses))
-    for slot, name in zip(slots, names.values(), strict=True):
-        PATCHES.patch(slot, address_of_routine(core, name))
-    return True
+    return take_over(lib, core, names, tell="hv_set_tlb_functions", also="x86_cpu_tlb_fill")

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from hvcore.cpu.compiled import address_of_routine
-from hvcore.cpu.patches import PATCHES
+from hvcore.cpu.patches import PATCHES, take_over
 from hvcore.cpu.process_memory import address_of, function, jump_slot
 
 if TYPE_CHECKING:
@@ -150,13 +150,8 @@ def _keep_jumps_out_that_have_no_target(lib: ctypes.CDLL, core: ctypes.CDLL) -> 
 
 def _find_blocks(lib: ctypes.CDLL, core: ctypes.CDLL) -> None:
     """Have the core find blocks for the library, if it can (core/blocks.c)."""
-    found = [function(lib, name) for name in ("tb_htable_lookup", "get_page_addr_code", "tb_flush")]
-    lookup, page, flush = (address_of(one) if one else 0 for one in found)
-    slots = [jump_slot(lib, target) if target else 0 for target in (lookup, flush)]
-    if page and all(slots):
-        core.hv_set_block_functions(*map(ctypes.c_void_p, (lookup, page, flush)))
-        for slot, name in zip(slots, ("hv_find_block", "hv_flush_blocks"), strict=True):
-            PATCHES.patch(slot, address_of_routine(core, name))
+    names = {"tb_htable_lookup": "hv_find_block", "tb_flush": "hv_flush_blocks"}
+    take_over(lib, core, names, tell="hv_set_block_functions", also="get_page_addr_code")
 
 
 def _numbers_operations_alike(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from hvcore.cpu.compiled import address_of_routine
+from hvcore.cpu.process_memory import address_of, function, jump_slot
 
 
 @dataclass
@@ -58,3 +61,24 @@ def _write(slot: int, value: int) -> None:
 
 
 PATCHES = Patches()
+
+
+def take_over(
+    lib: ctypes.CDLL, core: ctypes.CDLL, routines: Mapping[str, str], *, tell: str, also: str
+) -> bool:
+    """Put routines of the core into the library's jump slots, by the names of the functions that lead there.
+
+    The core's `tell` is given what it calls of the library itself: `also`, and the functions that were there.
+    False, and nothing is done, if one cannot be found or its slot not be written.
+    """
+    found = [function(lib, name) for name in (also, *routines)]
+    addresses = [address_of(one) for one in found if one]
+    if len(addresses) != len(found):
+        return False
+    slots = [jump_slot(lib, target) for target in addresses[1:]]
+    if not all(slots):
+        return False
+    getattr(core, tell)(*map(ctypes.c_void_p, addresses))
+    for slot, name in zip(slots, routines.values(), strict=True):
+        PATCHES.patch(slot, address_of_routine(core, name))
+    return True

@@ -24,9 +24,9 @@ static struct {
     flush_function *flush;
 } library;
 
-HV_EXPORT void hv_set_block_functions(lookup_function *lookup, page_function *get_page_addr_code, flush_function *flush) {
-    library.lookup = lookup;
+HV_EXPORT void hv_set_block_functions(page_function *get_page_addr_code, lookup_function *lookup, flush_function *flush) {
     library.get_page_addr_code = get_page_addr_code;
+    library.lookup = lookup;
     library.flush = flush;
 }
 

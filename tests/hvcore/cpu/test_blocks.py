@@ -45,7 +45,7 @@ class Finder:
         self.is_there = True
         self.page = FRAME + PC % 4096
         self.asked = self.flushed = 0
-        self._functions = Lookup(self._lookup), PageOf(lambda _env, _pc: self.page), Flush(self._flush)
+        self._functions = PageOf(lambda _env, _pc: self.page), Lookup(self._lookup), Flush(self._flush)
         self.core.hv_set_block_functions(*self._functions)
         self.words = compiled.engine_words(self.core, 0)
         self.words.uc, self.words.cpu, self.words.env = 0x6000, CPU, ENV
