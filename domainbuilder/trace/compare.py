@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import islice
 from typing import NamedTuple
@@ -99,43 +99,43 @@ def _summary(path: str) -> Summary:
 def parting(first: Iterable[Step], second: Iterable[Step]) -> Parting | None:
     """Where they part; None where they do not."""
     a, b = iter(first), iter(second)
-    before: deque[Step] = deque(maxlen=CONTEXT)
-    alike = 0
-    while True:
-        one, other = next(a, None), next(b, None)
-        if one is None and other is None:
-            return None
-        if one is None or other is None or one.key != other.key:
-            break
-        before.append(one)
-        alike += 1
-    return Parting(alike, tuple(before), _following(one, a), _following(other, b))
+    alike, before, one, other = _common_part(a, b)
+    if one is None and other is None:
+        return None
+    return Parting(alike, before, _upto(FOLLOWING, one, a), _upto(FOLLOWING, other, b))
 
 
 def line_difference(first: Iterable[Step], second: Iterable[Step]) -> Lines | None:
     """Which lines one of them has more; None where neither does."""
     a, b = iter(first), iter(second)
+    alike, before, one, other = _common_part(a, b)
+    if one is None and other is None:
+        return None
+    rest = _upto(MOST_LINES, one, a), _upto(MOST_LINES, other, b)
+    beyond = sum(1 for _ in a), sum(1 for _ in b)
+    matched, more = _more(*rest)
+    return Lines(alike + matched, before, tuple(more), beyond)
+
+
+def _common_part(
+    a: Iterator[Step], b: Iterator[Step]
+) -> tuple[int, tuple[Step, ...], Step | None, Step | None]:
+    """How many steps are alike, the last of them, and the next of each: None at its end."""
     before: deque[Step] = deque(maxlen=CONTEXT)
     alike = 0
     while True:
         one, other = next(a, None), next(b, None)
-        if one is None and other is None:
-            return None
         if one is None or other is None or one.key != other.key:
-            break
+            return alike, tuple(before), one, other
         before.append(one)
         alike += 1
-    rest = _rest(one, a), _rest(other, b)
-    beyond = sum(1 for _ in a), sum(1 for _ in b)
-    matched, more = _more(*rest)
-    return Lines(alike + matched, tuple(before), tuple(more), beyond)
 
 
-def _rest(step: Step | None, rest: Iterator[Step]) -> list[Step]:
-    return [] if step is None else [step, *islice(rest, MOST_LINES - 1)]
+def _upto(most: int, step: Step | None, rest: Iterator[Step]) -> tuple[Step, ...]:
+    return () if step is None else (step, *islice(rest, most - 1))
 
 
-def _more(first: list[Step], second: list[Step]) -> tuple[int, list[tuple[str, Step, int]]]:
+def _more(first: Sequence[Step], second: Sequence[Step]) -> tuple[int, list[tuple[str, Step, int]]]:
     """How many lines both have, and those that one has more."""
     matcher = SequenceMatcher(None, [step.key for step in first], [step.key for step in second])
     alike, since = 0, 0
@@ -151,10 +151,6 @@ def _more(first: list[Step], second: list[Step]) -> tuple[int, list[tuple[str, S
             more.append(("B", step, since))
             since = 0
     return alike, more
-
-
-def _following(step: Step | None, rest: Iterator[Step]) -> tuple[Step, ...]:
-    return () if step is None else (step, *islice(rest, FOLLOWING - 1))
 
 
 def _hypercalls(records: Iterable[Record], *, exact: bool) -> Iterator[Step]:
