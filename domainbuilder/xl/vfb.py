@@ -7,9 +7,8 @@ name: a framebuffer is seen by VNC, or as a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from domainbuilder.errors import BuildError, Where
+from domainbuilder.xl.device_settings import Check, DeviceSettings
 from hvcore.backends.vfb import VNC_LISTEN, Vfb
 
 MOST_DISPLAY = 59635  # whose port is the last one there is
@@ -30,8 +29,8 @@ def _is_listen(text: str) -> bool:
     return found is not None and _is_display(found["display"] or "0")
 
 
-_FLAG: tuple[Callable[[str], bool], str] = (lambda text: text in ("0", "1"), "0 or 1")
-_CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
+_FLAG: Check = (lambda text: text in ("0", "1"), "0 or 1")
+_CHECKS: dict[str, Check] = {
     "vnc": _FLAG,
     "vnclisten": (_is_listen, "an address, ADDRESS:DISPLAY, or unix:PATH"),
     "vncpasswd": (lambda text: text.isprintable() and len(text) <= 255, "text, of which VNC takes 8 bytes"),
@@ -43,25 +42,13 @@ _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
 
 def parse_vfb(text: str) -> Vfb:
     """The framebuffer that `text` describes. Raises BuildError, with the word that is wrong."""
+    settings = DeviceSettings("vfb", text, _CHECKS, _IDLE | _WINDOWS)
 
-    def fail(reason: str, found: str, expected: str | None = None) -> BuildError:
-        return BuildError(reason, where=Where(f"vfb {text!r}"), found=found, expected=expected)
+    def refuse(name: str, value: str, part: str) -> None:
+        if name in _WINDOWS and value != "0":
+            raise settings.fail(f"{name}: no window is opened here; a framebuffer is seen by VNC", part)
 
-    chosen: dict[str, str] = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = map(str.strip, part.partition("="))
-        if name in _IDLE:
-            continue
-        if name in _WINDOWS:
-            if value != "0":
-                raise fail(f"{name}: no window is opened here; a framebuffer is seen by VNC", part)
-            continue
-        if not equals or name not in _CHECKS:
-            raise fail("unrecognized argument", part, ", ".join(f"{known}=" for known in _CHECKS))
-        is_right, expected = _CHECKS[name]
-        if not is_right(value):
-            raise fail(f"invalid {name}", value, expected)
-        chosen[name] = value
+    chosen = settings.chosen(refuse)
     has_vnc = chosen.get("vnc", "1") == "1"
     return Vfb(
         vnc=has_vnc,

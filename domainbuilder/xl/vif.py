@@ -7,9 +7,9 @@ no effect here, where there is none to name; what a switch of this host has no u
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from domainbuilder.errors import BuildError, Where
+from domainbuilder.errors import BuildError
+from domainbuilder.xl.device_settings import Check, DeviceSettings
 from hvcore.backends.vif import MOST_VIFS, MTU, Vif
 
 _MAC = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
@@ -64,7 +64,7 @@ def parse_rate(text: str) -> tuple[int, int] | None:
     return (each, interval) if each and 0 < interval < 1 << 32 else None
 
 
-_CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
+_CHECKS: dict[str, Check] = {
     "type": (lambda text: text in ("vif", "user"), "vif, on a bridge, or user, which leads out of the host"),
     "script": (
         lambda text: text.rpartition("/")[2] in ("vif-bridge", "vif-openvswitch"),
@@ -87,28 +87,18 @@ _CHECKS: dict[str, tuple[Callable[[str], bool], str]] = {
 
 def parse_vif(text: str) -> Vif:
     """The interface that `text` describes. Raises BuildError, with the word that is wrong."""
+    settings = DeviceSettings("vif", text, _CHECKS, _IDLE)
 
-    def fail(reason: str, found: str, expected: str | None = None) -> BuildError:
-        return BuildError(reason, where=Where(f"vif {text!r}"), found=found, expected=expected)
-
-    chosen: dict[str, str] = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = map(str.strip, part.partition("="))
-        if name in _IDLE:
-            continue
+    def refuse(name: str, value: str, _part: str) -> None:
         if name in _REFUSED:
-            raise fail(f"there is no {name} here", value)
-        if not equals or name not in _CHECKS:
-            raise fail("unrecognized argument", part, ", ".join(f"{known}=" for known in _CHECKS))
-        is_right, expected = _CHECKS[name]
-        if not is_right(value):
-            raise fail(f"invalid {name}", value, expected)
-        chosen[name] = value
+            raise settings.fail(f"there is no {name} here", value)
+
+    chosen = settings.chosen(refuse)
     rate, interval = parse_rate(chosen.get("rate", "")) or (0, _DEFAULT_INTERVAL_US)
     is_outside = chosen.get("type") == "user"
     for name in ("bridge",) if is_outside else ("tcp", "udp"):
         if name in chosen:
-            raise fail(f"{name} does not go with type={chosen.get('type', 'vif')}", chosen[name])
+            raise settings.fail(f"{name} does not go with type={chosen.get('type', 'vif')}", chosen[name])
     return Vif(
         mac=":".join(part.zfill(2) for part in chosen.get("mac", "").lower().split(":") if part),
         bridge=chosen.get("bridge", "xenbr0"),
