@@ -3,9 +3,8 @@
 Debian's dd reads and writes MB (128) MiB in requests of 1 MiB, past the guest's cache and through it; its fio
 reads 4 KiB at a time from anywhere, READS (4096) times and five times as often, so that its start is not
 counted. Rates are by processor time, which a busy machine distorts less than the wall's; `guest` are those
-that the guest sees by its own clock. Beside each is the aim, and how many times as long as QEMU it takes:
-QEMU_KERNEL is a folder where Debian's package linux-image-6.1.* is unpacked, for the modules of virtio; QEMU
-(qemu-system-x86_64) runs it without acceleration. Needs dd and fio, and what `make guests` fetched.
+that the guest sees by its own clock. Beside each is the aim, and how many times as long as QEMU it takes,
+where QEMU_KERNEL says what that boots (qemu.py). Needs dd and fio, and what `make guests` fetched.
 """
 
 from __future__ import annotations
@@ -22,31 +21,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import domainbuilder
+from benchmarks import qemu
 from benchmarks.guests import CACHE
 
 MB = int(os.environ.get("MB", "128"))
 READS = int(os.environ.get("READS", "4096"))
-QEMU = os.environ.get("QEMU", "qemu-system-x86_64")
 _MEMORY_MIB = 512
 _DISK_MIB = 256
 _LIMIT = 600.0
-_VIRTIO = (
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_blk",
-)
 _MARK = re.compile(r"=== (\w+)\b")
 _SPEED = re.compile(r"([\d.]+) ([kMG])B/s")
 _IOPS = re.compile(r"IOPS=([\d.]+)(k?)")
-_SCRIPT = """#!/bin/sh
-export PATH=/bin
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
-mkdir -p /dev/shm; mount -t tmpfs tmpfs /dev/shm
-dmesg -n 1
-for m in {modules}; do insmod /modules/$m.ko; done
+_SCRIPT = """mkdir -p /dev/shm; mount -t tmpfs tmpfs /dev/shm
 i=0
 while [ ! -b {disk} ] && [ $i -lt 100 ]; do usleep 10000; i=$((i + 1)); done
 copy() {{ {dd} bs=1M count={mb} "$@" 2>&1 | tail -n 1; }}
@@ -103,7 +89,7 @@ def programs(*names: str) -> dict[str, bytes]:
 def ramdisk(modules: dict[str, bytes], disk: str) -> bytes:
     """An initramfs that does it all, and marks on its console where each act ends."""
     files = programs("dd", "fio") | {f"modules/{name}.ko": data for name, data in modules.items()}
-    script = _SCRIPT.format(
+    script = (qemu.PREAMBLE + _SCRIPT).format(
         modules=" ".join(modules), disk=disk, dd=shutil.which("dd"), fio=shutil.which("fio"),
         mb=MB, size=_DISK_MIB, few=4 * READS, many=20 * READS,
     )  # fmt: skip
@@ -132,27 +118,16 @@ def ours(folder: Path, disk: Path) -> Iterator[tuple[str, float, str]]:
 def qemus(folder: Path, disk: Path, kernel: Path) -> Iterator[tuple[str, float, str]]:
     """The same in QEMU."""
     path, output = folder / "virtio.cpio", ""
-    modules = {name: next(kernel.rglob(f"{name}.ko")).read_bytes() for name in _VIRTIO}
-    path.write_bytes(ramdisk(modules, "/dev/vda"))
-    command = [
-        QEMU, "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", str(_MEMORY_MIB), "-display", "none",
-        "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nodefaults",
-        "-kernel", str(next(kernel.glob("boot/vmlinuz-*"))), "-initrd", str(path),
-        "-append", "console=ttyS0 quiet", "-drive", f"file={disk},format=raw,if=virtio,cache=writeback",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+    path.write_bytes(ramdisk(qemu.virtio_modules(kernel, "virtio_blk"), "/dev/vda"))
+    drive = ("-drive", f"file={disk},format=raw,if=virtio,cache=writeback")
+    with qemu.started(kernel, path, _MEMORY_MIB, drive) as process:
         assert process.stdout is not None
         for line in process.stdout:
             output += line
             found = _MARK.search(line)
             if found:
-                yield found[1], processor_time(process.pid), output
+                yield found[1], qemu.processor_time(process), output
                 output = ""
-
-
-def processor_time(pid: int) -> float:
-    """Seconds that a process has run, threads that have ended as well: clock_getcpuclockid()."""
-    return time.clock_gettime(~pid << 3 | 2)
 
 
 def by_act(marks: Iterator[tuple[str, float, str]]) -> dict[str, tuple[float, str]]:
@@ -179,7 +154,7 @@ def guests_figure(text: str) -> str:
 
 def main() -> None:
     """The table."""
-    kernel = os.environ.get("QEMU_KERNEL")
+    kernel = qemu.kernel_folder()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         disk = folder / "disk.img"
@@ -187,7 +162,7 @@ def main() -> None:
             for _ in range(_DISK_MIB):
                 file.write(os.urandom(1 << 20))
         here = by_act(ours(folder, disk))
-        there = by_act(qemus(folder, disk, Path(kernel))) if kernel else {}
+        there = by_act(qemus(folder, disk, kernel)) if kernel else {}
     print(f"{'':38}{'rate':>8}{'guest':>8}{'QEMU':>8}{'ratio':>7}")
     for act in ACTS:
         seconds, text = here[act.mark]

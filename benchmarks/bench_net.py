@@ -3,8 +3,7 @@
 One connection carries MB (200) MiB from one guest to the other, by a program that writes and reads 128 KB at
 a time (tcp.c). Rates are by processor time, that of both guests together, from the first byte to the last;
 `guest` is what the sender sees by its own clock, and `times` is how many times as long as here it takes.
-QEMU_KERNEL is a folder where Debian's package linux-image-6.1.* is unpacked, for the modules of virtio; QEMU
-(qemu-system-x86_64) runs it twice without acceleration, with a socket between the two. That carries neither
+Where QEMU_KERNEL says what QEMU boots (qemu.py), two run, with a socket between them. That carries neither
 segmentation nor checksums for later, so its guests do both, by frames of 1,500 bytes and of 65,000 (MTU).
 Needs gcc, and what `make guests` fetched.
 """
@@ -22,31 +21,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import domainbuilder
-from benchmarks.bench_disk import processor_time
+from benchmarks import qemu
 from benchmarks.guests import CACHE
 
 MB = int(os.environ.get("MB", "200"))
-QEMU = os.environ.get("QEMU", "qemu-system-x86_64")
 AIM = 100  # MB/s of one processor for both guests: 200 on an idle core each
 _PORT = 5002  # of this machine's loopback
 _MEMORY_MIB = 256
 _LIMIT = 600.0
-_VIRTIO = (
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-)
-_SCRIPT = """#!/bin/sh
-export PATH=/bin
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
-dmesg -n 1
-for m in {modules}; do insmod /modules/$m.ko; done
-i=0
+_SCRIPT = """i=0
 while [ ! -d /sys/class/net/eth0 ] && [ $i -lt 100 ]; do usleep 10000; i=$((i + 1)); done
 ip link set eth0 mtu {mtu} up
 ip addr add 10.0.0.{number}/24 dev eth0
@@ -75,7 +58,9 @@ def ramdisks(folder: Path, program: bytes, modules: dict[str, bytes], mtu: int) 
     files = {"bin/tcp": program} | {f"modules/{name}.ko": data for name, data in modules.items()}
     paths = []
     for number, arguments in ((1, ""), (2, f"10.0.0.1 {MB}")):
-        script = _SCRIPT.format(modules=" ".join(modules), mtu=mtu, number=number, arguments=arguments)
+        script = (qemu.PREAMBLE + _SCRIPT).format(
+            modules=" ".join(modules), mtu=mtu, number=number, arguments=arguments
+        )
         path = folder / f"{number}.cpio"
         path.write_bytes(domainbuilder.initramfs((CACHE / "busybox-amd64").read_bytes(), script, files))
         paths.append(path)
@@ -104,20 +89,13 @@ def ours(folder: Path, program: bytes) -> Taken:
 
 def qemus(folder: Path, program: bytes, kernel: Path, mtu: int) -> Taken:
     """The same in two QEMUs."""
-    modules = {name: next(kernel.rglob(f"{name}.ko")).read_bytes() for name in _VIRTIO}
+    modules = qemu.virtio_modules(kernel, "failover", "net_failover", "virtio_net")
     processes = []
     for number, ramdisk in enumerate(ramdisks(folder, program, modules, mtu), 1):
         side = f"{'listen' if number == 1 else 'connect'}=127.0.0.1:{_PORT}"
-        command = [
-            QEMU, "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", str(_MEMORY_MIB), "-display", "none",
-            "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nodefaults",
-            "-kernel", str(next(kernel.glob("boot/vmlinuz-*"))), "-initrd", str(ramdisk),
-            "-append", "console=ttyS0 quiet", "-netdev", f"socket,id=n,{side}",
-            "-device", f"virtio-net-pci,netdev=n,mac=52:54:00:00:00:0{number},host_mtu={mtu}",
-        ]  # fmt: skip
-        processes.append(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        )
+        card = f"virtio-net-pci,netdev=n,mac=52:54:00:00:00:0{number},host_mtu={mtu}"
+        devices = ("-netdev", f"socket,id=n,{side}", "-device", card)
+        processes.append(qemu.started(kernel, ramdisk, _MEMORY_MIB, devices))
         time.sleep(1)  # who connects wants the other to listen
     try:
         return _watched(processes)
@@ -129,7 +107,7 @@ def qemus(folder: Path, program: bytes, kernel: Path, mtu: int) -> Taken:
 
 def _watched(processes: list[subprocess.Popen[str]]) -> Taken:
     def taken() -> float:
-        return sum(processor_time(process.pid) for process in processes)
+        return sum(map(qemu.processor_time, processes))
 
     begun = 0.0
     sender = processes[1].stdout
@@ -144,7 +122,7 @@ def _watched(processes: list[subprocess.Popen[str]]) -> Taken:
 
 def main() -> None:
     """The table."""
-    kernel = os.environ.get("QEMU_KERNEL")
+    kernel = qemu.kernel_folder()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the QEMUs, too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -153,7 +131,7 @@ def main() -> None:
         rows = [("here", here)]
         if kernel:
             rows += [
-                (f"QEMU, frames of {mtu:,} bytes", qemus(folder, program, Path(kernel), mtu))
+                (f"QEMU, frames of {mtu:,} bytes", qemus(folder, program, kernel, mtu))
                 for mtu in (1500, 65000)
             ]
     amount = MB * 1.048576
