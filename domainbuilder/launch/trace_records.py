@@ -40,7 +40,6 @@ class Records:
         self._callers = callers
         self._symbols: dict[int, str] = {}
         self._calls: dict[int, str] = {}
-        self._ports: dict[int, str] = {}
         self._answered: dict[Row, tuple[str, int, tuple[int, ...], int, str]] = {}
         self._make: dict[type[e.Event], Callable[[Any], Record]] = {
             e.HypercallEvent: self._hypercall,

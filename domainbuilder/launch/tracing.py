@@ -201,19 +201,14 @@ def recording(
         if wanted.takes_symbol(record.symbol) and (not wanted.within or records.is_within(wanted)):
             sink(record)
 
-    def tell(event: e.Event) -> None:
-        take(records.of(event))
+    put = sink if takes_all else take
 
-    def tell_all(event: e.Event) -> None:
-        sink(records.of(event))
+    def tell(event: e.Event) -> None:
+        put(records.of(event))
 
     def tell_rows(rows: list[Row]) -> None:
         for record in map(records.of_row, rows):
-            take(record)
-
-    def tell_all_rows(rows: list[Row]) -> None:
-        for record in map(records.of_row, rows):
-            sink(record)
+            put(record)
 
     def count_frames() -> None:
         log_of(machine).drain()  # what was before comes before
@@ -226,11 +221,11 @@ def recording(
         stack.enter_context(
             listen(
                 machine,
-                tell_all if takes_all else tell,
+                tell,
                 told,
                 vcpus=wanted.vcpus,
                 batched=not (by_name or is_live),
-                rows=tell_all_rows if takes_all else tell_rows,
+                rows=tell_rows,
             )
         )
         yield
