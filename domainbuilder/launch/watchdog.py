@@ -82,8 +82,7 @@ class Watchdog:
                         self._bell = None
                         return
                     was_idle = not dues
-                    self._wakes = min([max(due, now + _LOOK) for due in dues], default=now + _IDLE)
-                    self._wakes = min(self._wakes, now + _IDLE)
+                    self._wakes = min([now + _IDLE, *(max(due, now + _LOOK) for due in dues)])
                 bell.acquire(timeout=max(self._wakes - now, 0))
         finally:
             ended.release()
