@@ -295,15 +295,7 @@ MESSAGES = st.binary(max_size=60) | st.builds(
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=60),
-            st.builds(lambda k, rest: bytes((k,)) + rest, st.integers(0, 6), st.binary(max_size=40)),
-        ),
-        max_size=20,
-    )
-)
+@given(st.lists(MESSAGES, max_size=20))
 def test_no_bytes_are_too_much(chunks: list[bytes]) -> None:
     session = Session("guest", WIDTH, HEIGHT)
     session.feed(b"RFB 003.008\n\1\1")
