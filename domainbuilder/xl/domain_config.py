@@ -303,18 +303,18 @@ class _Settings:
 
     def _vfb_of_keys(self) -> str | None:
         has_vnc = self.number("vnc", _LONG)
-        given = [name for name in _VFB_KEYS if name in self._settings]
+        given = [name for name in _VFB_KEYS if name in self._settings and name != "vnc"]
         if not has_vnc:
             for name in given:
-                if name != "vnc":
-                    self.remark(name, f"{name} has no effect, as with xl, without vnc=1")
+                self.remark(name, f"{name} has no effect, as with xl, without vnc=1")
             return None
-        words = [f"{name}={self._settings[name].value.word}" for name in given if name != "vnc"]
-        for name, word in zip([name for name in given if name != "vnc"], words, strict=True):
+        words = []
+        for name in given:
+            value = self._settings[name].value
+            words.append(f"{name}={value.word}")
             try:
-                parse_vfb(word)
+                parse_vfb(words[-1])
             except BuildError as error:
-                value = self._settings[name].value
                 raise value.fail(error.reason, found=error.found, expected=error.expected) from error
         return vfb_text(parse_vfb(",".join(words)))
 
