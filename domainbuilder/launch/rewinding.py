@@ -29,8 +29,6 @@ class Rewinding(Runner):
         try:
             self.check_can_be_copied()
         except RuntimeError as error:
-            if self._outside is not None:
-                self._outside.close()
             raise BuildError(f"no past can be kept: {error}") from None
         self._past = Past(self.machine, self._names_at_hand, self.went_back)
         self.run_by(self._past.run)

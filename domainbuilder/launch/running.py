@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.saved.migrate import Migration
     from hvcore.backends.disk import Disk
-    from hvcore.backends.vfb import Vfb
     from hvcore.backends.vif import Vif
     from hvcore.debug.periodic import Periodic
 
@@ -125,17 +124,13 @@ class RunningDomain(Rewinding):
         self._tools = server
 
     def _begin(self, options: Chosen) -> None:
-        super()._begin(options)
-        vfb = self.machine.devices.vfb
-        if vfb is not None and vfb.vnc and self._is_trusted:  # no file opens ports here
-            self._serve_vnc(vfb, hears=options.replay is None)
-
-    def _serve_vnc(self, vfb: Vfb, *, hears: bool) -> None:
-        """Have viewers come. Raises BuildError."""
-        from domainbuilder.launch.vnc_server import VncServer
-
         try:
-            VncServer(self, vfb, hears=hears)
+            super()._begin(options)
+            vfb = self.machine.devices.vfb
+            if vfb is not None and vfb.vnc and self._is_trusted:  # no file opens ports here
+                from domainbuilder.launch.vnc_server import VncServer
+
+                VncServer(self, vfb, hears=options.replay is None)
         except BuildError:
             self.close()
             raise
