@@ -132,15 +132,19 @@ def _rename(server: Served, to: str) -> None:
     server.renamed(to)
 
 
-def _dump_core(server: Served, path: str) -> int:
+def _check_path(path: str, what: str) -> None:
+    """The domain's process has a folder of its own."""
     if not path.startswith("/"):
-        raise Refused("the core's file needs a path from the root on")
+        raise Refused(f"{what} needs a path from the root on")
+
+
+def _dump_core(server: Served, path: str) -> int:
+    _check_path(path, "the core's file")
     return _dom(server).dump_core(path)
 
 
 def _screenshot(server: Served, path: str) -> int:
-    if not path.startswith("/"):
-        raise Refused("the picture's file needs a path from the root on")
+    _check_path(path, "the picture's file")
     return len(_dom(server).screenshot(path))
 
 
@@ -169,8 +173,7 @@ def _undisturbed(server: Served) -> Iterator[RunningDomain]:
 
 def _save(server: Served, path: str, form: str, after: str) -> int:
     """Write the domain for `restore`; the file's bytes. `after`: destroy, continue or pause."""
-    if not path.startswith("/"):
-        raise Refused("the saved domain's file needs a path from the root on")
+    _check_path(path, "the saved domain's file")
     if form not in ("frozen", "xen") or after not in ("destroy", "continue", "pause"):
         raise Refused(f"no way to save a domain: {form[:80]}, {after[:80]}")
     with _undisturbed(server) as dom:
