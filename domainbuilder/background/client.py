@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from domainbuilder.background.runtime import Domain, connect, domains
 from domainbuilder.background.wire import answer_to, line, read_line
@@ -35,6 +35,13 @@ def log_path(name: str) -> Path:
     return Path(base) / "domainbuilder" / f"xl-{name}.log"
 
 
+def open_log(name: str) -> BinaryIO:
+    """That file, made if need be, to write at its end. Raises OSError."""
+    log = log_path(name)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return log.open("a+b")
+
+
 def start(
     config: DomainConfig | None,
     *,
@@ -49,10 +56,9 @@ def start(
 
     Raises BuildError where it cannot be started; OSError.
     """
-    log = log_path(config.name if config is not None else Path(saved or "").name)
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = config.name if config is not None else Path(saved or "").name
     here, there = socket.socketpair()
-    with here, log.open("a+b") as errors:
+    with here, open_log(name) as errors:
         with there:
             process = subprocess.Popen(
                 [sys.executable, "-m", "domainbuilder.background", str(there.fileno())],
@@ -72,7 +78,7 @@ def start(
             here.sendall(line(asked))
             told, _ = read_line(here)
         except BuildError:
-            raise BuildError(f"the domain's process has failed; {log} says why") from None
+            raise BuildError(f"the domain's process has failed; {log_path(name)} says why") from None
         except BaseException:  # nobody waits for it any more
             process.kill()
             raise

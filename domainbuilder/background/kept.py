@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
-from domainbuilder.background.client import log_path
+from domainbuilder.background.client import open_log
 from domainbuilder.background.runtime import Domain, Place
 from domainbuilder.background.server import Server
-from domainbuilder.background.wire import line, read_line
+from domainbuilder.background.wire import line, read_line, reason
 from domainbuilder.errors import BuildError
 
 if TYPE_CHECKING:
@@ -39,13 +39,11 @@ def keep(dom: RunningDomain, outcome: Outcome, config: DomainConfig, *, renamed:
     """
     if renamed:
         config = replace(config, name=config.name + time.strftime(_SUFFIX, time.gmtime()), uuid=str(uuid4()))
-    log = log_path(config.name)
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     dom.machine.devices.close_disks()
     sys.stdout.flush()
     sys.stderr.flush()
     here, there = socket.socketpair()
-    with here, log.open("a+b") as errors:
+    with here, open_log(config.name) as errors:
         child = os.fork()
         if child == 0:
             if os.fork():  # so that nobody has to wait for the one that stays
@@ -77,7 +75,7 @@ def _stay(
         try:
             place = Place(config.name)
         except (BuildError, OSError) as error:
-            there.sendall(line({"error": " ".join(str(error).split())}))
+            there.sendall(line({"error": reason(error)}))
             os._exit(1)
         server = Server(place, config)
         server.dom = dom

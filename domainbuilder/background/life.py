@@ -20,7 +20,7 @@ from typing import Any
 from domainbuilder.background.kept import keep
 from domainbuilder.background.runtime import Place
 from domainbuilder.background.server import Server
-from domainbuilder.background.wire import line, read_line
+from domainbuilder.background.wire import line, read_line, reason
 from domainbuilder.errors import BuildError
 from domainbuilder.inputs import names_socket
 from domainbuilder.launch.create import action_of, asked_by, booted
@@ -52,8 +52,8 @@ def main(descriptor: int) -> None:
             asked, _ = read_line(sock, _MOST_CONFIG)
             _live(_Life(asked, stack, lambda number, name: say({"ok": number, "name": name})))
         except (BuildError, OSError) as error:
-            say({"error": _reason(error)})
-            _log(_reason(error))
+            say({"error": reason(error)})
+            _log(reason(error))
 
 
 class _Life:
@@ -179,12 +179,6 @@ def _config(asked: dict[str, Any]) -> DomainConfig | None:
 
 def _end(number: int, _frame: object) -> None:
     sys.exit(128 + number)
-
-
-def _reason(error: BuildError | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return " ".join(str(error).split())
 
 
 def _log(text: str) -> None:
