@@ -17,8 +17,8 @@ from hvcore.clock import CELL_LEFT, CELL_SPENT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.library import CTL_TLB_FLUSH, UC_PROT_READ, Library
 from hvcore.cpu.processor import Processor
-from hvcore.public.xen import PAGE_SIZE
 
+_PAGE_SIZE = 4096
 _TRAP_GP_FAULT = 13
 _CR3 = sw.CR // 8 + 3
 _OLD_EXCEPTION = sw.OLD_EXCEPTION // 4
@@ -53,9 +53,9 @@ class PortFaults:
         self._nowhere = nowhere
         self._stop = stop
         self._state, self._eflags = b"", 0
-        self._empty = mmap.mmap(-1, PAGE_SIZE)  # the tables that lead nowhere
+        self._empty = mmap.mmap(-1, _PAGE_SIZE)  # the tables that lead nowhere
         page = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._empty)))
-        size = ctypes.c_size_t(PAGE_SIZE)
+        size = ctypes.c_size_t(_PAGE_SIZE)
         library.call("uc_mem_map_ptr", ctypes.c_uint64(nowhere), size, UC_PROT_READ, page)
 
     def read(self, _uc: int, port: int, _size: int, _data: int) -> int:
