@@ -9,14 +9,13 @@ Source: xen/include/public/io/fbif.h and kbdif.h.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.backends.libxl_nodes import add_device
 from hvcore.backends.xenbus import FrontendError, XenbusDevice
 from hvcore.common.foreign_map import map_foreign, unmap_foreign
-from hvcore.public.errno import EINVAL, NAMES
+from hvcore.public.errno import EINVAL
 from hvcore.public.kbdif import (
     XENKBD_IN_EVENT_SIZE,
     XENKBD_PAGE_IN_CONS,
@@ -77,10 +76,8 @@ class EventDevice(XenbusDevice):
         self.switch_state(XenbusStateInitWait)
 
     def fatal(self, error: FrontendError) -> None:
-        """See XenbusDevice: an error node, which the guest cannot read, and nothing else."""
-        where = self.back.removeprefix("/local/domain/0/")
-        text = f"{-error.errno} {error.what} ({NAMES.get(error.errno, error.errno)})"
-        self.store.write(f"/local/domain/0/error/{where}/error", text)
+        """See XenbusDevice: an error node, and nothing else."""
+        self.tell_error(error)
 
     def answer_due(self) -> None:
         """See XenbusDevice: there is no timer."""
@@ -89,12 +86,8 @@ class EventDevice(XenbusDevice):
 
     def connect_page(self) -> None:
         """Map the page and take the backend's end of the channel: QEMU's common_bind. FrontendError."""
-        text = self.asked("page-ref") or ""
-        found = re.match(r"\s*\+?([0-9]{1,20})", text)
-        if found is None:
-            raise FrontendError(EINVAL, f"reading {self.front}/page-ref")
+        mfn = min(self.digits("page-ref"), _LARGEST)
         port = self.number("event-channel")
-        mfn = min(int(found[1]), _LARGEST)
         if not map_foreign(self.home, self.guest, mfn, writable=True):
             raise FrontendError(EINVAL, f"mapping frame {mfn:#x}")
         self.page_mfn = mfn

@@ -69,13 +69,17 @@ class XenbusDevice(Device):
         return self.store.read(f"{self.front}/{name}")
 
     def number(self, name: str, default: int | None = None) -> int:
-        """A number that the frontend has in a node, as C reads one. Raises FrontendError."""
+        """A number of 32 bits that the frontend has in a node, as C reads one. Raises FrontendError."""
+        return self.digits(name, default) & 0xFFFFFFFF
+
+    def digits(self, name: str, default: int | None = None) -> int:
+        """The number there, of any size. Raises FrontendError."""
         found = re.match(r"\s*\+?([0-9]{1,20})", self.asked(name) or "")
         if found is None:
             if default is None:
                 raise FrontendError(EINVAL, f"reading {self.front}/{name}")
             return default
-        return int(found[1]) & 0xFFFFFFFF
+        return int(found[1])
 
     def switch_state(self, state: int) -> None:
         """Tell the frontend of a new state."""
@@ -85,10 +89,14 @@ class XenbusDevice(Device):
 
     def fatal(self, error: FrontendError) -> None:
         """The device cannot go on: an error node, and Closing."""
+        self.tell_error(error)
+        self.switch_state(XenbusStateClosing)
+
+    def tell_error(self, error: FrontendError) -> None:
+        """Write the device's error node, which the guest cannot read."""
         where = self.back.removeprefix("/local/domain/0/")
         text = f"{-error.errno} {error.what} ({NAMES.get(error.errno, error.errno)})"
         self.store.write(f"/local/domain/0/error/{where}/error", text)
-        self.switch_state(XenbusStateClosing)
 
     # -- the frontend's states
 
