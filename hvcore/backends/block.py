@@ -37,7 +37,6 @@ from hvcore.public.blkif import (
     VDISK_CDROM,
     VDISK_READONLY,
     VDISK_REMOVABLE,
-    XEN_IO_PROTO_ABI,
     blkif_request,
     blkif_request_discard,
     blkif_request_indirect,
@@ -45,6 +44,7 @@ from hvcore.public.blkif import (
     blkif_response,
 )
 from hvcore.public.errno import EINVAL, EIO, ENOSYS
+from hvcore.public.protocols import XEN_IO_PROTO_ABI
 from hvcore.public.xen import PAGE_SIZE
 from hvcore.public.xenbus import XenbusStateInitialising, XenbusStateInitWait
 

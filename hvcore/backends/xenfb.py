@@ -35,6 +35,7 @@ from hvcore.public.fbif import (
     xenfb_refresh_period,
     xenfb_resize,
 )
+from hvcore.public.protocols import XEN_IO_PROTO_ABI
 from hvcore.public.xen import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ _DEPTHS = (8, 16, 24, 32)
 _OUT = out_ring(XENFB_OUT_RING_OFFS, XENFB_OUT_RING_LEN)
 _IN = in_ring(XENFB_IN_RING_OFFS, XENFB_IN_RING_LEN)
 _SIGNED = struct.Struct("<i")
-PROTOCOL_32 = "x86_32-abi"
 
 
 class Picture(NamedTuple):
@@ -154,8 +154,10 @@ class VfbBackend(EventDevice):
         with 32-bit words is nothing then.
         """
         protocol = self.asked("protocol")
-        is_32bit = protocol == PROTOCOL_32 if protocol is not None else not self.word(XENFB_PAGE_PD[8])
-        size = 4 if is_32bit else 8
+        if protocol is None:
+            size = 8 if self.word(XENFB_PAGE_PD[8]) else 4
+        else:
+            size = 4 if protocol == XEN_IO_PROTO_ABI[4] else 8
         return XENFB_PAGE_PD[size], size
 
     def close_ring(self) -> None:

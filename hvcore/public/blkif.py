@@ -35,5 +35,3 @@ blkif_request_indirect = {4: struct.Struct("<BBHQQHxx32s8x"), 8: struct.Struct("
 # id, operation, status.
 blkif_response = {4: struct.Struct("<QBxh"), 8: struct.Struct("<QBxhxxxx")}
 BLKIF_RING_ENTRY = {4: 108, 8: 112}  # sizeof(union blkif_sring_entry)
-
-XEN_IO_PROTO_ABI = {4: "x86_32-abi", 8: "x86_64-abi"}  # xen/include/public/io/protocols.h

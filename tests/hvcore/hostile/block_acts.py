@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from hvcore.public.blkif import BLKIF_RING_ENTRY, XEN_IO_PROTO_ABI
+from hvcore.public.blkif import BLKIF_RING_ENTRY
+from hvcore.public.protocols import XEN_IO_PROTO_ABI
 from hvcore.public.xenbus import XenbusStateConnected
 from tests.hvcore.hostile.frontend_side import REF, Ring
 

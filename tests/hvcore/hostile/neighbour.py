@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hvcore.backends.block import BlockBackend
 from hvcore.backends.net import NetBackend
 from hvcore.backends.net_frame import Frame
-from hvcore.public.blkif import BLKIF_RING_ENTRY, XEN_IO_PROTO_ABI
+from hvcore.public.blkif import BLKIF_RING_ENTRY
 from hvcore.public.netif import (
     NETIF_RX_ENTRY,
     NETIF_TX_ENTRY,
@@ -17,6 +17,7 @@ from hvcore.public.netif import (
     netif_rx_request,
     netif_tx_request,
 )
+from hvcore.public.protocols import XEN_IO_PROTO_ABI
 from tests.hvcore.hostile.frontend_side import REF, Ring, Side
 
 if TYPE_CHECKING:
