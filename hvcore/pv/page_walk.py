@@ -94,20 +94,16 @@ class PageWalk(PageTypes):
 
     def entries_above(self, root_mfn: int, va: int) -> list[int]:
         """The indices of the entries above the leaf that maps `va`, the base's first; it has to be there."""
-        table, found = root_mfn, []
+        e, shift, table, found = self.e, self.shift, root_mfn, []
         for level in range(self.levels - 1, 0, -1):
-            slot = va >> 12 + self.shift * level & self.entries - 1
-            found.append(((table - self.base) << self.shift) + slot)
-            table = (self.e[found[-1]] >> 12) & self.mfn_mask
+            at = ((table - self.base) << shift) + (va >> 12 + shift * level & self.entries - 1)
+            found.append(at)
+            table = (e[at] >> 12) & self.mfn_mask
         return found
 
     def _writable_above(self, root_mfn: int, va: int) -> bool:
         """Whether the entries above the leaf let `va` be written, as a linear page table's does not."""
-        table = root_mfn
-        for level in range(self.levels - 1, 0, -1):
-            slot = va >> 12 + self.shift * level & self.entries - 1
-            entry = self.e[((table - self.base) << self.shift) + slot]
-            if not entry & PAGE_RW:
-                return False
-            table = (entry >> 12) & self.mfn_mask
-        return True
+        allowed = PAGE_RW
+        for at in self.entries_above(root_mfn, va):
+            allowed &= self.e[at]
+        return bool(allowed)
