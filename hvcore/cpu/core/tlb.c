@@ -188,19 +188,21 @@ HV_EXPORT void hv_drop_all(struct hv_engine *e) {
 /* tlb_flush() where the library itself calls it: for us, or because registers were written, CR3 perhaps. */
 HV_EXPORT void hv_tlb_flush(void *cpu) {
     struct hv_engine *e = hv_engine_of(cpu);
-    library.tlb_flush(cpu);
-    if (e && e->spaces) {
-        hv_drop_all(e);
-        spaces_of(e)->current->root = 0;
+    if (!e || !e->spaces) {
+        library.tlb_flush(cpu);
+        return;
     }
+    hv_drop_all(e);
+    spaces_of(e)->current->root = 0;
 }
 
 /* tlb_flush_page() where the library itself calls it: for a breakpoint on data. */
 HV_EXPORT void hv_tlb_flush_page(void *cpu, uint64_t va) {
     struct hv_engine *e = hv_engine_of(cpu);
-    library.tlb_flush_page(cpu, va);
     if (e && e->spaces)
         hv_drop_all(e);
+    else
+        library.tlb_flush_page(cpu, va);
 }
 
 /* The table at `root` is none any more: another may come to lie there, and no entry tells. */
