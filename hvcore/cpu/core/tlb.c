@@ -257,14 +257,17 @@ static bool is_crowded(struct cpu_tlb *tlb) {
     return false;
 }
 
+/* When it was used last; 0 if it is of no use any more. */
+static uint64_t last_use(const struct hv_spaces *s, const struct space *space) {
+    return space->root && is_valid(s, space) ? space->used : 0;
+}
+
 /* What may go: what is of no use any more, or was not used for longest. */
 static struct space *space_to_reuse(struct hv_spaces *s) {
     struct space *oldest = s->current;
-    for (struct space *space = s->at; space < s->at + NR_SPACES; space++) {
-        bool is_useful = space->root && is_valid(s, space), oldest_is = oldest->root && is_valid(s, oldest);
-        if (is_useful < oldest_is || (is_useful == oldest_is && is_useful && space->used < oldest->used))
+    for (struct space *space = s->at; space < s->at + NR_SPACES; space++)
+        if (last_use(s, space) < last_use(s, oldest))
             oldest = space;
-    }
     return oldest;
 }
 
