@@ -268,7 +268,7 @@ static bool demote(struct hv_call *c, uint64_t pg, int ptype) {
 /* update_cr3(): a flush for who counts them */
 void hv_update_cr3(struct hv_call *c, uint64_t cr3_mfn, uint64_t root) {
     hv_set64(c->j, &c->regs[CR3], cr3_mfn << PAGE_SHIFT);
-    hv_set64(c->j, &c->e->tlb_flushes, c->e->tlb_flushes + 1);
+    hv_flush_tlb(c);
     hv_load_space(c->e, root);
 }
 
