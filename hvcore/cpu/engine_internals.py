@@ -73,9 +73,8 @@ class Internals:
         words.cc_compute_all = address_of(compute_all) if compute_all else 0
         words.uc_emu_stop = address_of(self._lib.uc_emu_stop)
         words.raise_exception_err = address_of(self._raise) if self._raise else 0
-        flush, flush_page = function(self._lib, "tlb_flush"), self._flush_page
+        flush = function(self._lib, "tlb_flush")
         words.tlb_flush = address_of(flush) if flush else 0
-        words.tlb_flush_page = address_of(flush_page) if flush_page else 0
         to_host = function(self._lib, "tlb_vaddr_to_host")
         words.tlb_vaddr_to_host = address_of(to_host) if to_host else 0
         lookup, leave = (function(self._lib, name) for name in ("tcg_tb_lookup", "cpu_loop_exit_restore"))

@@ -275,8 +275,7 @@ class Exits(Processor):
     @property
     def has_lanes(self) -> bool:
         """Whether the compiled core sees the exits and can do what a lane needs."""
-        words = self.words
-        return self._core_sees_exits and bool(words.tlb_flush and words.tlb_flush_page)
+        return self._core_sees_exits and bool(self.words.tlb_flush)
 
     def _install_ports(self) -> None:
         """Make port I/O raise #GP, as it does in a ring above IOPL with no I/O bitmap."""

@@ -58,7 +58,6 @@ class EngineWords(ctypes.Structure):
     cc_compute_all: int
     raise_exception_err: int
     tlb_flush: int
-    tlb_flush_page: int
     tlb_vaddr_to_host: int
     port_ring: int
     port_cost: int

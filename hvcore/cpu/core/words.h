@@ -25,7 +25,6 @@
     WORD(cc_compute_all)      /* 0: not in this build */ \
     WORD(raise_exception_err) \
     WORD(tlb_flush) \
-    WORD(tlb_flush_page) \
     WORD(tlb_vaddr_to_host) \
     WORD(port_ring)           /* the ring that may do port I/O, or NO_RING */ \
     WORD(port_cost)           /* what an access takes of the budget */ \
