@@ -59,6 +59,13 @@ class _Recount:
         if is_type != ptype:
             self.problems.append(f"{why}: frame {mfn:#x} is {PGT_NAMES[is_type]}, used as {PGT_NAMES[ptype]}")
 
+    def map(self, mfn: int, why: str, *, writable: bool) -> None:
+        """One mapping of `mfn` by another domain."""
+        if writable:
+            self.use(mfn, PGT_writable_page, why)
+        else:
+            self.hold(mfn, why)
+
     def link(self, mfn: int, ptype: int, target: int, why: str) -> None:
         """An entry of the table `mfn` that names the table `target` of its own level."""
         if target == mfn:
@@ -81,16 +88,10 @@ def audit(d: Domain) -> list[str]:
         for mfn in e.evtchn.held_frames():
             seen.use(mfn, PGT_writable_page, "event channels")
         for mfn, writable in e.grant_table.held_frames():
-            if writable:
-                seen.use(mfn, PGT_writable_page, "grant mapping")
-            else:
-                seen.hold(mfn, "grant mapping")
+            seen.map(mfn, "grant mapping", writable=writable)
         for (mfn, writable), times in e.foreign_maps.items():
             for _ in range(times):
-                if writable:
-                    seen.use(mfn, PGT_writable_page, "foreign mapping")
-                else:
-                    seen.hold(mfn, "foreign mapping")
+                seen.map(mfn, "foreign mapping", writable=writable)
     return seen.problems + _differences(seen)
 
 
