@@ -17,9 +17,9 @@ from hvcore.clock import CELL_LEFT, CELL_SPENT
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.library import CTL_TLB_FLUSH, UC_PROT_READ, Library
 from hvcore.cpu.processor import Processor
+from hvcore.x86 import TRAP_gp_fault
 
 _PAGE_SIZE = 4096
-_TRAP_GP_FAULT = 13
 _CR3 = sw.CR // 8 + 3
 _OLD_EXCEPTION = sw.OLD_EXCEPTION // 4
 _ERROR_CODE = sw.ERROR_CODE // 4
@@ -104,7 +104,7 @@ class PortFaults:
         p.d[_ERROR_CODE] = p.d[_ERROR_CODE + 1] = 0  # which is not by `int`
         p.d[_OLD_EXCEPTION] = 0xFFFFFFFF
         self._forget_translations()
-        self.interrupt(_TRAP_GP_FAULT)
+        self.interrupt(TRAP_gp_fault)
 
     def _may(self, *, is_here: bool) -> bool:
         """Whether the access is done; if not, it is left now. `is_here`: Xen need not look at the port."""
