@@ -1,10 +1,10 @@
-"""The framebuffer of a domain, as its holder has it: pictures of what it shows, and hands on its keyboard.
+"""The framebuffer of a domain, as its holder has it: pictures of what it shows.
 
     with launch("vmlinuz", memory_mib=128, cmdline="console=tty0", vfb="vnc=0") as dom:
         dom.run_for(20)
         dom.screenshot("boot.png")
 
-Who looks changes nothing. What is done with keyboard and pointer is input, as what is typed is.
+Who looks changes nothing.
 """
 
 from __future__ import annotations
