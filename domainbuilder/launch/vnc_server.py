@@ -11,7 +11,6 @@ an idle guest's time passes as people's does.
 from __future__ import annotations
 
 import errno
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from domainbuilder.display.rfb import KeyEvent, PointerEvent, Session
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.unix_socket import Peer, listen_at
 from domainbuilder.launch.waiting import Ends
+from domainbuilder.xl.vfb import tcp_address
 from hvcore.debug.periodic import Periodic
 from hvcore.given import Key, Pointer
 
@@ -44,7 +44,6 @@ _CHUNK = 4096
 _EMPTY = (640, 480)  # what is shown before the guest has drawn anything
 _BUTTONS = ((1, 0x110), (2, 0x112), (4, 0x111))  # bits of VNC's, and BTN_LEFT, BTN_MIDDLE, BTN_RIGHT
 _WHEEL = ((8, -1), (16, 1))  # up is away from the user
-_HOST = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:]*))(?::(?P<display>[0-9]+))?")
 
 
 class Shown(Protocol):
@@ -71,17 +70,18 @@ def _listen(vfb: Vfb) -> tuple[socket.socket, str, str]:
             return listen_at(path), vfb.vnclisten, path
         except (OSError, UnicodeError, ValueError) as error:
             raise BuildError(f"VNC's viewers cannot be listened for at {path}: {error}") from error
-    found = _HOST.fullmatch(vfb.vnclisten)
-    host = (found["v6"] or found["host"] if found is not None else None) or "127.0.0.1"
-    first = int(found["display"]) if found is not None and found["display"] else vfb.vncdisplay
+    try:
+        host, first = tcp_address(vfb)
+    except ValueError as error:
+        raise BuildError(f"VNC's viewers cannot be listened for at {vfb.vnclisten}: {error}") from None
     last = max(first, _MOST_DISPLAYS) if vfb.vncunused else first
     reason = ""
     for display in range(first, last + 1):
         try:
             return _bound(host, _FIRST_PORT + display), _address(host, display), ""
         except (OSError, OverflowError, UnicodeError) as error:
-            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            if not (isinstance(error, OSError) and error.errno == errno.EADDRINUSE):
+            reason = getattr(error, "strerror", None) or str(error)
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
                 break
     raise BuildError(f"VNC's viewers cannot be listened for at {_address(host, first)}: {reason}")
 

@@ -12,8 +12,9 @@ from domainbuilder.xl.device_settings import Check, DeviceSettings
 from hvcore.backends.vfb import VNC_LISTEN, Vfb
 
 MOST_DISPLAY = 59635  # whose port is the last one there is
-_LISTEN = re.compile(
-    r"unix:(?P<path>[^\0]{1,100})|(?P<host>\[[0-9a-fA-F:.%a-z]+\]|[A-Za-z0-9.-]+)?(?::(?P<display>[0-9]{1,5}))?"
+_UNIX = re.compile(r"unix:[^\0]{1,100}")
+_ADDRESS = re.compile(
+    r"(?:\[(?P<v6>[0-9a-fA-F:.%a-z]+)\]|(?P<host>[A-Za-z0-9.-]+))?(?::(?P<display>[0-9]{1,5}))?"
 )
 _KEYMAPS = ("", "en-us", "us")
 _IDLE = frozenset(("display", "xauthority"))  # of the window that is not opened
@@ -25,8 +26,17 @@ def _is_display(text: str) -> bool:
 
 
 def _is_listen(text: str) -> bool:
-    found = _LISTEN.fullmatch(text)
-    return found is not None and _is_display(found["display"] or "0")
+    found = _ADDRESS.fullmatch(text)
+    return _UNIX.fullmatch(text) is not None or (found is not None and _is_display(found["display"] or "0"))
+
+
+def tcp_address(vfb: Vfb) -> tuple[str, int]:
+    """The host where viewers come, without brackets, and the display. Raises ValueError for a wrong one."""
+    found = _ADDRESS.fullmatch(vfb.vnclisten)
+    if found is None:
+        raise ValueError("no address")
+    host = found["v6"] or found["host"] or VNC_LISTEN
+    return host, vfb.vncdisplay if found["display"] is None else int(found["display"])
 
 
 _FLAG: Check = (lambda text: text in ("0", "1"), "0 or 1")

@@ -18,6 +18,7 @@ import pytest
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.domain import RunningDomain, launch
 from domainbuilder.launch.host import Host
+from hvcore.backends.vfb import Vfb
 
 HELLO = b"RFB 003.008\n"
 
@@ -145,6 +146,8 @@ def test_displays_are_searched_for(hello: Path) -> None:
         assert dom.vnc_address == ""
     with pytest.raises(BuildError, match=r"cannot be listened for at 192\.0\.2\.1:0"):
         launch(hello, 16, vfb="vnclisten=192.0.2.1")
+    with pytest.raises(BuildError, match="cannot be listened for at ::1: no address"):
+        launch(hello, 16, vfb=Vfb(vnclisten="::1"))
     with pytest.raises(BuildError, match="cannot be listened for at /nowhere/at/all"):
         launch(hello, 16, vfb="vnclisten=unix:/nowhere/at/all")
 
