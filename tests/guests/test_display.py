@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import domainbuilder
+from domainbuilder import RunningDomain
 from hvcore.given import Key, Pointer
 from hvcore.pv.audit import audit
 from tests.needs import find_tool
@@ -53,6 +54,20 @@ def read(png: bytes, known: dict[str, bytes]) -> list[str]:
     return ["".join(letters.get(cell, "?") for cell in row).rstrip() for row in cells(png)]
 
 
+def on_screen(dom: RunningDomain) -> list[str]:
+    """What the guest says is on its terminal; its console stands at the prompt."""
+    dom.console.send("vcs; echo END''\n")
+    dump = dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
+    text = bytes.fromhex("".join(dump.split())).decode("latin-1")
+    return [text[at : at + COLUMNS] for at in range(0, COLUMNS * READ, COLUMNS)]
+
+
+def type_at_screen(dom: RunningDomain, text: str) -> None:
+    for letter in text:
+        for pressed in (True, False):
+            dom.machine.input(Key(KEYS[letter], pressed))
+
+
 @pytest.fixture(params=["bookworm", "trixie"])
 def kernel(request: pytest.FixtureRequest, guest_kernel: Callable[[str], Path]) -> Path:
     return guest_kernel(f"vmlinuz-{request.param}-amd64")
@@ -71,32 +86,20 @@ def test_the_terminal_is_seen_and_typed_at(
         vfb="vnc=0",
         timeout=600,
     ) as dom:
-        console, machine = dom.console, dom.machine
-
-        def on_screen() -> list[str]:
-            console.expect(r"guest# ")
-            console.send("vcs; echo END''\n")
-            dump = console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
-            text = bytes.fromhex("".join(dump.split())).decode("latin-1")
-            return [text[at : at + COLUMNS] for at in range(0, COLUMNS * READ, COLUMNS)]
-
-        def type_at_screen(text: str) -> None:
-            for letter in text:
-                for pressed in (True, False):
-                    machine.input(Key(KEYS[letter], pressed))
-
-        lines = on_screen()
+        dom.console.expect("guest# ")
+        lines = on_screen(dom)
         assert lines[PROMPT].rstrip() == "screen#"
         known = glyphs(dom.screenshot(), lines)
-        type_at_screen("echo ceh aa xx\n")
-        lines = on_screen()
+        type_at_screen(dom, "echo ceh aa xx\n")
+        dom.console.expect("guest# ")
+        lines = on_screen(dom)
         assert [line.rstrip() for line in lines[PROMPT:][:3]] == [
             "screen# echo ceh aa xx",
             "ceh aa xx",
             "screen#",
         ]
         known |= glyphs(dom.screenshot(), lines)
-        assert audit(machine.domain) == []
+        assert audit(dom.machine.domain) == []
         dom.save(tmp_path / "saved")
         before, again = dom.stats(), dom.screenshot()
         assert dom.screenshot() == again
@@ -104,9 +107,7 @@ def test_the_terminal_is_seen_and_typed_at(
 
     with domainbuilder.restore(tmp_path / "saved", timeout=600) as dom:
         assert dom.screenshot() == again
-        for letter in "xxaa":
-            dom.machine.input(Key(KEYS[letter], pressed=True))
-            dom.machine.input(Key(KEYS[letter], pressed=False))
+        type_at_screen(dom, "xxaa")
         dom.run_for(1.0)
         assert read(dom.screenshot(tmp_path / "shot.png"), known)[PROMPT + 2] == "screen# xxaa"
         assert audit(dom.machine.domain) == []
@@ -189,10 +190,7 @@ def test_people_see_it_and_type_by_vnc(
         ):
             area = (0, 80, 800, 96)  # the line that was typed
             assert captured.convert("RGB").crop(area).tobytes() == shot.crop(area).tobytes()
-        dom.console.send("vcs; echo END''\n")
-        dump = dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
-        text = bytes.fromhex("".join(dump.split())).decode("latin-1")
-        assert [text[at : at + COLUMNS].rstrip() for at in range(5 * COLUMNS, 8 * COLUMNS, COLUMNS)] == [
+        assert [line.rstrip() for line in on_screen(dom)[PROMPT:][:3]] == [
             "screen# echo vnc: a/b-c 123", "vnc: a/b-c 123", "screen#",
         ]  # fmt: skip
         record, stats, picture = dom.input_record(), dom.stats(), dom.screenshot()
