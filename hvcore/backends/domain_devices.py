@@ -93,7 +93,7 @@ class DomainDevices:
             self._add(NetBackend(self._domain, self._dom0, self._store, vif, vif.devid, switch))
 
     def _add_vfb(self, vfb: Vfb | None) -> None:
-        """Serve a framebuffer, and the keyboard and pointer that belong to it."""
+        """Serve a framebuffer, with its keyboard and pointer, for as long as the domain is there."""
         if vfb is None:
             return
         from hvcore.backends.xenfb import VfbBackend
@@ -102,11 +102,10 @@ class DomainDevices:
         self.vfb = vfb
         self.screen = VfbBackend(self._domain, self._dom0, self._store, vfb)
         self.keyboard = VkbdBackend(self._domain, self._dom0, self._store, self.screen)
-        self._add(self.screen)
-        self._add(self.keyboard)
+        self.backends |= {_name(device): device for device in (self.screen, self.keyboard)}
 
     def _add(self, backend: XenbusDevice) -> None:
-        name = f"{backend.kind}{backend.devid}"
+        name = _name(backend)
         backend.gone = partial(self._unplug, name)
         self.backends[name] = backend
 
@@ -163,7 +162,7 @@ class DomainDevices:
             self._unplug(name)
 
     def _unplug(self, name: str) -> None:
-        """The frontend has let go of the device."""
+        """The frontend has let go of the disk or interface."""
         backend = self.backends.pop(name)
         backend.remove()
         kind, devid = backend.kind, backend.devid
@@ -233,3 +232,7 @@ class DomainDevices:
             backend.remove()
         for outside in self.outsides.values():
             self._switches.pop(outside.name, None)
+
+
+def _name(backend: XenbusDevice) -> str:
+    return f"{backend.kind}{backend.devid}"

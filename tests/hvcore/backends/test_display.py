@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hvcore import abi as abi_module
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.vfb import Vfb
+from hvcore.backends.vif import Vif
 from hvcore.backends.xenfb import MAX_FB_LEN, VfbBackend
 from hvcore.backends.xenkbd import MAX_WAITING, VkbdBackend
 from hvcore.backends.xenstored import Xenstored
@@ -22,6 +24,7 @@ from hvcore.given import Key, Pointer
 from hvcore.public.event_channel import EVTCHNOP_alloc_unbound
 from hvcore.pv.audit import audit
 from tests.hvcore.conftest import Guest
+from tests.hvcore.hostile.world import GUESTS, World
 
 PAGE, DIRECTORY, FB, KEYS = (
     8,
@@ -372,3 +375,17 @@ def test_nodes_are_libxls(guest: Guest) -> None:
     assert {name: screen.store.read(f"{front}/{name}") for name in screen.store.ls(front)} == {
         "backend": back, "backend-id": "0", "state": "1",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["vfb", "vkbd"])
+def test_a_device_that_was_to_go_takes_no_interface_along(tmp_path: Path, kind: str) -> None:
+    """A tool may say that it is not online any more: the frontend closes it, and it stays, closed."""
+    machine = World(GUESTS[0], str(tmp_path), vifs=(Vif(),), vfb=Vfb()).machine
+    devices, store = machine.devices, machine.host.xenstored
+    before, device = dict(devices.backends), devices.backends[f"{kind}0"]
+    store.write(f"{device.back}/online", "0")
+    store.tree.write(None, f"{device.front}/state", b"6", machine.domain.domain_id)
+    store.run()
+    assert store.read(f"{device.back}/state") == "6"
+    assert devices.backends == before
+    assert [vif.devid for vif in devices.vifs] == [0]
