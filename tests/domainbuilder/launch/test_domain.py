@@ -335,22 +335,6 @@ def test_wall_time_holds_for_guests_that_make_ticks_last(
     assert stats.guest_ns == stats.code_bytes + NS_PER_EXIT * stats.hypercalls["sysctl"]
 
 
-def test_the_example_tests_pass(pytester_run: Callable[[Path], str]) -> None:
-    samples = Path(domainbuilder.__file__).parent.parent / "samples" / "pytest"
-    assert "6 passed" in pytester_run(samples)
-
-
-@pytest.fixture
-def pytester_run() -> Callable[[Path], str]:
-    """Run pytest on a directory, in a process of its own; what it printed."""
-
-    def run(directory: Path) -> str:
-        line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(directory)]
-        return subprocess.run(line, capture_output=True, text=True, check=False).stdout
-
-    return run
-
-
 INTERRUPTED = """
 import os, signal, sys, threading
 from domainbuilder.launch.domain import launch
