@@ -163,7 +163,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _sections(name: str, dom: RunningDomain | Clone) -> list[tuple[str, str]]:
-    from domainbuilder.launch.visible import visible
+    from domainbuilder.visible import visible
 
     console = "\n".join(visible(line) for line in dom.transcript.tail(LINES, CHARACTERS).splitlines())
     sections = [(f"console of the {name}", console)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,26 @@ def test_questions_lead_to_functions_that_are_there() -> None:
             found += (ROOT / folder / path.rpartition("/")[2]).read_text()
         assert [name for name in names if f"def {name}(" not in found] == [], row
     assert "do_update_va_mapping" in section
+
+
+def test_the_layers_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (rooms,) = (contract["layers"] for contract in contracts if contract["id"] == "rooms")
+    section = DOCUMENT.read_text().partition("## The rooms")[2].partition("\n## ")[0]
+    shown = re.findall(r"^  (\w+(?: [|:] \w+)*)  ", section, flags=re.MULTILINE)
+    assert shown[-len(rooms) :] == rooms
+
+
+def test_the_guided_walks_lead_to_what_is_there() -> None:
+    """Each file that CONTRIBUTING.md names, and each `function()` in a file of the same step."""
+    walks = (ROOT / "CONTRIBUTING.md").read_text().partition("## Guided walks")[2]
+    steps = re.split(r"^\d\. |^### ", walks, flags=re.MULTILINE)
+    assert len(steps) > 30
+    for step in steps:
+        named = [ROOT / path for path in re.findall(r"`([\w./-]+/[\w.-]*)`", step)]
+        assert [path for path in named if not path.exists()] == [], step
+        text = "".join(path.read_text() for path in named if path.is_file())
+        assert [name for name in re.findall(r"`(\w+)\(\)`", step) if f" {name}(" not in text] == [], step
 
 
 MOST_LINES = 500

@@ -97,7 +97,7 @@ def pygrub(
 
 
 def _visible(text: str) -> str:
-    from domainbuilder.launch.visible import visible
+    from domainbuilder.visible import visible
 
     return visible(text)
 

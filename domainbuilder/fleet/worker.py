@@ -188,7 +188,7 @@ def _result(case: Case, dom: RunningDomain, wrong: str, outcome: Outcome | None)
     stats = dom.stats()
     console = dom.transcript.text() if case.script.keeps_console else ""
     if wrong:
-        from domainbuilder.launch.visible import visible
+        from domainbuilder.visible import visible
 
         lines = dom.transcript.tail(_LINES, 8000).splitlines()
         console = console or "".join(f"{visible(line)}\n" for line in lines)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from domainbuilder.hypercall_names import command_name, hypercall_name, result_name
 from domainbuilder.launch.disassembly import Instruction, disassemble
-from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
 from domainbuilder.launch.names import Names
 from domainbuilder.launch.registers import Registers, registers_of, stack_words
 from domainbuilder.symbols.backtrace import Frame, backtrace

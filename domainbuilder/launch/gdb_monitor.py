@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import BuildError
-from domainbuilder.launch.visible import visible
+from domainbuilder.visible import visible
 from hvcore.common.event import ECS_FREE, ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_UNBOUND, ECS_VIRQ
 from hvcore.debug.events import Event
 from hvcore.debug.registers import RegisterFile

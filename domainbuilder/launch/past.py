@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from domainbuilder.launch.hypercall_names import hypercall_text
+from domainbuilder.hypercall_names import hypercall_text
 from hvcore.debug.condition import parse_condition
 from hvcore.debug.debugger import Debugger
 from hvcore.debug.events import (

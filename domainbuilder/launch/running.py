@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from domainbuilder.errors import BuildError
-from domainbuilder.launch.hypercall_names import hypercall_name
+from domainbuilder.hypercall_names import hypercall_name
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.rewinding import Rewinding
 from domainbuilder.launch.session import Outcome

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from domainbuilder.errors import ExitCode
 from domainbuilder.launch.transcript import Search, Transcript, compile_pattern
-from domainbuilder.launch.visible import console_lines
+from domainbuilder.visible import console_lines
 
 if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport

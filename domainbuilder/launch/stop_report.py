@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from domainbuilder.hypercall_names import hypercall_name, virq_name
 from domainbuilder.launch.crash_report import (
     HypercallRecord,
     guest_backtrace,
     last_hypercalls,
 )
 from domainbuilder.launch.disassembly import Instruction, disassemble
-from domainbuilder.launch.hypercall_names import hypercall_name, virq_name
 from domainbuilder.launch.names import Names
 from domainbuilder.launch.registers import Registers, registers_of, stack_words
 from domainbuilder.symbols.backtrace import Frame

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from domainbuilder.launch.crash_text import call_text, code_lines, frames, register_lines, stack_lines
 from domainbuilder.launch.stop_report import StopReport, VcpuReport
-from domainbuilder.launch.visible import console_lines
+from domainbuilder.visible import console_lines
 
 
 def render_stop(report: StopReport) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from domainbuilder.hypercall_names import command_name, hypercall_name, result_name, virq_name
 from domainbuilder.launch.call_chain import CallChain, left_stub
-from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name, virq_name
 from domainbuilder.trace.filter import Filter
 from domainbuilder.trace.record import RUNSTATES, Record
 from hvcore.common.event import ECS_INTERDOMAIN, ECS_IPI, ECS_PIRQ, ECS_VIRQ

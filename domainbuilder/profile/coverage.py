@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import BuildError, Where
-from domainbuilder.launch.visible import visible
 from domainbuilder.symbols.table import FUNCTION
+from domainbuilder.visible import visible
 
 if TYPE_CHECKING:
     from domainbuilder.symbols.table import Symbols

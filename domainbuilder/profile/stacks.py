@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbuilder.errors import BuildError, Where
-from domainbuilder.launch.visible import visible
 from domainbuilder.trace import protobuf as pb
+from domainbuilder.visible import visible
 
 _MOST_SAMPLES = 1 << 20  # that are kept in their order; of all others the sums
 _MOST_STACKS = 1 << 18

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.reports import Address, Model, Text
 from domainbuilder.reports.launch_report import FrameReport, InstructionReport, RegistersReport, vcpu_fields
 from domainbuilder.saved.core_file import CoreFile
 from domainbuilder.saved.core_vcpu import is_user, vcpu_state
 from domainbuilder.symbols.table import Symbols, no_symbols
+from domainbuilder.visible import visible
 
 
 class CoreVcpu(Model):

@@ -16,8 +16,8 @@ from domainbuilder.launch.run_stats import Statistics
 from domainbuilder.launch.script import Step
 from domainbuilder.launch.session import Outcome
 from domainbuilder.launch.stop_report import StopReport, VcpuReport
-from domainbuilder.launch.visible import visible
 from domainbuilder.reports import Address, Model, Text
+from domainbuilder.visible import visible
 
 if TYPE_CHECKING:
     from domainbuilder.saved.core_vcpu import VcpuState

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from domainbuilder.launch.crash_text import code_lines, frames, register_lines, stack_lines
-from domainbuilder.launch.visible import console_lines, visible
 from domainbuilder.saved.core_file import CoreFile, Mapped
 from domainbuilder.saved.core_vcpu import is_user, vcpu_state
 from domainbuilder.symbols.table import Symbols, no_symbols
+from domainbuilder.visible import console_lines, visible
 
 _MOST_MAPPINGS, _MOST_NODES, _CONSOLE_LINES = 60, 400, 20
 

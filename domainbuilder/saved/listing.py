@@ -15,7 +15,7 @@ from domainbuilder.kept_files import (
     cache_folder,
     kept_files,
 )
-from domainbuilder.launch.visible import visible
+from domainbuilder.visible import visible
 
 Kind = Literal["kernel", "domain", "named"]
 _FOLDERS: tuple[tuple[Kind, str], ...] = (

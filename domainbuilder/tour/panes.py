@@ -15,12 +15,12 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.plan.regions import human
 from domainbuilder.tour.steps import Named, Step
 from domainbuilder.tour.text import XEN_FILE, xen_url
 from domainbuilder.trace.record import FRAME_TYPES
 from domainbuilder.trace.summary import duration
+from domainbuilder.visible import visible
 
 _BAR = 16  # cells
 _OURS = re.compile(r"\b(?:domainbuilder|hvcore)/[\w./-]+\.py\b")

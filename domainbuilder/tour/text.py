@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.tour.steps import Step
+from domainbuilder.visible import visible
 
 WIDTH = 100
 _XEN = "https://xenbits.xen.org/gitweb/?p=xen.git;a=blob;hb=refs/heads/stable-4.17;f="

@@ -13,11 +13,11 @@ from difflib import SequenceMatcher
 from itertools import islice
 from typing import NamedTuple
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.trace.formats import opened_trace
 from domainbuilder.trace.record import Record
 from domainbuilder.trace.summary import Summary, summarise
 from domainbuilder.trace.text import call, result
+from domainbuilder.visible import visible
 
 CONTEXT = 3  # of what both have, before they part
 FOLLOWING = 5  # of what each does then

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.trace.html_style import STYLE
 from domainbuilder.trace.record import CLASSES, FRAME_TYPES, Record
 from domainbuilder.trace.summary import Histogram, Summary, duration, ranked
 from domainbuilder.trace.text import call, result
 from domainbuilder.trace.timeline import Timeline
+from domainbuilder.visible import visible
 
 _LANE = 34  # height of a row of the timeline
 _TOP = 40  # rows of a table

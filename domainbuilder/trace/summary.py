@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.trace.record import CLASS_OF, RUNSTATES, Head, Record, Tail
 from domainbuilder.trace.text import result
+from domainbuilder.visible import visible
 
 _BARS = 40
 _MOST_NAMES = 10_000  # that a file can have counted apart

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from domainbuilder.launch.visible import visible
 from domainbuilder.trace.record import FRAME_TYPES, RUNSTATES, Head, Record, Tail
+from domainbuilder.visible import visible
 
 SMALL = 10
 
@@ -20,7 +20,7 @@ def call(record: Record) -> str:
 
 def result(value: int | None) -> str:
     """A result as people read it: "-EINVAL", "0x40011", "0"; "?" for none."""
-    from domainbuilder.launch.hypercall_names import result_name
+    from domainbuilder.hypercall_names import result_name
 
     return "?" if value is None else result_name(value)
 

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import BinaryIO
 
 from domainbuilder.errors import BuildError, Where
-from domainbuilder.launch.hypercall_names import hypercall_name
+from domainbuilder.hypercall_names import hypercall_name
 from domainbuilder.trace.record import Head, Record, Tail
 from hvcore.public.xen import Hypercall
 from hvcore.x86 import vector_name

@@ -15,9 +15,9 @@ import pexpect
 import pytest
 from rich.console import Console
 
+from domainbuilder.hypercall_names import _commands
 from domainbuilder.launch.address_space import Span, spans
 from domainbuilder.launch.domain import launch
-from domainbuilder.launch.hypercall_names import _commands
 from domainbuilder.plan.domain_plan import plan
 from domainbuilder.plan.regions import tables
 from domainbuilder.tour.lessons import BEFORE, COMMANDS, HYPERCALLS, KINDS, Lesson

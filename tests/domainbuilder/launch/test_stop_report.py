@@ -15,7 +15,7 @@ from domainbuilder.launch.domain import launch
 from domainbuilder.launch.session import ExpectError
 from domainbuilder.launch.stop_report import Repeated, StopReport, collapsed
 from domainbuilder.launch.stop_text import render_stop
-from domainbuilder.launch.visible import visible
+from domainbuilder.visible import visible
 from tests.domainbuilder.tiny_guest import CODE, STACK_TOP, hypercall, kernel, mov
 
 FUNCTION = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domainbuilder.launch.hypercall_names import command_name, hypercall_name, result_name
+from domainbuilder.hypercall_names import command_name, hypercall_name, result_name
 
 
 @pytest.mark.parametrize(
