@@ -91,6 +91,10 @@ class Trace:
         result = rest[6]
         return call + 1, (number, tuple(rest[:count]), result - (1 << 64) if result >> 63 else result)
 
+    def counts(self) -> bytes:
+        """The counts of all hypercalls, then those of all exceptions, as 64-bit words."""
+        return bytes(self.hypercalls) + bytes(self.exceptions)
+
     def last_hypercall(self) -> tuple[int, Call]:
         """The last call, with its serial number; there has to be one."""
         return self._call(self.recent[0] - 1)

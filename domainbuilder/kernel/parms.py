@@ -389,10 +389,10 @@ def _addr_calc_check(elf: ElfImage, draft: _Draft, *, hvm: bool, legacy: bool) -
         draft.virt_entry = draft.phys_entry if phys else elf.entry
     if draft.bsd_symtab and (symbols := elf_parse_bsdsyms(elf, elf.pend)) and symbols[1]:
         draft.virt_kend = (symbols[1] + draft.virt_offset) & _MASK
-    _bounds_check(draft)
+    _bounds_check(draft, elf)
 
 
-def _bounds_check(draft: _Draft) -> None:
+def _bounds_check(draft: _Draft, elf: ElfImage) -> None:
     start, end = draft.virt_kstart, draft.virt_kend
     kernel = f"the kernel's {start:#x} to {end:#x}"
     checks = (
@@ -400,7 +400,7 @@ def _bounds_check(draft: _Draft) -> None:
         (
             not start <= draft.virt_entry <= end,
             "virt_entry",
-            f"ENTRY {draft.virt_entry:#x} is outside {kernel}",
+            f"ENTRY {draft.virt_entry:#x} is outside {kernel}{_wrong_base(draft, elf)}",
         ),
         (
             draft.virt_base > start,
@@ -419,6 +419,18 @@ def _bounds_check(draft: _Draft) -> None:
             libelf="ERROR: P->M table base is out of bounds",
             where=draft.where("p2m_base"),
         )
+
+
+def _wrong_base(draft: _Draft, elf: ElfImage) -> str:
+    """Why an entry that is inside the segments as they are linked is outside of where Xen puts them."""
+    if not draft.virt_offset or not elf.pstart <= draft.virt_entry <= elf.pend:
+        return ""
+    if elf.pstart < draft.virt_base:
+        return ": Xen adds VIRT_BASE to the physical addresses of its segments, and ENTRY is one of these"
+    return (
+        ": the physical addresses of its segments are virtual ones, and Xen adds VIRT_BASE to them; "
+        "PADDR_OFFSET with VIRT_BASE's value takes it away, or AT() in the linker script makes them physical"
+    )
 
 
 _PAE_GUEST_TYPES = {

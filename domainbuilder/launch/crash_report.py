@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domainbuilder.hypercall_names import command_name, hypercall_name, result_name
+from domainbuilder.launch.crash_meaning import crash_meaning
 from domainbuilder.launch.disassembly import Instruction, disassemble
 from domainbuilder.launch.names import Names
 from domainbuilder.launch.registers import Registers, registers_of, stack_words
@@ -97,6 +98,7 @@ class CrashReport:
     hypercalls: tuple[HypercallRecord, ...]  # the oldest first
     refused_faults: tuple[RefusedFaultRecord, ...]  # the oldest first
     addresses: tuple[AddressReport, ...]
+    meaning: tuple[str, ...]  # what it did, and what Xen has for that instead, a line each
 
 
 def capture(
@@ -118,6 +120,7 @@ def capture(
     registers = registers_of(machine, v)
     linear, stack_at = registers.code_address, registers.stack_address
     words = stack_words(view, registers, word, _TRACE_WORDS)
+    code = disassemble(view.read, linear, start=names.start(linear), names=names, long_mode=word == 8)
     return CrashReport(
         reason=reason,
         domain_id=d.domain_id,
@@ -127,7 +130,7 @@ def capture(
         registers=registers,
         symbol=names(linear),
         line=names.line(linear),
-        code=disassemble(view.read, linear, start=names.start(linear), names=names, long_mode=word == 8),
+        code=code,
         stack_address=stack_at,
         stack=words[:STACK_WORDS],
         trace=_trace(words, stack_at, names, word),
@@ -139,6 +142,7 @@ def capture(
             for f in d.trace.refused_faults
         ),
         addresses=_addresses(view, names, {} if address is None else {address: role}, linear, stack_at),
+        meaning=crash_meaning(machine, view, names, registers, code),
     )
 
 

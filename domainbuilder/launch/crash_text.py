@@ -23,7 +23,7 @@ def render_crash(report: CrashReport) -> str:
     """The whole report, a section after the other; about a hundred lines at most."""
     sections = [
         *(_head(report), code_lines(report.code, report.word), _stack(report), _mappings(report)),
-        *(_hypercalls(report), _refused_faults(report)),
+        *(_hypercalls(report), _refused_faults(report), _meaning(report)),
     ]
     return "\n".join(line for section in sections for line in section) + "\n"
 
@@ -145,3 +145,9 @@ def _refused_faults(report: CrashReport) -> Iterator[str]:
         where = f" <{fault.symbol}>" if fault.symbol else ""
         yield f"  {fault.name} at {fault.rip:0{2 * report.word}x}{where}, address {fault.address:#x}"
         yield from (f"    {line}" for line in fault.refusals)
+
+
+def _meaning(report: CrashReport) -> Iterator[str]:
+    if report.meaning:
+        yield "What it means:"
+    yield from (f"  {line}" for line in report.meaning)

@@ -39,6 +39,7 @@ class Names:
         if symbols is None:
             symbols = kernel_symbols(elf) if elf is not None else no_symbols()
         self.symbols = symbols
+        self.virt_base = plan.parms.virt_base if plan is not None else None
         stubs = plan.parms.virt_hypercall if plan is not None else UNSET_ADDR
         self.stubs = (
             range(0) if stubs == UNSET_ADDR else range(stubs & -PAGE_SIZE, (stubs & -PAGE_SIZE) + PAGE_SIZE)

@@ -71,7 +71,7 @@ class Runner:
         self._symbols = symbols
         self._names: ref[Names] | None = None
         self._cache = options.cache
-        self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # of hypercalls, now and then
+        self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # Trace.counts(), now and then
         self._timeout = options.timeout
         self._limit = None if options.timeout is None else started + options.timeout
         self._deadline = self._limit
@@ -319,7 +319,7 @@ class Runner:
 
     def _tick(self) -> None:
         """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
-        self._counts.append((self.machine.clock.now(), bytes(self.machine.domain.trace.hypercalls)))
+        self._counts.append((self.machine.clock.now(), self.machine.domain.trace.counts()))
         self._check_limits()
         if not self._expired:
             self._take()

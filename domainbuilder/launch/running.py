@@ -182,11 +182,9 @@ class RunningDomain(Rewinding):
 
         self._check_open()
         machine = self.machine
-        before = (
-            self._counts[0]
-            if self._counts
-            else (BOOT_TIME_NS, bytes(8 * len(machine.domain.trace.hypercalls)))
-        )
+        before = (BOOT_TIME_NS, bytes(len(machine.domain.trace.counts())))
+        if self._counts and self._counts[0][0] < machine.clock.now():
+            before = self._counts[0]
         return look(
             machine,
             self.names(),

@@ -24,6 +24,7 @@ from hvcore.common.schedule import PERIODIC, POLL, SINGLESHOT, WATCHDOG
 from hvcore.debug.view import GuestView
 from hvcore.machine import BOOT_TIME_NS
 from hvcore.vcpu import VPF_down
+from hvcore.x86 import vector_name
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine
@@ -81,7 +82,9 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """A guest that was stopped. `recently` counts the hypercalls of the last `recent_ns` of its time."""
+    """A guest that was stopped. `recently` counts hypercalls, and exceptions that Xen met, of the last
+    `recent_ns` of its time.
+    """
 
     domain_id: int
     word: int
@@ -105,14 +108,18 @@ def look(
 ) -> StopReport:
     """Look at every vCPU of the domain whose addresses have these names.
 
-    `console` is what was printed last, `before` an earlier time and the counts of hypercalls then.
+    `console` is what was printed last, `before` an earlier time and Trace.counts() then.
     """
     d = machine.domain
     now = machine.clock.now()
     vcpus = [v for v in d.vcpus if v.is_initialised and not v.pause_flags & VPF_down]
+    names_of_counts = [
+        *map(hypercall_name, range(len(d.trace.hypercalls))),
+        *map(vector_name, range(len(d.trace.exceptions))),
+    ]
+    now_counted = memoryview(d.trace.counts()).cast("Q")
     counts = [
-        (hypercall_name(i), new - old)
-        for i, (new, old) in enumerate(zip(d.trace.hypercalls, before[1], strict=True))
+        (name, new - old) for name, new, old in zip(names_of_counts, now_counted, before[1], strict=True)
     ]
     return StopReport(
         domain_id=d.domain_id,

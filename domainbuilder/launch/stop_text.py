@@ -34,10 +34,24 @@ def _events(report: StopReport) -> Iterator[str]:
     for port in report.ports:
         masked = ", masked" if port.masked else ""
         yield f"  port {port.port}: {port.binding}, for vcpu {port.vcpu}{masked}"
+    if told := _told_already(report):
+        yield f"  {told}"
     yield "Next timers:" if report.timers else "No timer is armed."
     for timer in report.timers:
         due = f"in {timer.in_ns:,} ns" if timer.in_ns >= 0 else f"{-timer.in_ns:,} ns ago"
         yield f"  {timer.what}: {due}"
+
+
+def _told_already(report: StopReport) -> str:
+    """What keeps events pending that nothing masks, while the vCPU is told of none."""
+    deaf = {v.vcpu for v in report.vcpus if not v.upcall_pending and not v.event_mask}
+    ports = [port.port for port in report.ports if not port.masked and port.vcpu in deaf]
+    if not ports:
+        return ""
+    return (
+        "an event is told once: the guest clears its bit in evtchn_pending to be told again, and unmasks by "
+        "EVTCHNOP_unmask what came while it was masked"
+    )
 
 
 def _hypercalls(report: StopReport) -> Iterator[str]:

@@ -199,6 +199,7 @@ class CrashModel(Model):
     hypercalls: list[HypercallReport]
     refused_faults: list[RefusedFaultReport]
     addresses: list[AddressReport]
+    meaning: list[str]
 
 
 class VcpuModel(Model):
@@ -396,6 +397,7 @@ def _crash(crash: CrashReport) -> CrashModel:
             for f in crash.refused_faults
         ],
         addresses=_addresses(crash),
+        meaning=list(crash.meaning),
     )
 
 

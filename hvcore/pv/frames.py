@@ -24,6 +24,10 @@ EFLAGS_CLEARED_ON_TRAP = X86_EFLAGS_VM | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFL
 EFLAGS_SETTABLE = 0x3F7FD7
 VMASST_architectural_iopl = 1 << 4
 
+# Why a domain ends whose handler cannot be entered: in 64 bits by its address, in 32 by its selector.
+NULL_HANDLER = "the guest's handler has address 0"
+NULL_HANDLER_CS = "the guest's handler has a null code selector"
+
 
 def saved_eflags(v: Vcpu, eflags: int, upcall_mask: int) -> int:
     """EFLAGS as a frame shows them: IF is the negated event mask, IOPL the virtual one where it is wanted."""

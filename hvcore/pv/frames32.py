@@ -14,6 +14,7 @@ from hvcore.public.callback import CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall32
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
+    NULL_HANDLER_CS,
     restore_flags,
     saved_eflags,
 )
@@ -96,7 +97,7 @@ class Frames32:
     def _enter(self, v: Vcpu, cs: int, address: int) -> None:
         engine = self.engine
         if not cs & ~3:
-            raise DomainCrash("the guest's handler has a null code selector")
+            raise DomainCrash(NULL_HANDLER_CS)
         ss = self._pending_ss
         if cs != engine.selector(CS) or ss != engine.selector(SS):
             try:

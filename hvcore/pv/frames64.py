@@ -17,6 +17,7 @@ from hvcore.pv.callback import is_canonical
 from hvcore.pv.descriptor_tables import pv_map_ldt_shadow_page
 from hvcore.pv.frames import (
     EFLAGS_CLEARED_ON_TRAP,
+    NULL_HANDLER,
     restore_flags,
     saved_eflags,
 )
@@ -131,7 +132,7 @@ class Frames64:
     def _enter(self, address: int, eflags: int) -> None:
         """Go on at a handler of the kernel's, by `sysret`: RCX is where, and R11 the flags."""
         if not address:
-            raise DomainCrash("the guest's handler has address 0")
+            raise DomainCrash(NULL_HANDLER)
         self._set_flat()
         q = self.engine.q
         q[RIP] = q[RCX] = address

@@ -193,6 +193,20 @@ def test_refusals(changes: dict[str, Any], code: str, libelf: str) -> None:
     assert "xc_dom_find_loader: no loader found: Invalid kernel" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("paddr", "virt_base", "words"),
+    [
+        (0xC0100000, 0xC0000000, "the physical addresses of its segments are virtual ones"),
+        (0x100000, 0xC0000000, "Xen adds VIRT_BASE to the physical addresses of its segments, and ENTRY is"),
+    ],
+)
+def test_an_entry_that_is_outside_by_virt_base(paddr: int, virt_base: int, words: str) -> None:
+    """A linker script without AT(), and no PADDR_OFFSET; or ENTRY is a physical address."""
+    writer = ElfWriter(32, 3, entry=paddr).load(b"\xcc" * 64, paddr=paddr, vaddr=paddr)
+    writer.note_segment(b"".join(xen_notes(VIRT_BASE=virt_base, ENTRY=paddr)))
+    assert words in str(refused(writer))
+
+
 def test_required_dom0_is_refused_in_libxenguests_words() -> None:
     error = refused(xen_kernel(FEATURES="!dom0"))
     assert "xc_dom_parse_elf_kernel: Kernel does not support unprivileged (DomU) operation" in str(error)
