@@ -12,6 +12,7 @@ from linker.mapfile import LinkMap
 from linker.match import any_match
 from linker.outline import Outline
 from linker.section_kinds import RESERVED, ZERO, kind_of
+from linker.settings import ArrayRule
 
 # A section further than this behind the end symbol is in another memory, not past the end of this one.
 _NEAR = 1 << 20
@@ -21,14 +22,13 @@ def page_aligned_address(context: Context) -> Iterator[Hit]:
     """Page-aligned input lies at an address that is not a multiple of a page."""
     page, names = context.settings.page_size, context.settings.page_aligned
     if context.map is not None:
-        for output in context.map.outputs:
-            for item in output.inputs:
-                if item.size and item.address % page and any_match(names, item.name):
-                    yield Hit(
-                        f"'{item.name}' of {item.file} lies at {item.address:#x} in {output.name}, not on a "
-                        f"{page}-byte page",
-                        map_place(item.line, item.name, item.address),
-                    )
+        for placed, item in ((output.name, item) for output in context.map.outputs for item in output.inputs):
+            if item.size and item.address % page and any_match(names, item.name):
+                yield Hit(
+                    f"'{item.name}' of {item.file} lies at {item.address:#x} in {placed}, not on a "
+                    f"{page}-byte page",
+                    map_place(item.line, item.name, item.address),
+                )
     elif context.elf is not None:
         for section in context.elf.sections:
             if section.occupies and section.address % page and any_match(names, section.name):
@@ -140,28 +140,36 @@ def _start_pairs(outline: Outline) -> Iterator[tuple[ast.Assign, ast.OutputSecti
 def array_stride(context: Context) -> Iterator[Hit]:
     """The bytes between a table's start and stop symbols are no whole number of entries, or have a gap."""
     for array in context.settings.arrays:
-        start = stop = None
-        if context.elf is not None:
-            symbols = context.elf.find((array.start, array.stop))
-            if len(symbols) == 2:
-                start, stop = symbols[array.start].address, symbols[array.stop].address
-        if context.map is not None:
-            low, high = (_end_in_map(context.map, (name,)) for name in (array.start, array.stop))
-            start, stop = (low[1] if low else start), (high[1] if high else stop)
-            for output in context.map.outputs:
-                for fill in output.fills:
-                    if start is not None and stop is not None and start < fill.address < stop:
-                        yield Hit(
-                            f"{fill.size} bytes of padding at {fill.address:#x} between {array.start} and "
-                            f"{array.stop}",
-                            map_place(fill.line, array.start, fill.address),
-                        )
-        if start is not None and stop is not None and array.entry and (stop - start) % array.entry:
+        start, stop = _bounds(array, context)
+        if start is None or stop is None:
+            continue
+        outputs = context.map.outputs if context.map is not None else ()
+        for fill in (fill for output in outputs for fill in output.fills):
+            if start < fill.address < stop:
+                yield Hit(
+                    f"{fill.size} bytes of padding at {fill.address:#x} between {array.start} and "
+                    f"{array.stop}",
+                    map_place(fill.line, array.start, fill.address),
+                )
+        if array.entry and (stop - start) % array.entry:
             yield Hit(
                 f"{stop - start} bytes between {array.start} and {array.stop} are no multiple of the entry's "
                 f"{array.entry}",
                 elf_place(array.start, start) if context.elf else map_place(0, array.start, start),
             )
+
+
+def _bounds(array: ArrayRule, context: Context) -> tuple[int | None, int | None]:
+    """Return where the table starts and stops: by the map, or else by the ELF."""
+    start = stop = None
+    if context.elf is not None:
+        symbols = context.elf.find((array.start, array.stop))
+        if len(symbols) == 2:
+            start, stop = symbols[array.start].address, symbols[array.stop].address
+    if context.map is not None:
+        low, high = (_end_in_map(context.map, (name,)) for name in (array.start, array.stop))
+        start, stop = (low[1] if low else start), (high[1] if high else stop)
+    return start, stop
 
 
 _MAP = """Memory Configuration

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from linker import ast
-from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Rule, script_place
+from linker.findings import ERROR, WARNING, Context, Edit, Example, Hit, Place, Rule, script_place
 from linker.match import any_match, may_match
 from linker.outline import Outline, dot_alignment, is_dot, walk
 from linker.section_kinds import CODE
@@ -34,30 +34,35 @@ def page_aligned_order(context: Context) -> Iterator[Hit]:
     if not may_match(context.settings.page_aligned, outline.words):
         return
     for placed in outline.kept_sections:
-        if CODE in kinds_in(placed.section):
-            continue  # such code is written by hand, with the alignment beside it
-        before: str | None = None
-        for statement in placed.section.body:
-            alignment = dot_alignment(statement, outline)
-            if alignment is not None:
-                # An alignment that cannot be folded gets the benefit of the doubt.
-                before = None if alignment == 0 or alignment >= context.settings.page_size else before
-            elif isinstance(statement, ast.Data | ast.StringData):
-                before = "data" if not isinstance(statement, ast.Data) else statement.kind
-            elif isinstance(statement, ast.InputSpec):
-                pattern = _page_aligned(statement, context)
-                for other in statement.sections or ():
-                    if other is pattern:
-                        break
-                    before = other.name
-                if pattern is not None and before is not None:
-                    yield Hit(
-                        f"'{pattern.name}' comes after '{before}' in {placed.section.name} and nothing "
-                        f"aligns '.' to {context.settings.page_size} in between",
-                        script_place(pattern.span, pattern.name),
-                    )
-                # After page-aligned input the place is as aligned as its size is: see the rule below.
-                before = (statement.sections[-1].name if statement.sections else "*") if not pattern else None
+        if CODE not in kinds_in(placed.section):  # page-aligned code is written by hand, alignment beside it
+            yield from _out_of_order(placed.section, outline, context)
+
+
+def _out_of_order(section: ast.OutputSection, outline: Outline, context: Context) -> Iterator[Hit]:
+    page = context.settings.page_size
+    before: str | None = None  # what stands between here and the last alignment
+    for statement in section.body:
+        alignment = dot_alignment(statement, outline)
+        if alignment is not None:
+            # An alignment that cannot be folded gets the benefit of the doubt.
+            before = None if alignment == 0 or alignment >= page else before
+        elif isinstance(statement, ast.Data | ast.StringData):
+            before = "data" if not isinstance(statement, ast.Data) else statement.kind
+        elif isinstance(statement, ast.InputSpec):
+            names = [other.name for other in statement.sections or ()]
+            pattern = _page_aligned(statement, context)
+            if pattern is None:
+                before = names[-1] if names else "*"
+                continue
+            in_front = names[: (statement.sections or ()).index(pattern)]
+            before = in_front[-1] if in_front else before
+            if before is not None:
+                yield Hit(
+                    f"'{pattern.name}' comes after '{before}' in {section.name} and nothing "
+                    f"aligns '.' to {page} in between",
+                    script_place(pattern.span, pattern.name),
+                )
+            before = None  # after page-aligned input the place is as aligned as its size: page-aligned-tail
 
 
 def page_aligned_tail(context: Context) -> Iterator[Hit]:
@@ -75,27 +80,35 @@ def page_aligned_tail(context: Context) -> Iterator[Hit]:
         if "percpu" in placed.section.name:
             continue  # DEFINE_PER_CPU_PAGE_ALIGNED makes whole pages
         cares = several and (outline.fold(placed.section.align) or 0) >= page
-        open_pattern: ast.Pattern | None = None
-        small: ast.Assign | None = None
-        for statement in placed.section.body:
-            alignment = dot_alignment(statement, outline)
-            if alignment is not None:
-                enough = alignment == 0 or alignment >= page
-                small = None if enough or not isinstance(statement, ast.Assign) else statement
-                open_pattern = None if enough else open_pattern
-            elif isinstance(statement, ast.InputSpec):
-                pattern = _page_aligned(statement, context)
-                if pattern is not None and "stack_aligned" in pattern.name:
-                    continue  # stacks are whole pages
-                follower = pattern is None and bool(statement.sections)
-                if pattern is not None and statement.sections and statement.sections[-1] is not pattern:
-                    follower, open_pattern = True, pattern
-                if follower and open_pattern is not None:
-                    if cares or small is not None:
-                        yield _tail(placed.section, open_pattern, small, page, statement)
-                    open_pattern = None
-                elif pattern is not None:
-                    open_pattern, small = pattern, None
+        yield from _open_tails(placed.section, outline, context, cares=cares)
+
+
+def _open_tails(
+    section: ast.OutputSection, outline: Outline, context: Context, *, cares: bool
+) -> Iterator[Hit]:
+    """Where other input follows; `cares`: also where nobody has begun to align behind the pages."""
+    page = context.settings.page_size
+    open_pattern: ast.Pattern | None = None
+    small: ast.Assign | None = None
+    for statement in section.body:
+        alignment = dot_alignment(statement, outline)
+        if alignment is not None:
+            enough = alignment == 0 or alignment >= page
+            small = None if enough or not isinstance(statement, ast.Assign) else statement
+            open_pattern = None if enough else open_pattern
+        elif isinstance(statement, ast.InputSpec):
+            pattern = _page_aligned(statement, context)
+            if pattern is not None and "stack_aligned" in pattern.name:
+                continue  # stacks are whole pages
+            follower = pattern is None and bool(statement.sections)
+            if pattern is not None and statement.sections and statement.sections[-1] is not pattern:
+                follower, open_pattern = True, pattern
+            if follower and open_pattern is not None:
+                if cares or small is not None:
+                    yield _tail(section, open_pattern, small, page, statement)
+                open_pattern = None
+            elif pattern is not None:
+                open_pattern, small = pattern, None
 
 
 def _tail(
@@ -127,28 +140,23 @@ _FUNCTIONS = {"ALIGN": -1, "BLOCK": -1, "DATA_SEGMENT_ALIGN": 0}
 def align_not_power_of_two(context: Context) -> Iterator[Hit]:
     """An ALIGN, SUBALIGN or the alignment of a section is no power of two."""
     outline = outline_of(context)
-
-    def bad(node: ast.Expr | None) -> int | None:
+    for keyword, of, node, place in _alignments(outline):
         value = outline.fold(node)
-        return value if value and value & (value - 1) else None
+        if value and value & (value - 1):
+            yield Hit(f"{keyword}({value:#x}){of}: {value} is no power of two", place)
 
-    for _, part in outline.nodes(ast.Call):
-        if part.function in _FUNCTIONS:
-            value = bad(part.arguments[_FUNCTIONS[part.function]])
-            if value is not None:
-                yield Hit(
-                    f"{part.function}({value:#x}): {value} is no power of two",
-                    script_place(part.span, part.function),
-                )
-    for statement in outline.statements():
-        if isinstance(statement, ast.OutputSection):
-            for keyword, node in (("ALIGN", statement.align), ("SUBALIGN", statement.subalign)):
-                value = bad(node)
-                if value is not None and node is not None:
-                    yield Hit(
-                        f"{keyword}({value:#x}) of {statement.name}: {value} is no power of two",
-                        script_place(node.span, statement.name),
-                    )
+
+def _alignments(outline: Outline) -> Iterator[tuple[str, str, ast.Expr, Place]]:
+    """Every alignment that the script asks for: by which word, of what, the expression and its place."""
+    for _, call in outline.nodes(ast.Call):
+        if call.function in _FUNCTIONS:
+            argument = call.arguments[_FUNCTIONS[call.function]]
+            yield call.function, "", argument, script_place(call.span, call.function)
+    for section in outline.statements():
+        if isinstance(section, ast.OutputSection):
+            for keyword, node in (("ALIGN", section.align), ("SUBALIGN", section.subalign)):
+                if node is not None:
+                    yield keyword, f" of {section.name}", node, script_place(node.span, section.name)
 
 
 _WORD = 4

@@ -51,32 +51,39 @@ def dot_backwards(context: Context) -> Iterator[Hit]:
     lowered: Hit | None = None
     for command in outline.sequence:
         if isinstance(command, ast.Assign) and command.target == ".":
-            value = outline.fold(command.value) if command.op == "=" else None
-            lowered = None
-            if value is not None:
-                if value < floor:
-                    lowered = Hit(
-                        f"'.' goes back to {value:#x}; it is at least {floor:#x} here",
-                        script_place(command.span, "."),
-                    )
-                floor = value
-            elif command.op == "+=":
-                floor += outline.fold(command.value) or 0
-            elif not _raises_dot(command.value):
-                floor = 0
+            lowered, value = None, outline.fold(command.value) if command.op == "=" else None
+            if value is not None and value < floor:
+                lowered = Hit(
+                    f"'.' goes back to {value:#x}; it is at least {floor:#x} here",
+                    script_place(command.span, "."),
+                )
+            floor = _floor_behind(command, floor, outline)
         elif isinstance(command, ast.OutputSection):
             yield from _backwards_inside(command, outline)
-            address = outline.fold(command.address) if command.address is not None else None
             if lowered is not None and command.address is None and not command.region:
                 yield lowered
             lowered = None
-            if command.region:
-                floor = 0
-            elif address is not None:
-                floor = address if address else floor
-            elif command.address is not None:
-                floor = 0
-            floor += _fixed_size(command, outline)
+            floor = _floor_of(command, floor, outline) + _fixed_size(command, outline)
+
+
+def _floor_behind(assign: ast.Assign, floor: int, outline: Outline) -> int:
+    """Return what `.` is at least behind an assignment to it; 0 where nobody knows."""
+    value = outline.fold(assign.value)
+    if assign.op == "=" and value is not None:
+        return value
+    if assign.op == "+=":
+        return floor + (value or 0)
+    return floor if _raises_dot(assign.value) else 0
+
+
+def _floor_of(section: ast.OutputSection, floor: int, outline: Outline) -> int:
+    """Return what the section's address is at least; 0 where nobody knows."""
+    if section.region:
+        return 0
+    if section.address is None:
+        return floor
+    address = outline.fold(section.address)
+    return 0 if address is None else address or floor
 
 
 def _raises_dot(value: ast.Expr) -> bool:

@@ -244,32 +244,33 @@ def discard_needed(context: Context) -> Iterator[Hit]:
         xen = speaks_of_xen((*outline.patterns, *outline.names, *targets))
     before: list[str] = []
     thrown = _Catalogue()
-    for number, (section, spec) in enumerate(outline.inputs()):
-        everywhere = spec.file.name == "*" and not spec.file.excludes and not spec.flags
-        for pattern in spec.sections or ():
-            if section.name == "/DISCARD/":
-                needed = {**(_XEN if xen else {}), **(_VITAL if pattern.name == "*" else {})}
-                lost = [
-                    what
-                    for name, what in needed.items()
-                    if matches(pattern.name, name) and not any(matches(earlier, name) for earlier in before)
-                ]
-                if lost and everywhere:
-                    yield Hit(
-                        f"'{pattern.name}' in /DISCARD/ drops {' and '.join(lost)}",
-                        script_place(pattern.span, pattern.name),
-                    )
-                if everywhere and not pattern.excludes:
-                    thrown.add(_Taken(pattern.name, "*", section, number))
-                continue
+    patterns = (
+        (number, section, spec, pattern)
+        for number, (section, spec) in enumerate(outline.inputs())
+        for pattern in spec.sections or ()
+    )
+    for number, section, spec, pattern in patterns:
+        place = script_place(pattern.span, pattern.name)
+        if section.name != "/DISCARD/":
             before.append(pattern.name)
             taker = thrown.find(pattern.name, "*")
             if taker is not None and not section.constraint:
                 yield Hit(
                     f"/DISCARD/ stands before it and drops what '{pattern.name}' in {section.name} is for "
                     f"('{taker.name}')",
-                    script_place(pattern.span, pattern.name),
+                    place,
                 )
+        elif spec.file.name == "*" and not spec.file.excludes and not spec.flags:
+            needed = {**(_XEN if xen else {}), **(_VITAL if pattern.name == "*" else {})}
+            lost = [
+                what
+                for name, what in needed.items()
+                if matches(pattern.name, name) and not any(matches(earlier, name) for earlier in before)
+            ]
+            if lost:
+                yield Hit(f"'{pattern.name}' in /DISCARD/ drops {' and '.join(lost)}", place)
+            if not pattern.excludes:
+                thrown.add(_Taken(pattern.name, "*", section, number))
 
 
 def _script(body: str) -> Example:
