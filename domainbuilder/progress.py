@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Self
+
+from domainbuilder.closing import Closing
 
 _QUIET_SECONDS = 1.0
 _REDRAW_SECONDS = 0.25
 _ERASE = "\r\x1b[K"
 
 
-class Progress:
+class Progress(Closing):
     """Shows `phase` on stderr once nothing was heard for a second; silent where stderr is no terminal.
 
     `heard()` has to be called before the guest's output is written: the line is taken away first. It is not
@@ -35,11 +36,6 @@ class Progress:
         if self._enabled:
             self._thread.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Show nothing any more."""

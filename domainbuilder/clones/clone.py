@@ -21,12 +21,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from domainbuilder.clones.process import HELD, CloneLost, Process
 from domainbuilder.clones.server import Server, handled_signals
 from domainbuilder.clones.values import from_plain
+from domainbuilder.closing import Closing
 from domainbuilder.launch.options import check_limit
 from domainbuilder.launch.record import InputRecord
 from domainbuilder.launch.rehearsal import Script, rehearsals
@@ -100,7 +100,7 @@ class CloneSnapshot:
         weakref.finalize(self, process.forgotten.append, number).atexit = False
 
 
-class Clone:
+class Clone(Closing):
     """A domain in a process of its own. A context manager; leaving it ends the clone.
 
     Methods raise CloneLost where that process has ended by itself; beside that they raise what those of
@@ -124,14 +124,6 @@ class Clone:
         self.domain_id = domain_id
         self.console: Console = of.console.copy(self._run_until, self._send, self._transcript)
         process.clones[domain_id] = self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:

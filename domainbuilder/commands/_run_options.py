@@ -25,6 +25,14 @@ class Format(StrEnum):
     json = "json"
 
 
+class ResultFormat(StrEnum):
+    """How the results of many runs are printed."""
+
+    text = "text"
+    json = "json"
+    junit = "junit"
+
+
 class TraceFormat(StrEnum):
     """What a trace is written as."""
 
@@ -47,7 +55,13 @@ class SaveForm(StrEnum):
     xen = "xen"
 
 
-# Option by option.
+# Of many runs.
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", metavar="N", min=1, help="So many at a time; as many as there are cores."),
+]
+ResultFormatOption = Annotated[ResultFormat, typer.Option("--format", help="How to print results.")]
+# Of one, option by option.
 File = Annotated[
     str,
     typer.Argument(

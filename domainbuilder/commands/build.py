@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from domainbuilder.commands._run_options import Cmdline, Memory, Ramdisk
+
 
 def build(
     file: Annotated[
@@ -17,15 +19,9 @@ def build(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="OUT", help="Where to write the built domain.")
     ],
-    memory: Annotated[
-        int | None,
-        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64, or what it needs."),
-    ] = None,
-    ramdisk: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
-    ] = None,
-    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
+    memory: Memory = None,
+    ramdisk: Ramdisk = None,
+    cmdline: Cmdline = "",
 ) -> None:
     """Build a kernel's domain into a dump-core ELF file.
 

@@ -6,21 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from domainbuilder import streams
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
-    junit = "junit"
+from domainbuilder.commands._run_options import Jobs, ResultFormat, ResultFormatOption
 
 
 def _guests(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -41,16 +33,11 @@ def conform(
     list_: Annotated[
         bool, typer.Option("--list", help="Name the guests and what they cover; run none.")
     ] = False,
-    output_format: Annotated[Format, typer.Option("--format", help="How to print results.")] = Format.text,
+    output_format: ResultFormatOption = ResultFormat.text,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="The wall time that one guest may take.")
     ] = 60.0,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", "-j", metavar="N", min=1, help="So many at a time; as many as there are cores."
-        ),
-    ] = None,
+    jobs: Jobs = None,
     from_: Annotated[
         Path | None,
         typer.Option(
@@ -76,9 +63,9 @@ def conform(
         if list_:
             sys.stdout.write(report.listing(tests))
             return
-        if output_format is not Format.text:
+        if output_format is not ResultFormat.text:
             results = run_all(tests, timeout, jobs=jobs)
-            render = report.as_json if output_format is Format.json else report.as_junit
+            render = report.as_json if output_format is ResultFormat.json else report.as_junit
             streams.document(render(results))
         else:
             table = report.Table(tests, color=streams.colour(sys.stdout))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from domainbuilder import streams
+from domainbuilder.commands._run_options import Jobs, ResultFormat, ResultFormatOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,22 +17,9 @@ if TYPE_CHECKING:
     from domainbuilder.fleet import Matrix, Result
 
 
-class Format(StrEnum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
-    junit = "junit"
-
-
 def matrix(
     file: Annotated[str, typer.Argument(metavar="FILE.toml", help="The matrix.", show_default=False)],
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", "-j", metavar="N", min=1, help="So many at a time; as many as there are cores."
-        ),
-    ] = None,
+    jobs: Jobs = None,
     executor: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +36,7 @@ def matrix(
         typer.Option(metavar="GLOB", help="Only runs with such names.", show_default=False),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the runs; run none.")] = False,
-    output_format: Annotated[Format, typer.Option("--format", help="How to print results.")] = Format.text,
+    output_format: ResultFormatOption = ResultFormat.text,
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JUnit XML there, too.", show_default=False)
     ] = None,
@@ -65,7 +52,7 @@ def matrix(
 
     from domainbuilder.errors import BuildError
     from domainbuilder.fleet import Matrix, read_matrix
-    from domainbuilder.output import atomic_output, refuse_to_overwrite
+    from domainbuilder.output import refuse_to_overwrite, write_whole
     from domainbuilder.progress import Progress
     from domainbuilder.reports import matrix_report as report
 
@@ -92,14 +79,10 @@ def matrix(
         results = (
             _on_dask(some, address or None, jobs, retries, tell) if kind else _here(some, jobs, retries, tell)
         )
-    render = {Format.text: report.as_text, Format.json: report.as_json, Format.junit: report.as_junit}
     if junit is not None:
-        with (
-            atomic_output(junit) as descriptor,
-            open(descriptor, "w", encoding="utf-8", closefd=False) as out,
-        ):
-            out.write(report.as_junit(results))
-    streams.document(render[output_format](results))
+        write_whole(junit, report.as_junit(results).encode())
+    render = {"text": report.as_text, "json": report.as_json, "junit": report.as_junit}[output_format]
+    streams.document(render(results))
     raise typer.Exit(report.exit_code(results))
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from domainbuilder import streams
+from domainbuilder.commands._run_options import Cmdline, File, Memory, Ramdisk
 
 
 class Format(StrEnum):
@@ -20,23 +21,10 @@ class Format(StrEnum):
 
 
 def plan(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|IMAGE",
-            help="A kernel, - for stdin, or a built domain.",
-            show_default=False,
-        ),
-    ],
-    memory: Annotated[
-        int | None,
-        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory; 64, or what it needs."),
-    ] = None,
-    ramdisk: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A ramdisk; unzipped if it is gzip.", show_default=False),
-    ] = None,
-    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
+    file: File,
+    memory: Memory = None,
+    ramdisk: Ramdisk = None,
+    cmdline: Cmdline = "",
     symbols: Annotated[
         str | None,
         typer.Option(

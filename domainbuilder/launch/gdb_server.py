@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from domainbuilder.closing import Closing
 from domainbuilder.launch.gdb_domain import GdbDomain
 from domainbuilder.launch.gdb_line import Address, GdbLine
 from hvcore.debug.gdb.stub import Attach, Leave, Listed, Resume, Stub
@@ -26,7 +27,7 @@ _WAIT = 0.2  # seconds: how often those that stand look at their limits
 _SIGABRT, _SIGSEGV = 6, 11
 
 
-class GdbServer:
+class GdbServer(Closing):
     """A context manager that stands between a host's domains and their machines while the block lasts.
 
     GDB has the first of them when it comes, and attaches to others; what it has not goes on with what it
@@ -79,12 +80,6 @@ class GdbServer:
         """The first domain goes on, and is had, so that it has a past and stands where it crashes."""
         pid = self._take(self._all[0]).process.pid
         self._stands, self._resume = False, Resume(pid, goes_on=frozenset((pid,)))
-
-    def __enter__(self) -> GdbServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Send GDB away, and have the domains run without."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from domainbuilder.build.domain_image import DomainImage
+from domainbuilder.closing import Closing
 from domainbuilder.errors import BuildError, LayoutError
 from domainbuilder.kernel.kernel_file import KernelFile
 from domainbuilder.launch.domain import RunningDomain, launch_on
@@ -37,7 +37,7 @@ MAX_DOMAINS = 32
 _MIB_PAGES = 256
 
 
-class Host:
+class Host(Closing):
     """A host with `memory_mib` of memory for its domains, of which there can be MAX_DOMAINS at a time.
 
     A context manager; leaving it destroys them. Raises LayoutError where there is no such memory.
@@ -54,14 +54,6 @@ class Host:
         self._domains: list[RunningDomain] = []
         self._gdb: GdbServer | None = None
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def domains(self) -> tuple[RunningDomain, ...]:
@@ -148,21 +140,13 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class HostClone:
+class HostClone(Closing):
     """A copy of a host: `domains` as those of the host stood, which run while any one is waited for.
 
     A context manager; leaving it ends them all.
     """
 
     domains: tuple[Clone, ...]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the copies, and their process with the last."""

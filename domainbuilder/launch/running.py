@@ -7,9 +7,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
+from domainbuilder.closing import Closing
 from domainbuilder.errors import BuildError
 from domainbuilder.hypercall_names import hypercall_name
 from domainbuilder.launch.record import InputRecord
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _END = "end"  # the name of run_for()'s timer among the host's
 
 
-class RunningDomain(Rewinding):
+class RunningDomain(Rewinding, Closing):
     """A domain that runs whenever it is asked to: by `console.expect` and `wait`, and not in between.
 
     A context manager; leaving it destroys the domain. `console` is its console; `plan` the DomainPlan of its
@@ -53,14 +53,6 @@ class RunningDomain(Rewinding):
         except BuildError:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Destroy the domain. What was printed, `stats()` and `outcome` stay."""

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from domainbuilder.closing import Closing
 from domainbuilder.errors import BuildError, Where
 from domainbuilder.launch.unix_socket import Peer, listen_at
 from domainbuilder.launch.waiting import Ends
@@ -95,7 +96,7 @@ class _Client(Peer):
         super().close()
 
 
-class XenstoreServer:
+class XenstoreServer(Closing):
     """A socket at `path` for the store of a domain's host, as long as the block lasts, or the domain.
 
     Raises BuildError where nobody can listen there, and for a run that is recorded, replayed or has a past
@@ -118,12 +119,6 @@ class XenstoreServer:
         periodic = Periodic(dom.machine, "xenstore", _POLL_NS, self._poll, before_idle=True)
         self._watching.enter_context(dom.watching(periodic))
         dom.serve_tools(self)
-
-    def __enter__(self) -> XenstoreServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Nobody is served any more, and the socket is gone."""
