@@ -1,4 +1,4 @@
-"""Text from a guest as it may be shown: with control characters made visible, which then do nothing."""
+"""A guest's text made safe to show: control characters become visible escapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a domain is given while it runs: what is typed, frames from outside of the host, keys and pointer."""
+"""A domain's input while it runs: what is typed, frames from outside of the host, keys and pointer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host with its domains as plain values: what save.py makes of one, and makes one of."""
+"""A host with its domains as plain values: what save.py makes of one, and restores one from."""
 
 from __future__ import annotations
 

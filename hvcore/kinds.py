@@ -1,4 +1,4 @@
-"""Kinds of plain values: what a value of a saved state has to be, in words, and whether one is.
+"""Kinds of plain values: what a value of a saved state has to be, and whether it is.
 
 A value is as save.py's pack() writes it: plain, or a list that begins with what it was.
 """

@@ -1,4 +1,4 @@
-"""Rounds of a guest's loop that only count or wait are left out of its run, and the end is worked out.
+"""Loops that only count or wait: their rounds are skipped, and the state after them is worked out.
 
 cpu/loops.py says what a loop does to the registers; here is how far that may go.
 """

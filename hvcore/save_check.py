@@ -1,4 +1,4 @@
-"""Whether plain values are a host's: types, lengths and ranges, before any of it is given to its owner.
+"""Checks of a saved host's values before any owner takes them: types, lengths and ranges.
 
 A saved state may come from anybody. What passes here can make a domain that misbehaves, as a guest can; it
 cannot make an owner hold what it never holds, nor name memory that the machine does not have. A field has the

@@ -1,4 +1,4 @@
-"""What a run comes to, in counts: the same for the same inputs."""
+"""The counts of a run, which are the same for the same inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a domain is put together, step by step: a host takes all steps, a bench of the tests what it needs."""
+"""How a domain is put together, step by step: a host takes all steps, a test those that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a text is that is no whole script: a part of one that is INCLUDEd, or a version script."""
+"""Texts that are no whole scripts: a part of one that is INCLUDEd, or a version script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`domainbuilder xl`: what a domain in the background has, and is given: disks, interfaces, vCPUs, memory."""
+"""`domainbuilder xl`'s verbs for disks, interfaces, vCPUs and memory: list, attach, detach, set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture as PNG: Portable Network Graphics, third edition (W3C), as little of it as that takes."""
+"""A picture as PNG (Portable Network Graphics, third edition, W3C): the few chunks that one needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An end in time for what cannot look at the clock: a regular expression that backtracks for ever."""
+"""A deadline for code that cannot look at the clock: a regular expression that backtracks for ever."""
 
 from __future__ import annotations
 

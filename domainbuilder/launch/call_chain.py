@@ -1,4 +1,4 @@
-"""Who called whom at the moment, in a guest's kernel: the addresses of its call chain, without a guess."""
+"""The call chain of a guest's kernel where it stands: return addresses that are known, and no guesses."""
 
 from __future__ import annotations
 

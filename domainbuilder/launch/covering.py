@@ -1,4 +1,4 @@
-"""Which of a kernel's code runs: `launch --coverage`."""
+"""`launch --coverage`: which of a kernel's code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exceptions that end a run from outside of it: of signal handlers, of callbacks.
+"""Exceptions of signal handlers and callbacks: kept while the emulator runs, raised when it has stopped.
 
 What is raised in a callback of the emulator gets lost. So an exception waits until the machine has stopped,
 unless the run stands where one can be raised at once.

@@ -1,4 +1,4 @@
-"""What `domainbuilder launch` and its kin are asked for, and whether all of it can be had at once."""
+"""The options of `domainbuilder launch` and its kin as one value, and which of them exclude each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest was typed and sent from outside, and when by its clock: all that a run does not bring along.
+"""A run's input from outside, each piece with the guest's time at which it came: what a replay needs.
 
 A run is a function of its domain and of this record. As a file it is JSON, a line each: what was run, one
 `[nanoseconds since the guest's start, base64]` for each piece of input, with the interface's number behind it

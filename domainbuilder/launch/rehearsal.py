@@ -1,4 +1,4 @@
-"""What clones are asked first, done once in the process that they come from, and undone.
+"""Rehearsals: a parent does once what its clones are asked first, and undoes it: its code is translated then.
 
 Most of what a clone of a booted kernel costs is the translation of guest code that had not run before: each
 would translate the same again. So a process that is asked for a second clone from one place does itself what

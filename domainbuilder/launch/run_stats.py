@@ -1,4 +1,4 @@
-"""What a run came to, in numbers: what is the same for the same inputs, and what it cost this host."""
+"""The counts of a run: those that equal runs have in common, and what the run cost this host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a domain that runs comes from: what of it is there before its first instruction here."""
+"""How a domain comes to run here: from an image that was built, or from a file or stream with its console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a domain's lists tell of it: its disks and interfaces as both ends have them, its vCPUs, refusals.
+"""What xl's lists show of a running domain: disks and interfaces as both ends have them, vCPUs, refusals.
 
 Source: libxl__device_disk_getinfo() and its kin in tools/libs/light, print_vcpuinfo() in tools/xl/xl_vcpu.c
 of Xen 4.17.

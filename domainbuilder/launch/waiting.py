@@ -1,4 +1,4 @@
-"""To wait for whoever may have something for a guest that is idle, all of them at once."""
+"""Waiting while a guest is idle: for its console, tools, viewers and network, all at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The disks of a saved domain: what says that their files are what they were, and how it gets them again.
+"""The disks of a saved domain: how their files are recognised, and how the restored domain gets them again.
 
 A saved domain has what the guest wrote to memory instead of its disks (`--snapshot`), and of the disks' files
 how they were: size, time of the last change, digest of the first MiB. It may come from anybody, so no name in

@@ -1,4 +1,4 @@
-"""Domains kept where they stood: `launch --resume-at` finds them again by all that made them what they are.
+"""Domains kept for `launch --resume-at`, found again by a digest of all that made them what they are.
 
 A kept domain is two files: KEY.domain, a frozen domain (frozen.py) without its memory, and the memory beside
 it, which is mapped and not read, so that the domain stands there at once. The key is a digest of the contents

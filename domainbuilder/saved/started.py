@@ -1,4 +1,4 @@
-"""A domain that comes from elsewhere, ready to go on: what a file or a stream said becomes one that runs."""
+"""A domain from a file or a stream, ready to go on: its values become a RunningDomain."""
 
 from __future__ import annotations
 

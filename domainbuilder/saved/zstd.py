@@ -1,4 +1,4 @@
-"""zstd, of Python's own library where it has it, and nothing beyond a limit."""
+"""zstd by Python's own library, or by its backport, with a limit on what comes out."""
 
 from __future__ import annotations
 

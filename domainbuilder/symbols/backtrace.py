@@ -1,4 +1,4 @@
-"""Who called whom: a walk up a guest's stack, and by what each step was taken."""
+"""Backtraces: a walk up a guest's stack, each frame with the means by which it was found."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What domain 0 would run for this domain."""
+"""The backends, which under Xen run in domain 0: console, xenstore, disks, network, framebuffer."""

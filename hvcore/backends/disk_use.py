@@ -1,4 +1,4 @@
-"""What the requests of a disk took this host, in real time: nothing of it is the guest's, or saved."""
+"""How long a disk's requests took this host, in real time: no guest sees it, and it is not saved."""
 
 from __future__ import annotations
 

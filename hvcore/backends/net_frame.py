@@ -1,4 +1,4 @@
-"""Ethernet frames, with what both ends know of their checksums and sizes; and frames that need no knowledge.
+"""Ethernet frames with their offloads: checksums that were left out, sizes to cut them to; and plain frames.
 
 What skb_checksum_setup, skb_checksum_help and skb_gso_segment of Linux do for xen-netback. RFC 1071 is
 the checksum: the sum of 16-bit words modulo 65535 is the whole number modulo 65535.

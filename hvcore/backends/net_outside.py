@@ -1,4 +1,4 @@
-"""The end of an interface's cable that is outside of the host: who is there is not a function of the run.
+"""The outer end of a cable that leads out of the host: what comes in there is input of the run.
 
 What comes from there is input (hvcore/given.py), which Machine.input() takes; what goes there has no effect
 here.

@@ -1,4 +1,4 @@
-"""What this process's Unicorn library is changed in while there is an engine, and put back with the last."""
+"""Patches of this process's Unicorn library: made for the first engine, taken back after the last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A processor's saved state from somebody else: what in it may differ from that of a processor just made.
+"""Whether a saved processor's state can be loaded: what in it may differ from a new processor's.
 
 The state is a part of the library's own structure. Some of it are indices and modes that the library does not
 look at again before it uses them, so everything that no guest could have brought about is refused.

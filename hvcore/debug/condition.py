@@ -1,4 +1,4 @@
-"""Conditions of breakpoints: a small language over registers, memory and events, which is no Python.
+"""Conditions of breakpoints: a small language of its own over registers, memory and events.
 
     rax == 0x10 && u32(rsp + 8) != 0
     vector == 14 && cr2 < 4096

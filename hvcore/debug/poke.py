@@ -1,4 +1,4 @@
-"""Writing guest memory for a debugger: the one act of its that the guest sees."""
+"""Writing guest memory for a debugger: its only act that the guest can see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registers of a vCPU by name, to be read and written whether the engine has them or they were put away.
+"""Registers of a vCPU by name, read and written in the engine or where they are kept while it does not run.
 
 What belongs to the processor comes from its state (hvcore/cpu/state_window.py); control and debug registers
 are the guest's own idea of them, and the event mask, the pending flag and the mode are Xen's.

@@ -1,4 +1,4 @@
-"""`listen()`: whoever wants to know what a domain does is told of typed events.
+"""`listen()`: typed events of what a domain does, told to whoever asks.
 
     with listen(machine, seen.append, kinds=(HypercallEvent, ExceptionEvent)):
         machine.run()

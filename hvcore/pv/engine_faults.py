@@ -1,4 +1,4 @@
-"""Exceptions that the engine raises otherwise than the processor that cpuid shows: which one the guest gets.
+"""Exceptions that the engine raises otherwise than a processor would: which one the guest gets.
 
 The engine knows one exception for an address that is not canonical, #GP(0). A processor has #SS(0) where the
 stack segment is meant: by pushes, pops, calls and returns, and for operands with RSP or RBP as their base.

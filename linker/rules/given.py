@@ -1,4 +1,4 @@
-"""What a rule was given, for rules that are called only when it was."""
+"""The inputs of a run, for rules that are called only when these were given."""
 
 from __future__ import annotations
 
