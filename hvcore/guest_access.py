@@ -33,8 +33,8 @@ class GuestAccess:
         self._view = mem.view
         self._walk = walk
         self._mask = abi.word_mask
-        # Addresses that access_ok() refuses. A 64-bit guest's begin where they cease to be canonical. To a
-        # 64-bit Xen all of a 32-bit guest's are good: there is Xen's part too, of which it can read the M2P.
+        # The addresses that access_ok() refuses. For 64-bit guests they begin where addresses cease to be
+        # canonical. For 32-bit guests of a 64-bit Xen there are none: their part of the M2P is readable.
         self._limit_lo = 1 << 47
         self._limit_hi = abi.hypervisor_virt_end
         if abi.is_32bit:

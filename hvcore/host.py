@@ -353,7 +353,7 @@ class Host:
             m.clock.detach()
             m.context = self.engine.save_context()
 
-    # -- for whoever holds the host. What the engine is told is told last: who is overtaken finds the flag.
+    # -- for whoever holds the host. The flag is set before the engine is told: who sees the stop finds it.
 
     def pause(self) -> None:
         """Make `run()` return as soon as the guest is between two instructions. Any thread may."""

@@ -335,7 +335,7 @@ class Machine:
         self.is_over = True
 
     def _keep_cap(self) -> None:
-        """Where the domain had more than its cap of the time, let time pass until it had not."""
+        """Let time pass until the domain has had no more of it than its cap allows."""
         clock, cap = self.clock, self.cap
         now, used = clock.now(), clock.busy_ns
         left = (now - self._cap_since) * cap // 100 - (used - self._cap_used)

@@ -30,7 +30,7 @@ class _Held:
     """
 
     def __init__(self) -> None:
-        self.forking = threading.Lock()  # a second thread finds the domain at rest, and not rehearsing
+        self.forking = threading.Lock()  # one fork at a time: another thread would find the domain rehearsing
         self.pids: set[int] = set()  # of those that have to be reaped here
         self._processes: weakref.WeakSet[Process] = weakref.WeakSet()
         self._sockets = bytearray()  # by descriptor: whether it leads to a clone
@@ -126,8 +126,8 @@ class Process:
         self._lock = threading.Lock()
         self._number = 0
         self._has_clones = False
-        self.snapshots = 0  # that were made; those that nobody has any more are
-        self.forgotten: list[int] = []
+        self.snapshots = 0  # how many were made
+        self.forgotten: list[int] = []  # snapshots that nobody has any more, by number
         HELD.add(self, sock)
 
     @property

@@ -88,7 +88,7 @@ class Server:
 
     def _settle(self, timeout: float | None) -> None:
         """Begin as a process of one's own."""
-        gc.freeze()  # what is the holder's is no garbage here, and looking for some would copy its pages
+        gc.freeze()  # the holder's objects are not collected here: to look at them would copy their pages
         signal.set_wakeup_fd(-1)
         for number in self._handled:
             signal.signal(number, signal.SIG_DFL)
@@ -107,7 +107,7 @@ class Server:
                 self._sock.close()
                 for dom in self._domains.values():
                     dom.close()
-                os.waitpid(-1, 0)  # which fails when the last clone of this one has gone
+                os.waitpid(-1, 0)  # it fails when the last clone of this one has gone
         os._exit(0)
 
     def _on_socket(self, _number: int, _frame: FrameType | None) -> None:

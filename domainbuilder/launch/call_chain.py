@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hvcore.machine import Machine
 
 _STACK_BYTES = 4096  # read at once; a deeper frame is read by itself
-_SAVED_BY_STUBS = {4: 0, 8: 16}  # by the word: a 64-bit stub of the hypercall page saves RCX and R11
+_SAVED_BY_STUBS = {4: 0, 8: 16}  # bytes, by word size: a 64-bit stub of the hypercall page saves RCX and R11
 
 
 def left_stub(word: int, read: Callable[[int, int], bytes], stack: int) -> tuple[int, int]:

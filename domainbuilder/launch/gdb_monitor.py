@@ -49,7 +49,7 @@ class Monitor:
 
     def __init__(self, dom: RunningDomain, moved: Callable[[Stopped], None] = lambda _stopped: None) -> None:
         self._dom = dom
-        self.moved = moved  # told where the guest stands, where it stands elsewhere in its time
+        self.moved = moved  # told where the guest stands after a way through its time
         self.process: Process | None = None
         self.timeline: Timeline | None = None
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)

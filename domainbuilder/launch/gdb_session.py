@@ -16,7 +16,7 @@ from domainbuilder.inputs import is_elf
 
 _START = 300  # seconds that building the domain may take
 _END = 5
-# gdb's own checkpoints are of processes of its machine: here they are Monitor's.
+# gdb's own `checkpoint` forks a process of its machine: here it is our monitor's.
 _COMMANDS = """\
 set confirm off
 define checkpoint

@@ -48,7 +48,7 @@ def _filled(mapping: _Mapping) -> tuple[int, int]:
     start, end = mapping.start, mapping.end
     if not mapping.mode.startswith("rw") or mapping.name not in ("", "[heap]"):
         return 0, 0
-    if "x" in mapping.mode:  # where code is translated to, one block behind the other
+    if "x" in mapping.mode:  # the translator's buffer, which fills from its start
         end = min(end, start + mapping.resident)
     elif mapping.resident < _FULL * (end - start):
         return 0, 0

@@ -21,7 +21,7 @@ class Interruptions:
     def __init__(self, pause: Callable[[], None]) -> None:
         self._pause = pause
         self._waiting: BaseException | None = None
-        self._may_raise = False  # within a run, but where an exception is not lost
+        self._may_raise = False  # the run stands where an exception would not get lost
         self.running = False
         self.has_signals = True  # handlers may have been set
 

@@ -184,7 +184,7 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
 
     assert options.gdb is not None
     address = parse_address(options.gdb)
-    # What a run is recorded or traced as is the run as it went, once.
+    # A record or a trace is of one run from begin to end: gdb must not take that back.
     alone = options.record is None and options.replay is None and options.observing == NOTHING
     alone = alone and options.xenstore is None
     alone = alone and not options.plain and not any(disk.is_written for disk in dom.machine.devices.disks)

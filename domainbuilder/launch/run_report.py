@@ -74,7 +74,7 @@ def _message(result: Result, expects: list[Step]) -> str:
     if result.failure is not None:
         where = f"expectation {result.met + 1} of {len(expects)}"
         return f"{where}: {result.failure.pattern!r} did not appear: {result.outcome}"
-    if result.met < len(expects):  # all but the end that --save-at names by the guest's time
+    if result.met < len(expects):  # only --save-at SECONDS is left, and the run ended before
         return f"{result.outcome}, and was not saved: {expects[result.met].text} s of its time did not come"
     return str(result.outcome)
 

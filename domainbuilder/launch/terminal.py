@@ -104,7 +104,7 @@ def raw_terminal(fd: int, interrupt: Callable[[BaseException], None]) -> Iterato
     def stop(number: int, frame: FrameType | None) -> None:
         restore()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # comes back when continued, or where nobody could continue us
+        os.kill(os.getpid(), number)  # returns when continued, or at once where nobody could continue us
         go_on(number, frame)
 
     handlers = {**dict.fromkeys(_ENDING_SIGNALS, end), signal.SIGTSTP: stop, signal.SIGCONT: go_on}

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from hvcore.machine import Machine
 
 _FIRST_PORT = 5900
-_MOST_DISPLAYS = 99  # that are tried: QEMU's `to=99`, as libxl asks for it
+_MOST_DISPLAYS = 99  # so many are tried: libxl asks QEMU for `to=99`
 _POLL_NS = 10_000_000  # of the guest's time: how often a running domain looks for viewers
 _PICTURE_SECONDS = 1 / 30  # between two pictures for one viewer
 _MOST_CLIENTS = 8
-_MOST_PENDING = 4096  # bytes that the guest was not given yet, beyond which viewers are not heard
+_MOST_PENDING = 4096  # bytes of input that wait for the guest: viewers are not heard beyond
 _CHUNK = 4096
 _EMPTY = (640, 480)  # what is shown before the guest has drawn anything
 _BUTTONS = ((1, 0x110), (2, 0x112), (4, 0x111))  # bits of VNC's, and BTN_LEFT, BTN_MIDDLE, BTN_RIGHT

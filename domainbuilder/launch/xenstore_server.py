@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 _POLL_NS = 10_000_000  # of the guest's time: how often a running domain looks for tools
 _MOST_CLIENTS = 32
-_MOST_REQUESTS = 256  # that are answered at a time, until the guest has run on
-_LINGER = 0.001  # seconds: how long a tool that got its answer is waited for
+_MOST_REQUESTS = 256  # at a time; the others are answered when the guest has run on
+_LINGER = 0.001  # seconds that a tool has for its next request before the guest runs on
 _CHUNK = 8192
-_MOST_UNREAD = 65536  # bytes that a tool has not taken, beyond which it is not listened to
+_MOST_UNREAD = 65536  # bytes: a tool that has not taken so many is not listened to
 
 
 def socket_path(text: str) -> str:

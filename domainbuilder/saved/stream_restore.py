@@ -449,7 +449,7 @@ _HANDLERS = {
     fmt.REC_TYPE_X86_PV_VCPU_XSAVE: "_vcpu",
     fmt.REC_TYPE_X86_PV_VCPU_MSRS: "_vcpu",
 }
-# What says something of a processor, or of a live sender, that is nothing to this host.
+# Records about a processor's features or a live sender, which this host has no use for.
 _IGNORED = frozenset(
     (
         fmt.REC_TYPE_STATIC_DATA_END, fmt.REC_TYPE_X86_CPUID_POLICY, fmt.REC_TYPE_X86_MSR_POLICY,

@@ -70,7 +70,7 @@ class RawImage:
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """See BlockImage."""
         wanted, done = sum(map(len, buffers)), os.pwritev(self._fd, buffers, offset)
-        while done < wanted:  # a signal came, or the disk is full, which the next one says
+        while done < wanted:  # a signal came, or the disk is full: then the next write says so
             rest = b"".join(buffers)[done:]
             done += os.pwrite(self._fd, rest, offset + done)
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
 
 VIF = "vif"  # the kind of device, and of its timer
-# What is due is done when the guest notifies, or else so long behind the last time at the earliest: as with
-# interrupts that a network card holds back, a flood wakes the guest once for many frames.
+# Frames are handed on when the guest notifies, or so long after the last time: a flood wakes the guest once
+# for many frames, as a network card does that moderates its interrupts.
 _HOLD_NS = 100_000
 _GSO_NODES = {XEN_NETIF_GSO_TYPE_TCPV4: "feature-gso-tcpv4", XEN_NETIF_GSO_TYPE_TCPV6: "feature-gso-tcpv6"}
 _FEATURES = {

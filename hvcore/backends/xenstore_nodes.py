@@ -115,7 +115,7 @@ class Accessed:
         self.node = node if check else None
         self.generation = None if node is None else node.generation
         self.perms: Perms | None = None if node is None else node.perms
-        self.check = check  # it was read before it was written: it must not have changed by the end
+        self.check = check  # it was read: the transaction fails if it has changed by the end
         self.modified = False
         self.fire = False
         self.fire_exact = False

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DOM0 = 0
-_MOST_MEMORY = 64 << 20  # bytes of domain 0's, beyond which tools add nothing
+_MOST_MEMORY = 64 << 20  # bytes of domain 0's account: beyond them tools may add nothing
 _MOST_WAITING = 1 << 20  # bytes of answers and events that a tool has not taken
 _ADDS = frozenset((XS_WRITE, XS_MKDIR, XS_SET_PERMS, XS_WATCH, XS_TRANSACTION_START))
 # What no domain can notice; anything else waits until the guest's turn can end.

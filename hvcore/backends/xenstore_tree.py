@@ -48,8 +48,8 @@ class Tree:
         self.exists = exists
         self.fire = fire
         self.quotas = Quotas()
-        self.special: dict[str, Perms] = {}  # of _SPECIAL, where they are others than domain 0's alone
-        self.targets: dict[int, int] = {}  # of domains that serve another one, whose rights they have
+        self.special: dict[str, Perms] = {}  # of paths in _SPECIAL that others than domain 0 may watch
+        self.targets: dict[int, int] = {}  # a domain that serves another -> that one, whose rights it has
         self.generation = 0
         self.accounts: dict[int, Account] = {_DOM0: Account(0)}
         self.nodes: dict[str, Node] = {}

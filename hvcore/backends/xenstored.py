@@ -266,7 +266,7 @@ class Xenstored:
             self._current = 0
         data = xsd_sockmsg.pack(kind, req_id, tx_id, len(answer)) + answer
         message = Message(data, number, is_event=False, expires=0)
-        # The answer comes before the event that a watch gets up front, and behind those of what it changed.
+        # A watch is answered before its first event; a change after the events that it caused.
         c.out.insert(events_at if kind == XS_WATCH else len(c.out), message)
 
     def _begin(self, c: Connection) -> int:
@@ -488,7 +488,7 @@ class Xenstored:
         except XenstoreError:
             return
         if not c.is_unprivileged:
-            request = 0  # a tool that takes its time is nothing to who caused the event
+            request = 0  # a slow tool does not count against the domain that caused the event
         if request:
             self.requests[request].events += 1
         expires = c.now() + WATCH_EVENT_TIMEOUT_NS

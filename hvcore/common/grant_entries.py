@@ -75,7 +75,7 @@ class ActiveEntry:
         self.start = start
         self.length = length
         self.is_sub_page = is_sub_page
-        self.trans_domid = trans_domid  # whose the frame is: another domain behind a transitive entry
+        self.trans_domid = trans_domid  # the owner of the frame: behind a transitive entry another domain
         self.trans_gref = trans_gref
 
     def is_same_grant(self, other: ActiveEntry) -> bool:

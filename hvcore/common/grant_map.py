@@ -216,7 +216,7 @@ def _unmap_common(
     if mapping is None:
         return GNTST_bad_handle
     rd = rcu_lock_domain_by_id(ld, mapping.domid)
-    if rd is None:  # it was torn down while its frame was mapped: nothing here does that
+    if rd is None:  # destroyed while its frame was mapped, which cannot happen here
         raise DomainCrash(f"unmap of a grant of domain {mapping.domid}, which is no more")
     flags, mfn = mapping.flags, mapping.mfn
     if dev_bus_addr and flags & GNTMAP_device_map and dev_bus_addr != mfn << PAGE_SHIFT:

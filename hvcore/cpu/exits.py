@@ -142,7 +142,7 @@ class Exits(Processor):
             q[RCX] = 0
             return on_rdtsc()
 
-        def on_sysenter() -> int:  # which AMD's have not in long mode, and `cpuid` shows none
+        def on_sysenter() -> int:  # AMD processors have none in long mode, and `cpuid` shows an AMD one
             d[_ERROR_CODE + 1] = 0  # not by `int`
             on_interrupt(6)
             q[RIP] = (q[RIP] - 2) & 0xFFFFFFFFFFFFFFFF
@@ -303,8 +303,8 @@ class Exits(Processor):
             nonlocal before, end, put_off
             left = cell[CELL_LEFT]
             if left <= cell[CELL_LIMIT]:
-                # It may be the rest of a store into the block before, which a stop would make another
-                # block of. A stop of somebody outside can always come a block later.
+                # This may be the rest of a store into the block before it, which QEMU executes as a block of
+                # its own, and which a stop would lose. A stop from outside can always come a block later.
                 again = before <= address < end and turns[CELL_HORIZON] - left < turns[CELL_TURN_END]
                 if not again or put_off == _MOST_PUT_OFF or (faults is not None and faults.is_left):
                     before, end, put_off = 0, 0, 0

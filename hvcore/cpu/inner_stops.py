@@ -28,7 +28,7 @@ from hvcore.errors import EngineError
 
 LOAD, STORE = 1, 2  # of a watch
 _AT_INSTRUCTION = 1  # words.stop_kind
-_LONG_BLOCK = 128  # bytes: no shorter block has been cut, for its instructions or operations are too few
+_LONG_BLOCK = 128  # bytes: a shorter block was not cut, for it has too few instructions and operations
 _PG = 1 << 31
 _MOST_WATCHES = 64
 _DR6 = 6

@@ -51,10 +51,10 @@ class Debugger:
         self._all_hook: ctypes.c_size_t | None = None
         self._countdown = 0
         self.resumed: Callable[[], None] = lambda: None  # told before the domain goes on
-        self.stopped: Stopped | None = None  # where a run of the host's ended, if for this domain
-        self._passing: int | None = None  # is_passing of the engine's, while another domain has that
+        self.stopped: Stopped | None = None  # where the host's run ended, if it ended for this domain
+        self._passing: int | None = None  # the engine's is_passing, while another domain uses the engine
         self._wants_step = False
-        self._to_head = False  # time has come inside a block, which is executed to its end
+        self._to_head = False  # the time to stop has come inside a block: at the next one's head
         self._step_vcpu: int | None = None  # who executes one instruction now
         self._step_hook: ctypes.c_size_t | None = None
         self._step_from = (0, 0)

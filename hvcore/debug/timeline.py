@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 BUDGET = 400 << 20
 _PERIOD_NS = 20_000_000
-_NEAR_NS = 256  # from where on every instruction is looked at; then from farther and farther
-_CLOSE_NS = 1_000_000  # how far before a place that was stepped back to a mark is made
+_NEAR_NS = 256  # a step back looks at every instruction of so long a stretch, and then of ever longer ones
+_CLOSE_NS = 1_000_000  # a mark is made so long before a place that was stepped back to
 _FARTHER = 4
 _MARK_TIMER, _INPUT_TIMER = ("timeline", "mark"), ("timeline", "input")
 _SHARE = 5

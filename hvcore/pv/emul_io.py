@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hvcore.pv.x86_decode import Instruction
     from hvcore.vcpu import Vcpu
 
-_MAX_REPS = 4096  # `ins` and `outs` go on after so many, so that events and the clock come to their right
+_MAX_REPS = 4096  # `ins` and `outs` pause after so many, so that events are delivered and time passes
 
 
 def _operand_size(insn: Instruction) -> int:

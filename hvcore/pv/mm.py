@@ -96,7 +96,7 @@ class PageTables(PageWalk):
         super().__init__(d, engine, xen)
         self.root_type = d.abi.pt_levels  # PGT_root_page_table of this guest
         self.l3_disallow = L3_DISALLOW_MASK_PV32 if self.pv32 else L2_DISALLOW_MASK
-        # An upper table has had an entry replaced: a linear page table may show the old one (do_mmu_update).
+        # Whether an entry of an upper table was replaced: a linear page table may still show the old one.
         self.flush_linear_pt = False
 
     # -- L1 entries

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
 
 VMASST_writable_pagetables = 1 << 2
-_COMPARES = 0x100  # in a form of store: made by compare and exchange, as whatever is locked is
+_COMPARES = 0x100  # a bit of a store's form: by compare and exchange, as every locked store is
 _LOCK, _OPSIZE, _REX_W = 0xF0, 0x66, 8
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, _OPSIZE, 0x67, _LOCK, 0xF2, 0xF3))
 _MAX_INST_LEN = 15
@@ -75,13 +75,13 @@ class RoPageFault:
         self.scratch_mfn = domain.alloc_xenheap_page()
         self.scratch = domain.mem.frame(self.scratch_mfn)
         self.pending = False
-        # When a store to an L2-L4 table was refused last, which `upper_tables` would have let through: how
-        # many exceptions there had been.
+        # How many exceptions there had been when a store to an L2-L4 table was last refused that
+        # `upper_tables` would have let through; -1: never.
         self.refused_upper_at = -1
         self._compares = False
         self._at = 0  # the entry that maps the table for the guest
         self._pte = 0
-        self._above: list[int] = []  # of the entries above that were read-only: index, entry, index, entry...
+        self._above: list[int] = []  # upper entries that were read-only: index, entry, index, entry...
         self._table = 0  # the table's mfn
         self._cr2 = 0
         self._saved: list[int] = []
