@@ -157,6 +157,20 @@ def suspend_guests(
     return {path.stem.removeprefix("suspend-"): path for path in made}
 
 
+@pytest.fixture(scope="session")
+def hostile_guests(
+    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """samples/hostile by its width: "32", "64"."""
+    pytest.importorskip("ziglang")
+    builder = samples_builder()
+    sources = (*builder.RUNTIME, "hostile/main.c")
+    widths = (builder.I386, builder.X86_64)
+    samples = tuple(builder.Sample(f"hostile-{width.name}", sources, width) for width in widths)
+    made = builder.build(samples, tmp_path_factory.mktemp("hostile"))
+    return {path.stem.removeprefix("hostile-"): path for path in made}
+
+
 STATEDUMP_FLAGS = {
     "32": ("-m32", "elf_i386", "entry32.S", "l32.lds", ()),
     "64": ("-m64", "elf_x86_64", "entry64.S", "l64.lds", ("-mcmodel=kernel", "-mno-red-zone")),

@@ -134,7 +134,7 @@ def until_gone(domain: Domain, seconds: float | None = None) -> bool:
 def destroy(domain: Domain) -> None:
     """Have the domain no more. A process that does not answer is killed: its lock says that it is the one."""
     with suppress(BuildError):
-        ask(domain, "destroy")
+        ask(domain, "destroy", PATIENCE)
         if until_gone(domain, PATIENCE):
             return
     if domain in domains():

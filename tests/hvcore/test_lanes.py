@@ -6,7 +6,6 @@ import ctypes
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -73,25 +72,6 @@ def run(
     return seen, counts
 
 
-@pytest.fixture(scope="module")
-def guest_file(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    pytest.importorskip("ziglang")
-    builder, folder = samples_builder(), tmp_path_factory.mktemp("guests")
-
-    samples = list(builder.conformance())
-    for width in (builder.I386, builder.X86_64):
-        sources = (*builder.RUNTIME, "hostile/main.c")
-        samples.append(builder.Sample(f"hostile-{width.name}", sources, width))
-
-    def build_one(name: str) -> Path:
-        found = [sample for sample in samples if sample.name == name]
-        return Path(builder.build(found, folder)[0])
-
-    return build_one
-
-
 def same_with_and_without(
     kernel: Path, cmdline: str = "", memory_mib: int = MEMORY_MIB
 ) -> dict[str, tuple[int, int]]:
@@ -104,13 +84,15 @@ def same_with_and_without(
 
 @pytest.mark.parametrize("width", ["32", "64"])
 @pytest.mark.parametrize("name", CONFORMANCE)
-def test_a_run_is_the_same_without_lanes(guest_file: Callable[[str], Path], name: str, width: str) -> None:
-    assert same_with_and_without(guest_file(f"{name}-{width}"))
+def test_a_run_is_the_same_without_lanes(
+    conformance_guest: Callable[[str], Path], name: str, width: str
+) -> None:
+    assert same_with_and_without(conformance_guest(f"{name}-{width}"))
 
 
 @pytest.mark.parametrize("width", ["32", "64"])
-def test_a_hostile_guest_is_the_same_without_lanes(guest_file: Callable[[str], Path], width: str) -> None:
-    kernel, left, taken = guest_file(f"hostile-{width}"), 0, 0
+def test_a_hostile_guest_is_the_same_without_lanes(hostile_guests: dict[str, Path], width: str) -> None:
+    kernel, left, taken = hostile_guests[width], 0, 0
     for seed in HOSTILE_SEEDS:
         counts = same_with_and_without(kernel, f"seed={seed} acts={HOSTILE_ACTS}", 8)
         taken += sum(pair[0] for pair in counts.values())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -28,19 +26,6 @@ class Run(NamedTuple):
     problems: list[str]
 
 
-@pytest.fixture(scope="module")
-def hostile(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    builder = samples_builder()
-    sources = (*builder.RUNTIME, "hostile/main.c")
-    samples = tuple(
-        builder.Sample(f"hostile-{width.name}", sources, width) for width in (builder.I386, builder.X86_64)
-    )
-    folder = tmp_path_factory.mktemp("hostile")
-    return {path.stem.removeprefix("hostile-"): path for path in builder.build(samples, folder)}
-
-
 def run(kernel: Path, seed: int) -> Run:
     output = bytearray()
     with launch(
@@ -55,8 +40,8 @@ def run(kernel: Path, seed: int) -> Run:
 
 
 @pytest.mark.parametrize("width", ["32", "64"])
-def test_a_hostile_guest_harms_itself_alone(width: str, hostile: dict[str, Path]) -> None:
-    runs = [run(hostile[width], seed) for seed in SEEDS]
+def test_a_hostile_guest_harms_itself_alone(width: str, hostile_guests: dict[str, Path]) -> None:
+    runs = [run(hostile_guests[width], seed) for seed in SEEDS]
     for seed, ended in zip(SEEDS, runs, strict=True):
         assert ended.problems == [], seed
         assert ended.reason in ("poweroff", "crash", "crashed"), (seed, ended.console[-500:])
@@ -65,5 +50,5 @@ def test_a_hostile_guest_harms_itself_alone(width: str, hostile: dict[str, Path]
     assert sum(ended.faults for ended in runs) > 3_000
 
 
-def test_two_runs_are_equal(hostile: dict[str, Path]) -> None:
-    assert run(hostile["32"], 3) == run(hostile["32"], 3)
+def test_two_runs_are_equal(hostile_guests: dict[str, Path]) -> None:
+    assert run(hostile_guests["32"], 3) == run(hostile_guests["32"], 3)
