@@ -79,7 +79,6 @@ def extlinux(fs: FileSystem, path: str) -> Menu:
     default, timeout = "", None
     labels: list[dict[str, str]] = []
     shared: dict[str, str] = {}
-    folder = path.rpartition("/")[0]
     for line in _included(fs, path, 16):
         word, rest = _first_word(line)
         word = word.lower()
@@ -96,20 +95,27 @@ def extlinux(fs: FileSystem, path: str) -> Menu:
             default = labels[-1]["label"]
         else:
             (labels[-1] if labels else shared).setdefault(word, rest)
-    entries = []
-    for words in labels:
-        args = words.get("append", shared.get("append", ""))
-        args = "" if args == "-" else args
-        inside = [word for word in args.split() if word.startswith("initrd=")]
-        args = " ".join(word for word in args.split() if not word.startswith("initrd="))
-        ramdisks = words.get("initrd") or (inside[-1][7:] if inside else "")
-        kernel = words.get("kernel") or words.get("linux") or ""
-        if kernel.endswith((".c32", ".com", ".cbt", ".bin", ".bs", ".0")):
-            kernel = ""  # a program of syslinux's own
-        title = words.get("menu label", words["label"]).replace("^", "")
-        files = tuple(_from(folder, one) for one in ramdisks.split(",") if one)
-        entries.append(_entry(path, title, words["label"], _from(folder, kernel), files, args))
+    entries = [_labelled(path, words, words.get("append", shared.get("append", ""))) for words in labels]
     return Menu(path, tuple(_limited(path, entries)), default or "0", timeout)
+
+
+def _labelled(path: str, words: dict[str, str], append: str) -> Entry:
+    """The entry of a label with these words, whose files are beside the configuration at `path`."""
+    folder = path.rpartition("/")[0]
+    args = [] if append == "-" else append.split()
+    inside = [word.removeprefix("initrd=") for word in args if word.startswith("initrd=")]
+    ramdisks = words.get("initrd") or (inside[-1] if inside else "")
+    kernel = words.get("kernel") or words.get("linux") or ""
+    if kernel.endswith((".c32", ".com", ".cbt", ".bin", ".bs", ".0")):
+        kernel = ""  # a program of syslinux's own
+    return _entry(
+        path,
+        words.get("menu label", words["label"]).replace("^", ""),
+        words["label"],
+        _from(folder, kernel),
+        tuple(_from(folder, one) for one in ramdisks.split(",") if one),
+        " ".join(word for word in args if not word.startswith("initrd=")),
+    )
 
 
 def _included(fs: FileSystem, path: str, depth: int) -> list[str]:

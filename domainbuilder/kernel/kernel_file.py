@@ -199,22 +199,19 @@ def _gunzip(packed: _Packed) -> tuple[Image, int]:
     """
     import zlib
 
-    stream = zlib.decompressobj(wbits=31)
+    from domainbuilder.kernel.gunzip import Gunzip
+
     stated = int.from_bytes(packed.data[-4:], "little")
     room = min(stated + 16, packed.limit) + 1
-    image, at, fed = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0, 0
+    image, at = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
+    member = Gunzip(packed.data, room, _PIECE)
     try:
-        while fed < len(packed.data) and not stream.eof and at < room:
-            data: bytes | memoryview = packed.data[fed : fed + _PIECE]
-            fed += len(data)
-            while data and not stream.eof and at < room:
-                piece = stream.decompress(data, min(_PIECE, room - at))
-                if not at and piece and not _looks_like_a_kernel(piece):
-                    return piece, 0
-                if piece.count(0) != len(piece):
-                    image[at : at + len(piece)] = piece
-                at += len(piece)
-                data = stream.unconsumed_tail
+        for piece in member:
+            if not at and piece and not _looks_like_a_kernel(piece):
+                return piece, 0
+            if piece.count(0) != len(piece):
+                image[at : at + len(piece)] = piece
+            at += len(piece)
     except zlib.error as error:
         raise packed.fail(f"xc_dom_do_gunzip: inflate failed: {error}") from error
     if at > packed.limit:
@@ -225,7 +222,7 @@ def _gunzip(packed: _Packed) -> tuple[Image, int]:
             found=stated,
             expected=f"{at:#x} or more",
         )
-    if not stream.eof:
+    if not member.is_whole:
         raise packed.fail(
             "xc_dom_do_gunzip: inflate failed: the stream is cut short",
             found=f"{len(packed.data):#x} bytes, which hold {at:#x}",
@@ -233,7 +230,7 @@ def _gunzip(packed: _Packed) -> tuple[Image, int]:
     if not at:
         return b"", 0
     image.resize(at)
-    return image, len(stream.unused_data) + len(packed.data) - fed
+    return image, member.trailing
 
 
 def _looks_like_a_kernel(start: bytes) -> bool:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from domainbuilder.errors import BuildError, LayoutError, Where
 from domainbuilder.inputs import LIMITS, open_input
+from domainbuilder.kernel.gunzip import Gunzip
 
 XC_DOM_DECOMPRESS_MAX = LIMITS["ramdisk"].size  # xenguest.h; also the default limit on a module
 _GUNZIP_SLACK = 16  # xc_dom_check_gzip adds this to the size that gzip states
@@ -66,24 +67,17 @@ class Ramdisk:
 
     def _gunzip(self, memory: Frames, pfn: int) -> int | None:
         """Unzip into guest memory; None when that went well, else how many bytes had been written."""
-        stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        done = 0
-        blob = memoryview(self.blob)
+        # One byte more than fits, to notice a stream that is longer than it said.
+        member, done = Gunzip(memoryview(self.blob), self.unzip_size + 1, _CHUNK), 0
         try:
-            for start in range(0, len(blob), _CHUNK):
-                data: bytes | memoryview = blob[start : start + _CHUNK]
-                while data and not stream.eof:
-                    # one byte more than fits, to notice a stream that is longer than it said
-                    room = min(_CHUNK, self.unzip_size - done + 1)
-                    out = stream.decompress(data, room)
-                    if done + len(out) > self.unzip_size:
-                        return done
-                    memory.write(pfn, out, done)
-                    done += len(out)
-                    data = stream.unconsumed_tail
+            for piece in member:
+                if done + len(piece) > self.unzip_size:
+                    return done
+                memory.write(pfn, piece, done)
+                done += len(piece)
         except zlib.error:
             return done
-        return None if stream.eof else done
+        return None if member.is_whole else done
 
 
 def check_gzip(blob: bytes | mmap.mmap | memoryview) -> int:
