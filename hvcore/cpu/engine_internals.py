@@ -107,7 +107,8 @@ class Internals:
 _TCG_FUNCTIONS = (
     "tcg_gen_callN", "helper_check_exit_request", "tcg_temp_new_internal", "tcg_temp_free_internal",
     "tcg_gen_extu_i32_i64", "tcg_const_i32", "tcg_const_i64", "tcg_emit_op", "tcg_gen_op1", "tcg_gen_op3",
-    "tcg_gen_brcond_i64", "gen_new_label",
+    "tcg_gen_brcond_i64", "gen_new_label", "helper_lookup_tb_ptr",
+    "tcg_tb_phys_invalidate_count",
 )  # fmt: skip
 
 

@@ -98,6 +98,9 @@ class EngineWords(ctypes.Structure):
     found_blocks: int
     ram: int
     spaces: int
+    jumps: int
+    nr_invalid: int
+    code_base: int
 
     _fields_ = _fields(__annotations__)
 

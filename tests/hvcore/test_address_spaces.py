@@ -25,6 +25,7 @@ from hvcore.pv.segments import load_cs_ss, load_data
 from tests.hvcore.lane_cpu import LaneCpu
 from tests.hvcore.test_lane_guards import ARGUMENTS, Bench
 from tests.hvcore.tlb_audit import Audit
+from tests.hvcore.tlb_audit import Spaces as Kept
 
 CODE, DATA, WRITTEN = 16, 20, 21  # pages
 STACK = 18 << 12
@@ -37,6 +38,7 @@ R10 = 10
 READ, WRITE, CALL, HYPERCALL = (CODE << 12 | at for at in (0, 0x10, 0x20, 0x30))
 SNIPPETS = {READ: "488b03cc", WRITE: "488903cc", CALL: "ffd3cc", HYPERCALL: "0f05cc"}
 SNIPPETS32 = {READ: "8b03cc", WRITE: "8903cc", HYPERCALL: "cd82cc"}
+FUNCTION, EXIT = 0x10, 0x20  # in those pages: code that gives the page's number, at once or behind an exit
 FAULT = -1
 
 
@@ -65,6 +67,8 @@ class Spaces(LaneCpu):
             self.put(at, bytes.fromhex(code))
         for page in (DATA, USERS, NEW, SPARE, WRITTEN):
             self.put(page << 12, struct.pack("<Q", page))
+            self.put(page << 12 | FUNCTION, b"\xb8" + struct.pack("<I", page) + b"\xc3")
+            self.put(page << 12 | EXIT, b"\x0f\x05\xb8" + struct.pack("<I", page) + b"\xcc")
 
     def leaf(self, page: int, target: int) -> int:
         return (self.base + target) << 12 | (0x65 if page in TABLES else 0x67)
@@ -97,6 +101,9 @@ class Spaces(LaneCpu):
 
     def read(self, *, user: bool, page: int = DATA) -> int:
         return self.at(READ, user=user, bx=page << 12)
+
+    def call(self, *, user: bool) -> int:
+        return self.at(CALL, user=user, bx=DATA << 12 | FUNCTION)
 
     def hypercall(self, number: int, *args: int) -> None:
         a, b, c, d = args + (0,) * (4 - len(args))
@@ -185,6 +192,49 @@ def test_a_change_is_seen_at_once(cpu: Spaces, act: str) -> None:
     expected = (DATA, NEW) if of_user else (NEW, USERS)
     assert (cpu.read(user=False), cpu.read(user=True)) == expected
     assert (cpu.read(user=False), cpu.read(user=True)) == expected
+
+
+@pytest.mark.parametrize("act", [act for act in ACTS if act != "a grant"])  # whose page is no code
+def test_a_change_is_seen_by_the_next_jump(cpu: Spaces, act: str) -> None:
+    do, of_user = ACTS[act]
+    assert [cpu.call(user=user) for user in (False, True, False)] == [DATA, USERS, DATA]
+    do(cpu)
+    cpu.audit()
+    expected = [DATA, NEW] if of_user else [NEW, USERS]
+    assert [cpu.call(user=user) for user in (False, True) * 2] == expected * 2
+
+
+def test_a_change_is_seen_behind_an_exit(cpu: Spaces) -> None:
+    """That code is found by the library."""
+    exit_of, number = DATA << 12 | EXIT, Hypercall.xen_version
+    assert [cpu.at(exit_of, ax=number, di=0) for _ in range(2)] == [DATA] * 2
+    cpu.update(L1, DATA, cpu.leaf(DATA, NEW))
+    cpu.audit()
+    assert cpu.at(exit_of, ax=number, di=0) == NEW
+
+
+def test_code_at_the_same_address_of_both(cpu: Spaces) -> None:
+    own = [cpu.at(DATA << 12 | FUNCTION, user=user, bx=0) for user in (False, True) * 2]
+    assert own == [FAULT] * 4  # the `ret` has nowhere to go
+    assert [cpu.at((DATA << 12 | EXIT) + 2, user=user) for user in (False, True) * 2] == [DATA, USERS] * 2
+
+
+def test_the_librarys_own_table_holds_a_few_blocks(cpu: Spaces) -> None:
+    for i in range(40):
+        cpu.put((CODE << 12) + 0x200 + 8 * i, b"\xcc")
+        cpu.at((CODE << 12) + 0x200 + 8 * i)
+        cpu.audit()
+
+
+def test_code_that_is_stored_over_after_many_calls(cpu: Spaces) -> None:
+    """The blocks that it jumps to are not asked whether they are valid."""
+    loop = CODE << 12 | 0x100
+    cpu.put(loop, bytes.fromhex("ffd3ffc975facc"))  # call rbx; dec ecx; jnz
+    for value in (1, 2, 3):
+        code = b"\xb8" + struct.pack("<I", value) + b"\xc3\0\0"
+        cpu.at(WRITE, user=value == 2, ax=int.from_bytes(code, "little"), bx=WRITTEN << 12)
+        assert cpu.at(loop, bx=WRITTEN << 12, cx=5000) == value
+        cpu.audit()
 
 
 def test_a_grant_is_moved_over_and_its_own_place_is_empty(cpu: Spaces) -> None:
@@ -329,13 +379,18 @@ def test_what_the_directory_has_no_room_for_is_not_kept() -> None:
     assert min(audits) > 250
 
 
+def page_drops(cpu: Spaces) -> int:
+    return int(Kept.from_address(cpu.engine.words.spaces).page_drops)
+
+
 def test_most_is_still_there_after_a_change() -> None:
     cpu = Spaces(lanes=True)
     for user in (False, True, False):
         cpu.read(user=user)
-    before = cpu.audit().entries
+    before, drops = cpu.audit().entries, page_drops(cpu)
     cpu.update(USER_L1, DATA, cpu.leaf(DATA, NEW))
     after = cpu.audit()
+    assert page_drops(cpu) == drops + 1
     assert after.spaces == 2
     assert after.entries >= before - 3  # an entry counts for reads, for writes and for code
 

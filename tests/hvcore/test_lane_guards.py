@@ -12,7 +12,8 @@ import pytest
 from hvcore.abi import PV64
 from hvcore.common.vcpu_op import do_vcpu_op
 from hvcore.cpu.compiled import core
-from hvcore.cpu.processor import EFLAGS, RAX, RDI, RDX, RIP, RSI
+from hvcore.cpu.processor import EFLAGS, RAX, RDI, RDX, RIP, RSI, RSP
+from hvcore.public.callback import CALLBACKTYPE_event, CALLBACKTYPE_syscall
 from hvcore.public.xen import DOMID_SELF, Hypercall
 from hvcore.pv.lanes import Lanes
 from hvcore.pv.segments import load_cs_ss
@@ -131,6 +132,28 @@ def another_owner(b: Bench) -> None:
     b.cpu.d.frames.owner[b.mfn(TARGET) - b.cpu.mem.base_mfn] = 7
 
 
+def version(_b: Bench) -> tuple[int, ...]:
+    """xen_version, the only call that an event may wait for."""
+    return H.xen_version, 0, 0
+
+
+HANDLER, STACK = CODE + 0x800, (DONE << 12) + 0x800
+
+
+def event(b: Bench) -> None:
+    """One waits, and there is a handler for it."""
+    b.cpu.v.callbacks[CALLBACKTYPE_event] = (0, HANDLER, 0)
+    b.cpu.v.info[:2] = b"\1\0"
+    b.cpu.engine.q[RSP] = b.cpu.v.kernel_sp = STACK
+
+
+def process_with_event(b: Bench) -> None:
+    """pread64 of a process has the number of xen_version."""
+    event(b)
+    b.cpu.v.callbacks[CALLBACKTYPE_syscall] = (0, HANDLER, 0)
+    b.cpu.v.kernel_mode = False
+
+
 GUARDS = {
     "arguments that are no user's": Guard(update, set_leaf(ARGUMENTS, 0x23)),
     "arguments that are not there": Guard(update, set_leaf(ARGUMENTS, 0)),
@@ -140,7 +163,10 @@ GUARDS = {
     ),
     "a frame of somebody else's": Guard(update, another_owner),
     "a single step": Guard(update, trap_flag),
-    "an event": Guard(update, lambda b: b.cpu.v.info.__setitem__(slice(0, 2), b"\1\0")),
+    "an event": Guard(update, event),
+    "an event for a process": Guard(version, process_with_event),
+    "an event and no handler": Guard(version, lambda b: b.cpu.v.info.__setitem__(slice(0, 2), b"\1\0")),
+    "an NMI where an event may wait": Guard(version, lambda b: setattr(b.cpu.v, "nmi_pending", True)),
     "an NMI": Guard(update, lambda b: setattr(b.cpu.v, "nmi_pending", True)),
     "a process": Guard(update, lambda b: setattr(b.cpu.v, "kernel_mode", False)),
     "the last that holds a frame": Guard(unmap, give_up_page),
@@ -163,6 +189,16 @@ def test_a_call_is_taken_and_with_one_thing_otherwise_it_is_not(name: str) -> No
     before = spoilt.state()
     assert not spoilt.call(*call)
     assert spoilt.state() == before
+
+
+def test_an_event_comes_behind_the_call_that_asks_for_it() -> None:
+    b = Bench()
+    event(b)
+    q = b.cpu.engine.q
+    assert b.call(*version(b))
+    assert q[RAX] == 4 << 16 | 17
+    assert (q[RIP], bytes(b.cpu.v.info[:2])) == (HANDLER - 2, b"\1\1")  # `syscall` is added behind this
+    assert b.cpu.get(STACK - 40, "Q")[0] == CODE + 2
 
 
 def test_an_end_of_a_turn_within_a_multicall_keeps_the_entries_that_were_made() -> None:

@@ -23,7 +23,8 @@ _PRESENT, _RW, _USER, _ACCESSED, _DIRTY, _PSE, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 
 _USER_MODE = 1  # MMU_USER_IDX
 _CF_INVALID = 0x40000
 _WORD = ctypes.c_uint64
-_NR_SPACES, _NR_JUMPS, _LINES, _USES = 6, 4096, 64, 2048
+_NR_SPACES, _NR_JUMPS, _JUMPS_A_PAGE, _USES, _MOST_NOTED = 6, 4096, 64, 2048, 16
+_CODE_UNIT = 64
 
 
 class _Entry(ctypes.Structure):
@@ -42,16 +43,32 @@ class _Tlb(ctypes.Structure):
     _fields_ = (("common", _WORD * 4), ("desc", _Desc * 3), ("padding", _WORD), ("fast", _Fast * 3))
 
 
-class _Space(ctypes.Structure):
+class _Jump(ctypes.Structure):
+    _fields_ = (("pc", _WORD), ("block", ctypes.c_uint32), ("flags", ctypes.c_uint32))
+
+
+class Jumps(ctypes.Structure):
+    """struct hv_jumps."""
+
     _fields_ = (
-        ("root", _WORD), ("drops", _WORD), ("used", _WORD), ("lines", ctypes.c_uint8 * _LINES),
-        ("tlb", _Tlb), ("jumps", _WORD * _NR_JUMPS), ("directory", _WORD * 2 * _USES),
+        ("at", _Jump * _NR_JUMPS), ("nr_invalid", _WORD), ("nr_seen", _WORD), ("patience", _WORD),
+        ("has_any", ctypes.c_bool * (_NR_JUMPS // _JUMPS_A_PAGE)),
     )  # fmt: skip
 
 
-class _Spaces(ctypes.Structure):
+class _Space(ctypes.Structure):
     _fields_ = (
-        ("tlb", _WORD), ("jumps", _WORD), ("drops", _WORD), ("clock", _WORD), ("current", _WORD),
+        ("root", _WORD), ("drops", _WORD), ("used", _WORD),
+        ("tlb", _Tlb), ("jumps", Jumps), ("directory", _WORD * 2 * _USES),
+    )  # fmt: skip
+
+
+class Spaces(ctypes.Structure):
+    """struct hv_spaces."""
+
+    _fields_ = (
+        ("tlb", _WORD), ("library_jumps", _WORD), ("nr_noted", _WORD), ("noted", _WORD * _MOST_NOTED),
+        ("drops", _WORD), ("page_drops", _WORD), ("clock", _WORD), ("current", _WORD),
         ("holders", ctypes.c_uint8 * 512), ("at", _Space * _NR_SPACES),
     )  # fmt: skip
 
@@ -82,17 +99,20 @@ class Audit:
         self.engine, self.levels = engine, levels
         self.errors: list[str] = []
         self.entries = self.jumps = self.spaces = 0
+        self._nr_invalid = _WORD.from_address(words.nr_invalid).value if words.nr_invalid else 0
         self._ram = (_WORD * (words.ram_pages * 512)).from_address(words.ram)
-        spaces = _Spaces.from_address(words.spaces)
-        first = ctypes.addressof(spaces) + _Spaces.at.offset
+        spaces = Spaces.from_address(words.spaces)
+        first = ctypes.addressof(spaces) + Spaces.at.offset
         for number, space in enumerate(spaces.at):
             is_current = spaces.current == first + number * ctypes.sizeof(_Space)
             if is_current:
                 self._look_at_root(space)
-                tlb, jumps = _Tlb.from_address(spaces.tlb), (_WORD * _NR_JUMPS).from_address(spaces.jumps)
-                self._look(number, engine.q[_CR3], _L4, space, tlb, jumps)
+                self._look(number, engine.q[_CR3], _L4, space, _Tlb.from_address(spaces.tlb))
+                self._look_at_library(number, spaces)
+                if words.jumps != ctypes.addressof(space.jumps):
+                    self.errors.append("the blocks in use are not this address space's")
             elif space.root and space.drops == spaces.drops:
-                self._look(number, space.root << 12, levels, space, space.tlb, space.jumps)
+                self._look(number, space.root << 12, levels, space, space.tlb)
 
     def _look_at_root(self, space: _Space) -> None:
         """What is in use is of the table in CR3, or of the L3 that Xen's L4 there shows to a PAE guest."""
@@ -127,9 +147,7 @@ class Audit:
             table = entry
         raise AssertionError
 
-    def _look(
-        self, number: int, root: int, levels: int, space: _Space, tlb: _Tlb, jumps: ctypes.Array[_WORD]
-    ) -> None:
+    def _look(self, number: int, root: int, levels: int, space: _Space, tlb: _Tlb) -> None:
         self.spaces += 1
         uses = {(use[0], use[1]) for use in space.directory if use[0]}
         for mode, entry in self._all(tlb):
@@ -141,20 +159,38 @@ class Audit:
                 wrong = self._wrong(root, levels, va, entry, mode, access, uses)
                 if wrong:
                     self.errors.append(f"space {number}: {_ACCESSES[access]} of {va:#x}: {wrong}")
-        for at, pointer in enumerate(jumps):
-            if not pointer:
+        for at, jump in enumerate(space.jumps.at):
+            if not jump.block:
                 continue
-            self.jumps += 1
-            if not space.lines[at >> 6] >> (at >> 3 & 7) & 1:
-                self.errors.append(f"space {number}: block {at} was not noted")
-            block = _Block.from_address(pointer)
-            if block.cflags & _CF_INVALID:
+            if not space.jumps.has_any[at // _JUMPS_A_PAGE]:
+                self.errors.append(f"space {number}: block {at} is of a page that has none")
+            pointer = self.engine.words.code_base + jump.block * _CODE_UNIT
+            block = self._look_at_block(number, root, levels, pointer)
+            if (block.pc, block.flags, block.cs_base) != (jump.pc, jump.flags, 0):
+                self.errors.append(f"space {number}: block at {block.pc:#x} stands for {jump.pc:#x}")
+            if block.cflags & _CF_INVALID and space.jumps.nr_invalid == self._nr_invalid:
+                self.errors.append(f"space {number}: block at {block.pc:#x} is invalid")
+
+    def _look_at_library(self, number: int, spaces: Spaces) -> None:
+        """Its own table: no more blocks than were noted, and they of the address space in use."""
+        noted = set(spaces.noted[: spaces.nr_noted])
+        for at, pointer in enumerate((_WORD * _NR_JUMPS).from_address(spaces.library_jumps)):
+            if pointer:
+                if at not in noted:
+                    self.errors.append(f"the library's block {at} was not noted")
+                self._look_at_block(number, self.engine.q[_CR3], _L4, pointer)
+
+    def _look_at_block(self, number: int, root: int, levels: int, pointer: int) -> _Block:
+        self.jumps += 1
+        block = _Block.from_address(pointer)
+        for i, page in enumerate(block.page_addr):
+            va = (block.pc & ~_PAGE) + 4096 * i & _ALL
+            found, _ = self.walk(root, levels, va)
+            if block.cflags & _CF_INVALID or page == _ALL:
                 continue
-            for i, page in enumerate(block.page_addr):
-                va = (block.pc & ~_PAGE) + 4096 * i & _ALL
-                found, _ = self.walk(root, levels, va)
-                if page != _ALL and (found is None or found.page - self.engine.words.ram_base != page):
-                    self.errors.append(f"space {number}: block at {block.pc:#x} is of {page:#x}, not {found}")
+            if found is None or found.page - self.engine.words.ram_base != page:
+                self.errors.append(f"space {number}: block at {block.pc:#x} is of {page:#x}, not {found}")
+        return block
 
     def _all(self, tlb: _Tlb) -> Iterator[tuple[int, _Entry]]:
         for mode in range(3):

@@ -23,6 +23,23 @@ static inline struct translation_block **hv_found_blocks(const struct hv_engine 
     return (struct translation_block **)e->found_blocks;
 }
 
+/* Blocks of one address space by virtual address, as tb_jmp_cache has them. A row is a line of the host's cache, what
+ * was used last in front, and tells all that has to agree: the block itself is a line that need not be read. */
+enum { JUMP_WAYS = 4, ROW_BITS = 4, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 6, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
+struct hv_jump {
+    uint64_t pc;
+    uint32_t block, flags; /* where the block lies, as CODE_UNITS say; 0: none */
+};
+struct hv_jumps {
+    struct hv_jump rows[JUMP_PAGES * ROWS_A_PAGE][JUMP_WAYS];
+    uint64_t nr_invalid;       /* those that are invalid since the library has counted so many are not in here */
+    uint64_t nr_seen, patience;
+    bool has_any[JUMP_PAGES];  /* of the pages that share these rows */
+};
+
+void hv_drop_jumps_of_page(struct hv_jumps *jumps, uint64_t va);
+void hv_drop_jumps(struct hv_jumps *jumps);
+
 /* translate.c: whether the block that this thread translated last is of an engine of ours. */
 bool hv_translates_ours(void);
 

@@ -60,9 +60,12 @@ static void note_recent(struct hv_call *c, uint64_t number, const uint64_t *args
     recent[0]++;
 }
 
-/* The exit begins: its cost is taken outside of the journal, which a multicall empties on its way. */
-static bool begin(struct hv_call *c) {
-    if (hv_has_event(c->v) || c->regs[EFLAGS] & X86_EFLAGS_TF || !hv_events_begin(c->d))
+/* The exit begins: its cost is taken outside of the journal, which a multicall empties on its way. An event that waits
+ * may preempt a hypercall, but not this one, by which Linux asks for the event (xen_force_evtchn_callback()). */
+static bool begin(struct hv_call *c, bool is_hypercall) {
+    if (hv_has_event(c->v) && !(is_hypercall && c->regs[RAX] == HC_xen_version))
+        return NOT_MINE;
+    if (c->regs[EFLAGS] & X86_EFLAGS_TF || !hv_events_begin(c->d))
         return NOT_MINE;
     c->j->used = 0;
     hv_take_time(c->e, NS_PER_EXIT);
@@ -123,7 +126,7 @@ static bool syscall_lane(struct hv_engine *e) {
     if (!e->vcpu)
         return NOT_MINE;
     struct hv_call c = call_of(e);
-    if (c.is_32bit || !(*hv_hflags(&c) & HF_CS64) || !begin(&c))
+    if (c.is_32bit || !(*hv_hflags(&c) & HF_CS64) || !begin(&c, c.v->kernel_mode))
         return NOT_MINE;
     uint64_t rip = c.regs[RIP];
     c.regs[RIP] = rip + SYSCALL_SIZE;
@@ -152,7 +155,7 @@ static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
         return NOT_MINE;
     struct hv_call c = call_of(e);
     bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (*hv_segment(&c, CS) & 3) == 1;
-    if (!begin(&c))
+    if (!begin(&c, is_hypercall))
         return NOT_MINE;
     if (!(is_hypercall ? hypercall32(&c) : hv_trap(&c, vector)))
         return give_back(&c);

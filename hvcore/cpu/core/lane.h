@@ -25,6 +25,7 @@ enum {
 /* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, RIP = 16, EFLAGS = 17, CC_SRC = 19, CR0 = 53 };
 enum { CR2 = CR0 + 2, CR3 };
+enum { CS_BASE = (184 + 24 + 8) / 8 };
 enum { CC_OP = 168 / 4, DF = 172 / 4, CC_OP_EFLAGS = 1 }; /* of 32-bit words */
 enum { HFLAGS_OFFSET = 176, ERROR_CODE_OFFSET = 5384, OLD_EXCEPTION_OFFSET = 5496 };
 enum { DR7 = 5400 / 8 + 7 };

@@ -7,7 +7,8 @@
  * once. Whatever else changes drops all. So no guest sees when the processor looked at its tables, nor how much is
  * kept, and a flush that it asks for has nothing left to do.
  *
- * Kept are the TLB and tb_jmp_cache, the table of blocks by virtual address that the library empties with it.
+ * Kept are the TLB and a table of blocks by virtual address. The library's own (tb_jmp_cache) is for what is executed
+ * behind an exit alone: it holds a few blocks, and none any more when anything changes.
  * Source: accel/tcg/cputlb.c, include/exec/tb-hash.h of QEMU 5.0.1 as Unicorn 2.1.4 carries it.
  */
 #include "blocks.h"
@@ -18,25 +19,25 @@
 
 enum { NR_SPACES = 6 };
 enum { DIRECTORY_BITS = 9, WAYS = 4 };
-enum { JUMPS_A_LINE = 8, LINES = (1 << TB_JMP_CACHE_BITS) / JUMPS_A_LINE };
+enum { MOST_NOTED = 16, TB_JMP_PAGE_BITS = 6 };
 #define PAGE_ADDRESS (((UINT64_C(1) << 40) - 1) << PAGE_SHIFT)
 
 struct space {
     uint64_t root;                   /* the frame of its page table; 0: nobody's */
     uint64_t drops;                  /* it holds what is right if no more was dropped since */
     uint64_t used;                   /* when */
-    uint8_t lines[LINES / 8];        /* a bit for each line of tb_jmp_cache that may not be empty */
     struct cpu_tlb tlb;              /* while it is put away; `table` NULL: never used */
-    struct translation_block *jumps[1 << TB_JMP_CACHE_BITS];
+    struct hv_jumps jumps;
     struct use {
         uint64_t entry, va;          /* machine address of an L1 entry, and the page that was reached by it */
     } directory[1 << DIRECTORY_BITS][WAYS];
 };
 
 struct hv_spaces {
-    struct cpu_tlb *tlb;             /* those that are in use */
-    struct translation_block **jumps;
-    uint64_t drops, clock;
+    struct cpu_tlb *tlb;             /* the one that is in use */
+    struct translation_block **library_jumps;
+    uint64_t nr_noted, noted[MOST_NOTED]; /* the places in there that may not be empty */
+    uint64_t drops, page_drops, clock;
     struct space *current;
     uint8_t holders[1 << DIRECTORY_BITS]; /* for each place of the directories, a bit for each that has something there */
     struct space at[NR_SPACES];
@@ -76,18 +77,15 @@ static unsigned drop_from(struct tlb_entry *entry, uint64_t page) {
     return 1;
 }
 
-/* tb_jmp_cache_clear_page(). A block that is about to enter counts on its line, so `lines` stay. */
-static void drop_jumps(struct translation_block **jumps, const uint8_t *lines, uint64_t va) {
-    unsigned group = (va ^ va >> (PAGE_SHIFT - TB_JMP_PAGE_BITS)) >> PAGE_SHIFT & (LINES / 8 - 1);
-    if (lines[group])
-        memset(jumps + group * TB_JMP_PAGE_SIZE, 0, TB_JMP_PAGE_SIZE * sizeof *jumps);
+static void forget_noted(struct hv_spaces *s) {
+    for (uint64_t i = 0; i < s->nr_noted; i++)
+        s->library_jumps[s->noted[i]] = NULL;
+    s->nr_noted = 0;
 }
 
 /* tlb_flush_page() for one address space */
 static void drop_page(struct hv_spaces *s, struct space *space, uint64_t page) {
-    bool is_current = space == s->current;
-    struct cpu_tlb *tlb = is_current ? s->tlb : &space->tlb;
-    struct translation_block **jumps = is_current ? s->jumps : space->jumps;
+    struct cpu_tlb *tlb = space == s->current ? s->tlb : &space->tlb;
     for (int mode = 0; mode < NB_MMU_MODES; mode++) {
         if (!(tlb->dirty >> mode & 1))
             continue;
@@ -98,8 +96,9 @@ static void drop_page(struct hv_spaces *s, struct space *space, uint64_t page) {
         for (int i = 0; i < CPU_VTLB_SIZE; i++)
             drop_from(&desc->vtable[i], page); /* which are not counted */
     }
-    drop_jumps(jumps, space->lines, page - PAGE_SIZE); /* a block may begin in the page before */
-    drop_jumps(jumps, space->lines, page);
+    hv_drop_jumps_of_page(&space->jumps, page - PAGE_SIZE); /* a block may begin in the page before */
+    hv_drop_jumps_of_page(&space->jumps, page);
+    s->page_drops++;
 }
 
 /* The place in a directory where the entry's uses are kept, the last in front. */
@@ -142,13 +141,33 @@ void hv_note_page(struct hv_engine *e, uint64_t va) {
     }
 }
 
-/* tb_htable_lookup() was called for `pc`, and what it finds goes to tb_jmp_cache: tb_jmp_cache_hash_func() */
+/* tb_jmp_cache_hash_func() */
+static unsigned hash(uint64_t pc) {
+    uint64_t mixed = pc ^ pc >> (PAGE_SHIFT - TB_JMP_PAGE_BITS);
+    return (mixed >> (PAGE_SHIFT - TB_JMP_PAGE_BITS) & 0xfc0) | (mixed & 0x3f);
+}
+
+/* tb_htable_lookup() was called for `pc`, and what it finds goes to tb_jmp_cache. */
 void hv_note_jump(struct hv_engine *e, uint64_t pc) {
     struct hv_spaces *s = spaces_of(e);
     if (!s)
         return;
-    uint64_t mixed = pc ^ pc >> (PAGE_SHIFT - TB_JMP_PAGE_BITS);
-    s->current->lines[mixed >> PAGE_SHIFT & (LINES / 8 - 1)] |= (uint8_t)(1 << (mixed / JUMPS_A_LINE & 7));
+    if (s->nr_noted == MOST_NOTED)
+        forget_noted(s);
+    s->noted[s->nr_noted++] = hash(pc);
+}
+
+/* The library is to ask for the block at `pc`. */
+void hv_forget_jump(struct hv_engine *e, uint64_t pc) {
+    struct hv_spaces *s = spaces_of(e);
+    if (s)
+        s->library_jumps[hash(pc)] = NULL;
+}
+
+/* How many pages were dropped, to see whether any was. */
+uint64_t hv_page_drops(const struct hv_engine *e) {
+    const struct hv_spaces *s = spaces_of(e);
+    return s ? s->page_drops : 0;
 }
 
 /* The L1 entry at machine address `entry` was present, and has changed. */
@@ -158,6 +177,7 @@ HV_EXPORT void hv_drop_entry(struct hv_engine *e, uint64_t entry) {
         hv_drop_all(e);
         return;
     }
+    forget_noted(s);
     unsigned place = place_of(entry);
     for (unsigned left = s->holders[place]; left; left &= left - 1) {
         struct space *space = s->at + __builtin_ctz(left);
@@ -177,12 +197,21 @@ HV_EXPORT void hv_drop_entry(struct hv_engine *e, uint64_t entry) {
 
 /* -- whole address spaces */
 
+static void flush_current(struct hv_engine *e, struct hv_spaces *s) {
+    flush(e);
+    hv_drop_jumps(&s->current->jumps);
+    s->current->drops = s->drops;
+}
+
 /* An entry above the L1 has changed, or something that no entry tells. */
 HV_EXPORT void hv_drop_all(struct hv_engine *e) {
     struct hv_spaces *s = spaces_of(e);
-    flush(e);
-    if (s)
-        s->current->drops = ++s->drops;
+    if (!s) {
+        flush(e);
+        return;
+    }
+    flush_current(e, s);
+    s->current->drops = ++s->drops;
 }
 
 /* tlb_flush() where the library itself calls it: for us, or because registers were written, CR3 perhaps. */
@@ -213,32 +242,15 @@ void hv_forget_space(struct hv_engine *e, uint64_t root) {
             s->at[i].root = 0;
 }
 
-/* Each line of tb_jmp_cache that is not empty goes to one that is. */
-static void move_jumps(struct translation_block **to, struct translation_block **from, const uint8_t *lines) {
-    enum { SIZE = JUMPS_A_LINE * sizeof *to };
-    for (unsigned group = 0; group < LINES / 8; group++)
-        for (unsigned left = lines[group], at; left; left &= left - 1) {
-            at = (group * 8 + (unsigned)__builtin_ctz(left)) * JUMPS_A_LINE;
-            memcpy(to + at, from + at, SIZE);
-            memset(from + at, 0, SIZE);
-        }
-}
-
 static void bring_back(struct hv_engine *e, struct hv_spaces *s, struct space *space) {
     s->current->tlb = *s->tlb;
-    move_jumps(s->current->jumps, s->jumps, s->current->lines);
+    forget_noted(s);
     if (space->tlb.f[0].table)
         *s->tlb = space->tlb;
     else
         library.tlb_init((void *)e->cpu);
-    move_jumps(s->jumps, space->jumps, space->lines);
+    e->jumps = (uintptr_t)&space->jumps;
     s->current = space;
-}
-
-static void flush_current(struct hv_engine *e, struct hv_spaces *s) {
-    flush(e);
-    memset(s->current->lines, 0, sizeof s->current->lines);
-    s->current->drops = s->drops;
 }
 
 /* Whether the library would take a larger table for so many entries, which it does when it flushes. It counts those
@@ -336,9 +348,10 @@ HV_EXPORT int hv_keep_spaces(struct hv_engine *e, struct translation_block **jum
     if (!s)
         return 0;
     s->tlb = tlb;
-    s->jumps = jumps;
+    s->library_jumps = jumps;
     s->current = s->at;
     e->spaces = (uintptr_t)s;
+    e->jumps = (uintptr_t)&s->current->jumps;
     return 1;
 }
 
@@ -350,5 +363,5 @@ void hv_free_spaces(struct hv_engine *e) {
             free(s->at[i].tlb.d[mode].iotlb);
         }
     free(s);
-    e->spaces = 0;
+    e->spaces = e->jumps = 0;
 }

@@ -5,7 +5,6 @@
 #include "core.h"
 
 enum { NB_MMU_MODES = 3, CPU_VTLB_SIZE = 8, CPU_TLB_ENTRY_BITS = 6 };
-enum { TB_JMP_CACHE_BITS = 12, TB_JMP_PAGE_BITS = 6, TB_JMP_PAGE_SIZE = 1 << TB_JMP_PAGE_BITS };
 
 struct tlb_entry { /* CPUTLBEntry; what is not there is all ones */
     uint64_t addr[3]; /* of reads, writes, code: the page, with flags below */
@@ -39,9 +38,13 @@ enum { ICOUNT_DECR_SIZE = 16 };
 /* tlb.c */
 void hv_note_page(struct hv_engine *e, uint64_t va);
 void hv_note_jump(struct hv_engine *e, uint64_t pc);
+void hv_forget_jump(struct hv_engine *e, uint64_t pc);
+uint64_t hv_page_drops(const struct hv_engine *e);
 void hv_free_spaces(struct hv_engine *e);
 
-/* blocks.c: whether the library finds its blocks by us. */
+/* blocks.c: whether the library finds its blocks by us; helper_lookup_tb_ptr(), and what is called in its place. */
 bool hv_finds_blocks(void);
+void hv_set_jump_function(void *found);
+void *hv_next_code(struct hv_engine *e);
 
 #endif

@@ -15,6 +15,7 @@
  */
 #include "blocks.h"
 #include "inner_stops.h"
+#include "tlb.h"
 
 enum { TCG_TYPE_I32, TCG_TYPE_I64 };
 enum { TCG_COND_GT = 8 | 2 | 1 };
@@ -52,12 +53,15 @@ struct tcg_functions { /* in the order in which the loader gives them */
     void (*op3)(void *tcg, int op, tcg_arg a, tcg_arg b, tcg_arg c);
     void (*brcond_i64)(void *tcg, int condition, tcg_v a, tcg_v b, struct tcg_label *to);
     struct tcg_label *(*new_label)(void *tcg);
+    void *lookup_tb_ptr;
+    size_t (*count_invalid)(void *tcg); /* tcg_tb_phys_invalidate_count() */
     void *uc_tracecode; /* helper_uc_tracecode(size, kind, uc, address), called where an instruction has several hooks */
 };
 
 static struct tcg_functions library;
 static _Thread_local struct hv_engine *running;
 static _Thread_local bool is_ours; /* the block that was translated last */
+static size_t offset_of_count; /* of dropped blocks, in a translator's context */
 static void *block_hook; /* hv_count() or hv_pace_and_leave() */
 
 typedef int start_function(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
@@ -65,7 +69,19 @@ typedef int start_function(void *uc, uint64_t begin, uint64_t until, uint64_t ti
 void hv_count(void *uc, uint64_t address, uint32_t size, struct hv_engine *e);
 void hv_pace_and_leave(void *uc, uint64_t address, uint32_t size, struct hv_engine *e);
 
-HV_EXPORT void hv_set_tcg_functions(const struct tcg_functions *found) { library = *found; }
+/* Where in a context the count of dropped blocks is: in one whose words say where they are. */
+static size_t find_offset_of_count(void) {
+    static size_t context[1024];
+    for (size_t i = 0; i < sizeof context / sizeof *context; i++)
+        context[i] = i * sizeof *context;
+    return library.count_invalid(context);
+}
+
+HV_EXPORT void hv_set_tcg_functions(const struct tcg_functions *found) {
+    library = *found;
+    hv_set_jump_function(found->lookup_tb_ptr);
+    offset_of_count = library.count_invalid ? find_offset_of_count() : 0;
+}
 
 /* uc_emu_start(), with the engine known to hv_gen_call(), which is told nothing but the translator's context. */
 HV_EXPORT int hv_run(struct hv_engine *e, start_function *uc_emu_start, uint64_t rip) {
@@ -208,10 +224,31 @@ static void gen_at_instruction(void *tcg, struct hv_engine *e, struct tcg_temp *
     library.temp_free(tcg, data);
 }
 
+/* helper_lookup_tb_ptr(env) becomes hv_next_code(e). The library knows no helper of this name, so the call is
+ * generated for the one that it knows, and changed then. */
+static void gen_next_code(void *tcg, struct hv_engine *e, struct tcg_temp *result, struct tcg_temp **args) {
+    enum { ARGUMENT = 1, FUNCTION }; /* in the operation, behind the result */
+    struct tcg_temp *words = temp_of(tcg, library.const_i64(tcg, (int64_t)(uintptr_t)e));
+    struct tcg_temp *unused = library.temp_new(tcg, TCG_TYPE_I64, false);
+    library.gen_call(tcg, library.lookup_tb_ptr, result, 1, args);
+    struct tcg_op *call = before(make_nothing(library.emit(tcg, OP_movi_i64), unused));
+    if (call->args[ARGUMENT] == (tcg_arg)args[0] && call->args[FUNCTION] == (tcg_arg)library.lookup_tb_ptr) {
+        call->args[ARGUMENT] = (tcg_arg)words;
+        call->args[FUNCTION] = (tcg_arg)hv_next_code;
+    }
+    library.temp_free(tcg, unused);
+    library.temp_free(tcg, words);
+}
+
 /* What one of our blocks has in place of a call; false where it has the call. */
-static bool gen_instead(void *tcg, struct hv_engine *e, void *function, struct tcg_temp **args) {
+static bool gen_instead(void *tcg, struct hv_engine *e, void *function, struct tcg_temp *result, struct tcg_temp **args) {
     if (function == library.check_exit_request)
         return true;
+    if (function == library.lookup_tb_ptr && e->jumps) {
+        e->nr_invalid = (uintptr_t)tcg + offset_of_count;
+        gen_next_code(tcg, e, result, args);
+        return true;
+    }
     if (function == (void *)hv_at_instruction) {
         gen_at_instruction(tcg, e, args[0], args[1], args[2]);
         return true;
@@ -233,6 +270,6 @@ HV_EXPORT void hv_gen_call(void *tcg, void *function, struct tcg_temp *result, i
         block_hook = function;
     }
     is_ours = e && e->translator == (uintptr_t)tcg;
-    if (!is_ours || !gen_instead(tcg, e, function, args))
+    if (!is_ours || !gen_instead(tcg, e, function, result, args))
         library.gen_call(tcg, function, result, nargs, args);
 }

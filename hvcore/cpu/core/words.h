@@ -64,7 +64,10 @@
     WORD(coverage)            /* struct hv_coverage; 0: nobody asks which blocks run */ \
     WORD(found_blocks)        /* those that were found last (blocks.c) */ \
     WORD(ram)                 /* where RAM lies in this process */ \
-    WORD(spaces)              /* struct hv_spaces (tlb.c); 0: translations are not kept */
+    WORD(spaces)              /* struct hv_spaces (tlb.c); 0: translations are not kept */ \
+    WORD(jumps)               /* struct hv_jumps (blocks.c) of the address space in use; 0: not kept */ \
+    WORD(nr_invalid)          /* where the library counts the blocks that it dropped; 0: not known yet */ \
+    WORD(code_base)           /* below all blocks; 0: there was none yet */
 
 /* A vCPU's block: fields of struct vcpu (hvcore/vcpu.py). */
 #define HV_VCPU_WORDS(WORD) \
