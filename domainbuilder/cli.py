@@ -15,6 +15,7 @@ from typing import NoReturn
 from domainbuilder import streams
 from domainbuilder.command_names import ABOUT, COMMANDS, completing
 from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.visible import visible
 
 XEN_VERSION = "4.17"
 
@@ -70,7 +71,7 @@ def version_text() -> str:
 
 
 def _refuse(message: object) -> NoReturn:
-    print(f"domainbuilder: error: {message}", file=sys.stderr)
+    print(f"domainbuilder: error: {visible(str(message))}", file=sys.stderr)
     sys.exit(ExitCode.UNUSABLE_INPUT)
 
 

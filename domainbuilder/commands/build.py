@@ -33,7 +33,8 @@ def build(
     from domainbuilder.output import refuse_to_overwrite
     from domainbuilder.plan.domain_plan import plan
     from domainbuilder.plan.findings import warn
-    from domainbuilder.plan.regions import human, printable
+    from domainbuilder.plan.regions import human
+    from domainbuilder.visible import visible
 
     refuse_to_overwrite([output], [file, ramdisk])
     planned = plan(file, memory, ramdisk=ramdisk, cmdline=cmdline)
@@ -41,6 +42,6 @@ def build(
     image = build_domain(planned)
     written = save_image(image, output)
     print(
-        f"{printable(output)}: {planned.guest.name}, {planned.nr_pages >> 8} MB, {human(written)} of it "
+        f"{visible(output)}: {planned.guest.name}, {planned.nr_pages >> 8} MB, {human(written)} of it "
         f"in use, starts at {image.context.ip:#x}"
     )

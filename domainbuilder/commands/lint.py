@@ -36,6 +36,7 @@ from domainbuilder.commands._lint_options import (
     WriteBaseline,
 )
 from domainbuilder.output import refuse_to_overwrite
+from domainbuilder.visible import visible
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -235,7 +236,7 @@ def _list_all(report: Report, path: str) -> None:
 
     text, count = baseline([report])
     _write(text, Path(path))
-    print(f"{count} findings written to {path}", file=sys.stderr)
+    print(f"{count} finding{'s' * (count != 1)} written to {path}", file=sys.stderr)
 
 
 def _tell(
@@ -307,7 +308,7 @@ def lint(
         report = _without_known(report, baseline)
         _tell(report, output_format, output, fixed_stdin=fix and "-" in request.scripts, diff=show_diff)
     for error in report.errors:
-        print(f"domainbuilder: error: {' '.join(error.split())}", file=sys.stderr)
+        print(f"domainbuilder: error: {visible(' '.join(error.split()))}", file=sys.stderr)
     if not report.usable:
         raise typer.Exit(ExitCode.UNUSABLE_INPUT)
     if to_mend or (report.failed and not show_diff):
@@ -405,7 +406,7 @@ def format_script(
 
                 before, after = format_text(name)
         except BuildError as error:
-            print(f"domainbuilder: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"domainbuilder: error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
             unusable = True
             continue
         changed |= after != before

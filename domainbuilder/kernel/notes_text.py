@@ -9,6 +9,7 @@ from domainbuilder.kernel.findings import Finding, Severity
 from domainbuilder.kernel.inspection import Inspection
 from domainbuilder.kernel.parms import UNSET_ADDR, UNSET_ADDR32, ElfDomParms
 from domainbuilder.kernel.verdict import Verdict
+from domainbuilder.visible import visible
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"
 _SEVERITIES = {Severity.ERROR: _RED, Severity.WARNING: _YELLOW, Severity.INFO: _CYAN}
@@ -38,7 +39,7 @@ def render(inspection: Inspection, *, colour: bool = False) -> str:
 def _verdicts(inspection: Inspection, pen: Pen) -> Iterator[str]:
     kinds = ", ".join(verdict.kind.label for verdict in inspection.accepted)
     head = pen(kinds, _BOLD, _GREEN) if kinds else pen("no kind of guest", _BOLD, _RED)
-    yield f"{pen(inspection.kernel.path, _BOLD)}: {head}"
+    yield f"{pen(visible(inspection.kernel.path), _BOLD)}: {head}"
     width = max(len(verdict.kind.label) for verdict in inspection.verdicts)
     for verdict in inspection.verdicts:
         answer, colour = _answer(verdict)

@@ -137,8 +137,3 @@ def human(size: int) -> str:
             value = size / (1 << shift)
             return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f}".removesuffix(".0") + f" {unit}"
     return f"{size} B"
-
-
-def printable(text: str) -> str:
-    """Text from a file or a file's name, with what would disturb a terminal (or UTF-8) escaped."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

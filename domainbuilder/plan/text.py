@@ -9,8 +9,9 @@ from domainbuilder.kernel.notes_text import Pen
 from domainbuilder.plan.domain_plan import DomainPlan
 from domainbuilder.plan.findings import Survey, virtual_range
 from domainbuilder.plan.page_layout import PageLayout
-from domainbuilder.plan.regions import FREE, human, printable, regions, registers, tables
+from domainbuilder.plan.regions import FREE, human, regions, registers, tables
 from domainbuilder.plan.segments import PADDING
+from domainbuilder.visible import visible
 from hvcore.public.xen import PAGE_SHIFT
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"
@@ -34,7 +35,7 @@ def render(plan: DomainPlan, survey: Survey, *, colour: bool = False) -> str:
 
 
 def _head(plan: DomainPlan, pen: Pen) -> Iterator[str]:
-    kernel, guest = pen(printable(plan.kernel), _BOLD), pen(plan.guest.name, _BOLD, _GREEN)
+    kernel, guest = pen(visible(plan.kernel), _BOLD), pen(plan.guest.name, _BOLD, _GREEN)
     memory = human(plan.nr_pages << PAGE_SHIFT)
     yield f"{kernel}: {guest}, {plan.guest.paging.name} paging, {memory}"
 
@@ -105,7 +106,7 @@ def _start_info(plan: DomainPlan, pen: Pen) -> Iterator[str]:
         ("mfn_list", f"{info.mfn_list:#x}"),
         ("mod_start", f"{info.mod_start:#x}" + (" (a pfn)" if info.flags else "")),
         ("mod_len", f"{info.mod_len:#x}"),
-        ("cmd_line", f'"{printable(info.cmd_line.decode("utf-8", "backslashreplace"))}"'),
+        ("cmd_line", f'"{visible(info.cmd_line.decode("utf-8", "backslashreplace"))}"'),
     ]
     if info.nr_p2m_frames:
         rows += [
@@ -129,12 +130,12 @@ def _owners(layout: PageLayout, pen: Pen) -> Iterator[str]:
         return
     rows = [
         (
-            printable(owner.name),
+            visible(owner.name),
             f"{owner.address:#x}",
             f"{owner.size:#x}",
-            printable(owner.section),
+            visible(owner.section),
             "yes" if owner.aligned else "no",
-            printable(", ".join(owner.neighbours[:3])) or "-",
+            visible(", ".join(owner.neighbours[:3])) or "-",
         )
         for owner in layout.owners
     ]
@@ -149,5 +150,5 @@ def _findings(findings: Sequence[Finding], pen: Pen) -> Iterator[str]:
     for finding in findings:
         head = pen(f"{finding.severity.name.lower():<7}", _SEVERITIES[finding.severity])
         offset = "" if finding.offset is None else f" (at +{finding.offset:#x})"
-        yield f"  {head}  {finding.rule.id} {finding.rule.slug}{offset}: {printable(finding.message)}"
+        yield f"  {head}  {finding.rule.id} {finding.rule.slug}{offset}: {visible(finding.message)}"
         yield pen(f"           {finding.rule.advice}", _DIM)

@@ -158,8 +158,11 @@ class Xenstored:
     # --- domain 0's side ----------------------------------------------------------------------------------
 
     def write(self, path: str, value: str, perms: Perms | None = None) -> None:
-        """Write a node as domain 0, by its absolute path, and set its permissions where some are given."""
-        self.tree.write(None, path, value.encode(), _DOM0)
+        """Write a node as domain 0, by its absolute path, and set its permissions where some are given.
+
+        A byte of a file's name that is no UTF-8, which Python has as a surrogate, is written as it is.
+        """
+        self.tree.write(None, path, value.encode("utf-8", "surrogateescape"), _DOM0)
         if perms is not None:
             self.tree.set_perms(None, path, self.tree.known_perms(perms), _DOM0)
         self.run()

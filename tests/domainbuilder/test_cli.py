@@ -128,6 +128,20 @@ def test_a_missing_file_is_one_line_and_2(name: str, tmp_path: Path) -> None:
     assert "nothing here" in lines[0]
 
 
+@pytest.mark.parametrize(
+    "command", [["notes"], ["plan"], ["trace"], ["lint"], ["lint", "format"], ["restore"]]
+)
+def test_a_files_name_does_nothing_to_the_terminal(command: list[str], tmp_path: Path) -> None:
+    """Its control characters are shown, and the byte that is no UTF-8, as what they are."""
+    name = os.fsencode(tmp_path) + b"/esc\x1b[31m\xff"
+    Path(os.fsdecode(name)).write_bytes(b"nothing")
+    done = run(*command, os.fsdecode(name))
+    assert done.returncode == 2
+    assert "\x1b" not in done.stdout + done.stderr
+    assert r"esc\x1b[31m\xff" in done.stderr or "esc\N{REPLACEMENT CHARACTER}[31m" in done.stdout
+    assert len(done.stderr.splitlines()) <= 1
+
+
 def raising(error: BaseException) -> object:
     def command() -> None:
         """Raise what a command may raise."""

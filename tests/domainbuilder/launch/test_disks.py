@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,16 @@ def test_the_store_has_the_disk_and_the_name(hello: Path, image: Path) -> None:
         assert back == "/local/domain/0/backend/vbd/1/51728"
         assert (store.read(f"{back}/params"), store.read(f"{back}/mode")) == (str(image), "r")
         assert store.read(f"{back}/state") == "2"
+
+
+def test_a_file_whose_name_is_no_utf8(hello: Path, tmp_path: Path) -> None:
+    """The store has the bytes of the name, as libxl writes them."""
+    image = Path(os.fsdecode(os.fsencode(tmp_path) + b"/disk\xff"))
+    image.write_bytes(bytes(4096))
+    with domainbuilder.launch(hello, disks=[f"{image},raw,xvda,r"]) as dom:
+        nodes = dom.machine.host.xenstored.tree.nodes
+        (params,) = (n.value for path, n in nodes.items() if "/vbd/1/" in path and path.endswith("/params"))
+        assert params == os.fsencode(image)
 
 
 def test_what_cannot_be_had_is_refused_and_leaves_nothing(hello: Path, image: Path) -> None:
