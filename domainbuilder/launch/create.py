@@ -53,7 +53,10 @@ def load_config(name: str, more: list[str]) -> Read:
 
     Raises OSError, and ConfigError for what xl would not take or what cannot be had here.
     """
-    data = bytes(open_input(name))
+    try:
+        data = bytes(open_input(name))
+    except ValueError as error:
+        raise ConfigError(f"{name}: cannot be read: {error}") from None
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

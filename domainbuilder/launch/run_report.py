@@ -50,14 +50,21 @@ def exit_code(result: Result, expects: int) -> ExitCode:
 def report(
     dom: RunningDomain, options: LaunchOptions, result: Result, expects: list[Step], code: ExitCode
 ) -> None:
-    """Say on stderr how it went, with where the domain stands if it did not end by itself; dump its core."""
+    """Say on stderr how it went, with where the domain stands if it did not end by itself; dump its core.
+
+    Raises OSError, with all of it said, where the core cannot be written.
+    """
     outcome = result.outcome
     message = _message(result, expects)
+    undumped: OSError | None = None
     stopped = outcome.reason in {"timeout", "idle"} and code is not ExitCode.FINE
     stop = dom.look() if stopped else None
     if options.core is not None and (stopped or outcome.report is not None):
-        size = dom.dump_core(options.core)
-        message += f"; its memory is in {options.core}, {size:,} bytes"
+        try:
+            size = dom.dump_core(options.core)
+            message += f"; its memory is in {options.core}, {size:,} bytes"
+        except OSError as error:
+            undumped = error
     stats = dom.stats() if options.stats else None
     if options.json:
         from domainbuilder.reports.launch_report import launch_report
@@ -65,9 +72,10 @@ def report(
         met = [(step, i < result.met) for i, step in enumerate(expects)]
         document = launch_report(options.file, outcome, message, code, met, stats, stop)
         sys.stderr.write(document.model_dump_json(indent=2) + "\n")
-        return
-    for piece in _text(dom, result, message, code, stop, stats):
-        sys.stderr.write(piece)
+    else:
+        sys.stderr.writelines(_text(dom, result, message, code, stop, stats))
+    if undumped is not None:
+        raise undumped
 
 
 def _message(result: Result, expects: list[Step]) -> str:

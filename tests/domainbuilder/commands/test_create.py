@@ -144,7 +144,14 @@ def test_what_is_refused_is_one_line(config: Path, more: str, told: str) -> None
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "large").write_text("#\n" * (1 << 20))
-    for name, told in (("binary", "not UTF-8"), ("large", "too large"), ("nowhere", "No such file")):
+    (tmp_path / "folder").mkdir()
+    cases = {
+        "binary": "not UTF-8",
+        "large": "too large",
+        "nowhere": "No such file",
+        "folder": "not a regular",
+    }
+    for name, told in cases.items():
         ran = _create(tmp_path / name)
         assert ran.returncode == 2
         assert told in ran.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from domainbuilder.errors import BuildError
 from domainbuilder.launch.launch_options import LaunchOptions
 from domainbuilder.launch.observing import Observing
 from domainbuilder.launch.run import run_launch
+from domainbuilder.launch.running import RunningDomain
 from domainbuilder.launch.script import Step
 from domainbuilder.reports.launch_report import LaunchReport
 from hvcore.backends.vif import Vif
@@ -128,6 +130,23 @@ def test_a_crash_is_reported_on_stderr(run: Callable[..., int], capfd: pytest.Ca
     assert lines[0] == "Unhandled: vec 6, #UD"
     assert any("=> c0100000:  0f 0b" in line and line.endswith("ud2") for line in lines)
     assert lines[-1].startswith("domainbuilder: ")
+
+
+def test_a_core_that_has_no_room_leaves_the_report(
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def full(_dom: RunningDomain, path: Path) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(RunningDomain, "dump_core", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(code=UD2, core=tmp_path / "core")
+    said = capfd.readouterr().err
+    assert said.startswith("Unhandled: vec 6, #UD")
+    assert said.splitlines()[-1].startswith("domainbuilder: the guest did what Xen destroys a domain for")
 
 
 def test_stats_are_the_same_every_time(run: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> None:
