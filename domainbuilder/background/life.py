@@ -140,8 +140,8 @@ def _started(life: _Life) -> RunningDomain:
     if life.saved is not None:
         from domainbuilder.saved.domain import restore
 
-        disks = config.disks if config is not None else ()
-        return restore(life.saved, disks=disks, console_output=life.printed)
+        disks, vifs = (config.disks, config.vifs) if config is not None else ((), ())
+        return restore(life.saved, disks=disks, vifs=vifs, console_output=life.printed)
     assert config is not None
     life.serve(config)
     with booted(config) as (kernel, ramdisk, cmdline):

@@ -283,8 +283,8 @@ def restore(
 ) -> None:
     """Go on in the background with a domain that was saved, here or by Xen's xl.
 
-    A configuration says which files its disks are, which have to be what they were, and what follows its
-    end; without one it is gone then.
+    A configuration says which files its disks are, which have to be what they were, which of its interfaces
+    lead out of the host again, and what follows its end; without one it is gone then.
 
     \b
     Examples:

@@ -108,6 +108,7 @@ class RestoreOptions(TypedDict, total=False):
     plain: bool | None
     past: bool
     disks: Sequence[Disk | str]
+    vifs: Sequence[Vif | str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

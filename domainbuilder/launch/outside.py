@@ -16,31 +16,34 @@ from domainbuilder.xl.vif import forwards
 from hvcore.given import OutsideFrame
 
 if TYPE_CHECKING:
+    from hvcore.backends.net_outside import Outside as End
     from hvcore.machine import Machine
 
 _MOST_PENDING = 1 << 20  # bytes that the guest was not given yet; more stay where they are
 
 
 class Outside:
-    """What is outside of `machine`: a passt for each of its interfaces that lead there.
+    """What is outside of `machine`: a passt for each of its interfaces that lead there, but `nobody_at` some.
 
     Raises BuildError where there is no passt, or it does not want.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, nobody_at: Sequence[End] = ()) -> None:
         self._machine = machine
+        self._nobody_at = list(nobody_at)
         self._links: dict[int, Passt] = {}
         self.look()
 
     def look(self) -> None:
         """Have somebody at each interface that leads out now, and at no other. Raises BuildError."""
         devices = self._machine.devices
+        self._nobody_at = [end for end in self._nobody_at if end in devices.outsides.values()]
         for devid in [devid for devid in self._links if devid not in devices.outsides]:
             self._links.pop(devid).close()
         vifs = {vif.devid: vif for vif in devices.vifs}
         try:
             for devid, outside in devices.outsides.items():
-                if devid not in self._links:
+                if devid not in self._links and outside not in self._nobody_at:
                     vif = vifs[devid]
                     link = Passt(mtu=vif.mtu, tcp=forwards(vif.tcp), udp=forwards(vif.udp))
                     self._links[devid] = link
@@ -57,7 +60,7 @@ class Outside:
     def take(self) -> bool:
         """Give the guest what has come; whether something has. Raises BuildError where a passt has ended."""
         came = False
-        if len(self._links) != len(self._machine.devices.outsides):
+        if len(self._links) + len(self._nobody_at) != len(self._machine.devices.outsides):
             self.look()  # one was detached
         for devid, link in self._links.items():
             if self._machine.pending_input < _MOST_PENDING:

@@ -92,6 +92,7 @@ def _restored(
         symbols=options.symbols,
         plain=options.plain or None,
         disks=options.disks,
+        vifs=options.vifs,
     )
 
 

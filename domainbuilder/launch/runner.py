@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from domainbuilder.launch.xenstore_server import XenstoreServer
     from domainbuilder.plan.domain_plan import DomainPlan
     from domainbuilder.symbols.table import Symbols
+    from hvcore.backends.net_outside import Outside as End
     from hvcore.debug.periodic import Periodic
 
 TICK = "launch"  # the name of our timer among the host's
@@ -99,6 +100,7 @@ class Runner:
             self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._outside: Outside | None = None
+        self._nobody_at: list[End] = []  # the other ends of interfaces that a file had
         self._tape: Tape | None = None
         if options.record or options.replay is not None:
             self._tape = Tape(self.machine, start.subject(), options.replay, self._interruptions.keep)
@@ -106,17 +108,21 @@ class Runner:
 
     def _begin(self, options: Chosen) -> None:
         """The domain is there; what else it needs before it runs. Raises BuildError."""
-        if options.replay is None and self._is_trusted:  # no file opens ports here
+        if not self._is_trusted:  # no file opens ports here
+            again = {vif.devid for vif in options.parsed_vifs}
+            outsides = self.machine.devices.outsides
+            self._nobody_at = [end for devid, end in outsides.items() if devid not in again]
+        if options.replay is None:
             self._look_outside()
 
     def _look_outside(self) -> None:
         """Have somebody at the other end of each interface that leads out. Raises BuildError."""
         if self._outside is not None:
             self._outside.look()
-        elif self.machine.devices.outsides:
+        elif any(end not in self._nobody_at for end in self.machine.devices.outsides.values()):
             from domainbuilder.launch.outside import Outside  # few domains have one
 
-            self._outside = Outside(self.machine)
+            self._outside = Outside(self.machine, self._nobody_at)
 
     def _pause(self) -> None:
         self.machine.host.pause()

@@ -22,6 +22,7 @@ from domainbuilder.saved.disks import identity, with_disks
 from domainbuilder.saved.frozen import Frozen, read_frozen, write_frozen
 from domainbuilder.saved.started import no_record, received, running
 from domainbuilder.saved.stream_read import is_stream
+from domainbuilder.saved.vifs import with_vifs
 from hvcore.errors import EngineError
 from hvcore.host import Host
 from hvcore.machine import BOOT_TIME_NS
@@ -99,9 +100,10 @@ def restore(path: str | os.PathLike[str], **options: Unpack[RestoreOptions]) -> 
 
     "unix:PATH" is a socket instead, at which a domain is awaited that `RunningDomain.migrate` moves here.
     The options are those of `launch`; limits count from here. `disks` are those that the domain had: their
-    files have to be what they were when it was saved, by whatever name. The file may come from anybody: its
-    domain can do no more than a guest can. Raises SavedError where it is no saved domain, or a damaged one;
-    OSError.
+    files have to be what they were when it was saved, by whatever name. `vifs` are those of its interfaces
+    that lead out of the host again; one that is not given has nobody at its other end. The file may come from
+    anybody: its domain can do no more than a guest can. Raises SavedError where it is no saved domain, or a
+    damaged one; OSError.
     """
     started, chosen, name = time.monotonic(), Chosen(**options), os.fspath(path)
     if names_socket(name):
@@ -135,6 +137,7 @@ def thaw(
             "a saved host of several domains", where=Where(name), found=len(frozen.state.domains), expected=1
         )
     state = with_disks(frozen.state, frozen.session, options.parsed_disks, name)
+    state = with_vifs(state, options.parsed_vifs, name)
     start = Start(
         plan, machine, no_record, console.transcript, console.printed, console.used, is_trusted=False
     )
@@ -151,7 +154,7 @@ def resume(name: str, started: float, options: Chosen) -> RunningDomain:
     except ValueError as error:
         raise SavedError(f"cannot be read: {error}", where=Where(name)) from None
     source = Source(name, lambda size: view[source.at : source.at + size])
-    restorer = Restorer(name, options.parsed_disks)
+    restorer = Restorer(name, options.parsed_disks, options.parsed_vifs)
     read_stream(source, restorer)
     if source.at != len(view):
         raise source.fail("something follows the stream", found=len(view) - source.at, expected=0)

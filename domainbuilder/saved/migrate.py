@@ -228,7 +228,7 @@ def receive(address: str, started: float, options: Chosen) -> RunningDomain:
     """
     with _accepted(address, options.timeout) as sock, sock.makefile("rb") as file:
         sock.settimeout(options.timeout or _ANSWER_SECONDS)
-        restorer = Restorer(address, options.parsed_disks, disks_follow=True)
+        restorer = Restorer(address, options.parsed_disks, options.parsed_vifs, disks_follow=True)
         try:
             read_stream(Source(address, file.read), restorer)
             dom = received(restorer, started, options)

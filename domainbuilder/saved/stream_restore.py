@@ -23,6 +23,7 @@ from domainbuilder.saved import stream_format as fmt
 from domainbuilder.saved.disks import given_again
 from domainbuilder.saved.stream_devices import disks_in, identities_in, vfb_in, vifs_in
 from domainbuilder.saved.stream_read import Record
+from domainbuilder.saved.vifs import led_again
 from hvcore.abi import ABIS, XEN_LEGACY_MAX_VCPUS, Abi
 from hvcore.backends.disk import Disk
 from hvcore.backends.images import open_images
@@ -65,11 +66,13 @@ class _VcpuBlobs:
 class Restorer:
     """Takes what a stream says (a stream_read.Receiver), and makes the domain of it at the end.
 
-    `given` are the disks for it. Where `disks_follow` they are somebody else's until open_disks().
+    `given` are the disks for it, `given_vifs` its interfaces that are said anew. Where `disks_follow` the
+    disks are somebody else's until open_disks().
     """
 
     name: str
     given: Sequence[Disk] = ()
+    given_vifs: Sequence[Vif] = ()
     disks_follow: bool = False
     domain_name: str = "restored"
     vcpus: int = 0
@@ -106,6 +109,7 @@ class Restorer:
         self.disks = self.given
         if config:
             self._devices(config)
+        self.vifs = led_again(self.vifs, self.given_vifs, self.name, tells=False)
 
     def _clock(self, config: dict[str, Any], build: dict[str, Any]) -> None:
         """Its wall clock: xl's offset, and the date, which is ours to say."""

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+import domainbuilder
 from domainbuilder import launch
 from domainbuilder.launch import passt
 from domainbuilder.launch.record import load_record, save_record
+from domainbuilder.launch.running import RunningDomain
 from tests.needs import find_tool
 
 PAGE = b"from a server on the loopback, " * 3000
@@ -130,3 +132,48 @@ def test_there_and_back_and_again_without(
         assert again.wait().reason == "poweroff"
         assert again.console.transcript == said
         assert again.stats() == stats
+
+
+def test_a_saved_guest_is_outside_again(
+    guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path], web_port: int, free_port: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    find_tool("passt")
+    modules = {"xen-netfront.ko": guest_kernel("xen-netfront-bookworm-amd64.ko").read_bytes()}
+    saved = {form: tmp_path / f"{form}.domain" for form in ("frozen", "xen")}
+
+    def fetched(dom: RunningDomain) -> bool:
+        dom.console.send(f"wget -q -T 5 -O - http://10.0.2.2:{web_port}/page | sha256sum; echo END''\n")
+        return hashlib.sha256(PAGE).hexdigest() in dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
+
+    with launch(
+        guest_kernel("vmlinuz-bookworm-amd64"), 128, ramdisk=ramdisk("shell.sh", modules),
+        cmdline="console=hvc0 quiet", vifs=["type=user"], max_guest_seconds=120,
+    ) as dom:  # fmt: skip
+        dom.console.expect("guest# ")
+        dom.console.send("insmod /bin/xen-netfront.ko; sleep 1; ifconfig eth0 10.0.2.15\n")
+        dom.console.expect("guest# ")
+        assert fetched(dom)
+        dom.save(saved["frozen"])
+        dom.save(saved["xen"], form="xen")
+    for file in saved.values():
+        with domainbuilder.restore(file, max_guest_seconds=60) as dom:
+            assert not fetched(dom)  # nobody is there
+        with domainbuilder.restore(file, vifs=[f"type=user,tcp={free_port}:80"], max_guest_seconds=60) as dom:
+            assert fetched(dom)
+            dom.console.send("mkdir /www; echo inside >/www/index.html; httpd -h /www; echo UP''\n")
+            dom.console.expect(r"UP\r?\n")
+            answers: list[bytes] = []
+
+            def ask(into: list[bytes] = answers) -> None:
+                with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=120) as answer:
+                    into.append(answer.read())
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            dom.console.send(
+                "until grep -q ':0050 .* 06 ' /proc/net/tcp*; do usleep 50000; done; echo GIVEN''\n"
+            )
+            dom.console.expect(r"GIVEN\r?\n")
+            asking.join()
+            assert answers == [b"inside\n"]
