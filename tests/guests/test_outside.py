@@ -143,24 +143,27 @@ def test_a_saved_guest_is_outside_again(
     saved = {form: tmp_path / f"{form}.domain" for form in ("frozen", "xen")}
 
     def fetched(dom: RunningDomain) -> bool:
-        dom.console.send(f"wget -q -T 5 -O - http://10.0.2.2:{web_port}/page | sha256sum; echo END''\n")
-        return hashlib.sha256(PAGE).hexdigest() in dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
+        dom.console.send(f"wget -q -T 30 -O - http://10.0.2.2:{web_port}/page | sha256sum; echo END''\n")
+        said = dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
+        return hashlib.sha256(PAGE).hexdigest() in said
 
     with launch(
         guest_kernel("vmlinuz-bookworm-amd64"), 128, ramdisk=ramdisk("shell.sh", modules),
-        cmdline="console=hvc0 quiet", vifs=["type=user"], max_guest_seconds=120,
+        cmdline="console=hvc0 quiet", vifs=["type=user"], max_guest_seconds=200,
     ) as dom:  # fmt: skip
         dom.console.expect("guest# ")
-        dom.console.send("insmod /bin/xen-netfront.ko; sleep 1; ifconfig eth0 10.0.2.15\n")
+        dom.console.send("insmod /bin/xen-netfront.ko; until ifconfig eth0 10.0.2.15; do sleep 1; done\n")
         dom.console.expect("guest# ")
-        assert fetched(dom)
+        assert fetched(dom), dom.console.transcript[-2000:]
         dom.save(saved["frozen"])
         dom.save(saved["xen"], form="xen")
     for file in saved.values():
-        with domainbuilder.restore(file, max_guest_seconds=60) as dom:
+        with domainbuilder.restore(file, max_guest_seconds=200) as dom:
             assert not fetched(dom)  # nobody is there
-        with domainbuilder.restore(file, vifs=[f"type=user,tcp={free_port}:80"], max_guest_seconds=60) as dom:
-            assert fetched(dom)
+        with domainbuilder.restore(
+            file, vifs=[f"type=user,tcp={free_port}:80"], max_guest_seconds=200
+        ) as dom:
+            assert fetched(dom), dom.console.transcript[-2000:]
             dom.console.send("mkdir /www; echo inside >/www/index.html; httpd -h /www; echo UP''\n")
             dom.console.expect(r"UP\r?\n")
             answers: list[bytes] = []
