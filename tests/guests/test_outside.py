@@ -140,43 +140,40 @@ def test_a_saved_guest_is_outside_again(
 ) -> None:  # fmt: skip
     find_tool("passt")
     modules = {"xen-netfront.ko": guest_kernel("xen-netfront-bookworm-amd64.ko").read_bytes()}
-    saved = {form: tmp_path / f"{form}.domain" for form in ("frozen", "xen")}
 
     def fetched(dom: RunningDomain) -> bool:
-        dom.console.send(f"wget -q -T 30 -O - http://10.0.2.2:{web_port}/page | sha256sum; echo END''\n")
+        dom.console.send(f"wget -q -O - http://10.0.2.2:{web_port}/page | sha256sum; echo END''\n")
         said = dom.console.expect(r"(?s)END''\r?\n(.*?)END\r?\n")[1]
         return hashlib.sha256(PAGE).hexdigest() in said
 
-    with launch(
-        guest_kernel("vmlinuz-bookworm-amd64"), 128, ramdisk=ramdisk("shell.sh", modules),
-        cmdline="console=hvc0 quiet", vifs=["type=user"], max_guest_seconds=200,
-    ) as dom:  # fmt: skip
+    kernel, disk = guest_kernel("vmlinuz-bookworm-amd64"), ramdisk("shell.sh", modules)
+    with launch(kernel, 128, ramdisk=disk, cmdline="console=hvc0 quiet", vifs=["bridge=xenbr0"]) as dom:
         dom.console.expect("guest# ")
-        dom.console.send("insmod /bin/xen-netfront.ko; until ifconfig eth0 10.0.2.15; do sleep 1; done\n")
-        dom.console.expect("guest# ")
+        dom.console.send(
+            "insmod /bin/xen-netfront.ko; until ifconfig eth0 10.0.2.15; do sleep 1; done; echo UP''\n"
+        )
+        dom.console.expect(r"UP\r?\n")
+        dom.save(tmp_path / "xen", form="xen")
+    with domainbuilder.restore(tmp_path / "xen", vifs=["type=user"], max_guest_seconds=200) as dom:
         assert fetched(dom), dom.console.transcript[-2000:]
-        dom.save(saved["frozen"])
-        dom.save(saved["xen"], form="xen")
-    for file in saved.values():
-        with domainbuilder.restore(file, max_guest_seconds=200) as dom:
-            assert not fetched(dom)  # nobody is there
-        with domainbuilder.restore(
-            file, vifs=[f"type=user,tcp={free_port}:80"], max_guest_seconds=200
-        ) as dom:
-            assert fetched(dom), dom.console.transcript[-2000:]
-            dom.console.send("mkdir /www; echo inside >/www/index.html; httpd -h /www; echo UP''\n")
-            dom.console.expect(r"UP\r?\n")
-            answers: list[bytes] = []
+        dom.save(tmp_path / "frozen")
+    with domainbuilder.restore(tmp_path / "frozen", max_guest_seconds=200) as dom:
+        assert not fetched(dom)  # nobody is there
+    with domainbuilder.restore(
+        tmp_path / "frozen", vifs=[f"type=user,tcp={free_port}:80"], max_guest_seconds=200
+    ) as dom:
+        assert fetched(dom), dom.console.transcript[-2000:]
+        dom.console.send("mkdir /www; echo inside >/www/index.html; httpd -h /www; echo UP''\n")
+        dom.console.expect(r"UP\r?\n")
+        answers: list[bytes] = []
 
-            def ask(into: list[bytes] = answers) -> None:
-                with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=120) as answer:
-                    into.append(answer.read())
+        def ask() -> None:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=120) as answer:
+                answers.append(answer.read())
 
-            asking = threading.Thread(target=ask)
-            asking.start()
-            dom.console.send(
-                "until grep -q ':0050 .* 06 ' /proc/net/tcp*; do usleep 50000; done; echo GIVEN''\n"
-            )
-            dom.console.expect(r"GIVEN\r?\n")
-            asking.join()
-            assert answers == [b"inside\n"]
+        asking = threading.Thread(target=ask)
+        asking.start()
+        dom.console.send("until grep -q ':0050 .* 06 ' /proc/net/tcp*; do usleep 50000; done; echo GIVEN''\n")
+        dom.console.expect(r"GIVEN\r?\n")
+        asking.join()
+        assert answers == [b"inside\n"]
