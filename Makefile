@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: wheels bench-xen help man demo test guests lint format samples bench clean
+.PHONY: wheels sanitize bail-outs bench-xen help man demo test guests lint format samples bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,6 +69,13 @@ bench-xen: $(VENV)/.dev ## Xen's services and Debian's boots under real Xen in Q
 	$(BIN)/python scripts/bench_xen.py --runs 3 --json .cache/bench-bookworm.json
 	$(BIN)/python scripts/bench_xen.py --runs 3 --release trixie --json .cache/bench-trixie.json
 	$(BIN)/python scripts/plot_bench.py $(patsubst %,.cache/bench-%.json,services $(if $(XEN32),services-32) bookworm trixie)
+
+# FUZZ_SECONDS of random acts, from FUZZ_SEED on, before the tests.
+sanitize: $(VENV)/.dev ## The compiled core under AddressSanitizer and UBSan: random acts against Python, then its tests
+	$(BIN)/python scripts/prove_core.py sanitize --seconds $(or $(FUZZ_SECONDS),120) --seed $(or $(FUZZ_SEED),1)
+
+bail-outs: $(VENV)/.dev ## How often each lane of the compiled core was left to Python, line by line, by gcov
+	$(BIN)/python scripts/prove_core.py bail-outs --seconds $(or $(FUZZ_SECONDS),120) --seed $(or $(FUZZ_SEED),1)
 
 wheels: $(VENV)/.made ## Build the wheels into dist/: manylinux x86-64 and aarch64 by zig, and one without the compiled core
 	for machine in x86_64 aarch64; do HVCORE_MACHINE=$$machine $(BIN)/python -m pip wheel --quiet --no-deps -w dist . || exit 1; done

@@ -67,10 +67,13 @@ def digest() -> str:
     return f"{crc:08x}"
 
 
-def compile_core(target: Path, command: list[str], *more: str) -> None:
-    """Compile the core to `target`. Raises subprocess.CalledProcessError or OSError when that fails."""
+def compile_core(target: Path, command: list[str], *more: str, folder: Path = SOURCES) -> None:
+    """Compile the core to `target`, from another folder for a core with one change (mutants).
+
+    Raises subprocess.CalledProcessError or OSError when that fails.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
+    sources = sorted(str(path) for path in folder.glob("*.c"))
     partial = target.with_name(f"{target.name}.{os.getpid()}")  # never half a library in its place
     define = f'-DHV_SOURCES="{digest()}"'
     try:

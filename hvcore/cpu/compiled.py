@@ -1,12 +1,14 @@
 """The compiled core, where there is one for this machine: hvcore/cpu/core, built at installation, by ctypes.
 
 It only ever does what Python would have done. A library that shares other words with Python than these, or
-that is older than the sources beside it, is not used; `describe()` says which core runs and why.
+that is older than the sources beside it, is not used; `describe()` says which core runs and why. $HVCORE_CORE
+names another library, for those who try one (scripts/prove_core.py).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 import zlib
 from functools import cache
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from hvcore.cpu.words import LAYOUT, EngineWords
 
-LIBRARY = Path(__file__).with_name("_core.so")
+LIBRARY = Path(os.environ.get("HVCORE_CORE") or Path(__file__).with_name("_core.so"))
 SOURCES = Path(__file__).with_name("core")
 
 

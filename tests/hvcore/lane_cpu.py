@@ -18,6 +18,8 @@ from tests.hvcore.pv_cpu import PvCpu
 
 L1 = 3  # page that is the L1 table
 _XENHEAP = 24  # frames below the guest's, Xen's own of it among them
+# Of the state, what a step of the engine's may touch and nobody looks at: CR2, the last exception's words.
+_TOUCHED = ((sw.CR + 16, 8), (sw.ERROR_CODE, 16))
 _PLENTY = 1 << 16  # nanoseconds: code that goes astray ends all the same
 
 
@@ -32,7 +34,7 @@ class Outcome(NamedTuple):
     counts: tuple[bytes, ...]
     memory: int
     stores: int
-    seen: tuple[bytes, ...]
+    seen: tuple[object, ...]
 
 
 class LaneCpu(PvCpu):
@@ -66,6 +68,9 @@ class LaneCpu(PvCpu):
     def syscall(self) -> None:
         self.traps.syscall()
 
+    def rdtsc(self) -> int:
+        return self.traps.rdtsc()
+
     def act(self, code: str, flags: int = 0x202, *, user: bool = False, **regs: int) -> Outcome:
         """Run `code` and an `int3` behind it."""
         engine = self.engine
@@ -82,7 +87,8 @@ class LaneCpu(PvCpu):
         d, v, engine = self.d, self.v, self.engine
         frames, trace = d.frames, d.trace
         state = bytearray(engine.save_state())
-        state[sw.CR + 16 : sw.CR + 24] = bytes(8)  # CR2, which a step of the engine's may touch
+        for at, size in _TOUCHED:
+            state[at : at + size] = bytes(size)
         vcpu = (
             v.kernel_mode,
             v.gs_base_kernel,
@@ -90,6 +96,8 @@ class LaneCpu(PvCpu):
             v.iopl,
             v.async_exception_mask,
             bytes(v.ctrlreg),
+            (v.cr3_mfn, v.user_cr3_mfn, v.kernel_ss, v.kernel_sp, v.ts_set),
+            (engine.words.tlb_flushes, d.words.events_delivered),
         )
         return Outcome(
             crash,
@@ -100,7 +108,7 @@ class LaneCpu(PvCpu):
             tuple(map(bytes, (frames.count, frames.tcount, frames.ptype, frames.flags))),
             zlib.crc32(self.mem.view[(self.base - _XENHEAP - self.mem.base_mfn) << 12 :]),
             self.ro.stores,
-            (bytes(trace.exceptions), bytes(trace.hypercalls), bytes(trace.recent)),
+            (bytes(trace.exceptions), bytes(trace.hypercalls), *trace.last_hypercalls()),
         )
 
     def taken(self, lane: str) -> int:

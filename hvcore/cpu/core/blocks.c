@@ -10,7 +10,6 @@
 #include "lane.h"
 #include "tlb.h"
 
-enum { PAGE_MASK = 4095 };
 #define CF_COMPARED UINT32_C(0xff0effff) /* CF_HASH_MASK | CF_INVALID */
 #define NO_PAGE UINT64_MAX
 enum { CF_COUNT_MASK = 0x7fff, CF_INVALID = 0x40000 };

@@ -7,7 +7,6 @@
 #include "tlb.h"
 
 enum { PAGE_EXEC = 4, PAGE_WRITE_INV = 0x40 };
-enum { MMU_DATA_STORE = 1, MMU_INST_FETCH = 2 };
 
 typedef bool fill_function(void *cpu, uint64_t address, int size, int access, int mmu_idx, bool probe, uintptr_t from);
 typedef void set_page_function(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx, uint64_t size);

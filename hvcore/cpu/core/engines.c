@@ -1,12 +1,12 @@
 /* Which engines of this process are ours: what is put into the library's jump slots is called for all. */
 #include "blocks.h"
 #include "tlb.h"
+#include "x86.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { BUCKETS = 256 };
-enum { PAGE_SIZE = 4096 };
 
 struct node { /* never freed, so that other threads may look while Python enters and leaves */
     struct node *next;

@@ -11,16 +11,16 @@ uint64_t hv_saved_eflags(const struct hv_call *c, uint64_t eflags, uint8_t mask)
     return eflags;
 }
 
-void hv_close_ports(struct hv_call *c) { hv_set64(c->j, &c->e->port_ring, NO_RING); }
+void hv_close_ports(struct hv_call *c) { hv_set64(c, &c->e->port_ring, NO_RING); }
 
 /* What every iret takes from its frame's EFLAGS */
 void hv_restore_flags(struct hv_call *c, uint64_t eflags) {
     if (c->d->vm_assist & VMASST_architectural_iopl && (eflags & X86_EFLAGS_IOPL) != c->v->iopl) {
-        hv_set64(c->j, &c->v->iopl, eflags & X86_EFLAGS_IOPL);
+        hv_set64(c, &c->v->iopl, eflags & X86_EFLAGS_IOPL);
         hv_close_ports(c);
     }
-    hv_set8(c->j, &hv_info(c)[1], eflags & X86_EFLAGS_IF ? 0 : 1);
-    hv_set64(c->j, &c->v->async_exception_mask, false);
+    hv_set8(c, &hv_info(c->v)->evtchn_upcall_mask, eflags & X86_EFLAGS_IF ? 0 : 1);
+    hv_set64(c, &c->v->async_exception_mask, false);
     hv_write_eflags(c, (eflags & ~(uint64_t)(X86_EFLAGS_IOPL | X86_EFLAGS_VM) & EFLAGS_SETTABLE) | X86_EFLAGS_IF);
 }
 

@@ -8,9 +8,9 @@ enum { FLAT_CS_FLAGS = 0x00affb00, FLAT_SS_FLAGS = 0x00cff300 };
 
 /* Frames64._set_flat() */
 static void set_flat(struct hv_call *c) {
-    if (*hv_segment(c, CS) != FLAT_RING3_CS64)
+    if (hv_segment(c, CS)->selector != FLAT_RING3_CS64)
         hv_set_segment(c, CS, FLAT_RING3_CS64, 0, UINT32_MAX, FLAT_CS_FLAGS);
-    if (*hv_segment(c, SS) != FLAT_RING3_SS)
+    if (hv_segment(c, SS)->selector != FLAT_RING3_SS)
         hv_set_segment(c, SS, FLAT_RING3_SS, 0, UINT32_MAX, FLAT_SS_FLAGS);
 }
 
@@ -19,9 +19,9 @@ static void set_flat(struct hv_call *c) {
 /* Frames64.toggle_guest_mode() */
 static void toggle_guest_mode(struct hv_call *c) {
     struct hv_vcpu *v = c->v;
-    hv_set64(c->j, v->kernel_mode ? &v->gs_base_kernel : &v->gs_base_user, hv_segment_base(c, GS));
+    hv_set64(c, v->kernel_mode ? &v->gs_base_kernel : &v->gs_base_user, hv_segment(c, GS)->base);
     hv_set_base(c, GS, v->kernel_mode ? v->gs_base_user : v->gs_base_kernel);
-    hv_set64(c->j, &v->kernel_mode, !v->kernel_mode);
+    hv_set64(c, &v->kernel_mode, !v->kernel_mode);
     hv_close_ports(c);
     uint64_t root = v->kernel_mode ? v->cr3_mfn : v->user_cr3_mfn;
     hv_update_cr3(c, root, root);
@@ -32,7 +32,7 @@ static void toggle_guest_mode(struct hv_call *c) {
 /* Frames64._push() and _enter(): RCX R11 [error code] RIP CS|mask RFLAGS RSP SS */
 bool hv_bounce_frame64(struct hv_call *c, uint64_t address, const uint64_t *error_code, bool mask_events,
                        uint64_t cleared) {
-    uint64_t *regs = c->regs, rsp = regs[RSP], cs = *hv_segment(c, CS), ss = *hv_segment(c, SS), sp;
+    uint64_t *regs = c->regs, rsp = regs[RSP], cs = hv_segment(c, CS)->selector, ss = hv_segment(c, SS)->selector, sp;
     uint64_t eflags = hv_read_eflags(c->e);
     if (!address || !(*hv_hflags(c) & HF_CS64))
         return NOT_MINE;
@@ -43,7 +43,7 @@ bool hv_bounce_frame64(struct hv_call *c, uint64_t address, const uint64_t *erro
         toggle_guest_mode(c);
         sp = c->v->kernel_sp & ~UINT64_C(15);
     }
-    uint8_t mask = hv_info(c)[1];
+    uint8_t mask = hv_info(c->v)->evtchn_upcall_mask;
     uint64_t frame[8], *next = frame;
     *next++ = regs[RCX];
     *next++ = regs[R11];
@@ -59,14 +59,14 @@ bool hv_bounce_frame64(struct hv_call *c, uint64_t address, const uint64_t *erro
     if (!hv_copy_to_guest(c, sp, frame, size))
         return NOT_MINE;
     if (mask_events)
-        hv_set8(c->j, &hv_info(c)[1], mask | 1);
+        hv_set8(c, &hv_info(c->v)->evtchn_upcall_mask, mask | 1);
     eflags = (eflags & ~cleared) | X86_EFLAGS_IF;
     hv_write_eflags(c, eflags);
-    hv_set64(c->j, &regs[RSP], sp);
+    hv_set64(c, &regs[RSP], sp);
     set_flat(c);
-    hv_set64(c->j, &regs[RIP], address);
-    hv_set64(c->j, &regs[RCX], address);
-    hv_set64(c->j, &regs[R11], eflags);
+    hv_set64(c, &regs[RIP], address);
+    hv_set64(c, &regs[RCX], address);
+    hv_set64(c, &regs[R11], eflags);
     return MINE;
 }
 
@@ -99,7 +99,7 @@ bool hv_iret64(struct hv_call *c) {
         return NOT_MINE;
     uint32_t cs = (frame.cs | 3) & 0xffff, ss = (frame.ss | 3) & 0xffff;
     bool is_flat = cs == FLAT_RING3_CS64 && ss == FLAT_RING3_SS;
-    bool is_loaded = cs == *hv_segment(c, CS) && ss == *hv_segment(c, SS);
+    bool is_loaded = cs == hv_segment(c, CS)->selector && ss == hv_segment(c, SS)->selector;
     if (in_syscall) {
         if (!hv_is_canonical(frame.rip) || cs == FLAT_RING3_CS32)
             return NOT_MINE;
@@ -108,11 +108,11 @@ bool hv_iret64(struct hv_call *c) {
     } else if (!is_flat && !is_loaded && !hv_load_cs_ss(c, cs, ss)) {
         return NOT_MINE;
     }
-    hv_set64(c->j, &regs[RAX], frame.rax);
-    hv_set64(c->j, &regs[RIP], frame.rip);
-    hv_set64(c->j, &regs[RSP], frame.rsp);
-    hv_set64(c->j, &regs[R11], r11);
-    hv_set64(c->j, &regs[RCX], rcx);
+    hv_set64(c, &regs[RAX], frame.rax);
+    hv_set64(c, &regs[RIP], frame.rip);
+    hv_set64(c, &regs[RSP], frame.rsp);
+    hv_set64(c, &regs[R11], r11);
+    hv_set64(c, &regs[RCX], rcx);
     if (in_syscall || is_flat)
         set_flat(c);
     if (in_syscall) /* _sysret() */

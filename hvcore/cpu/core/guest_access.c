@@ -63,7 +63,7 @@ static uint8_t *walk(struct hv_call *c, uint64_t va, uint64_t size, bool write) 
         return NULL;
     uint64_t touched = *l1e | PAGE_ACCESSED | (write ? PAGE_DIRTY : 0);
     if (touched != *l1e)
-        hv_set64(c->j, l1e, touched);
+        hv_set64(c, l1e, touched);
     return hv_page(c->d, pg) + (va & (PAGE_SIZE - 1));
 }
 
@@ -85,12 +85,12 @@ bool hv_copy_to_guest(struct hv_call *c, uint64_t va, const void *from, uint64_t
     uint64_t done = 0, word;
     for (; size - done >= sizeof word; done += sizeof word) {
         memcpy(&word, (const uint8_t *)from + done, sizeof word);
-        hv_set64(c->j, to + done, word);
+        hv_set64(c, to + done, word);
     }
     if (done < size) {
         uint32_t half;
         memcpy(&half, (const uint8_t *)from + done, sizeof half);
-        hv_set32(c->j, to + done, half);
+        hv_set32(c, to + done, half);
     }
     return true;
 }

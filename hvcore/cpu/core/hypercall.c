@@ -33,14 +33,9 @@ static const struct {
 bool hv_hypercall(struct hv_call *c, uint64_t number) {
     if (number >= NR_HYPERCALLS || !lanes[number].lane)
         return NOT_MINE;
-    struct hv_lane_count *lane = (struct hv_lane_count *)c->e->lane_counts + number;
-    uint64_t *calls = (uint64_t *)c->d->hypercalls + number;
-    if (!lanes[number].lane(c) || c->j->is_full) {
-        lane->not_mine++;
+    if (!hv_count_lane(c, (int)number, lanes[number].lane(c)))
         return NOT_MINE;
-    }
-    lane->taken++;
-    hv_set64(c->j, calls, *calls + 1);
+    hv_count_up(c, (uint64_t *)c->d->hypercalls + number);
     return MINE;
 }
 
@@ -74,7 +69,7 @@ static bool begin(struct hv_call *c, bool is_hypercall) {
 }
 
 static bool give_back(struct hv_call *c) {
-    hv_undo(c->j, 0);
+    hv_undo(c, 0);
     hv_go_back_to_space(c->e, c->v->kernel_mode ? c->v->cr3_mfn : c->v->user_cr3_mfn);
     hv_events_undo(c->d);
     hv_take_time(c->e, -(uint64_t)NS_PER_EXIT);
@@ -91,8 +86,7 @@ static struct hv_call call_of(struct hv_engine *e) {
 
 /* The iret hypercall, which has no result. */
 static bool iret(struct hv_call *c, uint64_t rip) {
-    uint64_t *calls = (uint64_t *)c->d->hypercalls + HC_iret;
-    hv_set64(c->j, calls, *calls + 1);
+    hv_count_up(c, (uint64_t *)c->d->hypercalls + HC_iret);
     hv_event(c, EVENT_iret, rip, 0, 0);
     return hv_count_lane(c, HC_iret, (c->is_32bit ? hv_iret32(c) : hv_iret64(c)) && hv_test_all_events(c));
 }
@@ -104,7 +98,7 @@ static bool hypercall(struct hv_call *c, uint64_t number, const uint64_t args[6]
     memcpy(c->args, args, sizeof c->args);
     if (!hv_hypercall(c, number))
         return NOT_MINE;
-    hv_set64(c->j, &c->regs[RAX], c->is_32bit ? (uint32_t)c->result : c->result);
+    hv_set64(c, &c->regs[RAX], c->is_32bit ? (uint32_t)c->result : c->result);
     hv_event_call(c, EVENT_hypercall, rip, number, args, hv_arity(c, number));
     if (!hv_test_all_events(c) || c->j->is_full)
         return NOT_MINE;
@@ -116,7 +110,7 @@ static bool hypercall(struct hv_call *c, uint64_t number, const uint64_t args[6]
 static bool hypercall64(struct hv_call *c) {
     const uint64_t *regs = c->regs;
     const uint64_t args[6] = {regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9]};
-    if (*hv_segment(c, CS) != FLAT_RING3_CS64 || *hv_segment(c, SS) != FLAT_RING3_SS)
+    if (hv_segment(c, CS)->selector != FLAT_RING3_CS64 || hv_segment(c, SS)->selector != FLAT_RING3_SS)
         return NOT_MINE;
     return hypercall(c, regs[RAX], args, regs[RIP] - SYSCALL_SIZE);
 }
@@ -154,7 +148,7 @@ static bool interrupt_lane(struct hv_engine *e, uint32_t vector) {
     if (!e->vcpu)
         return NOT_MINE;
     struct hv_call c = call_of(e);
-    bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (*hv_segment(&c, CS) & 3) == 1;
+    bool is_hypercall = c.is_32bit && vector == HYPERCALL_VECTOR && (hv_segment(&c, CS)->selector & 3) == 1;
     if (!begin(&c, is_hypercall))
         return NOT_MINE;
     if (!(is_hypercall ? hypercall32(&c) : hv_trap(&c, vector)))

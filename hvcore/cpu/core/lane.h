@@ -8,6 +8,7 @@
 #define HV_LANE_H
 
 #include "core.h"
+#include "x86.h"
 
 #include <string.h>
 
@@ -22,44 +23,20 @@ enum {
     LANE_page_table_store, LANE_software_interrupt, LANE_cli_sti, NR_LANES,
 };
 
-/* The state window: hvcore/cpu/state_window.py, words of CPUX86State. */
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, RIP = 16, EFLAGS = 17, CC_SRC = 19, CR0 = 53 };
-enum { CR2 = CR0 + 2, CR3 };
-enum { CS_BASE = (184 + 24 + 8) / 8 };
-enum { CC_OP = 168 / 4, DF = 172 / 4, CC_OP_EFLAGS = 1 }; /* of 32-bit words */
-enum { HFLAGS_OFFSET = 176, ERROR_CODE_OFFSET = 5384, OLD_EXCEPTION_OFFSET = 5496 };
-enum { DR7 = 5400 / 8 + 7 };
-enum { ES, CS, SS, DS, FS, GS };
-enum {
-    HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_TS = 1 << 11,
-    HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
-};
-enum {
-    X86_EFLAGS_CF = 1, X86_EFLAGS_PF = 4, X86_EFLAGS_AF = 0x10, X86_EFLAGS_ZF = 0x40, X86_EFLAGS_SF = 0x80,
-    X86_EFLAGS_TF = 0x100, X86_EFLAGS_IF = 0x200, X86_EFLAGS_DF = 0x400, X86_EFLAGS_OF = 0x800,
-    X86_EFLAGS_IOPL = 0x3000, X86_EFLAGS_NT = 0x4000, X86_EFLAGS_RF = 0x10000, X86_EFLAGS_VM = 0x20000,
-    X86_EFLAGS_AC = 0x40000, EFLAGS_SETTABLE = 0x3f7fd7,
-};
+/* public/xen.h */
+enum { DOMID_SELF = 0x7ff0, VMASST_writable_pagetables = 1 << 2, VMASST_architectural_iopl = 1 << 4 };
 enum { FLAT_RING3_CS32 = 0xe023, FLAT_RING3_CS64 = 0xe033, FLAT_RING3_SS = 0xe02b };
-enum { VMASST_architectural_iopl = 1 << 4 };
-enum { TRAP_gp_fault = 13, TRAP_page_fault };
-enum { PFEC_page_present = 1, PFEC_write_access = 2, PFEC_user_mode = 4, PFEC_reserved_bit = 8, PFEC_insn_fetch = 16 };
-#define NO_RING UINT64_C(0xffffffff)
+
+struct hv_vcpu_info { /* what every layout of struct vcpu_info begins with */
+    uint8_t evtchn_upcall_pending, evtchn_upcall_mask;
+};
 
 /* hvcore/clock.py and where the costs are named */
 enum { NS_PER_EXIT = 100, NS_PER_RDTSC = 1000, TSC_PER_NS = 2, REQUEST_NS = 100, ENTRY_NS = 50, TABLE_NS = 2000 };
 
-enum { PAGE_SHIFT = 12, PAGE_SIZE = 4096 };
-enum {
-    PAGE_PRESENT = 0x1, PAGE_RW = 0x2, PAGE_USER = 0x4, PAGE_PWT = 0x8, PAGE_PCD = 0x10, PAGE_ACCESSED = 0x20,
-    PAGE_DIRTY = 0x40, PAGE_PSE = 0x80, PAGE_GLOBAL = 0x100, PAGE_AVAIL = 0xe00,
-};
-
 /* hvcore/page_info.py */
 enum { PGT_none, PGT_l1_page_table, PGT_l2_page_table, PGT_l3_page_table, PGT_l4_page_table, PGT_writable_page = 7 };
 enum { PGC_allocated = 1, PGT_validated = 2, PGT_pinned = 4, PGT_pae_xen_l2 = 8 };
-
-enum { DOMID_SELF = 0x7ff0 };
 
 struct hv_lane_count {
     uint64_t taken, not_mine;
@@ -104,10 +81,11 @@ struct hv_call {
 };
 
 /* journal.c */
-void hv_set8(struct hv_journal *j, void *at, uint8_t value);
-void hv_set32(struct hv_journal *j, void *at, uint32_t value);
-void hv_set64(struct hv_journal *j, void *at, uint64_t value);
-void hv_undo(struct hv_journal *j, uint64_t down_to);
+void hv_set8(struct hv_call *c, void *at, uint8_t value);
+void hv_set32(struct hv_call *c, void *at, uint32_t value);
+void hv_set64(struct hv_call *c, void *at, uint64_t value);
+void hv_count_up(struct hv_call *c, void *counter);
+void hv_undo(struct hv_call *c, uint64_t down_to);
 
 /* processor.c */
 uint64_t hv_read_eflags(const struct hv_engine *e);
@@ -204,20 +182,15 @@ static inline bool hv_count_lane(const struct hv_call *c, int number, bool taken
     return taken;
 }
 
-static inline uint8_t *hv_info(const struct hv_call *c) { return (uint8_t *)c->v->info_address; }
+static inline struct hv_vcpu_info *hv_info(const struct hv_vcpu *v) { return (struct hv_vcpu_info *)v->info_address; }
 
 /* The exception's error code, and whether it is no exception but an `int`. */
 static inline const uint32_t *hv_error_code(const struct hv_call *c) {
     return (const uint32_t *)c->regs + ERROR_CODE_OFFSET / 4;
 }
 
-/* A segment register: selector, -, base (64 bits), limit, flags */
-static inline uint32_t *hv_segment(const struct hv_call *c, int index) {
-    return (uint32_t *)c->regs + (184 + 24 * index) / 4;
-}
-
-static inline uint64_t hv_segment_base(const struct hv_call *c, int index) {
-    return c->regs[(184 + 24 * index + 8) / 8];
+static inline struct hv_segment *hv_segment(const struct hv_call *c, int index) {
+    return (struct hv_segment *)((uint8_t *)c->regs + SEGMENTS_OFFSET) + index;
 }
 
 static inline uint32_t *hv_hflags(const struct hv_call *c) { return (uint32_t *)c->regs + HFLAGS_OFFSET / 4; }
@@ -229,14 +202,13 @@ static inline uint64_t hv_now(const struct hv_engine *e) { return e->horizon - e
 static inline bool hv_turn_is_over(const struct hv_engine *e) { return hv_now(e) >= e->turn_end; }
 
 static inline void hv_spend(struct hv_call *c, uint64_t ns) {
-    hv_set64(c->j, &c->e->left, c->e->left - ns);
-    hv_set64(c->j, &c->e->spent, c->e->spent + ns);
+    hv_set64(c, &c->e->left, c->e->left - ns);
+    hv_set64(c, &c->e->spent, c->e->spent + ns);
 }
 
 /* Whether something is to be delivered to the guest before it goes on. */
 static inline bool hv_has_event(const struct hv_vcpu *v) {
-    const uint8_t *info = (const uint8_t *)v->info_address; /* evtchn_upcall_pending, evtchn_upcall_mask */
-    return (info[0] && !info[1]) || v->nmi_pending;
+    return (hv_info(v)->evtchn_upcall_pending && !hv_info(v)->evtchn_upcall_mask) || v->nmi_pending;
 }
 
 /* The frame's place in the frame table, or nr_frames for one that is no memory. */

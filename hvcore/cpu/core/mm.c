@@ -17,7 +17,7 @@ enum { MOST_REFERENCES = 1 << 30 };
 enum { FIRST_XEN_L4_SLOT = 256, FIRST_GUEST_L4_SLOT = 272, ROOT_LINEAR_SLOT = 258 };
 
 /* PageTypes.flush_tlb(): nothing is out of date. */
-void hv_flush_tlb(struct hv_call *c) { hv_set64(c->j, &c->e->tlb_flushes, c->e->tlb_flushes + 1); }
+void hv_flush_tlb(struct hv_call *c) { hv_count_up(c, &c->e->tlb_flushes); }
 
 static bool is_own(const struct hv_domain *d, uint64_t pg) {
     return hv_is_frame(d, pg) && hv_owner(d, pg) == d->domain_id;
@@ -32,7 +32,7 @@ bool hv_get_page(struct hv_call *c, uint64_t mfn) {
     uint32_t held = *hv_count(c->d, pg);
     if (!held || held >= MOST_REFERENCES)
         return NOT_MINE;
-    hv_set32(c->j, hv_count(c->d, pg), held + 1);
+    hv_set32(c, hv_count(c->d, pg), held + 1);
     return MINE;
 }
 
@@ -40,7 +40,7 @@ bool hv_put_page(struct hv_call *c, uint64_t mfn) {
     uint64_t pg = hv_frame(c->d, mfn);
     if (!is_own(c->d, pg) || *hv_count(c->d, pg) <= 1)
         return NOT_MINE;
-    hv_set32(c->j, hv_count(c->d, pg), *hv_count(c->d, pg) - 1);
+    hv_set32(c, hv_count(c->d, pg), *hv_count(c->d, pg) - 1);
     return MINE;
 }
 
@@ -53,7 +53,7 @@ static bool demote(struct hv_call *c, uint64_t pg, int ptype);
 static void change_type(struct hv_call *c, uint64_t pg, int ptype) {
     if (*hv_stamp(c->d, pg) >= c->e->tlb_flushes)
         hv_flush_tlb(c);
-    hv_set8(c->j, hv_ptype(c->d, pg), (uint8_t)ptype);
+    hv_set8(c, hv_ptype(c->d, pg), (uint8_t)ptype);
 }
 
 static bool get_page_type(struct hv_call *c, uint64_t mfn, int ptype) {
@@ -65,22 +65,22 @@ static bool get_page_type(struct hv_call *c, uint64_t mfn, int ptype) {
             change_type(c, pg, ptype);
             flags &= ~PGT_validated;
         }
-        hv_set8(c->j, hv_pflags(c->d, pg), flags);
+        hv_set8(c, hv_pflags(c->d, pg), flags);
     } else if (*hv_ptype(c->d, pg) != ptype || *hv_pflags(c->d, pg) & PGT_pae_xen_l2 || uses >= MOST_REFERENCES) {
         return NOT_MINE;
     }
-    hv_set32(c->j, hv_tcount(c->d, pg), uses + 1);
+    hv_set32(c, hv_tcount(c->d, pg), uses + 1);
     if (*hv_pflags(c->d, pg) & PGT_validated)
         return MINE;
     if (ptype <= PGT_l4_page_table) {
         hv_spend(c, TABLE_NS);
         uint8_t *linear = (uint8_t *)c->d->linear_pt_count + 2 * pg;
-        hv_set8(c->j, linear, 0);
-        hv_set8(c->j, linear + 1, 0);
+        hv_set8(c, linear, 0);
+        hv_set8(c, linear + 1, 0);
         if (!promote(c, pg, ptype))
             return NOT_MINE;
     }
-    hv_set8(c->j, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) | PGT_validated);
+    hv_set8(c, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) | PGT_validated);
     return MINE;
 }
 
@@ -92,15 +92,15 @@ static bool put_page_type(struct hv_call *c, uint64_t mfn) {
     if (!left) {
         int ptype = *hv_ptype(c->d, pg);
         if (ptype && ptype <= PGT_l4_page_table && *hv_pflags(c->d, pg) & PGT_validated) {
-            hv_set8(c->j, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) & ~PGT_validated);
+            hv_set8(c, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) & ~PGT_validated);
             hv_spend(c, TABLE_NS);
             hv_forget_space(c->e, mfn);
             if (!demote(c, pg, ptype))
                 return NOT_MINE;
         }
-        hv_set32(c->j, hv_stamp(c->d, pg), (uint32_t)c->e->tlb_flushes);
+        hv_set32(c, hv_stamp(c->d, pg), (uint32_t)c->e->tlb_flushes);
     }
-    hv_set32(c->j, hv_tcount(c->d, pg), left);
+    hv_set32(c, hv_tcount(c->d, pg), left);
     return MINE;
 }
 
@@ -123,11 +123,11 @@ static bool get_page_from_l1e(struct hv_call *c, uint64_t l1e) {
         if (uses)
             return NOT_MINE;
         change_type(c, pg, PGT_writable_page);
-        hv_set8(c->j, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) | PGT_validated);
+        hv_set8(c, hv_pflags(c->d, pg), *hv_pflags(c->d, pg) | PGT_validated);
     }
     if (uses >= MOST_REFERENCES)
         return NOT_MINE;
-    hv_set32(c->j, hv_tcount(c->d, pg), uses + 1);
+    hv_set32(c, hv_tcount(c->d, pg), uses + 1);
     return MINE;
 }
 
@@ -139,9 +139,9 @@ static bool put_page_from_l1e(struct hv_call *c, uint64_t l1e) {
         if (!*hv_tcount(c->d, pg))
             return NOT_MINE;
         uint32_t left = *hv_tcount(c->d, pg) - 1;
-        hv_set32(c->j, hv_tcount(c->d, pg), left);
+        hv_set32(c, hv_tcount(c->d, pg), left);
         if (!left)
-            hv_set32(c->j, hv_stamp(c->d, pg), (uint32_t)c->e->tlb_flushes);
+            hv_set32(c, hv_stamp(c->d, pg), (uint32_t)c->e->tlb_flushes);
     }
     return hv_put_page(c, hv_mfn_of(l1e));
 }
@@ -182,7 +182,7 @@ static bool put_page_from_entry(struct hv_call *c, uint64_t entry, int level) {
 /* PageTables.write_entry(): of what was not there nothing is cached. */
 static void write_entry(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad) {
     uint64_t old = *at;
-    hv_set64(c->j, at, preserve_ad ? new | (old & (PAGE_ACCESSED | PAGE_DIRTY)) : new);
+    hv_set64(c, at, preserve_ad ? new | (old & (PAGE_ACCESSED | PAGE_DIRTY)) : new);
     if (!(old & PAGE_PRESENT) || *at == old)
         return;
     if (level == 1)
@@ -227,7 +227,7 @@ static void init_xen_l4_slots(struct hv_call *c, uint64_t *table, uint64_t mfn) 
     const uint64_t *slots = (const uint64_t *)c->d->xen_l4_slots;
     for (unsigned slot = FIRST_XEN_L4_SLOT; slot < FIRST_GUEST_L4_SLOT; slot++) {
         uint64_t entry = slots[slot - FIRST_XEN_L4_SLOT];
-        hv_set64(c->j, &table[slot], slot == ROOT_LINEAR_SLOT ? entry | mfn << PAGE_SHIFT : entry);
+        hv_set64(c, &table[slot], slot == ROOT_LINEAR_SLOT ? entry | mfn << PAGE_SHIFT : entry);
     }
 }
 
@@ -242,7 +242,7 @@ static bool promote(struct hv_call *c, uint64_t pg, int ptype) {
         if (!get_page_from_entry(c, entry, ptype))
             return NOT_MINE;
         if (adjusted != entry)
-            hv_set64(c->j, &table[slot], adjusted);
+            hv_set64(c, &table[slot], adjusted);
     }
     if (ptype == PGT_l4_page_table)
         init_xen_l4_slots(c, table, pg + c->d->base_mfn);
@@ -267,7 +267,7 @@ static bool demote(struct hv_call *c, uint64_t pg, int ptype) {
 
 /* update_cr3(): a flush for who counts them */
 void hv_update_cr3(struct hv_call *c, uint64_t cr3_mfn, uint64_t root) {
-    hv_set64(c->j, &c->regs[CR3], cr3_mfn << PAGE_SHIFT);
+    hv_set64(c, &c->regs[CR3], cr3_mfn << PAGE_SHIFT);
     hv_flush_tlb(c);
     hv_load_space(c->e, root);
 }
@@ -276,7 +276,7 @@ void hv_update_cr3(struct hv_call *c, uint64_t cr3_mfn, uint64_t root) {
 void hv_write_ptbase(struct hv_call *c) {
     uint64_t mfn = c->v->cr3_mfn;
     if (c->is_32bit) {
-        hv_set64(c->j, hv_page(c->d, hv_frame(c->d, c->v->compat_l4)), mfn << PAGE_SHIFT | 0x27);
+        hv_set64(c, hv_page(c->d, hv_frame(c->d, c->v->compat_l4)), mfn << PAGE_SHIFT | 0x27);
         mfn = c->v->compat_l4;
     }
     hv_update_cr3(c, mfn, c->v->cr3_mfn);

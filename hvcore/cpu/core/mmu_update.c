@@ -16,9 +16,9 @@ static bool machphys_update(struct hv_call *c, uint64_t mfn, uint64_t pfn) {
         return NOT_MINE;
     const uint64_t *tables = (const uint64_t *)c->d->m2p_addresses; /* set_gpfn_from_mfn() */
     if (tables[0])
-        hv_set64(c->j, (uint64_t *)tables[0] + mfn, pfn);
+        hv_set64(c, (uint64_t *)tables[0] + mfn, pfn);
     if (tables[1])
-        hv_set32(c->j, (uint32_t *)tables[1] + mfn, (uint32_t)pfn);
+        hv_set32(c, (uint32_t *)tables[1] + mfn, (uint32_t)pfn);
     return MINE;
 }
 
@@ -36,7 +36,7 @@ static bool one_update(struct hv_call *c, uint64_t ptr, uint64_t val, bool *repl
     bool preserve_ad = cmd == MMU_PT_UPDATE_PRESERVE_AD;
     int ptype = *hv_ptype(c->d, pg);
     if (ptype == PGT_writable_page) {
-        hv_set64(c->j, at, val);
+        hv_set64(c, at, val);
         return MINE;
     }
     if (ptype < PGT_l1_page_table || ptype > (c->is_32bit ? PGT_l2_page_table : PGT_l4_page_table))

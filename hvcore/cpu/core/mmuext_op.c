@@ -33,7 +33,7 @@ static bool pin(struct hv_call *c, uint64_t mfn, int level) {
     uint8_t *flags = hv_pflags(c->d, hv_frame(c->d, mfn));
     if (*flags & PGT_pinned)
         return NOT_MINE;
-    hv_set8(c->j, flags, *flags | PGT_pinned);
+    hv_set8(c, flags, *flags | PGT_pinned);
     return MINE;
 }
 
@@ -43,7 +43,7 @@ static bool unpin(struct hv_call *c, uint64_t mfn) {
     uint8_t *flags = hv_pflags(c->d, hv_frame(c->d, mfn));
     if (!(*flags & PGT_pinned))
         return NOT_MINE;
-    hv_set8(c->j, flags, *flags & ~PGT_pinned);
+    hv_set8(c, flags, *flags & ~PGT_pinned);
     return hv_put_page_and_type(c, mfn) && hv_put_page(c, mfn);
 }
 
@@ -55,7 +55,7 @@ static bool new_baseptr(struct hv_call *c, uint64_t mfn) {
     if (old != mfn || c->is_32bit) {
         if (!hv_get_page_and_type(c, mfn, (int)c->d->levels))
             return NOT_MINE;
-        hv_set64(c->j, &c->v->cr3_mfn, mfn);
+        hv_set64(c, &c->v->cr3_mfn, mfn);
         if (old && !hv_put_page_and_type(c, old))
             return NOT_MINE;
     }
@@ -69,7 +69,7 @@ static bool new_user_baseptr(struct hv_call *c, uint64_t mfn) {
         return MINE;
     if (c->is_32bit || (mfn && !hv_get_page_and_type(c, mfn, PGT_l4_page_table)))
         return NOT_MINE;
-    hv_set64(c->j, &c->v->user_cr3_mfn, mfn);
+    hv_set64(c, &c->v->user_cr3_mfn, mfn);
     return old ? hv_put_page_and_type(c, old) : MINE;
 }
 

@@ -41,7 +41,7 @@ bool hv_multicall(struct hv_call *c) {
     for (uint64_t done = 0; done < nr_calls; done++) {
         uint64_t so_far = c->j->used;
         if ((done && must_stop(c)) || !hv_events_begin(c->d) || !one_entry(c, call_list + done * size) || c->j->is_full) {
-            hv_undo(c->j, so_far);
+            hv_undo(c, so_far);
             hv_events_undo(c->d);
             entries->not_mine++;
             c->e->multicall_done = done;

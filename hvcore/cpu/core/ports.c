@@ -5,9 +5,8 @@
  * access is #GP, and the hypervisor looks at it in full; save that what is written there is kept.
  */
 #include "core.h"
+#include "x86.h"
 
-enum { HF_CPL = 3, TRAP_gp_fault = 13 };
-enum { HFLAGS_OFFSET = 176 }; /* state_window.HFLAGS */
 enum { RTC_PORT_0 = 0x70, PCI_CONFIG_ADDRESS = 0xcf8 };
 
 typedef void raise_function(void *env, int vector, int error_code);

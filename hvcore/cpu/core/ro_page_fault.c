@@ -7,8 +7,6 @@
  */
 #include "lane.h"
 
-enum { VMASST_writable_pagetables = 1 << 2 };
-enum { MMU_INST_FETCH = 2, MMU_USER_IDX = 1, MMU_KNOSMAP_IDX = 2 };
 enum { LOCK = 0xf0, REPNE = 0xf2, REP = 0xf3, OPSIZE = 0x66, ADSIZE = 0x67 };
 enum { REX_B = 1, REX_X = 2, REX_R = 4, REX_W = 8 };
 enum kind { MOV, XCHG, CMPXCHG, CMPXCHG8B, OR, AND, XOR };
@@ -176,9 +174,9 @@ static bool decode(struct hv_call *c, struct store *s) {
         s->at += s->next_rip;
     segment = p.segment >= 0 ? p.segment : segment;
     if (c->is_32bit)
-        s->at = (uint32_t)(hv_segment_base(c, segment) + (uint32_t)s->at);
+        s->at = (uint32_t)(hv_segment(c, segment)->base + (uint32_t)s->at);
     else if (segment == FS || segment == GS)
-        s->at += hv_segment_base(c, segment);
+        s->at += hv_segment(c, segment)->base;
     return MINE;
 }
 
@@ -189,12 +187,12 @@ static uint64_t mask_of(unsigned size) { return size == 8 ? UINT64_MAX : (UINT64
 /* A write of 32 bits clears the upper half; one of less leaves the rest. */
 static void set_register(struct hv_call *c, uint64_t *reg, unsigned shift, unsigned size, uint64_t value) {
     uint64_t mask = mask_of(size) << shift;
-    hv_set64(c->j, reg, size == 4 ? (uint32_t)value : (*reg & ~mask) | (value << shift & mask));
+    hv_set64(c, reg, size == 4 ? (uint32_t)value : (*reg & ~mask) | (value << shift & mask));
 }
 
 /* The flags of `result`, and of `a` - `b` where that is what it is. */
 static void set_flags(struct hv_call *c, uint64_t result, unsigned size, bool is_difference, uint64_t a, uint64_t b) {
-    uint64_t mask = mask_of(size), sign = (mask >> 1) + 1, flags = hv_read_eflags(c->e) & ~UINT64_C(0x8d5);
+    uint64_t mask = mask_of(size), sign = (mask >> 1) + 1, flags = hv_read_eflags(c->e) & ~(uint64_t)EFLAGS_ARITHMETIC;
     if (!(result & mask))
         flags |= X86_EFLAGS_ZF;
     if (result & sign)
@@ -218,8 +216,8 @@ static uint64_t cmpxchg8b(struct hv_call *c, uint64_t old) {
     uint64_t new = is_equal ? (uint32_t)regs[RBX] | regs[RCX] << 32 : old;
     hv_write_eflags(c, is_equal ? flags | X86_EFLAGS_ZF : flags & ~(uint64_t)X86_EFLAGS_ZF);
     if (!is_equal) {
-        hv_set64(c->j, &regs[RAX], (uint32_t)old);
-        hv_set64(c->j, &regs[RDX], old >> 32);
+        hv_set64(c, &regs[RAX], (uint32_t)old);
+        hv_set64(c, &regs[RDX], old >> 32);
     }
     return new;
 }
@@ -273,7 +271,7 @@ static uint64_t *l1_table_at(const struct hv_call *c, uint64_t cr2) {
 /* Whether nothing else would come of the step that Python has the engine make. */
 static bool is_plain_step(const struct hv_call *c) {
     uint32_t hflags = *hv_hflags(c);
-    bool is_known_code = c->is_32bit ? hflags & HF_CS32 && !hv_segment_base(c, CS) : hflags & HF_CS64;
+    bool is_known_code = c->is_32bit ? hflags & HF_CS32 && !hv_segment(c, CS)->base : hflags & HF_CS64;
     if (!is_known_code || hflags & HF_INHIBIT_IRQ || c->regs[EFLAGS] & X86_EFLAGS_RF || c->regs[DR7] & 0xff)
         return false;
     return (int64_t)c->e->left > (int64_t)c->e->limit; /* or it leaves before the step */
@@ -293,9 +291,9 @@ bool hv_ro_page_fault(struct hv_call *c, uint64_t cr2) {
     uint64_t part = execute(c, &store, (old & mask) >> shift);
     if (!hv_mod_entry(c, entry, (old & ~mask) | (part << shift & mask), PGT_l1_page_table, false, NULL))
         return NOT_MINE;
-    hv_set64(c->j, &c->e->left, c->e->left - (store.next_rip - c->regs[RIP]));
+    hv_set64(c, &c->e->left, c->e->left - (store.next_rip - c->regs[RIP]));
     hv_spend(c, NS_PER_EXIT);
-    hv_set64(c->j, &c->regs[RIP], store.next_rip);
-    hv_set64(c->j, &c->d->page_table_stores, c->d->page_table_stores + 1);
+    hv_set64(c, &c->regs[RIP], store.next_rip);
+    hv_count_up(c, &c->d->page_table_stores);
     return MINE;
 }

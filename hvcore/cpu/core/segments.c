@@ -74,9 +74,9 @@ bool hv_load_data(struct hv_call *c, int index, uint32_t selector) {
 void hv_drop_privileged_data(struct hv_call *c) {
     static const int registers[] = {ES, DS, FS, GS};
     for (int i = 0; i < 4; i++) {
-        const uint32_t *segment = hv_segment(c, registers[i]), flags = segment[5];
-        bool is_conforming = (flags & (CODE | CONFORMING)) == (CODE | CONFORMING);
-        if (segment[0] & ~3u && dpl_of(flags) < (*hv_hflags(c) & HF_CPL) && !is_conforming)
+        const struct hv_segment *segment = hv_segment(c, registers[i]);
+        bool is_conforming = (segment->flags & (CODE | CONFORMING)) == (CODE | CONFORMING);
+        if (segment->selector & ~3u && dpl_of(segment->flags) < (*hv_hflags(c) & HF_CPL) && !is_conforming)
             hv_set_segment(c, registers[i], 0, 0, 0, 0);
     }
 }

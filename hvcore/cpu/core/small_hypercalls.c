@@ -27,18 +27,18 @@ bool hv_stack_switch(struct hv_call *c) {
     uint64_t selector = c->args[0], kernel_cpl = c->is_32bit ? 1 : 3;
     if ((selector & 3) < kernel_cpl) /* fixup_guest_selector() */
         selector = (selector & ~UINT64_C(3)) | kernel_cpl;
-    hv_set64(c->j, &c->v->kernel_ss, selector & 0xffff);
-    hv_set64(c->j, &c->v->kernel_sp, c->args[1]);
+    hv_set64(c, &c->v->kernel_ss, selector & 0xffff);
+    hv_set64(c, &c->v->kernel_sp, c->args[1]);
     c->result = 0;
     return MINE;
 }
 
 /* _load_user_gs(): the process has the segment's base, the kernel keeps its own. */
 static bool load_user_gs(struct hv_call *c, uint32_t selector) {
-    uint64_t kernel_base = hv_segment_base(c, GS);
+    uint64_t kernel_base = hv_segment(c, GS)->base;
     if (!hv_load_data(c, GS, selector > 3 ? selector | 3 : selector))
         return NOT_MINE;
-    hv_set64(c->j, &c->v->gs_base_user, hv_segment_base(c, GS));
+    hv_set64(c, &c->v->gs_base_user, hv_segment(c, GS)->base);
     hv_set_base(c, GS, kernel_base);
     c->result = 0;
     return MINE;
@@ -55,7 +55,7 @@ bool hv_set_segment_base(struct hv_call *c) {
         hv_set_base(c, FS, base);
         break;
     case SEGBASE_GS_USER:
-        hv_set64(c->j, &c->v->gs_base_user, base);
+        hv_set64(c, &c->v->gs_base_user, base);
         break;
     case SEGBASE_GS_KERNEL:
         hv_set_base(c, GS, base);
@@ -70,9 +70,9 @@ bool hv_set_segment_base(struct hv_call *c) {
 bool hv_fpu_taskswitch(struct hv_call *c) {
     uint32_t *hflags = hv_hflags(c);
     bool set = (uint32_t)c->args[0];
-    hv_set64(c->j, &c->v->ts_set, set);
-    hv_set64(c->j, &c->regs[CR0], set ? c->regs[CR0] | CR0_TS : c->regs[CR0] & ~(uint64_t)CR0_TS);
-    hv_set32(c->j, hflags, set ? *hflags | HF_TS : *hflags & ~(uint32_t)HF_TS);
+    hv_set64(c, &c->v->ts_set, set);
+    hv_set64(c, &c->regs[CR0], set ? c->regs[CR0] | CR0_TS : c->regs[CR0] & ~(uint64_t)CR0_TS);
+    hv_set32(c, hflags, set ? *hflags | HF_TS : *hflags & ~(uint32_t)HF_TS);
     c->result = 0;
     return MINE;
 }

@@ -1,7 +1,7 @@
 /* Exceptions, software interrupts and upcalls: hvcore/pv/traps.py. */
 #include "lane.h"
 
-enum { TRAP_int3 = 3, TRAP_overflow = 4, LEGACY_SYSCALL_VECTOR = 0x80, CALLBACKTYPE_event = 0, TI_IF = 4 };
+enum { LEGACY_SYSCALL_VECTOR = 0x80, CALLBACKTYPE_event = 0, TI_IF = 4 };
 enum { CLI = 0xfa, STI, IOPL_SHIFT = 12 };
 
 /* Whether a trap table entry names a handler: a selector of a 32-bit guest, an address of a 64-bit one. */
@@ -25,7 +25,7 @@ bool hv_test_all_events(struct hv_call *c) {
     if (!hv_has_event(c->v))
         return MINE;
     hv_event(c, EVENT_upcall, c->regs[RIP], 0, 0);
-    hv_set64(c->j, &c->d->events_delivered, c->d->events_delivered + 1);
+    hv_count_up(c, &c->d->events_delivered);
     return enter(c, (const struct hv_entry *)c->v->callback_words + CALLBACKTYPE_event, NULL, true);
 }
 
@@ -38,11 +38,12 @@ static bool bounce(struct hv_call *c, unsigned vector, const uint64_t *error_cod
 
 /* Traps.inject() of the guest's own page fault */
 static bool inject_page_fault(struct hv_call *c, uint64_t error_code, uint64_t cr2) {
-    hv_set64(c->j, (uint64_t *)c->v->ctrlreg_words + 2, cr2);
+    uint8_t *cr2_of_info = (uint8_t *)hv_info(c->v) + c->v->cr2_offset;
+    hv_set64(c, (uint64_t *)c->v->ctrlreg_words + 2, cr2);
     if (c->is_32bit)
-        hv_set32(c->j, hv_info(c) + c->v->cr2_offset, (uint32_t)cr2);
+        hv_set32(c, cr2_of_info, (uint32_t)cr2);
     else
-        hv_set64(c->j, hv_info(c) + c->v->cr2_offset, cr2);
+        hv_set64(c, cr2_of_info, cr2);
     error_code &= ~(uint64_t)PFEC_user_mode;
     if (!hv_guest_kernel_mode(c))
         error_code |= PFEC_user_mode;
@@ -80,27 +81,25 @@ static bool iopl_ok(const struct hv_call *c) {
 
 /* pv_emulate_privileged_op() of a bare `cli` or `sti`, which change nothing and need the right to. */
 static bool cli_or_sti(struct hv_call *c) {
-    bool is_known_code = *hv_hflags(c) & (HF_CS32 | HF_CS64) && !hv_segment_base(c, CS);
+    bool is_known_code = *hv_hflags(c) & (HF_CS32 | HF_CS64) && !hv_segment(c, CS)->base;
     if (!is_known_code || c->regs[EFLAGS] & X86_EFLAGS_RF)
         return NOT_MINE;
     const uint8_t *code = hv_copy_from(c, c->regs[RIP], 1);
     if (!code || (*code != CLI && *code != STI) || !iopl_ok(c))
         return NOT_MINE;
-    uint64_t *count = (uint64_t *)c->d->cli_sti + (*code - CLI);
     hv_event(c, EVENT_emulated, c->regs[RIP], *code, 0);
-    hv_set64(c->j, count, *count + 1);
-    hv_set64(c->j, &c->regs[RIP], c->is_32bit ? (uint32_t)(c->regs[RIP] + 1) : c->regs[RIP] + 1);
+    hv_count_up(c, (uint64_t *)c->d->cli_sti + (*code - CLI));
+    hv_set64(c, &c->regs[RIP], c->is_32bit ? (uint32_t)(c->regs[RIP] + 1) : c->regs[RIP] + 1);
     return MINE;
 }
 
 bool hv_trap(struct hv_call *c, unsigned vector) {
     const uint32_t *error_code = hv_error_code(c);
-    uint64_t *exceptions = (uint64_t *)c->d->exceptions;
     bool is_software = error_code[1];
     bool is_privileged = vector == TRAP_gp_fault && !error_code[0];
     if (!is_software && vector != TRAP_page_fault && !is_privileged)
         return NOT_MINE;
-    hv_set64(c->j, &exceptions[vector], exceptions[vector] + 1);
+    hv_count_up(c, (uint64_t *)c->d->exceptions + vector);
     hv_event(c, EVENT_trap, c->regs[RIP], vector, is_software ? HV_NO_ERROR_CODE : error_code[0]);
     if (is_software)
         return software_interrupt(c, vector);
