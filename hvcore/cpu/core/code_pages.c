@@ -75,31 +75,25 @@ HV_EXPORT void hv_set_page(void *cpu, uint64_t va, uint64_t pa, uint32_t attrs, 
     library.set_page(cpu, va, pa, attrs, prot, mmu_idx, size);
 }
 
+/* Mark a page of RAM; whether that is done. For an engine without marks, the library does what it does. */
+static bool set_mark(void *uc, uint64_t ram_address, bool has_code, protect_function *otherwise) {
+    struct hv_engine *e = tracking(uc);
+    uint8_t *mark = e ? mark_of(e, ram_address >> PAGE_SHIFT) : NULL;
+    if (mark)
+        *mark = has_code;
+    else if (!e)
+        otherwise(uc, ram_address);
+    return mark;
+}
+
 /* tlb_protect_code(): the page has its first code. Drop the TLB, which may have it as clean. */
 HV_EXPORT void hv_protect_code(void *uc, uint64_t ram_address) {
-    struct hv_engine *e = tracking(uc);
-    if (!e) {
-        library.protect(uc, ram_address);
-        return;
-    }
-    uint8_t *has_code = mark_of(e, ram_address >> PAGE_SHIFT);
-    if (has_code) {
-        *has_code = 1;
-        hv_drop_all(e);
-    }
+    if (set_mark(uc, ram_address, true, library.protect))
+        hv_drop_all(hv_engine_of(uc));
 }
 
 /* tlb_unprotect_code(): the page has no code any more. */
-HV_EXPORT void hv_unprotect_code(void *uc, uint64_t ram_address) {
-    struct hv_engine *e = tracking(uc);
-    if (!e) {
-        library.unprotect(uc, ram_address);
-        return;
-    }
-    uint8_t *has_code = mark_of(e, ram_address >> PAGE_SHIFT);
-    if (has_code)
-        *has_code = 0;
-}
+HV_EXPORT void hv_unprotect_code(void *uc, uint64_t ram_address) { set_mark(uc, ram_address, false, library.unprotect); }
 
 /* tlb_reset_dirty_by_vaddr(): the two above leave nothing of it to do. */
 HV_EXPORT void hv_reset_dirty(void *cpu, uint64_t start, uint64_t length) {

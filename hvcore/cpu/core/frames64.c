@@ -4,8 +4,6 @@
 enum { VGCF_in_syscall = 1 << 8, CALLBACKTYPE_syscall = 2 };
 enum { FLAT_CS_FLAGS = 0x00affb00, FLAT_SS_FLAGS = 0x00cff300 };
 
-/* -- segments */
-
 /* Frames64._set_flat() */
 static void set_flat(struct hv_call *c) {
     if (hv_segment(c, CS)->selector != FLAT_RING3_CS64)
@@ -13,8 +11,6 @@ static void set_flat(struct hv_call *c) {
     if (hv_segment(c, SS)->selector != FLAT_RING3_SS)
         hv_set_segment(c, SS, FLAT_RING3_SS, 0, UINT32_MAX, FLAT_SS_FLAGS);
 }
-
-/* -- modes */
 
 /* Frames64.toggle_guest_mode() */
 static void toggle_guest_mode(struct hv_call *c) {
@@ -26,8 +22,6 @@ static void toggle_guest_mode(struct hv_call *c) {
     uint64_t root = v->kernel_mode ? v->cr3_mfn : v->user_cr3_mfn;
     hv_update_cr3(c, root, root);
 }
-
-/* -- frames */
 
 /* Frames64._push() and _enter(): RCX R11 [error code] RIP CS|mask RFLAGS RSP SS */
 bool hv_bounce_frame64(struct hv_call *c, uint64_t address, const uint64_t *error_code, bool mask_events,

@@ -9,8 +9,8 @@ static uint64_t limit_high(const struct hv_call *c) {
     return c->is_32bit ? UINT64_C(1) << 32 : UINT64_C(0xFFFF880000000000);
 }
 
-/* guest_handle_okay(): whether [va, va + size) lies outside of Xen's range; nothing of mappings. */
-bool hv_okay(const struct hv_call *c, uint64_t va, uint64_t size) {
+/* Whether [va, va + size) lies outside of Xen's range; nothing of mappings. */
+bool hv_guest_handle_okay(const struct hv_call *c, uint64_t va, uint64_t size) {
     uint64_t last = va + (size ? size - 1 : 0);
     if (last < va) /* beyond 2^64, which Python's numbers are not: not mine to say */
         return false;
@@ -22,41 +22,33 @@ static uint64_t *table_entry(const struct hv_domain *d, uint64_t mfn, unsigned s
     return hv_is_frame(d, pg) ? (uint64_t *)hv_page(d, pg) + slot : NULL;
 }
 
-/* PageTables.l1_entry_of(): the L1 entry that maps `va` under `root_mfn`, or NULL. */
-uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va) {
+/* PageTables.l1_entry_of(): the L1 entry that maps `va` under `root_mfn`, or NULL; `above` has the bits that all entries
+ * over it have. */
+uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va, uint64_t *above) {
     uint64_t mfn = root_mfn;
+    *above = UINT64_MAX;
     for (unsigned level = (unsigned)d->levels; level > 1; level--) {
         const uint64_t *entry = table_entry(d, mfn, va >> (3 + 9 * level) & 511);
         if (!entry || !(*entry & PAGE_PRESENT) || (level < 4 && *entry & PAGE_PSE))
             return NULL;
+        *above &= *entry;
         mfn = hv_mfn_of(*entry);
     }
     return table_entry(d, mfn, va >> PAGE_SHIFT & 511);
 }
 
-/* PageTables._writable_above(): what a linear page table shows may not be written. */
-static bool writable_above(const struct hv_domain *d, uint64_t root_mfn, uint64_t va) {
-    uint64_t mfn = root_mfn;
-    for (unsigned level = (unsigned)d->levels; level > 1; level--) {
-        const uint64_t *entry = table_entry(d, mfn, va >> (3 + 9 * level) & 511);
-        if (!entry || !(*entry & PAGE_RW))
-            return false;
-        mfn = hv_mfn_of(*entry);
-    }
-    return true;
-}
-
-/* PageTables.walk(): the accessed and dirty bits are set, as the processor sets them when Xen copies. */
+/* PageTables.walk(): the accessed and dirty bits are set, as the processor sets them when Xen copies. What a linear page
+ * table shows may not be written, because of the entries above. */
 static uint8_t *walk(struct hv_call *c, uint64_t va, uint64_t size, bool write) {
     va &= word_mask(c);
     if ((va & (PAGE_SIZE - 1)) + size > PAGE_SIZE || (va >= limit_low(c) && va < limit_high(c)))
         return NULL;
     uint64_t root = c->v->kernel_mode ? c->v->cr3_mfn : c->v->user_cr3_mfn;
-    uint64_t *l1e = hv_l1_entry_of(c->d, root, va);
+    uint64_t above, *l1e = hv_l1_entry_of(c->d, root, va, &above);
     uint64_t readable = c->is_32bit ? PAGE_PRESENT : PAGE_PRESENT | PAGE_USER;
     if (!l1e || (*l1e & readable) != readable)
         return NULL;
-    if (write && !(*l1e & PAGE_RW && writable_above(c->d, root, va)))
+    if (write && !(*l1e & above & PAGE_RW))
         return NULL;
     uint64_t pg = hv_frame(c->d, hv_mfn_of(*l1e));
     if (!hv_is_frame(c->d, pg))
@@ -95,8 +87,15 @@ bool hv_copy_to_guest(struct hv_call *c, uint64_t va, const void *from, uint64_t
     return true;
 }
 
-/* How many requests were done, where the guest asks for it; false where that cannot be written. */
-bool hv_put_done(struct hv_call *c, uint64_t pdone, uint64_t count) {
-    uint32_t done = (uint32_t)count;
+/* A hypercall of (requests, count, pdone, domain): some requests of `size` bytes, upon the guest itself. */
+bool hv_requests_okay(const struct hv_call *c, uint64_t size, uint64_t most) {
+    uint64_t requests = c->args[0], count = c->args[1], foreigndom = c->args[3];
+    return count && count <= most && hv_guest_handle_okay(c, requests, count * size) && foreigndom == DOMID_SELF;
+}
+
+/* All of them were done: say so where the guest asks for it; false where that cannot be written. */
+bool hv_requests_done(struct hv_call *c) {
+    uint64_t pdone = c->args[2];
+    uint32_t done = (uint32_t)c->args[1];
     return !pdone || hv_copy_to_guest(c, pdone, &done, sizeof done);
 }

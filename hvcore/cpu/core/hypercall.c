@@ -33,6 +33,7 @@ static const struct {
 bool hv_hypercall(struct hv_call *c, uint64_t number) {
     if (number >= NR_HYPERCALLS || !lanes[number].lane)
         return NOT_MINE;
+    c->result = 0;
     if (!hv_count_lane(c, (int)number, lanes[number].lane(c)))
         return NOT_MINE;
     hv_count_up(c, (uint64_t *)c->d->hypercalls + number);

@@ -105,9 +105,10 @@ void hv_event_call(const struct hv_call *c, enum hv_event_kind kind, uint64_t ri
 const uint8_t *hv_copy_from(struct hv_call *c, uint64_t va, uint64_t size);
 bool hv_copy_from_guest(struct hv_call *c, void *to, uint64_t va, uint64_t size);
 bool hv_copy_to_guest(struct hv_call *c, uint64_t va, const void *from, uint64_t size);
-bool hv_put_done(struct hv_call *c, uint64_t pdone, uint64_t count);
-bool hv_okay(const struct hv_call *c, uint64_t va, uint64_t size);
-uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va);
+bool hv_guest_handle_okay(const struct hv_call *c, uint64_t va, uint64_t size);
+bool hv_requests_okay(const struct hv_call *c, uint64_t size, uint64_t most);
+bool hv_requests_done(struct hv_call *c);
+uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va, uint64_t *above);
 
 /* mm.c */
 bool hv_mod_entry(struct hv_call *c, uint64_t *at, uint64_t new, int level, bool preserve_ad, bool *replaced);
@@ -226,6 +227,10 @@ static inline uint8_t *hv_page(const struct hv_domain *d, uint64_t pg) {
 }
 
 static inline uint16_t hv_owner(const struct hv_domain *d, uint64_t pg) { return ((uint16_t *)d->owner)[pg]; }
+static inline bool hv_is_own(const struct hv_domain *d, uint64_t pg) {
+    return hv_is_frame(d, pg) && hv_owner(d, pg) == d->domain_id;
+}
+
 static inline uint8_t *hv_ptype(const struct hv_domain *d, uint64_t pg) { return (uint8_t *)d->ptype + pg; }
 static inline uint8_t *hv_pflags(const struct hv_domain *d, uint64_t pg) { return (uint8_t *)d->pflags + pg; }
 static inline uint32_t *hv_count(const struct hv_domain *d, uint64_t pg) { return (uint32_t *)d->count + pg; }

@@ -19,15 +19,11 @@ enum { FIRST_XEN_L4_SLOT = 256, FIRST_GUEST_L4_SLOT = 272, ROOT_LINEAR_SLOT = 25
 /* PageTypes.flush_tlb(): nothing is out of date. */
 void hv_flush_tlb(struct hv_call *c) { hv_count_up(c, &c->e->tlb_flushes); }
 
-static bool is_own(const struct hv_domain *d, uint64_t pg) {
-    return hv_is_frame(d, pg) && hv_owner(d, pg) == d->domain_id;
-}
-
 /* -- references */
 
 bool hv_get_page(struct hv_call *c, uint64_t mfn) {
     uint64_t pg = hv_frame(c->d, mfn);
-    if (!is_own(c->d, pg))
+    if (!hv_is_own(c->d, pg))
         return NOT_MINE;
     uint32_t held = *hv_count(c->d, pg);
     if (!held || held >= MOST_REFERENCES)
@@ -38,7 +34,7 @@ bool hv_get_page(struct hv_call *c, uint64_t mfn) {
 
 bool hv_put_page(struct hv_call *c, uint64_t mfn) {
     uint64_t pg = hv_frame(c->d, mfn);
-    if (!is_own(c->d, pg) || *hv_count(c->d, pg) <= 1)
+    if (!hv_is_own(c->d, pg) || *hv_count(c->d, pg) <= 1)
         return NOT_MINE;
     hv_set32(c, hv_count(c->d, pg), *hv_count(c->d, pg) - 1);
     return MINE;
@@ -86,7 +82,7 @@ static bool get_page_type(struct hv_call *c, uint64_t mfn, int ptype) {
 
 static bool put_page_type(struct hv_call *c, uint64_t mfn) {
     uint64_t pg = hv_frame(c->d, mfn);
-    if (!is_own(c->d, pg) || !*hv_tcount(c->d, pg))
+    if (!hv_is_own(c->d, pg) || !*hv_tcount(c->d, pg))
         return NOT_MINE;
     uint32_t left = *hv_tcount(c->d, pg) - 1;
     if (!left) {
@@ -133,7 +129,7 @@ static bool get_page_from_l1e(struct hv_call *c, uint64_t l1e) {
 
 static bool put_page_from_l1e(struct hv_call *c, uint64_t l1e) {
     uint64_t pg = hv_frame(c->d, hv_mfn_of(l1e));
-    if (!is_own(c->d, pg)) /* Xen's, or another domain's by a grant */
+    if (!hv_is_own(c->d, pg)) /* Xen's, or another domain's by a grant */
         return NOT_MINE;
     if (l1e & PAGE_RW) {
         if (!*hv_tcount(c->d, pg))

@@ -6,13 +6,12 @@ struct mmu_update {
 };
 
 enum { MMU_NORMAL_PT_UPDATE, MMU_MACHPHYS_UPDATE, MMU_PT_UPDATE_PRESERVE_AD, MMU_PT_UPDATE_NO_TRANSLATE };
+enum { MOST_REQUESTS = PAGE_SIZE / sizeof(struct mmu_update) };
 enum { UVMF_FLUSHTYPE_MASK = 3, UVMF_TLB_FLUSH = 1, UVMF_INVLPG = 2, UVMF_LOCAL = 0, UVMF_ALL = 4 };
 
 static bool machphys_update(struct hv_call *c, uint64_t mfn, uint64_t pfn) {
     uint64_t pg = hv_frame(c->d, mfn);
-    if (!hv_is_frame(c->d, pg) || hv_owner(c->d, pg) != c->d->domain_id || !*hv_count(c->d, pg))
-        return NOT_MINE;
-    if (mfn >= c->d->end_mfn)
+    if (!hv_is_own(c->d, pg) || !*hv_count(c->d, pg) || mfn >= c->d->end_mfn)
         return NOT_MINE;
     const uint64_t *tables = (const uint64_t *)c->d->m2p_addresses; /* set_gpfn_from_mfn() */
     if (tables[0])
@@ -28,9 +27,7 @@ static bool one_update(struct hv_call *c, uint64_t ptr, uint64_t val, bool *repl
     if (cmd == MMU_MACHPHYS_UPDATE)
         return machphys_update(c, mfn, val);
     uint64_t pg = hv_frame(c->d, mfn);
-    if (cmd > MMU_PT_UPDATE_NO_TRANSLATE || !hv_is_frame(c->d, pg))
-        return NOT_MINE;
-    if (hv_owner(c->d, pg) != c->d->domain_id || !*hv_count(c->d, pg) || !*hv_tcount(c->d, pg))
+    if (cmd > MMU_PT_UPDATE_NO_TRANSLATE || !hv_is_own(c->d, pg) || !*hv_count(c->d, pg) || !*hv_tcount(c->d, pg))
         return NOT_MINE;
     uint64_t *at = (uint64_t *)hv_page(c->d, pg) + (ptr % PAGE_SIZE) / 8;
     bool preserve_ad = cmd == MMU_PT_UPDATE_PRESERVE_AD;
@@ -46,25 +43,19 @@ static bool one_update(struct hv_call *c, uint64_t ptr, uint64_t val, bool *repl
 
 /* A batch that lies in one page: Python, too, reads it before it applies the first request. */
 bool hv_mmu_update(struct hv_call *c) {
-    uint64_t ureqs = c->args[0], count = c->args[1], pdone = c->args[2], foreigndom = c->args[3];
-    if (!count || count > PAGE_SIZE / sizeof(struct mmu_update) || !hv_okay(c, ureqs, count * sizeof(struct mmu_update)))
-        return NOT_MINE;
-    if (foreigndom != DOMID_SELF)
-        return NOT_MINE;
-    struct mmu_update requests[PAGE_SIZE / sizeof(struct mmu_update)];
-    if (!hv_copy_from_guest(c, requests, ureqs, count * sizeof *requests))
-        return NOT_MINE;
+    struct mmu_update requests[MOST_REQUESTS];
+    uint64_t ureqs = c->args[0], count = c->args[1];
     bool replaced = false;
+    if (!hv_requests_okay(c, sizeof *requests, MOST_REQUESTS) ||
+        !hv_copy_from_guest(c, requests, ureqs, count * sizeof *requests))
+        return NOT_MINE;
     for (uint64_t i = 0; i < count; i++)
         if (!one_update(c, requests[i].ptr, requests[i].val, &replaced))
             return NOT_MINE;
     hv_spend(c, count * REQUEST_NS);
     if (replaced)
         hv_flush_tlb(c);
-    if (!hv_put_done(c, pdone, count))
-        return NOT_MINE;
-    c->result = 0;
-    return MINE;
+    return hv_requests_done(c);
 }
 
 bool hv_update_va_mapping(struct hv_call *c) {
@@ -73,7 +64,7 @@ bool hv_update_va_mapping(struct hv_call *c) {
         val |= c->args[2] << 32;
         flags = c->args[3];
     }
-    uint64_t *at = hv_l1_entry_of(c->d, c->v->cr3_mfn, va);
+    uint64_t above, *at = hv_l1_entry_of(c->d, c->v->cr3_mfn, va, &above);
     if (!at)
         return NOT_MINE;
     uint64_t pg = ((uintptr_t)at - c->d->ram) >> PAGE_SHIFT;
@@ -88,6 +79,5 @@ bool hv_update_va_mapping(struct hv_call *c) {
         if (flush == UVMF_TLB_FLUSH)
             hv_flush_tlb(c);
     }
-    c->result = 0;
     return MINE;
 }

@@ -2,7 +2,7 @@
 #include "lane.h"
 
 enum {
-    MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE = 3, MMUEXT_UNPIN_TABLE, MMUEXT_NEW_BASEPTR, MMUEXT_TLB_FLUSH_LOCAL,
+    MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MMUEXT_NEW_BASEPTR, MMUEXT_TLB_FLUSH_LOCAL,
     MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_MULTI, MMUEXT_INVLPG_MULTI, MMUEXT_TLB_FLUSH_ALL, MMUEXT_INVLPG_ALL,
     MMUEXT_NEW_USER_BASEPTR = 15,
 };
@@ -76,10 +76,10 @@ static bool new_user_baseptr(struct hv_call *c, uint64_t mfn) {
 static bool one_operation(struct hv_call *c, const struct operation *op) {
     switch (op->cmd) {
     case MMUEXT_PIN_L1_TABLE:
-    case MMUEXT_PIN_L1_TABLE + 1:
-    case MMUEXT_PIN_L1_TABLE + 2:
+    case MMUEXT_PIN_L2_TABLE:
+    case MMUEXT_PIN_L3_TABLE:
     case MMUEXT_PIN_L4_TABLE:
-        return pin(c, op->arg1, (int)op->cmd + 1);
+        return pin(c, op->arg1, (int)op->cmd - MMUEXT_PIN_L1_TABLE + PGT_l1_page_table);
     case MMUEXT_UNPIN_TABLE:
         return unpin(c, op->arg1);
     case MMUEXT_NEW_BASEPTR:
@@ -105,11 +105,8 @@ static bool one_operation(struct hv_call *c, const struct operation *op) {
 }
 
 bool hv_mmuext_op(struct hv_call *c) {
-    uint64_t uops = c->args[0], count = c->args[1], pdone = c->args[2], foreigndom = c->args[3];
-    uint64_t size = c->is_32bit ? 12 : 24;
-    if (!count || count > MOST_OPERATIONS || !hv_okay(c, uops, count * size))
-        return NOT_MINE;
-    if (foreigndom != DOMID_SELF)
+    uint64_t uops = c->args[0], count = c->args[1], size = c->is_32bit ? 12 : 24;
+    if (!hv_requests_okay(c, size, MOST_OPERATIONS))
         return NOT_MINE;
     for (uint64_t i = 0; i < count; i++) {
         struct operation op;
@@ -119,8 +116,5 @@ bool hv_mmuext_op(struct hv_call *c) {
         if (hv_turn_is_over(c->e) && i + 1 < count)
             return NOT_MINE; /* the rest is put off */
     }
-    if (!hv_put_done(c, pdone, count))
-        return NOT_MINE;
-    c->result = 0;
-    return MINE;
+    return hv_requests_done(c);
 }

@@ -3,7 +3,6 @@
  */
 #include "lane.h"
 
-
 /* hypercall_preempt_check(); no call that has a lane makes the vCPU wait, or its domain shut down. */
 static bool must_stop(const struct hv_call *c) { return hv_has_event(c->v) || hv_turn_is_over(c->e); }
 
@@ -36,7 +35,7 @@ bool hv_multicall(struct hv_call *c) {
     uint64_t call_list = c->args[0], nr_calls = (uint32_t)c->args[1];
     uint64_t size = c->is_32bit ? 32 : 64;
     struct hv_lane_count *entries = (struct hv_lane_count *)c->e->lane_counts + LANE_multicall_entry;
-    if (!nr_calls || (!c->is_32bit && !hv_okay(c, call_list, nr_calls * size)))
+    if (!nr_calls || (!c->is_32bit && !hv_guest_handle_okay(c, call_list, nr_calls * size)))
         return NOT_MINE;
     for (uint64_t done = 0; done < nr_calls; done++) {
         uint64_t so_far = c->j->used;
@@ -55,6 +54,6 @@ bool hv_multicall(struct hv_call *c) {
         c->e->multicall_done = nr_calls;
         return NOT_MINE;
     }
-    c->result = 0;
+    c->result = 0; /* which the entries have set */
     return MINE;
 }

@@ -255,15 +255,14 @@ static uint64_t execute(struct hv_call *c, const struct store *s, uint64_t old) 
 /* RoPageFault.try_start(): the L1 table that `cr2` maps read-only, or NULL. */
 static uint64_t *l1_table_at(const struct hv_call *c, uint64_t cr2) {
     const struct hv_domain *d = c->d;
-    const uint64_t *pte = hv_l1_entry_of(d, c->v->cr3_mfn, cr2);
+    uint64_t above;
+    const uint64_t *pte = hv_l1_entry_of(d, c->v->cr3_mfn, cr2, &above);
     if (!pte || *hv_ptype(d, ((uintptr_t)pte - d->ram) >> PAGE_SHIFT) != PGT_l1_page_table)
         return NULL;
     if ((*pte & (PAGE_PRESENT | PAGE_RW)) != PAGE_PRESENT)
         return NULL;
     uint64_t pg = hv_frame(d, hv_mfn_of(*pte));
-    if (!hv_is_frame(d, pg) || hv_owner(d, pg) != d->domain_id)
-        return NULL;
-    if (*hv_ptype(d, pg) != PGT_l1_page_table || !*hv_tcount(d, pg))
+    if (!hv_is_own(d, pg) || *hv_ptype(d, pg) != PGT_l1_page_table || !*hv_tcount(d, pg))
         return NULL;
     return (uint64_t *)hv_page(d, pg);
 }

@@ -29,7 +29,6 @@ bool hv_stack_switch(struct hv_call *c) {
         selector = (selector & ~UINT64_C(3)) | kernel_cpl;
     hv_set64(c, &c->v->kernel_ss, selector & 0xffff);
     hv_set64(c, &c->v->kernel_sp, c->args[1]);
-    c->result = 0;
     return MINE;
 }
 
@@ -40,7 +39,6 @@ static bool load_user_gs(struct hv_call *c, uint32_t selector) {
         return NOT_MINE;
     hv_set64(c, &c->v->gs_base_user, hv_segment(c, GS)->base);
     hv_set_base(c, GS, kernel_base);
-    c->result = 0;
     return MINE;
 }
 
@@ -63,7 +61,6 @@ bool hv_set_segment_base(struct hv_call *c) {
     default:
         return NOT_MINE;
     }
-    c->result = 0;
     return MINE;
 }
 
@@ -73,6 +70,5 @@ bool hv_fpu_taskswitch(struct hv_call *c) {
     hv_set64(c, &c->v->ts_set, set);
     hv_set64(c, &c->regs[CR0], set ? c->regs[CR0] | CR0_TS : c->regs[CR0] & ~(uint64_t)CR0_TS);
     hv_set32(c, hflags, set ? *hflags | HF_TS : *hflags & ~(uint32_t)HF_TS);
-    c->result = 0;
     return MINE;
 }
