@@ -25,7 +25,7 @@ TARGET, ARGUMENTS, DONE = 20, 21, 22  # pages
 R10 = 10
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 ENTRY = 0x27  # of a page: present, writable, user, accessed
-L1 = 3  # page that is the L1 table
+L2, L1 = 2, 3  # pages that are tables
 
 
 class Bench:
@@ -87,6 +87,12 @@ def update(b: Bench) -> tuple[int, ...]:
     """mmu_update: one request, whose number of done ones is wanted."""
     b.cpu.put(ARGUMENTS << 12, struct.pack("<QQ", b.entry_of(TARGET), b.mfn(TARGET) << 12 | 0x25))
     return H.mmu_update, ARGUMENTS << 12, 1, DONE << 12, DOMID_SELF
+
+
+def put_l2_entry(b: Bench, flags: int) -> tuple[int, ...]:
+    """mmu_update: the L2 entry that maps all, as it is but for its flags."""
+    b.cpu.put(ARGUMENTS << 12, struct.pack("<QQ", b.mfn(L2) << 12, b.mfn(L1) << 12 | flags))
+    return H.mmu_update, ARGUMENTS << 12, 1, 0, DOMID_SELF
 
 
 def unmap(_b: Bench) -> tuple[int, ...]:
@@ -162,6 +168,9 @@ GUARDS = {
         update, lambda b: b.cpu.set_entry(2, 0, b.mfn(L1) << 12 | 0x65)
     ),
     "a frame of somebody else's": Guard(update, another_owner),
+    "a global entry above the last level": Guard(
+        lambda b: put_l2_entry(b, 0x67), lambda b: put_l2_entry(b, 0x167)
+    ),
     "a single step": Guard(update, trap_flag),
     "an event": Guard(update, event),
     "an event for a process": Guard(version, process_with_event),

@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant("guest_access.c", "*l1e & above & PAGE_RW", "*l1e & PAGE_RW", (GUARDS,)),
     Mutant("mmu_update.c", "!*hv_count(c->d, pg) || !*hv_tcount(c->d, pg)", "false", (ACTS,)),
     Mutant("mm.c", "|| *hv_count(c->d, pg) <= 1", "", (GUARDS,)),
-    Mutant("mm.c", "new & (level == 1 ? L1_DISALLOW_MASK : L2_DISALLOW_MASK)", "false", (ACTS, STORES)),
+    Mutant("mm.c", "new & (level == 1 ? L1_DISALLOW_MASK : L2_DISALLOW_MASK)", "false", (GUARDS,)),
     Mutant("mm.c", "if (uses)\n            return NOT_MINE;", "", (STORES, ACTS)),
     Mutant("mmuext_op.c", "if (hv_turn_is_over(c->e) && i + 1 < count)", "if (false)", (GUARDS,)),
     Mutant("multicall.c", "(done && must_stop(c)) ||", "", (GUARDS,)),
@@ -58,7 +58,7 @@ MUTANTS = (
     Mutant("ro_page_fault.c", "|| c->regs[DR7] & 0xff", "", (STORES,)),
     Mutant("ro_page_fault.c", "(int64_t)c->e->left > (int64_t)c->e->limit; /*", "true; /*", (STORES,)),
     Mutant("small_hypercalls.c", "|| !hv_is_canonical(base)", "", (ACTS,)),
-    Mutant("code_pages.c", "*has_code = 1;\n        hv_drop_all(e);", "*has_code = 1;", (SPACES,)),
+    Mutant("code_pages.c", "        hv_drop_all(hv_engine_of(uc));", "        ;", (SPACES,)),
 )  # fmt: skip
 
 
