@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from domainbuilder import guests
 from domainbuilder.conform.run import bundled
+from tests.loading import load
 from tests.needs import find_tool, may_skip, missing
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
@@ -55,21 +54,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-def load_samples_builder(samples: Path = ROOT / "samples") -> ModuleType:
-    """samples/build.py as a module; of a copy of samples/, when given one."""
-    spec = importlib.util.spec_from_file_location(f"builder_{abs(hash(samples))}", samples / "build.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def samples_builder() -> Callable[..., ModuleType]:
-    """`samples_builder(folder)`: samples/build.py as a module."""
-    return load_samples_builder
+    """`samples_builder()`: samples/build.py as a module; of a copy of samples/, when given one."""
+    return lambda samples=ROOT / "samples": load(samples / "build.py")
 
 
 @pytest.fixture(scope="session")

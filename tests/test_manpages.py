@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from domainbuilder.command_line import typer_command
 from domainbuilder.command_names import COMMANDS
 from domainbuilder.xl.config_keys import KEYS
+from tests.loading import load
 from tests.needs import find_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,12 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def manpages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("manpages", ROOT / "scripts" / "manpages.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(ROOT / "scripts" / "manpages.py")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,32 +14,13 @@ import domainbuilder
 from domainbuilder.launch.domain import Outcome
 from domainbuilder.launch.run_stats import Statistics
 from hvcore.pv.audit import audit
+from tests.guests.initramfs import initramfs
 from tests.needs import find_tool, missing
 
 HERE = Path(__file__).resolve().parent
 MEMORY_MIB = 256
 GUEST_SECONDS = 60.0  # of the guest's own time, which a busy host does not shorten: the guard
 HUNG = 1500.0  # seconds of wall time, for a hypervisor that no longer moves
-
-
-def _load(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    import importlib.util
-    import sys
-
-    spec = importlib.util.spec_from_file_location(f"guests_{name}", HERE / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def builder() -> ModuleType:
-    """initramfs.py."""
-    return _load("initramfs")
 
 
 def _compile(width: int, folder: Path) -> bytes:
@@ -64,13 +44,13 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def ramdisk(
-    builder: ModuleType, guest_kernel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    guest_kernel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
     """`ramdisk("userland.sh", {"name": b"program"})`: the path of an initramfs with that script as /init."""
 
     def build(init: str, more: dict[str, bytes] | None = None) -> Path:
         path = tmp_path_factory.mktemp("initramfs") / "initramfs.cpio"
-        path.write_bytes(builder.initramfs(init, guest_kernel("busybox-amd64").read_bytes(), more))
+        path.write_bytes(initramfs(init, guest_kernel("busybox-amd64").read_bytes(), more))
         return path
 
     return build

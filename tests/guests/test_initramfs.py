@@ -6,29 +6,30 @@ import hashlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.guests.initramfs import cpio, initramfs, program
 
-def test_it_is_the_same_every_time(builder: ModuleType) -> None:
-    first, second = (builder.initramfs("poweroff.sh", b"busybox", {"b": b"2", "a": b"1"}) for _ in range(2))
+
+def test_it_is_the_same_every_time() -> None:
+    first, second = (initramfs("poweroff.sh", b"busybox", {"b": b"2", "a": b"1"}) for _ in range(2))
     assert first == second
-    assert builder.initramfs("poweroff.sh", b"busybox", {"a": b"1", "b": b"2"}) == first
-    assert builder.initramfs("poweroff.sh", b"busybox", {"a": b"1", "b": b"3"}) != first
+    assert initramfs("poweroff.sh", b"busybox", {"a": b"1", "b": b"2"}) == first
+    assert initramfs("poweroff.sh", b"busybox", {"a": b"1", "b": b"3"}) != first
 
 
-def test_every_part_begins_at_a_multiple_of_four(builder: ModuleType) -> None:
+def test_every_part_begins_at_a_multiple_of_four() -> None:
     for size in range(9):
-        archive = builder.cpio([builder.program("x" * size, bytes(size))])
+        archive = cpio([program("x" * size, bytes(size))])
         assert len(archive) % 4 == 0
         assert archive.index(b"070701", 6) % 4 == 0
 
 
 @pytest.mark.guest
-def test_busybox_reads_it(builder: ModuleType, guest_kernel: Callable[[str], Path], tmp_path: Path) -> None:
+def test_busybox_reads_it(guest_kernel: Callable[[str], Path], tmp_path: Path) -> None:
     busybox = guest_kernel("busybox-amd64")
-    archive = builder.initramfs("userland.sh", busybox.read_bytes(), {"more": b"#!/bin/sh\n"})
+    archive = initramfs("userland.sh", busybox.read_bytes(), {"more": b"#!/bin/sh\n"})
     done = subprocess.run(
         [busybox, "cpio", "-i", "-d", "bin/busybox", "bin/more", "bin/awk", "init", "tmp"],
         input=archive, cwd=tmp_path, capture_output=True, check=True,

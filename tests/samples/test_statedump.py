@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import domainbuilder
-
-
-@pytest.fixture(scope="module")
-def comparison() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "hvcore" / "statedump_compare.py"
-    spec = importlib.util.spec_from_file_location("statedump_compare", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.hvcore import statedump_compare as comparison
 
 
 @pytest.mark.parametrize("width", ["32", "64"])
@@ -30,7 +18,6 @@ def test_the_initial_state_is_xens(
     linuxlike: bool,
     statedump: Callable[..., Path],
     statedump_ramdisk: Path,
-    comparison: ModuleType,
 ) -> None:
     output = bytearray()
     with domainbuilder.launch(
@@ -47,7 +34,7 @@ def test_the_initial_state_is_xens(
 
 
 @pytest.mark.parametrize("name", ["domU-32", "domU-32-linuxlike", "domU-64", "domU-64-linuxlike"])
-def test_a_reference_equals_itself(name: str, comparison: ModuleType) -> None:
+def test_a_reference_equals_itself(name: str) -> None:
     assert comparison.compare((comparison.DATA / f"{name}.txt").read_text(), name) == []
 
 
@@ -61,18 +48,18 @@ def test_a_reference_equals_itself(name: str, comparison: ModuleType) -> None:
         ("+0x0=101", "+0x0=1", "SHARED_INFO.+0x0"),
     ],
 )
-def test_a_difference_is_noticed(old: str, new: str, where: str, comparison: ModuleType) -> None:
+def test_a_difference_is_noticed(old: str, new: str, where: str) -> None:
     text = (comparison.DATA / "domU-32.txt").read_text()
     assert old in text
     assert [line.split(":")[0] for line in comparison.compare(text.replace(old, new), "domU-32")] == [where]
 
 
 @pytest.mark.parametrize(("old", "new"), [("cr3=0x7f1d9000", "cr3=0x10000"), ("+0x28=ebca6d85", "+0x28=1")])
-def test_machine_frames_and_time_are_masked(old: str, new: str, comparison: ModuleType) -> None:
+def test_machine_frames_and_time_are_masked(old: str, new: str) -> None:
     text = (comparison.DATA / "domU-32.txt").read_text()
     assert old in text
     assert comparison.compare(text.replace(old, new), "domU-32") == []
 
 
-def test_no_dump_is_a_difference(comparison: ModuleType) -> None:
+def test_no_dump_is_a_difference() -> None:
     assert comparison.compare("nothing", "domU-32") == ["no dump in the console's text"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import shutil
@@ -25,6 +24,7 @@ from domainbuilder.conform.run import ConformanceGuest, Result, Verdict
 from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.launch.session import Outcome
 from tests.domainbuilder.tiny_guest import IDLE, SPIN, UD2, kernel
+from tests.loading import load
 
 ROOT = Path(domainbuilder.__file__).parent.parent
 SCHEMA = ROOT / "docs" / "conform.schema.json"
@@ -319,12 +319,7 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture(scope="module")
 def bundler() -> ModuleType:
     pytest.importorskip("ziglang")
-    spec = importlib.util.spec_from_file_location("samples_bundle", ROOT / "samples" / "bundle.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(ROOT / "samples" / "bundle.py")
 
 
 def test_the_archive_is_what_its_sources_give(bundler: ModuleType, tmp_path: Path) -> None:
