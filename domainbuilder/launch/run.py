@@ -103,33 +103,27 @@ def _run(options: LaunchOptions, start: _Starter | Resumption) -> Ended:
         progress = stack.enter_context(Progress("building the domain", silent=options.json))
         output = GuestOutput(progress, needed=not options.steps)
         if callable(start):
-            dom = stack.enter_context(start(options, progress, output, replay))
+            begun = start(options, progress, output, replay)
         else:
-            dom = stack.enter_context(
-                start.start(output, lambda sink: _launched(options, progress, sink, replay))
-            )
+            begun = start.start(output, lambda sink: _launched(options, progress, sink, replay))
+        dom = stack.enter_context(begun)
         reason = "interrupted"
         if options.record is not None:
             stack.callback(lambda path: save_record(dom.input_record(reason), path), options.record)
         if options.console_log is not None:
             output.log_to(options.console_log, stack)
         stack.enter_context(observed(dom, options.observing, lambda: reason))
-        if options.xenstore is not None:
-            _serve_xenstore(dom, options, progress, stack)
-        if dom.vnc_address and not options.json:
-            progress.close()
-            _tell_of_vnc(dom)
-        if options.gdb is not None:
-            _wait_for_gdb(dom, options, progress, stack)
+        _open_to_others(dom, options, progress, stack)
         progress.phase = "running, no output"
         missed = None if callable(start) else _reach(start, dom)
         if missed is not None:
             expects, result = [Step("expect", options.resume_at or "")], missed
         elif options.steps or options.save_at is not None:
             result = _play(dom, options, progress)
+        elif replay is not None:
+            result = Result(dom.wait(), 0, None)
         else:
-            outcome = dom.wait() if replay is not None else _connect(dom, options, progress)
-            result = Result(outcome, 0, None)
+            result = Result(_connect(dom, options, progress), 0, None)
         reason = result.outcome.reason
         progress.close()
         output.end_line()
@@ -152,30 +146,8 @@ def _reach(resumption: Resumption, dom: RunningDomain) -> Result | None:
     return None
 
 
-def _serve_xenstore(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
-    """Listen for xenstore's tools for as long as `stack` lasts, and say where."""
-    from domainbuilder.launch.xenstore_server import socket_path
-
-    assert options.xenstore is not None
-    server = stack.enter_context(dom.serve_xenstore(socket_path(options.xenstore)))
-    if not options.json:
-        progress.close()
-        sys.stderr.write(f"domainbuilder: the store: XENSTORED_PATH={quote(server.path)} xenstore-ls\n")
-        sys.stderr.flush()
-
-
-def _tell_of_vnc(dom: RunningDomain) -> None:
-    """Say where the framebuffer is to be seen."""
-    sys.stderr.write(f"domainbuilder: the framebuffer: vncviewer {dom.vnc_address}\n")
-    if not dom.vnc_is_local:
-        sys.stderr.write(f"domainbuilder: anybody who reaches {dom.vnc_address} sees the guest and types\n")
-    sys.stderr.flush()
-
-
-def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
-    """Listen for GDB for as long as `stack` lasts, and say where."""
-    from domainbuilder.launch.gdb_line import parse_address
-    from domainbuilder.launch.gdb_server import GdbServer
+def _open_to_others(dom: RunningDomain, options: LaunchOptions, progress: Progress, stack: ExitStack) -> None:
+    """Let in, while `stack` lasts, whoever may look at the domain or drive it, and say where they come in."""
 
     def say(text: str) -> None:
         if not options.json:
@@ -183,8 +155,27 @@ def _wait_for_gdb(dom: RunningDomain, options: LaunchOptions, progress: Progress
             sys.stderr.write(f"domainbuilder: {text}\n")
             sys.stderr.flush()
 
-    assert options.gdb is not None
-    address = parse_address(options.gdb)
+    if options.xenstore is not None:
+        from domainbuilder.launch.xenstore_server import socket_path
+
+        server = stack.enter_context(dom.serve_xenstore(socket_path(options.xenstore)))
+        say(f"the store: XENSTORED_PATH={quote(server.path)} xenstore-ls")
+    if dom.vnc_address:
+        say(f"the framebuffer: vncviewer {dom.vnc_address}")
+        if not dom.vnc_is_local:
+            say(f"anybody who reaches {dom.vnc_address} sees the guest and types")
+    if options.gdb is not None:
+        _wait_for_gdb(dom, options, options.gdb, say, stack)
+
+
+def _wait_for_gdb(
+    dom: RunningDomain, options: LaunchOptions, where: str, say: Callable[[str], None], stack: ExitStack
+) -> None:
+    """Listen for GDB at `where` for as long as `stack` lasts."""
+    from domainbuilder.launch.gdb_line import parse_address
+    from domainbuilder.launch.gdb_server import GdbServer
+
+    address = parse_address(where)
     # A record or a trace is of one run from begin to end: gdb must not take that back.
     alone = options.record is None and options.replay is None and options.observing == NOTHING
     alone = alone and options.xenstore is None
