@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -119,9 +118,7 @@ class Backstage(Runner):
             self._tools.forsake()
         if self._viewers is not None:
             self._viewers.forsake()
-        self._started = time.monotonic()
-        allowed = self._timeout if timeout is None else timeout
-        self._limit = None if allowed is None else self._started + allowed
+        self._limits = self._limits.count_anew(timeout)
         self._input, self._sink = None, console_output
         self._interruptions.has_signals = False  # to look for handlers copies twenty pages
         for switch in self.machine.host.switches.values():

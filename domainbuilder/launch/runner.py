@@ -18,6 +18,7 @@ from domainbuilder.errors import BuildError, ExitCode
 from domainbuilder.inputs import is_elf
 from domainbuilder.launch.bounded import TimeIsUp, until
 from domainbuilder.launch.interruptions import Interruptions
+from domainbuilder.launch.limits import Limits
 from domainbuilder.launch.options import Chosen
 from domainbuilder.launch.session import Console, Input, Outcome
 from domainbuilder.launch.start import Start
@@ -68,18 +69,13 @@ class Runner:
         started: float,
         symbols: Symbols | None = None,
     ) -> None:
-        self._started = started
         self._symbols = symbols
         self._names: ref[Names] | None = None
         self._cache = options.cache
         self._counts: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_TICKS)  # Trace.counts(), now and then
-        self._timeout = options.timeout
-        self._limit = None if options.timeout is None else started + options.timeout
-        self._deadline = self._limit
-        self._guest_limit = NEVER
+        self._limits = Limits(started, options.timeout)
         self._sink = options.console_output
         self._wanted: Callable[[], bool] | None = None
-        self._expired = ""
         self._outcome: Outcome | None = None
         self._input: Input | None = None
         self._transcript = start.transcript
@@ -97,7 +93,7 @@ class Runner:
         self._plan = start.plan
         self.machine = start.machine(self._output)
         if options.max_guest_seconds is not None:
-            self._guest_limit = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
+            self._limits.guest_ns = self.machine.clock.now() + int(options.max_guest_seconds * 1e9)
         self.console = Console(self.run_until, self.send, self._transcript, start.used)
         self._outside: Outside | None = None
         self._nobody_at: list[End] = []  # the other ends of interfaces that a file had
@@ -133,12 +129,10 @@ class Runner:
 
     def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
         """Run until `wanted` is true (None), or for another reason (that)."""
-        now = time.monotonic()
-        limits = [self._limit] if self._limit is not None else []
-        self._deadline = min([*limits, now + timeout] if timeout is not None else limits, default=None)
-        self._wanted, self._expired = wanted, ""
+        self._limits.begin(timeout)
+        self._wanted = wanted
         try:
-            with until(self._deadline, self._is_searching):
+            with until(self._limits.deadline, self._is_searching):
                 return self._resume_until_met()
         finally:
             self._wanted = None
@@ -150,10 +144,10 @@ class Runner:
             return self._outcome
         self._check_open()
         outcome = None
-        with WATCHDOG.over(self._deadline, self.machine.host.nudge), self._interruptions.of_signals():
+        with WATCHDOG.over(self._limits.deadline, self.machine.host.nudge), self._interruptions.of_signals():
             while outcome is None:
-                if self._expired:
-                    return Outcome("timeout", self._expired)
+                if self._limits.passed:
+                    return Outcome("timeout", self._limits.passed)
                 outcome = self._resume()
                 if self._met():
                     return None
@@ -198,7 +192,8 @@ class Runner:
                 self._searching = True
                 return self._wanted()
         except TimeIsUp:
-            self._expire("wall time ran out while a pattern was looked for")
+            self._limits.passed = "wall time ran out while a pattern was looked for"
+            self._pause()
             return False
         finally:
             self._searching = False
@@ -222,15 +217,15 @@ class Runner:
             raise BuildError(f"the saved domain contradicts itself: {kind}: {error}") from error
         self._interruptions.raise_kept()
         if stop is Stop.PAUSED:
-            if self._expired:
-                return Outcome("timeout", self._expired)
+            if self._limits.passed:
+                return Outcome("timeout", self._limits.passed)
             if self._tape is not None and self._tape.is_over:
                 return Outcome("replayed")
             is_detached = self._is_to_end or (self._input is not None and self._input.detached)
             return Outcome("detached") if is_detached else None
         if stop is Stop.IDLE:
-            if self._expired:
-                return Outcome("timeout", self._expired)
+            if self._limits.passed:
+                return Outcome("timeout", self._limits.passed)
             return None if self._is_waited_for else Outcome("idle")
         self._outcome = self._shut_down() if stop is Stop.SHUTDOWN else self._crashed()
         return self._outcome
@@ -321,25 +316,20 @@ class Runner:
         host = self.machine.host
         now = max(self.machine.clock.now(), host.now())  # a domain that waits may be far behind the others
         when = now + _TICK_NS
-        host.set_timer(TICK, min(when, self._guest_limit) if now < self._guest_limit else when, self._tick)
+        last = self._limits.guest_ns
+        host.set_timer(TICK, min(when, last) if now < last else when, self._tick)
 
     def _tick(self) -> None:
         """Every ten milliseconds of the guest's time: are limits passed, has something been typed?"""
         self._counts.append((self.machine.clock.now(), self.machine.domain.trace.counts()))
         self._check_limits()
-        if not self._expired:
+        if not self._limits.passed:
             self._take()
             self._arm_tick()
 
     def _check_limits(self) -> None:
-        if self.machine.clock.now() >= self._guest_limit:
-            self._expire("the guest has used up its own time")
-        elif self._deadline is not None and time.monotonic() >= self._deadline:
-            self._expire("wall time ran out")
-
-    def _expire(self, why: str) -> None:
-        self._expired = why
-        self.machine.host.pause()
+        if self._limits.check(self.machine.clock.now()):
+            self._pause()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -368,13 +358,6 @@ class Runner:
         """Whether what is typed is read: there is room for it."""
         return self._has_input and self.machine.pending_input < _INPUT_ROOM
 
-    def _patience(self, seconds: float | None) -> float | None:
-        """So many seconds, but not beyond the deadline."""
-        if self._deadline is None or seconds == 0:
-            return seconds
-        left = max(self._deadline - time.monotonic(), 0.0)
-        return left if seconds is None else min(seconds, left)
-
     def _idle(self, deadline: int) -> None:
         """Every vCPU is blocked: pass the time until `deadline`, which may be our own tick's."""
         host = self.machine.host
@@ -384,7 +367,7 @@ class Runner:
         if not host.is_asked and not self._pass_time(deadline):
             return
         self._check_limits()
-        if not self._expired:
+        if not self._limits.passed:
             self._arm_tick()
         for watcher in self._watchers:
             watcher.arm()
@@ -398,7 +381,7 @@ class Runner:
         due = host.next_deadline()
         if due == NEVER and deadline != NEVER:
             return False
-        due = due if due == NEVER else min(due, self._guest_limit)
+        due = due if due == NEVER else min(due, self._limits.guest_ns)
         is_live = self._input is not None and self._input.real_time
         if self._outside is not None or is_live or self._is_looked_at:
             self._wait_in_real_time(due)
@@ -433,4 +416,4 @@ class Runner:
     def _wait(self, seconds: float | None) -> None:
         sources = [self._input if self._is_listening else None, self._tools, self._outside, self._viewers]
         with self._interruptions.allowed():
-            wait_for([one for one in sources if one is not None], self._patience(seconds))
+            wait_for([one for one in sources if one is not None], self._limits.patience(seconds))

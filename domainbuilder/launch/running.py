@@ -157,7 +157,7 @@ class RunningDomain(Rewinding, Closing):
             guest_ns=s.system_time_ns - BOOT_TIME_NS,
             console_bytes=self._console_bytes,
             host=HostUse(
-                time.monotonic() - self._started,
+                time.monotonic() - self._limits.started,
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
                 self.machine.lanes.counts(),
                 self.machine.devices.disk_use(),
