@@ -4,22 +4,10 @@
     samples/build.py              build the bundled guests into domainbuilder/guests/
     samples/build.py --check      build them elsewhere and compare with what is there
     samples/build.py --to DIR     build them into DIR
-    samples/build.py --conformance --to DIR
-                                  build the conformance guests, both widths, into DIR
-    samples/build.py --pvkernel --to DIR
-                                  build the teaching kernel into DIR, and NAME.map beside it
-    samples/build.py --bench --to DIR
-                                  build the guest that benchmarks time, both widths, into DIR
+    samples/build.py --NAME --to DIR
+                                  build others into DIR: conformance, two-level, pvkernel, ... (OTHERS)
     samples/build.py --debug --to DIR
-                                  build the bundled guests with symbols and debug information into DIR
-    samples/build.py --recursive --to DIR
-                                  build the kernel with recursive page tables, for two, three and four levels
-    samples/build.py --pair --to DIR
-                                  build the guest of which two meet on a host, both widths, into DIR
-    samples/build.py --suspend --to DIR
-                                  build the guest that suspends, both widths, into DIR
-    samples/build.py --two-level --to DIR
-                                  build hello and conformance guests for two-level page tables into DIR
+                                  build them with symbols and debug information
 
 `zig cc -c` compiles, `zig ld.lld` links: both come from the wheel, no other compiler is used.
 """
@@ -31,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,31 +105,36 @@ def backwards() -> Sample:
     return Sample("backwards", (*RUNTIME, "backwards/main.c"))
 
 
+def _of_widths(
+    name: str, main: str, *, widths: tuple[Width, ...] = (I386, X86_64), runtime: tuple[str, ...] = RUNTIME
+) -> tuple[Sample, ...]:
+    """One source for guests of several widths: NAME-32, NAME-64."""
+    return tuple(Sample(f"{name}-{width.name}", (*runtime, main), width) for width in widths)
+
+
 def bench() -> tuple[Sample, ...]:
-    """The guest that benchmarks time, for speed: bench-32 and bench-64."""
-    widths = (("32", I386), ("64", X86_64))
-    return tuple(Sample(f"bench-{name}", (*RUNTIME, "bench/main.c"), width) for name, width in widths)
+    """The guest that benchmarks time."""
+    return _of_widths("bench", "bench/main.c")
 
 
-def recursive() -> tuple[Sample, ...]:
-    """The kernel with recursive page tables, for each kind of them."""
-    sources = (*RUNTIME, "recursive/main.c")
-    return tuple(
-        Sample(f"recursive-{width.name}", sources, width) for width in (I386, X86_64, I386_TWO_LEVEL)
-    )
+def hostile() -> tuple[Sample, ...]:
+    """Random hypercalls, stores and instructions."""
+    return _of_widths("hostile", "hostile/main.c")
 
 
 def pair() -> tuple[Sample, ...]:
     """The guest of which two meet on a host: share-32 and share-64."""
-    sources = (*CONFORMANCE_RUNTIME, "pair/share.c")
-    return tuple(Sample(f"share-{width.name}", sources, width) for width in (I386, X86_64))
+    return _of_widths("share", "pair/share.c", runtime=CONFORMANCE_RUNTIME)
+
+
+def recursive() -> tuple[Sample, ...]:
+    """The kernel with recursive page tables, for each kind of them."""
+    return _of_widths("recursive", "recursive/main.c", widths=(I386, X86_64, I386_TWO_LEVEL))
 
 
 def suspend() -> tuple[Sample, ...]:
-    """The guest that suspends: suspend-32 and suspend-64."""
-    return tuple(
-        Sample(f"suspend-{width.name}", (*RUNTIME, "suspend/main.c"), width) for width in (I386, X86_64)
-    )
+    """The guest that suspends."""
+    return _of_widths("suspend", "suspend/main.c")
 
 
 def conformance() -> tuple[Sample, ...]:
@@ -263,25 +257,28 @@ def differing(samples: tuple[Sample, ...], bundled: Path) -> list[str]:
         ]
 
 
+# What can be built instead of the bundled guests: --NAME, which guests, what its help says.
+OTHERS: dict[str, tuple[Callable[[], tuple[Sample, ...]], str]] = {
+    "conformance": (conformance, "the conformance guests"),
+    "two-level": (two_level, "guests with two-level page tables"),
+    "recursive": (recursive, "the kernel with recursive page tables"),
+    "suspend": (suspend, "the guest that suspends"),
+    "pair": (pair, "the guest of which two meet"),
+    "hostile": (hostile, "the guest that tries everything at random"),
+    "pvkernel": (lambda: (pvkernel(),), "the teaching kernel, with its link map"),
+    "backwards": (lambda: (backwards(),), "the kernel with a bug to find"),
+    "bench": (bench, "the guest that benchmarks time"),
+}
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the sample guests.")
     parser.add_argument("--check", action="store_true", help="compare with the bundled files instead")
     others = parser.add_mutually_exclusive_group()
-    others.add_argument(
-        "--conformance", action="store_true", help="the conformance guests instead (with --to)"
-    )
-    others.add_argument(
-        "--two-level", action="store_true", help="guests with two-level page tables (with --to)"
-    )
-    others.add_argument(
-        "--recursive", action="store_true", help="the kernel with recursive page tables (with --to)"
-    )
-    others.add_argument("--suspend", action="store_true", help="the guest that suspends (with --to)")
-    others.add_argument("--pair", action="store_true", help="the guest of which two meet (with --to)")
-    others.add_argument("--pvkernel", action="store_true", help="the teaching kernel (with --to)")
-    others.add_argument("--backwards", action="store_true", help="the kernel with a bug to find (with --to)")
-    others.add_argument("--bench", action="store_true", help="the guest that benchmarks time (with --to)")
+    for name, (_, what) in OTHERS.items():
+        help_ = f"{what} instead (with --to)"
+        others.add_argument(f"--{name}", dest="other", action="store_const", const=name, help=help_)
     parser.add_argument("--debug", action="store_true", help="with symbols and debug information (with --to)")
     parser.add_argument("--to", type=Path, default=BUNDLED, metavar="DIR")
     arguments = parser.parse_args()
@@ -290,24 +287,9 @@ def main() -> int:
             changed = differing(BUNDLE, BUNDLED)
             print("\n".join(f"{name} differs from a fresh build" for name in changed) or "all equal")
             return 1 if changed else 0
-        samples = BUNDLE
-        if arguments.conformance:
-            samples = conformance()
-        elif arguments.two_level:
-            samples = two_level()
-        elif arguments.recursive:
-            samples = recursive()
-        elif arguments.pair:
-            samples = pair()
-        elif arguments.suspend:
-            samples = suspend()
-        elif arguments.pvkernel:
-            samples = (pvkernel(),)
-        elif arguments.backwards:
-            samples = (backwards(),)
-        elif arguments.bench:
-            samples = bench()
-        for path in build(samples, arguments.to, maps=arguments.pvkernel, debug=arguments.debug):
+        samples = OTHERS[arguments.other][0]() if arguments.other else BUNDLE
+        maps = arguments.other == "pvkernel"
+        for path in build(samples, arguments.to, maps=maps, debug=arguments.debug):
             print(f"{path.name}: {path.stat().st_size} bytes")
     except BuildFailure as failure:
         print(failure, file=sys.stderr)

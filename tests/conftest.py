@@ -152,10 +152,7 @@ def hostile_guests(
     """samples/hostile by its width: "32", "64"."""
     pytest.importorskip("ziglang")
     builder = samples_builder()
-    sources = (*builder.RUNTIME, "hostile/main.c")
-    widths = (builder.I386, builder.X86_64)
-    samples = tuple(builder.Sample(f"hostile-{width.name}", sources, width) for width in widths)
-    made = builder.build(samples, tmp_path_factory.mktemp("hostile"))
+    made = builder.build(builder.hostile(), tmp_path_factory.mktemp("hostile"))
     return {path.stem.removeprefix("hostile-"): path for path in made}
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import pexpect
 import pytest
@@ -250,10 +249,8 @@ def test_saved_ones_go_on(xl: Xl, home: Path) -> None:
         assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_a_guest_suspends_to_be_saved(xl: Xl, home: Path, samples_builder: Callable[..., ModuleType]) -> None:
-    builder = samples_builder()
-    guest = builder.build(builder.suspend(), home)[0]
-    (home / "s.cfg").write_text(f"name = 's'\nkernel = '{guest}'\nmemory = 16\n")
+def test_a_guest_suspends_to_be_saved(xl: Xl, home: Path, suspend_guests: dict[str, Path]) -> None:
+    (home / "s.cfg").write_text(f"name = 's'\nkernel = '{suspend_guests['32']}'\nmemory = 16\n")
     assert xl("create", "s.cfg").returncode == 0
     saved = xl("save", "--pause", "--as", "xen", "s", "s.save")
     assert saved.returncode == 0, saved.stderr
@@ -407,11 +404,9 @@ def test_restored_ones_go_on_in_the_background(xl: Xl) -> None:
     assert gone()
 
 
-def test_one_is_moved_while_it_runs(xl: Xl, home: Path, samples_builder: Callable[..., ModuleType]) -> None:
+def test_one_is_moved_while_it_runs(xl: Xl, home: Path, suspend_guests: dict[str, Path]) -> None:
     """From its process to another of the same folder, where it has its name again."""
-    builder = samples_builder()
-    guest = builder.build(builder.suspend(), home)[0]
-    (home / "s.cfg").write_text(f"name = 's'\nkernel = '{guest}'\nmemory = 16\n")
+    (home / "s.cfg").write_text(f"name = 's'\nkernel = '{suspend_guests['32']}'\nmemory = 16\n")
     assert xl("create", "-q", "s.cfg").returncode == 0
     waiting = subprocess.Popen(
         [sys.executable, "-m", "domainbuilder", "xl", "restore", f"unix:{home}/moved"],

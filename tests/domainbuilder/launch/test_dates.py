@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -109,13 +108,12 @@ def test_a_saved_domain_goes_on_with_its_date(hello: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("date", "offset"), [(NOON, -60), (None, 60), (NOON, 0), (None, 0)])
 def test_as_xen_saves_too(
-    samples_builder: Callable[..., ModuleType], tmp_path: Path, date: datetime | None, offset: int
+    suspend_guests: dict[str, Path], tmp_path: Path, date: datetime | None, offset: int
 ) -> None:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    guest = next(path for path in builder.build(builder.suspend(), tmp_path) if path.stem == "suspend-64")
     saved = tmp_path / "saved"
-    with launch(guest, 8, cmdline="rounds=1", date=date, time_offset=offset, timeout=60) as dom:
+    with launch(
+        suspend_guests["64"], 8, cmdline="rounds=1", date=date, time_offset=offset, timeout=60
+    ) as dom:
         dom.console.expect("ready for round 1")
         dom.save(saved, "xen")
         then = wall_clock(dom)

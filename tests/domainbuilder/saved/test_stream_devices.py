@@ -6,9 +6,8 @@ import json
 import lzma
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,11 +22,8 @@ from tests.domainbuilder.saved.test_stream import REAL, goes_on, verified
 
 
 @pytest.fixture(scope="module")
-def guest(samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    made: list[Path] = builder.build(builder.suspend(), tmp_path_factory.mktemp("suspend"))
-    return next(path for path in made if path.stem == "suspend-64")
+def guest(suspend_guests: dict[str, Path]) -> Path:
+    return suspend_guests["64"]
 
 
 @pytest.fixture
