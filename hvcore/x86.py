@@ -23,6 +23,12 @@ TRAP_no_segment = 11
 TRAP_stack_error = 12
 TRAP_gp_fault = 13
 TRAP_page_fault = 14
+TRAP_alignment_check = 17
+# Those that push an error code, a bit each.
+TRAP_HAVE_EC = (
+    1 << TRAP_double_fault | 1 << TRAP_invalid_tss | 1 << TRAP_no_segment | 1 << TRAP_stack_error
+    | 1 << TRAP_gp_fault | 1 << TRAP_page_fault | 1 << TRAP_alignment_check
+)  # fmt: skip
 
 # As Xen's vec_name() has them
 VECTOR_NAMES = (

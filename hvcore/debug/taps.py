@@ -40,9 +40,8 @@ from hvcore.debug.events import (
 )
 from hvcore.given import Given
 from hvcore.public.xen import NR_HYPERCALLS, Hypercall
-from hvcore.pv.traps import TRAP_HAVE_EC
 from hvcore.trace import Trace
-from hvcore.x86 import M32, M64, TRAP_page_fault
+from hvcore.x86 import M32, M64, TRAP_HAVE_EC, TRAP_page_fault
 
 if TYPE_CHECKING:
     from hvcore.machine import Machine

@@ -25,7 +25,7 @@ from hvcore.pv.segments import (
     load_cs_ss,
     load_data,
 )
-from hvcore.x86 import M32, X86_EFLAGS_IF, X86_EFLAGS_VM
+from hvcore.x86 import M32, X86_EFLAGS_IF, X86_EFLAGS_VM, TRAP_gp_fault
 
 if TYPE_CHECKING:
     from hvcore.vcpu import Vcpu
@@ -176,7 +176,7 @@ class Frames32:
         """`syscall` from 32-bit code: its callback, or #GP at the instruction where the guest set none."""
         cs, address, mask_events = v.callbacks.get(CALLBACKTYPE_syscall32, (0, 0, 0))
         if not cs & ~3:
-            raise GuestFault(13, 0)
+            raise GuestFault(TRAP_gp_fault, 0)
         self.engine.advance(2)
         self.create_bounce_frame(v, cs, address, bool(mask_events), None)
         return False

@@ -24,6 +24,7 @@ from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_cal
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.segments import mark_accessed
 from hvcore.x86 import (
+    TRAP_HAVE_EC,
     TRAP_debug,
     TRAP_gp_fault,
     TRAP_int3,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from hvcore.domain import Domain
     from hvcore.pv.frames import Frames
     from hvcore.pv.ro_page_fault import RoPageFault
-
-TRAP_HAVE_EC = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
 
 PFEC_page_present, PFEC_write_access, PFEC_user_mode = 1, 2, 4
 PFEC_reserved_bit, PFEC_insn_fetch = 8, 16

@@ -29,6 +29,7 @@ from hvcore.pv.engine_faults import general_protection, invalid_opcode, undo_cal
 from hvcore.pv.gate_op import pv_emulate_gate_op
 from hvcore.pv.segments import load_cs_ss, load_data
 from hvcore.wiring import connect_domains, connect_processor, create_domain
+from hvcore.x86 import TRAP_HAVE_EC, TRAP_gp_fault, TRAP_invalid_op, TRAP_page_fault
 from tests.hvcore.opened import note
 
 NR_PAGES = 64
@@ -137,24 +138,24 @@ class PvCpu:
 
     def interrupt(self, vector: int) -> None:
         engine = self.engine
-        error_code = engine.error_code if vector in (8, 10, 11, 12, 13, 14) else None
-        cr2 = engine.cr2 if vector == 14 else None
+        error_code = engine.error_code if TRAP_HAVE_EC >> vector & 1 else None
+        cr2 = engine.cr2 if vector == TRAP_page_fault else None
         try:
-            if vector == 13 and engine.code_is_64bit:
+            if vector == TRAP_gp_fault and engine.code_is_64bit:
                 undo_call(self.v)
-            if vector == 13 and not error_code and pv_emulate_privileged_op(self.v):
+            if vector == TRAP_gp_fault and not error_code and pv_emulate_privileged_op(self.v):
                 return
-            if vector == 13 and error_code and self.abi.is_32bit and pv_emulate_gate_op(self.v):
+            if vector == TRAP_gp_fault and error_code and self.abi.is_32bit and pv_emulate_gate_op(self.v):
                 return
-            if vector == 6 and pv_emulate_invalid_op(self.v):
+            if vector == TRAP_invalid_op and pv_emulate_invalid_op(self.v):
                 return
-            if vector == 6:
+            if vector == TRAP_invalid_op:
                 vector, error_code = invalid_opcode(self.v)
-            elif vector == 13 and engine.code_is_64bit:
+            elif vector == TRAP_gp_fault and engine.code_is_64bit:
                 vector, error_code = general_protection(self.v, error_code or 0)
             ldt = self.d.mm.xen.ldt_virt_start(self.v)
             if (
-                vector == 14
+                vector == TRAP_page_fault
                 and ldt <= engine.cr2 < ldt + 0x10000
                 and pv_map_ldt_shadow_page(self.v, engine.cr2 - ldt)
             ):
