@@ -81,6 +81,12 @@ def test_the_layers_are_those_of_the_contract() -> None:
     assert shown[-len(rooms) :] == rooms
 
 
+def test_the_index_leads_to_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert linked == pages
+
+
 def test_the_guided_walks_lead_to_what_is_there() -> None:
     """Each file that CONTRIBUTING.md names, and each `function()` in a file of the same step."""
     walks = (ROOT / "CONTRIBUTING.md").read_text().partition("## Guided walks")[2]
