@@ -27,10 +27,11 @@ from hvcore.common.domain import DOM0, domain_destroyed, domain_kill
 from hvcore.common.grant_map import unmap_all_for_backends
 from hvcore.cpu.engine import Engine, EngineContext
 from hvcore.errors import DomainCrash, EngineError
-from hvcore.machine import Machine, Stop
+from hvcore.machine import BOOT_TIME_NS, Machine, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.page_info import NO_OWNER, FrameTable
 from hvcore.page_marks import MarkedPages
+from hvcore.wiring import NewDomain
 
 if TYPE_CHECKING:
     from hvcore.backends.block_image import BlockImage
@@ -117,14 +118,14 @@ class Host:
         frames = self.frames
         first, last = (mfn - frames.base_mfn for mfn in (image.first_mfn, image.first_mfn + image.nr_pages))
         frames.free_frames = [pg for pg in frames.free_frames if not first <= pg < last]
-        start_ns = max((m.clock.now() for m in self.machines.values()), default=None)
+        start_ns = max((m.clock.now() for m in self.machines.values()), default=BOOT_TIME_NS)
+        new = NewDomain(
+            self._next_domid, vcpus, name, info, Wanted(images, vifs, vfb), start_ns,
+            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, is_new=is_new,
+        )  # fmt: skip
         self._leave()
         self.engine.load_context(self._pristine)
-        machine = Machine(
-            self, image, domain_id=self._next_domid, vcpus=vcpus, console_output=console_output,
-            upper_ptwr=upper_ptwr, lanes=lanes, cap=cap, name=name,
-            wanted=Wanted(images, vifs, vfb), info=info, start_ns=start_ns, is_new=is_new,
-        )  # fmt: skip
+        machine = Machine(self, image, new, console_output)
         self._on_cpu = self.machines[self._next_domid] = machine
         self._next_domid += 1
         if info.max_pages is not None and is_new:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hvcore.abi import ABIS
 from hvcore.backends.console import ConsoleBackend
-from hvcore.backends.domain_devices import DomainDevices, Wanted
+from hvcore.backends.domain_devices import DomainDevices
 from hvcore.backends.libxl_nodes import Rings, add_domain
 from hvcore.backends.xenstore import XenstoreBackend
 from hvcore.boot_image import WALLCLOCK_NS
@@ -40,10 +40,10 @@ from hvcore.pv.vcpu_context import arch_set_info_guest
 from hvcore.rounds import leave_out_rounds
 from hvcore.stats import Stats, count
 from hvcore.vcpu import Vcpu
-from hvcore.wiring import connect_domains, connect_processor, create_domain, fill_m2p
+from hvcore.wiring import NewDomain, connect_domains, connect_processor, create_domain, fill_m2p
 
 if TYPE_CHECKING:
-    from hvcore.boot_image import BootImage, BuildInfo
+    from hvcore.boot_image import BootImage
     from hvcore.cpu.engine import EngineContext
     from hvcore.cpu.inner_stops import Access, Watcher
     from hvcore.host import Host
@@ -83,29 +83,19 @@ class Machine:
         self,
         host: Host,
         image: BootImage,
-        *,
-        domain_id: int,
-        vcpus: int,
+        new: NewDomain,
         console_output: Callable[[bytes], None],
-        upper_ptwr: bool,
-        lanes: bool,
-        cap: int,
-        name: str,
-        wanted: Wanted,
-        info: BuildInfo,
-        start_ns: int | None,
-        is_new: bool = True,
     ) -> None:
         self.host = host
         self.mem, self.engine = host.mem, host.engine
-        self.clock = Clock(host.engine.cell, BOOT_TIME_NS if start_ns is None else start_ns)
-        self.name = name
-        self.cap = cap
+        self.clock = Clock(host.engine.cell, new.start_ns)
+        self.name = new.name
+        self.cap = new.cap
         self._cap_since = self.clock.now()  # the cap is kept from here on, where so much had been used
         self._cap_used = 0
         self.crash: DomainCrash | None = None
         self.is_over = False  # the domain has shut down or crashed
-        self._has_lanes = lanes
+        self._has_lanes = new.lanes
         self._slice = _SLICE_NS
         self._next_look = self.clock.now() + _SLICE_NS  # for a loop to leave out
         self.context: EngineContext | None = None  # what it left in the engine, while it is not there
@@ -120,25 +110,25 @@ class Machine:
         self.typed: Callable[[int, Given], None] = lambda _when, _given: None
         self.boot = image.places()
         self.heap_top = self.mem.heap_top
-        self.domain = self._create_domain(image, info, domain_id, vcpus)
-        self._create_backends(image, info, console_output, wanted)
-        self._connect(upper_ptwr)
-        if is_new:
+        self.domain = self._create_domain(image, new)
+        self._create_backends(image, new, console_output)
+        self._connect(new.upper_ptwr)
+        if new.is_new:
             self._start_boot_vcpu(image)
 
     # -- building
 
-    def _create_domain(self, image: BootImage, info: BuildInfo, domain_id: int, vcpus: int) -> Domain:
-        mem, host = self.mem, self.host
+    def _create_domain(self, image: BootImage, new: NewDomain) -> Domain:
+        mem, host, info = self.mem, self.host, new.info
         d = create_domain(
             ABIS[image.guest_type], mem, host.frames, self.clock, host.domain_list,
-            domain_id=domain_id, first_mfn=image.first_mfn, nr_pages=image.nr_pages, vcpus=vcpus,
+            domain_id=new.domain_id, first_mfn=image.first_mfn, nr_pages=image.nr_pages, vcpus=new.vcpus,
             reschedule=self._reschedule,
         )  # fmt: skip
         if d.shared_info_mfn != image.shared_info_mfn:
             raise EngineError(f"shared_info is built for frame {image.shared_info_mfn:#x}")
         d.shared_info[:] = image.shared_info
-        d.handle = (domain_id - 1).to_bytes(16, "big") if info.handle is None else info.handle
+        d.handle = (new.domain_id - 1).to_bytes(16, "big") if info.handle is None else info.handle
         d.wallclock_ns = WALLCLOCK_NS if info.date_ns is None else info.date_ns - self.clock.now()
         d.time_offset = info.time_offset
         if info.max_pages is not None:
@@ -150,11 +140,7 @@ class Machine:
         return d
 
     def _create_backends(
-        self,
-        image: BootImage,
-        info: BuildInfo,
-        console_output: Callable[[bytes], None],
-        wanted: Wanted,
+        self, image: BootImage, new: NewDomain, console_output: Callable[[bytes], None]
     ) -> None:
         d = self.domain
         dom0 = connect_domains(d)
@@ -167,12 +153,12 @@ class Machine:
                 raise EngineError(f"the ring in frame {mfn:#x} cannot be granted")
         store = self.host.xenstored
         rings = Rings(image.store_mfn, image.store_evtchn, image.console_mfn, image.console_evtchn)
-        add_domain(store, d, self.name, rings, info)
+        add_domain(store, d, new.name, rings, new.info)
         self.xenstore = XenstoreBackend(self.mem.frame(image.store_mfn), d, store)
         self.console = ConsoleBackend(self.mem.frame(image.console_mfn), d, console_output)
         ports = (self.xenstore.connect(dom0), self.console.connect(dom0))
         self.devices = DomainDevices(d, dom0, store, self.host.switches)
-        self.devices.add(wanted)
+        self.devices.add(new.devices)
         store.introduce(d.domain_id, self.xenstore)
         if ports != (image.store_evtchn, image.console_evtchn):
             those = (image.store_evtchn, image.console_evtchn)

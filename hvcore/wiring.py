@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.common.domain import DOM0, create_dom0
 from hvcore.common.event import EvtchnTable
@@ -19,7 +19,8 @@ from hvcore.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from hvcore.abi import Abi
-    from hvcore.boot_image import BootImage
+    from hvcore.backends.domain_devices import Wanted
+    from hvcore.boot_image import BootImage, BuildInfo
     from hvcore.clock import Clock
     from hvcore.cpu.engine import Engine
     from hvcore.machine_memory import MachineMemory
@@ -29,6 +30,24 @@ CR0 = 0x80050033  # PE MP ET NE WP AM PG
 CR4_PAE = 0x660  # PAE MCE OSFXSR OSXMMEXCPT
 CR4_2LEVEL = 0x640
 MAX_PAGES_SLACK = 0x100  # libxl allows a domain a little more than it starts with
+
+
+class NewDomain(NamedTuple):
+    """What a domain is to be, beside its image: what Host.create() is asked for.
+
+    It begins at `start_ns` of system time. `is_new`: its first vCPU is to start; else somebody restores it.
+    """
+
+    domain_id: int
+    vcpus: int
+    name: str
+    info: BuildInfo
+    devices: Wanted
+    start_ns: int
+    upper_ptwr: bool
+    lanes: bool
+    cap: int
+    is_new: bool
 
 
 def create_domain(
