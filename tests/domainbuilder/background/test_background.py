@@ -341,9 +341,9 @@ def test_what_is_told_of_a_domain(xl: Xl, home: Path) -> None:
 
 
 def test_one_that_ended_is_kept_and_one_is_started_beside_it(xl: Xl, home: Path) -> None:
-    """rename-restart in the background, and with preserve in the foreground; its disk is free again."""
+    """rename-restart: what was started has the name and the disk, what ended has a name with the time."""
     (home / "disk").write_bytes(bytes(1 << 20))
-    settings = ("disk=['disk,raw,xvda,w']", "on_poweroff='preserve'", "on_reboot='rename-restart'")
+    settings = ("disk=['disk,raw,xvda,w']", "on_reboot='rename-restart'")
     assert xl("create", "-q", "hello.cfg", *settings).returncode == 0
     (domain,) = runtime.domains()
     with dialled(domain) as sock:
@@ -359,8 +359,12 @@ def test_one_that_ended_is_kept_and_one_is_started_beside_it(xl: Xl, home: Path)
     assert told["uuid"] != ask(again, "info")["uuid"]
     assert xl("dump-core", kept.name, "core").returncode == 0
     assert b"Hello from a paravirtual guest" in (home / "core").read_bytes()
-    assert xl("destroy", kept.name).returncode == 0
+    assert [xl("destroy", name).returncode for name in (kept.name, "hello")] == [0, 0]
+    assert gone()
 
+
+def test_one_is_renamed(xl: Xl) -> None:
+    assert xl("create", "-q", "hello.cfg").returncode == 0
     assert xl("rename", "hello", "hello").returncode == 0  # which it has already
     assert xl("rename", "hello", "other").returncode == 0
     assert xl("xenstore-read", "other", "/local/domain/1/name").stdout == "other\n"
@@ -369,7 +373,13 @@ def test_one_that_ended_is_kept_and_one_is_started_beside_it(xl: Xl, home: Path)
     assert xl("create", "-q", "hello.cfg", "name='third'").returncode == 0
     assert "a domain of that name runs already" in xl("rename", "third", "other").stderr
     assert [xl("destroy", name).returncode for name in ("other", "third")] == [0, 0]
+    assert gone()
 
+
+def test_one_of_the_foreground_is_kept(xl: Xl, home: Path) -> None:
+    """preserve: it is listed in the background, its name is taken, and its disk is free again."""
+    (home / "disk").write_bytes(bytes(1 << 20))
+    settings = ("disk=['disk,raw,xvda,w']", "on_poweroff='preserve'")
     command = [sys.executable, "-m", "domainbuilder", "create", "hello.cfg", *settings]
     ended = subprocess.run(command, input="halt\n", capture_output=True, text=True, check=False, cwd=home)
     assert ended.returncode == 0
