@@ -199,16 +199,21 @@ def _timers(machine: Machine, now: int) -> Iterator[TimerReport]:
 
 
 def _with_ports(machine: Machine, rows: tuple[Repeated, ...]) -> tuple[Repeated, ...]:
-    """The rows; EVTCHNOP_send gets its port where the argument still says it, in the last row with it."""
+    """The rows; EVTCHNOP_send gets its port where the argument still says it, in the last row with it.
+
+    The argument may have been overwritten since: a number that is no port in use is not told.
+    """
     view, told, done = GuestView(machine), set[int](), []
+    used = {port for port, state in enumerate(machine.domain.evtchn.state) if state != ECS_FREE}
     for row in reversed(rows):
         calls = list(row.calls)
         for i, call in reversed(list(enumerate(calls))):
             if call.number != _event_channel_op or call.arguments[:1] != (_EVTCHNOP_send,):
                 continue
             raw = view.read(call.arguments[1], 4)
-            if len(raw) == 4 and call.arguments[1] not in told:
-                calls[i] = replace(call, command=f"{call.command}, port {int.from_bytes(raw, 'little')}")
+            port = int.from_bytes(raw, "little") if len(raw) == 4 else 0
+            if port in used and call.arguments[1] not in told:
+                calls[i] = replace(call, command=f"{call.command}, port {port}")
             told.add(call.arguments[1])
         done.append(Repeated(tuple(calls), row.times))
     return tuple(reversed(done))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from domainbuilder.errors import SavedError, Where
-from domainbuilder.inputs import SOCKET_PREFIX
+from domainbuilder.inputs import SOCKET_PREFIX, names_socket
 from domainbuilder.launch.unix_socket import listen_at
 from domainbuilder.saved.p2m import P2m, guest_p2m
 from domainbuilder.saved.started import received
@@ -86,6 +86,8 @@ def migrate(dom: RunningDomain, address: str) -> Migration:
 
 
 def _connected(address: str) -> socket.socket:
+    if not names_socket(address):
+        raise SavedError("a domain is moved to a socket of this machine", found=address, expected="unix:PATH")
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(address.removeprefix(SOCKET_PREFIX))

@@ -171,8 +171,8 @@ class BlockBackend(XenbusDevice):
             "feature-persistent": 1,
             "sectors": self.sectors,
             "info": info | VDISK_READONLY * (not disk.readwrite),
-            "sector-size": SECTOR_SIZE,
-            "physical-sector-size": SECTOR_SIZE,
+            "sector-size": self.image.sector_sizes.logical,
+            "physical-sector-size": self.image.sector_sizes.physical,
         }.items():
             self.tell(name, value)
 
@@ -239,6 +239,7 @@ class BlockBackend(XenbusDevice):
             raise _Refused
         count = sum([last - first for _, first, last in segments]) + len(segments)
         self._check_extent(sector, count, is_read=is_read)
+        self._check_aligned(sector, segments)
         handles: list[int] = []
         try:
             frames = [self._map(segment[0], handles, is_read=is_read) for segment in segments]
@@ -302,6 +303,12 @@ class BlockBackend(XenbusDevice):
         if not is_read and not self.disk.readwrite:
             raise _Refused
         if count and sector + count > self.sectors:
+            raise _Refused
+
+    def _check_aligned(self, sector: int, segments: list[Segment]) -> None:
+        """dispatch_rw_block_io: a device of larger sectors takes whole ones only."""
+        odd = self.image.sector_sizes.logical // SECTOR_SIZE - 1
+        if odd and any((sector | last - first + 1) & odd for _, first, last in segments):
             raise _Refused
 
     def _map(self, ref: int, handles: list[int], *, is_read: bool) -> int:

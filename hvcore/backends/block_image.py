@@ -11,21 +11,35 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hvcore.public.blkif import SECTOR_SIZE
 
 BLOCK = 4096  # what a layer keeps at a time
 _ZEROS = bytes(BLOCK)
 _FALLOC_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_BLKSSZGET, _BLKPBSZGET = 0x1268, 0x127B  # linux/fs.h
+_U32 = struct.Struct("I")
+
+
+class SectorSizes(NamedTuple):
+    """What a disk is read and written in, at least and at best: its logical and physical blocks, in bytes."""
+
+    logical: int = SECTOR_SIZE
+    physical: int = SECTOR_SIZE
+
+
+_OF_FILES = SectorSizes()  # of a loop device, too
 
 
 class BlockImage(Protocol):
     """A disk of `size` bytes. Offsets and lengths are whole sectors within it. All raise OSError."""
 
     size: int
+    sector_sizes: SectorSizes
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers with what is at `offset`."""
@@ -57,6 +71,7 @@ class RawImage:
             _lock(self._fd, path, writable=writable)
             self.length = os.lseek(self._fd, 0, os.SEEK_END)
             self.size = self.length // SECTOR_SIZE * SECTOR_SIZE
+            self.sector_sizes = _sector_sizes(self._fd)
         except OSError:
             os.close(self._fd)
             raise
@@ -113,6 +128,14 @@ def _check_kind(fd: int, path: str) -> None:
         raise OSError(errno.EINVAL, "neither a file nor a block device", path)
 
 
+def _sector_sizes(fd: int) -> SectorSizes:
+    """bdev_logical_block_size() and bdev_physical_block_size() of a block device."""
+    if not stat.S_ISBLK(os.fstat(fd).st_mode):
+        return _OF_FILES
+    asked = [fcntl.ioctl(fd, request, bytes(_U32.size)) for request in (_BLKSSZGET, _BLKPBSZGET)]
+    return SectorSizes(*(_U32.unpack(size)[0] for size in asked))
+
+
 def _lock(fd: int, path: str, *, writable: bool) -> None:
     try:
         fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
@@ -132,6 +155,7 @@ class Layer:
     def __init__(self, base: BlockImage) -> None:
         self.base = base
         self.size = base.size
+        self.sector_sizes = base.sector_sizes
         self.blocks: dict[int, bytes] = {}
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
@@ -243,6 +267,7 @@ class NoImage:
     """A drive with nothing in it."""
 
     size = 0
+    sector_sizes = _OF_FILES
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """See BlockImage: there is no sector that could be read."""

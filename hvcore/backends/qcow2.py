@@ -18,7 +18,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from hvcore.backends.block_image import BlockImage, Buffers, RawImage, fill, zero
+from hvcore.backends.block_image import BlockImage, Buffers, RawImage, SectorSizes, fill, zero
 from hvcore.backends.qcow2_header import DIRTY, Qcow2Error, backing_of, read_header
 from hvcore.public.blkif import SECTOR_SIZE
 
@@ -31,6 +31,8 @@ _CACHED_TABLES = 64
 
 class Qcow2Image:
     """A qcow2 file as a disk. Raises OSError, and Qcow2Error for what no such file has."""
+
+    sector_sizes = SectorSizes()
 
     def __init__(self, path: str, *, writable: bool, depth: int = 0) -> None:
         self._path = path

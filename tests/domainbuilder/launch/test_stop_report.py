@@ -65,6 +65,17 @@ def test_a_loop_of_hypercalls(tmp_path: Path) -> None:
     assert text.endswith("the console's last lines:\n  (no output at all)\n")
 
 
+def test_a_port_that_is_none_is_not_told(tmp_path: Path) -> None:
+    """The argument of a call may have been overwritten since."""
+    setup = mov("esp", STACK_TOP) + b"\x6a\x02"  # push 2
+    send = mov("ebx", EVTCHNOP_SEND) + mov("ecx", STACK_TOP - 4) + mov("eax", EVENT_CHANNEL_OP) + b"\xcd\x82"
+    spoil = b"\x58\x6a\x4d" + b"\xeb\xfe"  # pop, push 77, and for ever
+    symbols = [("start", CODE, 64, FUNCTION)]
+    report = stopped(tmp_path, setup + send + spoil, symbols)
+    *_, row = report.hypercalls
+    assert row.calls[-1].command == "EVTCHNOP_send"
+
+
 def test_events_that_nobody_takes(sample_guest: Callable[[str], Path]) -> None:
     """hello at its prompt: blocked, nothing pending; what is typed is an event of the console's port."""
     with launch(sample_guest("hello"), timeout=60) as dom:

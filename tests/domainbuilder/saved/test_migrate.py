@@ -204,6 +204,10 @@ def test_nobody_there_and_a_guest_that_does_not_suspend(
         dom.console.expect("hello> ")
         with pytest.raises(SavedError, match="nobody takes a domain there"):
             dom.migrate(f"unix:{tmp_path / 'nobody'}")
+        for address in ("tcp:host", str(tmp_path / "nobody")):
+            with pytest.raises(SavedError) as caught:
+                dom.migrate(address)
+            assert (caught.value.found, caught.value.expected) == (address, "unix:PATH")
         other = Other(tmp_path / "socket", b"ready\n")
         with pytest.raises(SavedError, match="no p2m list to be saved by"):
             dom.migrate(other.address)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 
 from hvcore import abi as abi_module
-from hvcore.backends.block_image import Layer, RawImage
+from hvcore.backends.block_image import Layer, RawImage, SectorSizes
 from hvcore.backends.disk import Disk, disk_dev_number
 from hvcore.backends.images import open_image
 from hvcore.pv.audit import audit
@@ -185,6 +187,42 @@ def test_what_blkback_refuses(front: Frontend, path: Path) -> None:
     assert front.ask(front.request(WRITE, 1, 0, [good])) == ERROR
     assert path.read_bytes()[4096:] == before[4096:]
     assert nothing_left(front)
+
+
+def test_a_device_of_larger_sectors_takes_whole_ones(guest: Guest, path: Path) -> None:
+    """As blkback: requests are in units of 512 bytes still."""
+    image = RawImage(str(path), writable=True)
+    image.sector_sizes = SectorSizes(4096, 4096)
+    front = Frontend(guest, Layer(image), disk(path))
+    front.connect()
+    assert front.store.read(f"{front.backend.back}/sector-size") == "4096"
+    assert front.store.read(f"{front.backend.back}/physical-sector-size") == "4096"
+    assert front.store.read(f"{front.backend.back}/sectors") == str(SECTORS)
+    whole, part = (REF + DATA, 0, 7), (REF + DATA, 0, 6)
+    assert front.ask(front.request(READ, 1, 8, [whole, whole])) == OKAY
+    assert front.ask(front.request(READ, 2, 9, [whole])) == ERROR
+    assert front.ask(front.request(WRITE, 3, 8, [whole, part])) == ERROR
+    assert front.ask(front.request(FLUSH, 4, 0, [])) == OKAY
+    assert nothing_left(front)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("losetup") is None, reason="needs root and losetup")
+def test_a_block_device_says_what_its_sectors_are(path: Path) -> None:
+    set_up = ["losetup", "--show", "--find", "--sector-size", "4096", path]
+    done = subprocess.run(set_up, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no loop devices here: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        image = RawImage(device, writable=False)
+        queue = Path("/sys/block") / Path(device).name / "queue"
+        told = [int((queue / f"{kind}_block_size").read_text()) for kind in ("logical", "physical")]
+        assert list(image.sector_sizes) == told
+        assert told[0] == 4096
+        assert image.size == SECTORS * SECTOR
+        image.close()
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def test_a_disk_that_is_read_only(guest: Guest, path: Path) -> None:
