@@ -208,7 +208,7 @@ def test_a_device_of_larger_sectors_takes_whole_ones(guest: Guest, path: Path) -
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("losetup") is None, reason="needs root and losetup")
 def test_a_block_device_says_what_its_sectors_are(path: Path) -> None:
-    set_up = ["losetup", "--show", "--find", "--sector-size", "4096", path]
+    set_up = ["losetup", "--show", "--find", "--sector-size", "4096", str(path)]
     done = subprocess.run(set_up, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no loop devices here: {done.stderr.strip()}")
