@@ -129,7 +129,7 @@ def _check_kind(fd: int, path: str) -> None:
 
 
 def _sector_sizes(fd: int) -> SectorSizes:
-    """bdev_logical_block_size() and bdev_physical_block_size() of a block device."""
+    """Those of a block device, as Linux has them for blkback."""
     if not stat.S_ISBLK(os.fstat(fd).st_mode):
         return _OF_FILES
     asked = [fcntl.ioctl(fd, request, bytes(_U32.size)) for request in (_BLKSSZGET, _BLKPBSZGET)]
