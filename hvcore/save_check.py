@@ -125,55 +125,53 @@ def check_shape(state: HostState) -> None:
         _check_domain_shape(domain, domid, state.memory)
 
 
+_OPTIONS = {
+    "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100), "name": text(256),
+    "disks": Kind("disks", lambda v: type(v) is list and len(v) <= MOST_DISKS),
+    "vifs": Kind("interfaces", _is_vifs), "vfb": one_of(NOTHING, _VFB),
+}  # fmt: skip
+_CONTEXT = dict.fromkeys(
+    ("port_cost", "port_reads", "port_writes", "tlb_flushes", "step_rechecked", "multicall_done"), U64
+) | {
+    "state": data(STATE_SIZE, STATE_SIZE), "step_deferred": FLAG, "paid": number(0, PAGE_SIZE),
+    "paid_is_of_long": FLAG, "port_ring": one_of(number(0, 3), number(NO_RING, NO_RING)),
+}  # fmt: skip
+
+
 def _check_domain_shape(state: DomainState, domid: int, memory: dict[str, Plain]) -> None:
     where = f"domain {domid}"
+    low, end = memory["first_mfn"], memory["first_mfn"] + memory["nr_pages"]
     require(number(domid, domid), state.domid, f"{where}.domid")
-    low, pages = memory["first_mfn"], memory["nr_pages"]
     require(number(1, low), state.heap_top, f"{where}.heap_top")
-    frame = number(low, low + pages - 1)
-    boot = {
+    _fields(state.boot, _boot_kinds(low, end), f"{where}.boot")
+    require(number(1, end - state.boot["first_mfn"]), state.boot["nr_pages"], f"{where}.boot.nr_pages")
+    _fields(state.options, _OPTIONS, f"{where}.options")
+    require(A_DICT, state.layers, f"{where}.layers")
+    _fields(state.context, _CONTEXT, f"{where}.context")
+    _fields(state.clock, _clock_kinds(state.options["vcpus"]), f"{where}.clock")
+
+
+def _boot_kinds(low: int, end: int) -> dict[str, Kind]:
+    """Of BootImage.places(), with machine frames from `low` to `end` for domains."""
+    frame = number(low, end - 1)
+    return {
         "guest_type": Kind("a kind of guest", lambda v: type(v) is str and v in ABIS),
-        "nr_pages": number(1, pages), "first_mfn": frame, "root_mfn": frame,
+        "nr_pages": number(1, end - low), "first_mfn": frame, "root_mfn": frame,
         "hypercall_page_mfn": one_of(NOTHING, frame), "shared_info_mfn": number(1, low - 1),
         "store_mfn": frame, "store_evtchn": U32, "console_mfn": frame, "console_evtchn": U32,
     }  # fmt: skip
-    _fields(state.boot, boot, f"{where}.boot")
-    require(
-        number(1, low + pages - state.boot["first_mfn"]), state.boot["nr_pages"], f"{where}.boot.nr_pages"
-    )
-    options = {
-        "vcpus": number(1, XEN_LEGACY_MAX_VCPUS), "upper_ptwr": FLAG, "cap": number(0, 100),
-        "name": text(256), "disks": Kind("disks", lambda v: type(v) is list and len(v) <= MOST_DISKS),
-        "vifs": Kind("interfaces", _is_vifs),
-        "vfb": one_of(NOTHING, _VFB),
-    }  # fmt: skip
-    _fields(state.options, options, f"{where}.options")
-    context = dict.fromkeys(
-        ("port_cost", "port_reads", "port_writes", "tlb_flushes", "step_rechecked", "multicall_done"), U64
-    ) | {
-        "state": data(STATE_SIZE, STATE_SIZE),
-        "step_deferred": FLAG,
-        "paid": number(0, PAGE_SIZE),
-        "paid_is_of_long": FLAG,
-        "port_ring": one_of(number(0, 3), number(NO_RING, NO_RING)),
-    }
-    require(A_DICT, state.layers, f"{where}.layers")
-    _fields(state.context, context, f"{where}.context")
-    time = number(0, _MOST_NS)
-    most = state.options["vcpus"] - 1
+
+
+def _clock_kinds(vcpus: int) -> dict[str, Kind]:
+    """Of a domain's clock and its timers."""
+    time, when = number(0, _MOST_NS), number(0, NEVER)
     timer = one_of(
-        row(_word(VBD), U32, number(0, NEVER)),
-        row(_word(VIF), U32, number(0, NEVER)),
-        *(
-            row(_word(kind), number(0, 2 if kind == WATCHDOG else most), number(0, NEVER))
-            for kind in TIMER_KINDS
-        ),
+        row(_word(VBD), U32, when),
+        row(_word(VIF), U32, when),
+        *(row(_word(kind), number(0, 2 if kind == WATCHDOG else vcpus - 1), when) for kind in TIMER_KINDS),
     )
     timers = Kind("timers", lambda v: type(v) is list and len(v) <= 1024 and all(map(timer.fits, v)))
-    clock = dict.fromkeys(("start", "now", "spent", "idle"), time) | {
-        "turn_end": number(0, NEVER), "timers": timers,
-    }  # fmt: skip
-    _fields(state.clock, clock, f"{where}.clock")
+    return dict.fromkeys(("start", "now", "spent", "idle"), time) | {"turn_end": when, "timers": timers}
 
 
 def check_memory(state: HostState, mem: MachineMemory) -> None:
