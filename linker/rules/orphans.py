@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from linker.elffile import SHT_NOBITS
-from linker.findings import ERROR, WARNING, Context, Example, Hit, Rule, elf_place, map_place
+from linker.findings import ERROR, WARNING, Context, Example, Hit, Place, Rule, elf_place, map_place
 from linker.mapfile import LinkMap, MapOutput
 from linker.match import any_match, matches
 
@@ -36,24 +36,23 @@ def orphan_section(context: Context) -> Iterator[Hit]:
         yield from _orphans_in_map(context, context.map, allowed, seen)
     if context.outline is None or context.outline.inserts or not context.outline.sections:
         return
+    for name, address, place in _allocated_sections(context):
+        if name not in context.outline.names and name not in seen and not any_match(allowed, name):
+            yield Hit(
+                f"no output section of the script is called {name}: it is an orphan at {address:#x}", place
+            )
+
+
+def _allocated_sections(context: Context) -> Iterator[tuple[str, int, Place]]:
+    """Name, address and place of each section of the ELF, or else of lld's map, that takes memory."""
     if context.elf is not None:
         for section in context.elf.sections:
-            known = section.name in context.outline.names or section.name in seen
-            if section.allocated and section.size and not known and not any_match(allowed, section.name):
-                yield Hit(
-                    f"no output section of the script is called {section.name}: it is an orphan at "
-                    f"{section.address:#x}",
-                    elf_place(section.name, section.address),
-                )
+            if section.allocated and section.size:
+                yield section.name, section.address, elf_place(section.name, section.address)
     elif context.map is not None and context.map.flavor == "lld":
         for output in context.map.outputs:
-            known = output.name in context.outline.names
-            if output.size and output.address and not known and not any_match(allowed, output.name):
-                yield Hit(
-                    f"no output section of the script is called {output.name}: it is an orphan at "
-                    f"{output.address:#x}",
-                    map_place(output.line, output.name, output.address),
-                )
+            if output.size and output.address:
+                yield output.name, output.address, map_place(output.line, output.name, output.address)
 
 
 def _orphans_in_map(

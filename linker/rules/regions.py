@@ -127,25 +127,20 @@ def section_without_region(context: Context) -> Iterator[Hit]:
             continue
         if section.type in {"INFO", "COPY", "DSECT", "OVERLAY"} or kinds_in(section) <= {UNLOADED}:
             continue
-        if section.address is None:
-            # ld goes by the attributes of the regions; where they have none it stops once there are contents.
-            if not any(region.attributes for region in regions):
-                yield Hit(
-                    f"{section.name} goes to no memory region: the linkers stop as soon as it has contents",
-                    script_place(section.name_span, section.name),
-                )
-            continue
+        place = script_place(section.name_span, section.name)
         at = outline.fold(section.address)
-        if at and not any(
-            (outline.fold(r.origin) or 0)
-            <= at
-            < (outline.fold(r.origin) or 0) + (outline.fold(r.length) or 0)
-            for r in regions
-        ):
+        # Without an address ld goes by the attributes of the regions; where they have none, it stops.
+        if section.address is None and not any(region.attributes for region in regions):
             yield Hit(
-                f"{section.name} at {at:#x} lies outside of every memory region",
-                script_place(section.name_span, section.name),
+                f"{section.name} goes to no memory region: the linkers stop as soon as it has contents", place
             )
+        elif at and not any(_holds(outline, region, at) for region in regions):
+            yield Hit(f"{section.name} at {at:#x} lies outside of every memory region", place)
+
+
+def _holds(outline: Outline, region: ast.Region, address: int) -> bool:
+    origin = outline.fold(region.origin) or 0
+    return origin <= address < origin + (outline.fold(region.length) or 0)
 
 
 _STACK = re.compile(r"stack|(?:^|_)sp(?:_|$)|heap", re.IGNORECASE)

@@ -100,42 +100,39 @@ def hypercall_page(context: Context) -> Iterator[Hit]:
     """The hypercall page is not on a page, or not inside code."""
     if not _xen_elf(context):
         return
-    elf = elf_of(context)
-    note = _notes(elf).get(XEN_ELFNOTE_HYPERCALL_PAGE)
-    address = _number(note, elf) if note is not None else None
-    if address is None:
-        symbols = elf.find(("hypercall_page", "_hypercall_page"))
-        address = next((symbol.address for symbol in symbols.values()), None)
+    elf, page = elf_of(context), context.settings.page_size
+    address = _hypercall_page_address(elf)
     if address is None:
         return
-    page = context.settings.page_size
+    what, place = f"the hypercall page at {address:#x}", elf_place("hypercall_page", address)
     if address % page:
-        yield Hit(
-            f"the hypercall page at {address:#x} is not on a page", elf_place("hypercall_page", address)
-        )
+        yield Hit(f"{what} is not on a page", place)
+    if not elf.sections:
+        # A stripped kernel may have no section headers at all: then segments must do.
+        if not any(load.holds(address) and load.flags & PF_X for load in elf.loads):
+            yield Hit(f"{what} lies in no executable LOAD segment", place)
+        return
     inside = [
         section for section in elf.sections if section.occupies and section.address <= address < section.end
     ]
     code = [section for section in inside if section.flags & SHF_EXECINSTR]
-    if not elf.sections:
-        # A stripped kernel may have no section headers at all: then segments must do.
-        if not any(load.holds(address) and load.flags & PF_X for load in elf.loads):
-            yield Hit(
-                f"the hypercall page at {address:#x} lies in no executable LOAD segment",
-                elf_place("hypercall_page", address),
-            )
-    elif not code:
-        where = inside[0].name if inside else "no section"
-        yield Hit(
-            f"the hypercall page at {address:#x} lies in {where}, not in code",
-            elf_place("hypercall_page", address),
-        )
+    if not code:
+        yield Hit(f"{what} lies in {inside[0].name if inside else 'no section'}, not in code", place)
     elif address + page > max(section.end for section in code):
         yield Hit(
-            f"the hypercall page at {address:#x} runs over the end of {code[0].name} at "
-            f"{code[0].end:#x}: Xen writes all of the page",
-            elf_place("hypercall_page", address),
+            f"{what} runs over the end of {code[0].name} at {code[0].end:#x}: Xen writes all of the page",
+            place,
         )
+
+
+def _hypercall_page_address(elf: Elf) -> int | None:
+    """Return where Xen writes the page: as the note says, or else as the symbol is called."""
+    note = _notes(elf).get(XEN_ELFNOTE_HYPERCALL_PAGE)
+    address = _number(note, elf) if note is not None else None
+    if address is not None:
+        return address
+    symbols = elf.find(("hypercall_page", "_hypercall_page"))
+    return next((symbol.address for symbol in symbols.values()), None)
 
 
 def page_data_together(context: Context) -> Iterator[Hit]:
