@@ -338,7 +338,8 @@ class Host:
             return
         self._leave()
         assert m.context is not None
-        self.engine.load_context(m.context)
+        v = m.in_engine
+        self.engine.load_context(m.context, v.root_mfn if v is not None else 0)
         m.context = None
         m.clock.attach(self.engine.cell)
         self.engine.set_handlers(m.traps)

@@ -204,6 +204,11 @@ class Vcpu(VcpuWords):
         self.info_address = address_of(info)
 
     @property
+    def root_mfn(self) -> int:
+        """Frame of the top-level page table that it runs on; 0: it has none yet."""
+        return self.cr3_mfn if self.kernel_mode else self.user_cr3_mfn
+
+    @property
     def upcall_pending(self) -> int:
         """vcpu_info.evtchn_upcall_pending."""
         return self.info[VCPU_UPCALL_PENDING]

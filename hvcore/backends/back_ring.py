@@ -110,6 +110,14 @@ class BackRing:
 
     def publish(self) -> bool:
         """RING_PUSH_RESPONSES_AND_CHECK_NOTIFY(): whether the guest wants to be told."""
+        return self.is_awaited(self.push_responses())
+
+    def push_responses(self) -> int:
+        """The responses so far count; how many of them are new."""
         old = self._word(RING_RSP_PROD)
         self._set_word(RING_RSP_PROD, self.rsp_prod)
-        return (self.rsp_prod - self._word(RING_RSP_EVENT) & _WORD) < (self.rsp_prod - old & _WORD)
+        return self.rsp_prod - old & _WORD
+
+    def is_awaited(self, count: int) -> bool:
+        """Whether the guest wants to be told of one of the last `count` responses, if it has not seen it."""
+        return (self.rsp_prod - self._word(RING_RSP_EVENT) & _WORD) < count

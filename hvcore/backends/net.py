@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 VIF = "vif"  # the kind of device, and of its timer
 # Frames are handed on when the guest notifies, or so long after the last time: a flood wakes the guest once
 # for many frames, as a network card does that moderates its interrupts.
-_HOLD_NS = 100_000
+_HOLD_NS = 250_000
 _GSO_NODES = {XEN_NETIF_GSO_TYPE_TCPV4: "feature-gso-tcpv4", XEN_NETIF_GSO_TYPE_TCPV6: "feature-gso-tcpv6"}
 _FEATURES = {
     "feature-sg": 1, "feature-gso-tcpv4": 1, "feature-gso-tcpv6": 1, "feature-ipv6-csum-offload": 1,
@@ -169,24 +169,29 @@ class NetBackend(XenbusDevice, Port):
 
     def handle_event(self) -> None:
         """The guest notified: it sends, or has made room; and what is due by now need not wait."""
+        self._serve_rings()
+        self._arm()
+
+    def _serve_rings(self) -> None:
         now = self.guest.clock.now()
-        if self.tx.respond(now):
-            self.notify()
+        self.tx.respond(now)
         try:
             if self.is_up and not self.is_disabled:
                 for when, frame in self.tx.frames():
                     self.frame_in(when, frame)
             if self.rx.deliver(now):
+                self.held_until = now + _HOLD_NS
                 (self.rx_channel or self).notify()
         except (FatalTxError, BadRingError):
             self._disable()
-        self._arm()
 
     def answer_due(self) -> None:
         """See XenbusDevice."""
         self.serve()
-        self.held_until = self.guest.clock.now() + _HOLD_NS
-        self.handle_event()
+        self._serve_rings()
+        if self.tx.is_to_tell(self.guest.clock.now()):
+            self.notify()
+        self._arm()
 
     def frame_out(self, when: int, frame: Frame) -> None:
         """See Port: the frame waits until it is there by this guest's clock."""
@@ -203,13 +208,15 @@ class NetBackend(XenbusDevice, Port):
 
     def _arm(self) -> None:
         """Be called when something is due. What waits for slots is due when the guest notifies."""
+        clock, key = self.guest.clock, (VIF, self.devid)
+        due = self.tx.next_due()
         try:
-            due = min(self.tx.next_due(), self.rx.next_due(self.guest.clock.now()))
+            due = min(due, max(self.rx.next_due(clock.now()), self.held_until))
         except BadRingError:
             self._disable()
-            due = self.tx.next_due()
-        if due != NEVER:
-            self.guest.clock.set_timer((VIF, self.devid), max(due, self.held_until), self.answer_due)
+        armed = clock.expires(key)
+        if due < (NEVER if armed is None else armed):  # one that comes too early finds nothing, which is less
+            clock.set_timer(key, due, self.answer_due)
 
 
 def _add_nodes(store: Xenstored, guest: Domain, vif: Vif, devid: int) -> None:

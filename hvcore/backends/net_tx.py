@@ -51,6 +51,8 @@ _FRAME_NS = 1_000
 _BYTES_PER_NS = 4
 _GSO_TYPES = (XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6)
 _EXTRA = (0, NETIF_RSP_NULL)  # the response to an extra slot
+# A guest looks for answers itself when it sends more. So long it is not told of them.
+_UNTOLD_NS = 500_000
 
 
 class TxAnswer(NamedTuple):
@@ -78,6 +80,8 @@ class NetTx:
         self._vif = vif
         self.ring: BackRing | None = None
         self.answers: list[TxAnswer] = []
+        self.untold = 0  # responses in the ring of which the guest was not told; it may have seen them
+        self.untold_since = 0
         self.multicast: list[bytes] = []  # the addresses that the guest asked for
         self.busy_until = 0
         self.credit = vif.rate
@@ -88,6 +92,7 @@ class NetTx:
         """No ring any more, and nothing that was on its way."""
         self.ring = None
         self.answers.clear()
+        self.untold = 0
         self.multicast.clear()
         self.credit, self.credit_due = self._vif.rate, 0
 
@@ -178,24 +183,39 @@ class NetTx:
         when = max(self.busy_until, self._guest.clock.now())
         self.answers.append(TxAnswer(when, (responses[0], *(_EXTRA,) * extras, *responses[1:])))
 
-    def respond(self, now: int) -> bool:
-        """Answer what is through by now; whether the guest wants to be told."""
-        ring, done = self.ring, 0
+    def respond(self, now: int) -> None:
+        """Answer what is through by now. Whether the guest is told, `is_to_tell()` says."""
+        ring, done, untold = self.ring, 0, self._untold()
         for answer in self.answers:
             if ring is None or answer.when > now:
                 break
             ring.respond(netif_tx_response, answer.responses)
             done += 1
-        del self.answers[:done]
+        if ring is not None and done:
+            self.untold = min(untold + ring.push_responses(), ring.entries)
+            self.untold_since = self.untold_since or self.answers[0].when
+            del self.answers[:done]
         if self.credit_due and self.credit_due <= now:
             self.credit_due = 0
             self._add_credit()
-        return ring is not None and bool(done) and ring.publish()
+
+    def is_to_tell(self, now: int) -> bool:
+        """Whether the guest was not told for so long of answers that it has not seen."""
+        if not self._untold() or now < self.untold_since + _UNTOLD_NS:
+            return False
+        self.untold = self.untold_since = 0
+        return True
+
+    def _untold(self) -> int:
+        """How many answers the guest was neither told of nor has seen, at most."""
+        if self.untold and not (self.ring is not None and self.ring.is_awaited(self.untold)):
+            self.untold = self.untold_since = 0
+        return self.untold
 
     def next_due(self) -> int:
-        """When there is something to answer, or credit again; or NEVER."""
-        due = self.answers[0].when if self.answers else NEVER
-        return min(due, self.credit_due or NEVER)
+        """When there is something to answer and to tell, or credit again; or NEVER."""
+        since = self.untold_since if self._untold() else self.answers[0].when if self.answers else NEVER
+        return min(since + _UNTOLD_NS, self.credit_due or NEVER)
 
 
 def _extras(entries: memoryview) -> tuple[dict[int, bytes], int]:

@@ -223,9 +223,9 @@ class Engine(InnerStops):
             self.save_state(), self._step_deferred, *(getattr(words, name) for name in _CONTEXT_WORDS)
         )
 
-    def load_context(self, context: EngineContext) -> None:
-        """Put back what `save_context()` gave."""
-        self.load_state(context.state)
+    def load_context(self, context: EngineContext, root: int = 0) -> None:
+        """Put back what `save_context()` gave; `root` as of `load_state()`."""
+        self.load_state(context.state, root)
         self._step_deferred = context.step_deferred
         for name in _CONTEXT_WORDS:
             setattr(self.words, name, getattr(context, name))

@@ -385,13 +385,20 @@ class Processor:
         state[scratch : scratch + sw.XMM_SCRATCH] = bytes(sw.XMM_SCRATCH)
         return bytes(state)
 
-    def load_state(self, state: bytes) -> None:
-        """Put back what `save_state()` gave, and drop translations."""
+    def load_state(self, state: bytes, root: int = 0) -> None:
+        """Put back what `save_state()` gave.
+
+        Translations are dropped, but those that were kept since the address space `root` was left, if it says
+        one, which has to be that of the state.
+        """
         self.window.bytes[: sw.DR] = state[: sw.DR]
         for number, value in enumerate(memoryview(state)[sw.DR :].cast("Q")):
             if self.q[sw.DR // 8 + number] != value:
                 self.set_debug(number, value)
-        self.flush_tlb()
+        if root and self.words.spaces and self._core is not None:
+            self._core.hv_load_space(ctypes.byref(self.words), ctypes.c_uint64(root))
+        else:
+            self.flush_tlb()
 
 
 _U32 = struct.Struct("<I")

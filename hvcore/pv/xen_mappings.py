@@ -149,7 +149,7 @@ class XenMappings:
 
     def write_ptbase(self, v: Vcpu) -> None:
         """Load the engine's CR3 with the page table of the vCPU's mode, as a flush of the TLB."""
-        root = mfn = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
+        root = mfn = v.root_mfn
         if self.abi.pt_levels == 3:
             if not v.compat_l4:
                 v.compat_l4 = self.domain.alloc_xenheap_page()

@@ -10,12 +10,14 @@ import pytest
 from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.launch.registers import registers_of
 from domainbuilder.plan.domain_plan import plan
+from hvcore.cpu.engine import EngineContext
 from hvcore.host import Host
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
 from hvcore.pv.audit import audit
 from hvcore.stats import Stats
 from tests.domainbuilder.tiny_guest import CODE, IDLE, SPIN, UD2, hypercall, kernel, mov
+from tests.hvcore.tlb_audit import Audit
 
 REASON = CODE + 0x1000  # .bss: zero, which is a poweroff
 SHUTDOWN = hypercall(29, 2, REASON)
@@ -157,6 +159,34 @@ def test_a_timer_of_its_own_takes_no_domain_off_the_processor(host: Host, place:
         one.clock.set_timer(("vif", i), begin + 100_000 * i, lambda: seen.append(other.clock.now()))
     run_all(host)
     assert seen == [begin] * 89  # they are all of the first turn
+
+
+def test_a_domain_finds_its_translations_again(
+    host: Host, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of page tables while another domain runs is not dropped when its turn comes again."""
+    machines = [place(LONG), place(LONG)]
+    flush, load = host.engine.flush_tlb, host.engine.load_context
+    flushes, loads = [0], []
+
+    def flush_and_count() -> None:
+        flushes[0] += 1
+        flush()
+
+    def load_and_look(context: EngineContext, root: int = 0) -> None:
+        before = flushes[0]
+        load(context, root)
+        loads.append(flushes[0] - before)
+        if root and host.engine.words.spaces:
+            assert Audit(host.engine, levels=machines[0].domain.abi.pt_levels).errors == []
+
+    monkeypatch.setattr(host.engine, "flush_tlb", flush_and_count)
+    monkeypatch.setattr(host.engine, "load_context", load_and_look)
+    run_all(host)
+    assert len(loads) > 5
+    assert loads[2:] == [int(not host.engine.words.spaces)] * (len(loads) - 2)
+    for machine in machines:
+        assert machine.stats() == alone(tmp_path, LONG)
 
 
 def test_registers_are_those_of_the_domain_that_is_asked(host: Host, place: Place) -> None:

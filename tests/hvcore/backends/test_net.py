@@ -152,6 +152,29 @@ def test_a_frame_goes_out_and_another_comes_in(guest: Guest) -> None:
     assert not guest.d.grant_table.active
 
 
+def test_who_looks_for_answers_is_not_told_of_them(guest64: Guest) -> None:
+    """Answers are in the ring when the guest sends more; it is told of those that it has not seen."""
+    bench = Bench(guest64)
+    bench.connect()
+    told: list[int] = []
+    bench.back.notify = lambda: told.append(guest64.d.clock.now())  # type: ignore[method-assign]
+    ring = guest64.memory(TX)
+    for sent in range(1, 6):
+        bench.send(tcp(b"hello"), flags=3)
+        assert struct.unpack_from("<I", ring, 8) == (sent - 1,)  # the one before was through
+        struct.pack_into("<I", ring, 12, sent)  # rsp_event, as RING_FINAL_CHECK_FOR_RESPONSES() has it
+        bench.pass_time(200_000)
+    assert told == []
+    last = guest64.d.clock.now() - 200_000
+    for _ in range(100):
+        bench.pass_time(10_000)
+    assert struct.unpack_from("<I", ring, 8) == (5,)
+    assert len(told) == 1
+    assert 500_000 < told[0] - last < 520_000
+    bench.pass_time()
+    assert len(told) == 1
+
+
 def test_what_netback_drops_and_what_ends_the_interface(guest64: Guest) -> None:
     bench = Bench(guest64)
     bench.connect()
