@@ -43,35 +43,33 @@ def pattern_variants(context: Context) -> Iterator[Hit]:
     if not covered or is_coff(outline) or outline.catches(".text$x"):
         return  # made for objects without -ffunction-sections and -fdata-sections
     for name in _VARIED:
-        if name in covered:
-            continue
-        for position, command in enumerate(outline.sequence):
-            if not isinstance(command, ast.OutputSection) or command.name == "/DISCARD/":
-                continue
-            taken = next(
-                (
-                    (statement, pattern)
-                    for statement in command.body
-                    if isinstance(statement, ast.InputSpec)
-                    for pattern in statement.sections or ()
-                    if pattern.name == name
-                ),
-                None,
+        taken = _taker(outline, name) if name not in covered else None
+        end = end_after(outline, taken[0], taken[1]) if taken is not None else ""
+        if taken is not None and end:
+            placed, _, pattern = taken
+            behind = ast.Span(pattern.span.end, pattern.span.end)
+            yield Hit(
+                f"'{name}' has a pattern and '{name}.*' has none: what compilers call so lands outside "
+                f"of {placed.section.name}, behind {end}",
+                script_place(pattern.span, name),
+                (Edit(behind, f" {name}.*", f"take {name}.* as well"),) if not pattern.sorts else (),
             )
-            if taken is None:
-                continue
-            end = end_after(outline, Placed(command, position, False), taken[0])
-            if end:
-                at = taken[1].span.end
-                yield Hit(
-                    f"'{name}' has a pattern and '{name}.*' has none: what compilers call so lands outside "
-                    f"of {command.name}, behind {end}",
-                    script_place(taken[1].span, name),
-                    (Edit(ast.Span(at, at), f" {name}.*", f"take {name}.* as well"),)
-                    if not taken[1].sorts
-                    else (),
-                )
-            break
+
+
+def _taker(outline: Outline, name: str) -> tuple[Placed, ast.InputSpec, ast.Pattern] | None:
+    """Return the first pattern that is just this name, with where it is."""
+    return next(
+        (
+            (Placed(section, position, False), spec, pattern)
+            for position, section in enumerate(outline.sequence)
+            if isinstance(section, ast.OutputSection) and section.name != "/DISCARD/"
+            for spec in section.body
+            if isinstance(spec, ast.InputSpec)
+            for pattern in spec.sections or ()
+            if pattern.name == name
+        ),
+        None,
+    )
 
 
 def end_after(outline: Outline, placed: Placed, spec: ast.InputSpec) -> str:
