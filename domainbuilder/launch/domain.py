@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Console", "ExpectEOF", "ExpectError", "ExpectTimeout", "Outcome", "RunningDomain", "launch"]
 
 _PAGE = 4096
+_Kernel = DomainPlan | DomainImage | KernelFile | str | os.PathLike[str]
 
 
 @options_by_name(Options)
@@ -82,7 +83,7 @@ def launch(
 
 def launch_on(
     host: Host | None,
-    kernel: DomainPlan | DomainImage | KernelFile | str | os.PathLike[str],
+    kernel: _Kernel,
     memory_mib: int | None,
     **options: Unpack[Options],
 ) -> RunningDomain:
@@ -92,37 +93,40 @@ def launch_on(
     """
     started = time.monotonic()
     chosen = Chosen(**options)
-    if not isinstance(kernel, DomainPlan | DomainImage | KernelFile):
-        kernel = _opened(kernel, cache=chosen.cache)
-    asked = (memory_mib, chosen.ramdisk, chosen.cmdline, chosen.guest_type)
-    if not isinstance(kernel, DomainPlan | DomainImage):
-        kernel = plan(
-            kernel,
-            memory_mib,
-            ramdisk=chosen.ramdisk,
-            cmdline=chosen.cmdline,
-            guest_type=chosen.guest_type,
-        )
-    elif asked != (None, None, "", None):
-        raise BuildError("a domain that is planned or built has its memory, ramdisk and command line already")
-    pages = kernel.nr_pages if isinstance(kernel, DomainPlan) else kernel.plan.nr_pages
+    source = _planned(kernel, memory_mib, chosen)
+    planned = source if isinstance(source, DomainPlan) else source.plan
     most = chosen.build_info.max_pages
-    if most is not None and most < pages:
+    if most is not None and most < planned.nr_pages:
         raise BuildError(
-            "maxmem is below memory", found=f"{most >> 8} MB", expected=f"{pages >> 8} MB or more"
+            "maxmem is below memory", found=f"{most >> 8} MB", expected=f"{planned.nr_pages >> 8} MB or more"
         )
-    symbols = _symbols(chosen.symbols, kernel.elf if isinstance(kernel, DomainPlan) else kernel.plan.elf)
+    symbols = _symbols(chosen.symbols, planned.elf)
     shares_host = host is not None
     image, host = (
-        _move(kernel, host, chosen) if isinstance(kernel, DomainImage) else _build(kernel, host, chosen)
+        _move(source, host, chosen) if isinstance(source, DomainImage) else _build(source, host, chosen)
     )
-    del kernel
+    del kernel, source, planned  # and with them the unpacked kernel
     try:
         return RunningDomain(
             built(image, host, chosen), chosen, shares_host=shares_host, started=started, symbols=symbols
         )
     except EngineError as error:
         raise _not_started(error, image.plan) from error
+
+
+def _planned(kernel: _Kernel, memory_mib: int | None, chosen: Chosen) -> DomainPlan | DomainImage:
+    """The plan of a kernel; what is planned or built already as it is."""
+    if not isinstance(kernel, DomainPlan | DomainImage | KernelFile):
+        kernel = _opened(kernel, cache=chosen.cache)
+    asked = (memory_mib, chosen.ramdisk, chosen.cmdline, chosen.guest_type)
+    if isinstance(kernel, DomainPlan | DomainImage):
+        if asked != (None, None, "", None):
+            raise BuildError(
+                "a domain that is planned or built has its memory, ramdisk and command line already"
+            )
+        return kernel
+    _, ramdisk, cmdline, guest_type = asked
+    return plan(kernel, memory_mib, ramdisk=ramdisk, cmdline=cmdline, guest_type=guest_type)
 
 
 def _opened(path: str | os.PathLike[str], *, cache: bool) -> DomainImage | KernelFile:
