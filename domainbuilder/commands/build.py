@@ -27,6 +27,11 @@ def build(
 
     OUT is what Xen's dump-core would write at the guest's first instruction; `domainbuilder launch` runs it,
     readelf reads it. Pages of zeros are holes in it. What `domainbuilder plan` warns of is said here, too.
+
+    \b
+    Examples:
+      domainbuilder build vmlinuz -m 256 --cmdline console=hvc0 -o linux.core
+      domainbuilder launch linux.core
     """
     from domainbuilder.build.domain_image import build as build_domain
     from domainbuilder.build.image import save_image

@@ -50,6 +50,11 @@ def clear(names: Names = None, everything: All = False) -> None:
     their names, or with --all. Who uses something of it right now goes on undisturbed.
 
     Exit codes: 0 removed; 2 nothing is kept by that name.
+
+    \b
+    Examples:
+      domainbuilder cache clear
+      domainbuilder cache clear booted
     """
     from domainbuilder.errors import BuildError
     from domainbuilder.saved.listing import listing

@@ -52,6 +52,11 @@ def conform(
 
     Exit codes: 0 every guest ended with SUCCESS or SKIP, or with a FAILURE that is known; 1 one ended with
     FAILURE or ERROR; 2 usage; 3 one crashed; 4 one did not end in time.
+
+    \b
+    Examples:
+      domainbuilder conform
+      domainbuilder conform mmu_update event_channel --format json
     """
     from domainbuilder.conform import report
     from domainbuilder.conform import run as runner

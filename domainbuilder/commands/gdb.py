@@ -44,6 +44,11 @@ def gdb(
     no guest; `monitor help` lists what can be asked of Xen's side. When gdb ends the domain ends.
 
     Exit codes: that of gdb; 2 unusable input, or there is no gdb.
+
+    \b
+    Examples:
+      domainbuilder gdb vmlinuz --ramdisk initramfs.cpio --cmdline console=hvc0
+      domainbuilder gdb vmlinuz --ex 'break start_kernel' --ex continue
     """
     from domainbuilder.launch.gdb_session import GdbOptions, run_gdb
 

@@ -26,6 +26,11 @@ def inspect(core: File, symbols: SymbolsFile = None, output_format: OutputFormat
     debug information lines and call-frame information, too) or System.map.
 
     Exit codes: 0 shown; 2 unusable input.
+
+    \b
+    Examples:
+      domainbuilder launch vmlinuz --timeout 60 --core linux.core
+      domainbuilder inspect linux.core
     """
     from domainbuilder.saved.core_file import CoreFile
     from domainbuilder.symbols.read import read_symbols

@@ -79,9 +79,12 @@ def launch(
     \b
     Examples:
       domainbuilder launch vmlinuz --ramdisk initramfs.cpio --cmdline console=hvc0
-      domainbuilder launch grub-i386-xen.bin --expect 'grub> ' --send 'halt\\n' --timeout 60
-      domainbuilder launch vmlinuz --cmdline console=tty0 --vfb vnc=0 --timeout 9 --screenshot boot.png
-      domainbuilder launch grub-i386-xen.bin --trace boot.pftrace --expect 'grub> ' --until-match
+      domainbuilder launch grub-i386-xen.bin --expect 'grub> ' \\
+          --send 'halt\\n' --timeout 60
+      domainbuilder launch vmlinuz --cmdline console=tty0 --vfb vnc=0 \\
+          --timeout 9 --screenshot boot.png
+      domainbuilder launch grub-i386-xen.bin --trace boot.pftrace \\
+          --expect 'grub> ' --until-match
     """
     from domainbuilder.errors import BuildError
     from domainbuilder.launch.options import disks_of, vfb_of, vifs_of

@@ -279,6 +279,13 @@ def lint(
     """Find layout defects in a linker script, its link map and the linked kernel.
 
     Exits with 1 when there is a warning or an error, with 2 when an input cannot be used.
+
+    \b
+    Examples:
+      domainbuilder lint vmlinux.lds.S -I include --map vmlinux.map --elf vmlinux
+      domainbuilder lint --diff kernel.lds
+      domainbuilder lint --explain not-kept
+      domainbuilder lint *.lds --format sarif -o lint.sarif
     """
     if explain is not None:
         _explain(explain)
@@ -326,6 +333,10 @@ def diff(
     """Show what moved, grew or lost alignment between two linked kernels.
 
     Exits with 1 when something lost its alignment.
+
+    \b
+    Example:
+      domainbuilder lint diff old.elf new.elf
     """
     from domainbuilder.errors import ExitCode
 
@@ -361,6 +372,10 @@ def regions(
     """Show how full the memory regions are, and who takes the most.
 
     Exits with 1 when a region overflows or uses more than its budget in layout.toml.
+
+    \b
+    Example:
+      domainbuilder lint regions app.lds --map app.map --elf app.elf
     """
     from domainbuilder.errors import ExitCode
 
@@ -395,6 +410,11 @@ def format_script(
     """Print linker scripts in one style, comments kept.
 
     Version scripts, parts that other scripts INCLUDE, and scripts for the C preprocessor are left alone.
+
+    \b
+    Examples:
+      domainbuilder lint format kernel.lds
+      domainbuilder lint format --check *.lds
     """
     from domainbuilder.errors import BuildError, ExitCode
 

@@ -47,6 +47,11 @@ def matrix(
     Inputs are sent by their contents, once to a worker. A run whose process was lost is tried again.
 
     Exit codes: 0 every run passed; 1 one did not; 2 unusable input.
+
+    \b
+    Examples:
+      domainbuilder matrix tests.toml --list
+      domainbuilder matrix tests.toml -j 4 --junit results.xml
     """
     import fnmatch
 

@@ -45,6 +45,11 @@ def notes(
     The verdict per kind of guest comes first, then what is wrong or odd, then the notes themselves.
     `domainbuilder notes fix FILE -o OUT` repairs what can be repaired; a kernel that is called
     "fix" is written ./fix.
+
+    \b
+    Examples:
+      domainbuilder notes vmlinuz
+      domainbuilder notes --check *.elf
     """
     from domainbuilder.errors import ExitCode
 
@@ -77,6 +82,10 @@ def fix(
 
     The owner of notes that are Xen's in all but name, sizes that run past the end, a missing PT_NOTE.
     What gets loaded stays as it is, and OUT appears whole or not at all.
+
+    \b
+    Example:
+      domainbuilder notes fix gnumach.gz -o gnumach
     """
     from domainbuilder.kernel.fix import fix as repair
     from domainbuilder.output import refuse_to_overwrite

@@ -42,6 +42,11 @@ def plan(
 
     Where everything goes and how it is mapped, the page tables, what start_info says, the registers, and
     whether what must own whole pages in the kernel does.
+
+    \b
+    Examples:
+      domainbuilder plan vmlinuz -m 256
+      domainbuilder plan vmlinuz -m 256 --format svg > vmlinuz.svg
     """
     from domainbuilder.build.image import is_image, load_image
     from domainbuilder.errors import BuildError, ExitCode

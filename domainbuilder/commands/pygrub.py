@@ -78,7 +78,8 @@ def pygrub(
       domainbuilder pygrub disk.img --list-entries
       domainbuilder pygrub disk.img -o boot
       domainbuilder pygrub cloud.qcow2 --disk-format qcow2
-      domainbuilder launch boot/vmlinuz --ramdisk boot/initrd --cmdline 'root=/dev/xvda1'
+      domainbuilder launch boot/vmlinuz --ramdisk boot/initrd \\
+          --cmdline 'root=/dev/xvda1'
     """
     from domainbuilder.bootloader.disk import PartOfDisk
     from domainbuilder.bootloader.pygrub import survey, wanted

@@ -40,7 +40,8 @@ def restore(
     \b
     Examples:
       domainbuilder restore booted.domain
-      domainbuilder restore booted.domain --expect '# ' --send 'uptime\\n' --expect '# ' --until-match
+      domainbuilder restore booted.domain --expect '# ' \\
+          --send 'uptime\\n' --expect '# ' --until-match
       domainbuilder restore networked.domain --vif type=user,tcp=8080:80
     """
     from domainbuilder.kept_files import find_named

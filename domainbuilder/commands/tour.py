@@ -42,7 +42,8 @@ def tour(
     \b
     Example:
       domainbuilder tour kernel.elf --send 'halt\\n'
-      domainbuilder tour vmlinuz --ramdisk initramfs.cpio --cmdline console=hvc0 --send 'poweroff -f\\n'
+      domainbuilder tour vmlinuz --ramdisk initramfs.cpio --cmdline console=hvc0 \\
+          --send 'poweroff -f\\n'
     """
     from domainbuilder.launch.script import unescape
     from domainbuilder.tour.run import TourOptions, run_tour

@@ -23,7 +23,7 @@ def trace(
 
     \b
     Example:
-      domainbuilder launch vmlinuz --trace boot.pftrace     # opens in ui.perfetto.dev, too
+      domainbuilder launch vmlinuz --trace boot.pftrace  # or ui.perfetto.dev
       domainbuilder trace boot.pftrace
     """
     from domainbuilder.trace.formats import opened_trace

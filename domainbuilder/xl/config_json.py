@@ -73,6 +73,8 @@ def _value(source: Source, at: int, name: str, value: object) -> Value:
         return Value(source, at, None, tuple(_value(source, at, name, item) for item in value))
     if isinstance(value, bool):
         return Value(source, at, str(int(value)))
+    if isinstance(value, str) and "\0" in value:
+        raise source.fail(at, f"{name}: a NUL, which no text has")
     if isinstance(value, str | int):
         return Value(source, at, str(value))
     raise source.fail(

@@ -211,6 +211,8 @@ def parse(sources: Iterable[Source], before: Mapping[str, Setting]) -> dict[str,
     for source in sources:
         if len(source.text) > LIMITS["configuration"].size:
             raise ConfigError(f"{source.name}: the configuration is too large", found=len(source.text))
+        if (at := source.text.find("\0")) >= 0:
+            raise source.fail(at, "a NUL, which no text has")
         for setting in _Parser(source).settings():
             earlier = found.get(setting.name)
             found[setting.name] = _concatenated(earlier, setting) if setting.added and earlier else setting

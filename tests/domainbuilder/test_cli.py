@@ -6,6 +6,8 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,22 @@ def test_every_command_shows_its_own_help(name: str) -> None:
     done = run(*name.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert COMMANDS[name].help.split(".")[0] in " ".join(done.stdout.split())
+    lines = re.split(r"^  Examples?:$", done.stdout, flags=re.MULTILINE)[1:]
+    assert lines or name == "cache" or name.startswith("xl ")
+    for text in lines:
+        check_examples(text.partition("\n\n")[0])
+
+
+def check_examples(text: str) -> None:
+    """The lines have 80 columns at most, and are what the commands' parsers take."""
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["domainbuilder"]:
+            command = next(name for n in (3, 2) if (name := " ".join(words[1:n])) in COMMANDS)
+            given = words[1 + len(command.split()) :]
+            given = given[: given.index(">")] if ">" in given else given
+            command_line.typer_command(command).make_context(command, given)
 
 
 def test_help_lists_every_command_and_examples() -> None:

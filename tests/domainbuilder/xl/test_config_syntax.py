@@ -132,6 +132,7 @@ def test_made_up_texts_as_libxlutil(libxlutil: Libxlutil) -> None:
         ("a='b\n", r"x.cfg:1:3: the string has no end on its line"),
         ("a=1 # x", r"x.cfg:1:5: the comment at the end of the file has no newline"),
         ("a=" + "[" * 40, "nested too deeply"),
+        ("a='x\0y'", r"x.cfg:1:5: a NUL, which no text has"),
     ],
 )
 def test_errors_name_line_column_and_what_is_allowed(text: str, message: str) -> None:

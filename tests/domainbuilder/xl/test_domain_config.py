@@ -71,6 +71,8 @@ def test_json_and_back() -> None:
         )
     with pytest.raises(ConfigError, match=r"x.json:2:1: "):
         parse_json(Source("x.json", '{"name":\n}'))
+    with pytest.raises(ConfigError, match=r"x.json:1:2: kernel: a NUL, which no text has"):
+        parse_json(Source("x.json", r'{"kernel": "a\u0000b"}'))
 
 
 def test_the_defaults_are_xls() -> None:
