@@ -425,6 +425,9 @@ def _wrong_base(draft: _Draft, elf: ElfImage) -> str:
     """Why an entry that is inside the segments as they are linked is outside of where Xen puts them."""
     if not draft.virt_offset or not elf.pstart <= draft.virt_entry <= elf.pend:
         return ""
+    if draft.elf_paddr_offset:
+        added = f"VIRT_BASE {draft.virt_base:#x} less PADDR_OFFSET {draft.elf_paddr_offset:#x}"
+        return f": Xen adds {added} to the physical addresses of its segments"
     if elf.pstart < draft.virt_base:
         return ": Xen adds VIRT_BASE to the physical addresses of its segments, and ENTRY is one of these"
     return (

@@ -123,7 +123,7 @@ def _page_fault(
     yield f"{act} {address:#x}, where nothing is mapped{null}"
     if not null:
         yield from _taken_for(machine, view, names, address)
-        yield from _stack_overflow(machine, view, registers, address)
+        yield from _no_stack(machine, view, registers, address)
 
 
 def _taken_for(machine: Machine, view: GuestView, names: Names, address: int) -> Iterator[str]:
@@ -146,12 +146,17 @@ def _taken_for(machine: Machine, view: GuestView, names: Names, address: int) ->
         )
 
 
-def _stack_overflow(machine: Machine, view: GuestView, registers: Registers, address: int) -> Iterator[str]:
-    """The access was at the stack pointer, and the page above it is mapped."""
-    stack, above = registers.stack_address, (address | PAGE_SIZE - 1) + 1
-    if abs(address - stack) < PAGE_SIZE and view.read(above, 1):
-        pointer = "esp" if machine.domain.abi.is_32bit else "rsp"
+def _no_stack(machine: Machine, view: GuestView, registers: Registers, address: int) -> Iterator[str]:
+    """The access was at the stack pointer: below the lowest page of its stack, or with no stack at all."""
+    abi, stack = machine.domain.abi, registers.stack_address
+    if (address - stack + PAGE_SIZE) & abi.word_mask >= 2 * PAGE_SIZE:
+        return
+    above = (address | PAGE_SIZE - 1) + 1 & abi.word_mask
+    pointer = "esp" if abi.is_32bit else "rsp"
+    if view.read(above, 1):
         yield f"{pointer} is {stack:#x}, and nothing is mapped below {above:#x}: the stack was too small"
+    elif not view.read(stack, 1):
+        yield f"{pointer} is {stack:#x}, and no stack is mapped there"
 
 
 def _no_stubs(view: GuestView, names: Names, registers: Registers) -> Iterator[str]:

@@ -194,16 +194,21 @@ def test_refusals(changes: dict[str, Any], code: str, libelf: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("paddr", "virt_base", "words"),
+    ("paddr", "notes", "words"),
     [
-        (0xC0100000, 0xC0000000, "the physical addresses of its segments are virtual ones"),
-        (0x100000, 0xC0000000, "Xen adds VIRT_BASE to the physical addresses of its segments, and ENTRY is"),
+        (0xC0100000, {}, "the physical addresses of its segments are virtual ones"),
+        (0x100000, {}, "Xen adds VIRT_BASE to the physical addresses of its segments, and ENTRY is"),
+        (
+            0xC0100000,
+            {"VIRT_BASE": 0, "PADDR_OFFSET": 0xC0000000},
+            "Xen adds VIRT_BASE 0x0 less PADDR_OFFSET 0xc0000000 to the physical addresses of its segments",
+        ),
     ],
 )
-def test_an_entry_that_is_outside_by_virt_base(paddr: int, virt_base: int, words: str) -> None:
+def test_an_entry_that_is_outside_by_virt_base(paddr: int, notes: dict[str, Any], words: str) -> None:
     """A linker script without AT(), and no PADDR_OFFSET; or ENTRY is a physical address."""
     writer = ElfWriter(32, 3, entry=paddr).load(b"\xcc" * 64, paddr=paddr, vaddr=paddr)
-    writer.note_segment(b"".join(xen_notes(VIRT_BASE=virt_base, ENTRY=paddr)))
+    writer.note_segment(b"".join(xen_notes(ENTRY=paddr, **notes)))
     assert words in str(refused(writer))
 
 

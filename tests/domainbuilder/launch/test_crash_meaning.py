@@ -63,6 +63,11 @@ NOTHING_SET = "set_trap_table has given Xen no handler of anything"
                 "esp is 0xc0000000, and nothing is mapped below 0xc0000000: the stack",
             ],
         ),
+        (
+            mov("esp", 0x6000) + b"\x50",
+            ["a store to 0x5ffc, where", "esp is 0x6000, and no stack is mapped there"],
+        ),
+        (mov("esp", 0) + b"\x50", ["a store to 0xfffffffc, ", "esp is 0x0, and no stack is mapped there"]),
         (  # start_info->pt_base is the top-level table, and its first word one of its entries
             b"\x8b\x46\x3c" + b"\xc7\x00\x00\x00\x00\x00",
             ["whose page is read-only", "page tables are changed by mmu_update and update_va_mapping"],
