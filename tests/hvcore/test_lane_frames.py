@@ -156,7 +156,7 @@ def test_ways_out_of_the_kernel(abi: Abi) -> None:
     def trial(cpu: LaneCpu, dice: random.Random, number: int) -> object:
         set_state(cpu, dice, known)
         cs, ss = dice.choice(pairs) if number % 2 else odd[number // 2 % len(odd)]
-        eflags = dice.choice((*FLAGS, *FLAGS, 0x2, 0x20202))
+        eflags = dice.choice((*FLAGS, *FLAGS, 0x2, 0x20202, 0x302))
         sp = dice.choice((STACK, STACK, STACK, STACK + 8, STACK + 0xFF0, HOLE - 24))
         if abi.is_32bit:
             frame = struct.pack("<6I", 7, HANDLER, cs | dice.getrandbits(16) << 16, eflags, DATA, ss)

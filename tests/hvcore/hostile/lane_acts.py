@@ -152,7 +152,7 @@ class ActingCpu(Spaces):
         first = dice.choice((0, 1, 2, 3, self.word(dice)))
         if number == H.stack_switch:
             first = dice.choice(self.selectors)
-        second = dice.choice((STACK + 0x400, 0, 1, *self.selectors, self.word(dice)))
+        second = dice.choice((STACK + 0x400, 0, 1, dice.choice(self.selectors), self.word(dice)))
         return number, first, second, dice.choice((0, ARGUMENTS))
 
     def multicall(self, dice: Random, _at: int) -> tuple[int, ...]:
@@ -181,7 +181,7 @@ class ActingCpu(Spaces):
         return "cd82" if self.abi.is_32bit else "0f05"
 
     def iret(self, dice: Random) -> str:
-        abi, eflags = self.abi, dice.choice((*FLAGS, *FLAGS, 0x2, 0x20202))
+        abi, eflags = self.abi, dice.choice((*FLAGS, *FLAGS, 0x2, 0x20202, 0x302))
         good = [(abi.flat_user_cs, abi.flat_user_ss), (abi.flat_kernel_cs, abi.flat_kernel_ss)]
         cs, ss = dice.choice(good)
         if dice.random() < 0.5:
@@ -232,6 +232,8 @@ class ActingCpu(Spaces):
         v.kernel_mode = kernel_mode
         if dice.random() < 0.7:  # or most acts would end the domain
             self._be_well()
+        if dice.random() < 0.05:
+            v.callbacks[dice.choice((0, 2))] = (0, 0, 0)
         v.pause_flags, self.d.is_shutting_down = 0, False  # VCPUOP_down
         self._load_segments(dice, user=user and abi.is_32bit)
         q = engine.q
@@ -249,7 +251,7 @@ class ActingCpu(Spaces):
         engine.write_eflags(dice.choice((0x202, 0x202, *FLAGS)))
         self._set_clock(dice)
         v.info[0] = dice.random() < 0.1
-        v.nmi_pending = dice.random() < 0.02
+        v.nmi_pending = dice.random() < 0.03
         return self._run()
 
     def _be_well(self) -> None:
