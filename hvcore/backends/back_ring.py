@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hvcore.public.ring import RING_ENTRIES, RING_REQ_EVENT, RING_REQ_PROD, RING_RSP_EVENT, RING_RSP_PROD
-from hvcore.public.xen import PAGE_SIZE
+from hvcore.public.xen import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from hvcore.machine_memory import MachineMemory
@@ -97,14 +97,15 @@ class BackRing:
 
     def respond(self, layout: struct.Struct, responses: Iterable[tuple[Any, ...]]) -> None:
         """push() of many that are laid out the same."""
-        prod, mask, size = self.rsp_prod, self.entries - 1, self.entry_size
+        prod, mask, size, pack_into = self.rsp_prod, self.entries - 1, self.entry_size, layout.pack_into
         if len(self.frames) > 1:
             for values in responses:
                 self.push(layout.pack(*values))
             return
-        page = self._memory.frame(self.frames[0])
+        memory = self._memory
+        view, start = memory.view, (self.frames[0] - memory.base_mfn << PAGE_SHIFT) + RING_ENTRIES
         for values in responses:
-            layout.pack_into(page, RING_ENTRIES + (prod & mask) * size, *values)
+            pack_into(view, start + (prod & mask) * size, *values)
             prod += 1
         self.rsp_prod = prod & _WORD
 

@@ -18,6 +18,7 @@ _CHECKSUM_AT = {_TCP: 16, _UDP: 6}
 _HEADER = {_TCP: 20, _UDP: 8}
 _OPTIONS = (0, 43, 60)  # IPv6: hop-by-hop, routing, destination
 _FIN, _PSH, _CWR = 1, 8, 128
+_GSO_VERSION = {XEN_NETIF_GSO_TYPE_TCPV4: 4, XEN_NETIF_GSO_TYPE_TCPV6: 6}
 MAX_SEGMENTS = 2048  # of one frame: 64 KB in pieces of 32, less than any TCP makes
 
 
@@ -125,8 +126,8 @@ def filled(frame: Frame) -> Frame:
 
 def for_offload(frame: Frame) -> Frame:
     """The frame with its checksum left to who sends it on, as that of many segments in one has to be."""
-    where = transport_of(frame.data)
-    if where is None or frame.is_blank:
+    where = None if frame.is_blank else transport_of(frame.data)
+    if where is None:
         return frame
     at = where.start + _CHECKSUM_AT[where.protocol]
     start = 0xFFFF - internet_checksum(_pseudo_header(frame.data, where))
@@ -137,7 +138,7 @@ def for_offload(frame: Frame) -> Frame:
 def payload_of(frame: Frame) -> tuple[Transport, int] | None:
     """The TCP of many segments in one, and where its payload begins; None where it can be no segments."""
     where = transport_of(frame.data)
-    version = {XEN_NETIF_GSO_TYPE_TCPV4: 4, XEN_NETIF_GSO_TYPE_TCPV6: 6}.get(frame.gso_type)
+    version = _GSO_VERSION.get(frame.gso_type)
     if where is None or where.protocol != _TCP or where.version != version or not frame.gso_size:
         return None
     body = where.start + 4 * (frame.data[where.start + 12] >> 4)

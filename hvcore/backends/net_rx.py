@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,7 +93,7 @@ class NetRx:
     def _adapted(self, frame: Frame) -> list[Frame]:
         if frame.gso_type and not (self.can_sg and self.gso_mask >> frame.gso_type & 1):
             return segments(frame)
-        if frame.is_blank:
+        if frame.is_blank and not (self.ip_csum and self.ipv6_csum):
             where = transport_of(frame.data)
             if not (self.ip_csum if where is None or where.version == 4 else self.ipv6_csum):
                 frame = filled(frame)
@@ -143,7 +142,8 @@ class NetRx:
         ring.consume(len(requests))
         if frame.gso_type:
             del requests[1]
-        parts = list(_pages(frame.data))
+        view = memoryview(frame.data)
+        parts = [view[at : at + PAGE_SIZE] for at in range(0, len(view), PAGE_SIZE)]
         places = [(gref, part) for (_, gref), part in zip(requests, parts, strict=True)]
         statuses = write_granted(self._home, self._guest, places)
         flags = [NETRXF_more_data] * (len(parts) - 1) + [0]
@@ -159,11 +159,6 @@ class NetRx:
             ring.respond(netif_extra_info, [(XEN_NETIF_EXTRA_TYPE_GSO, 0, u)])
             del responses[0]
         ring.respond(netif_rx_response, responses)
-
-
-def _pages(data: bytes) -> Iterator[memoryview]:
-    view = memoryview(data)
-    return (view[at : at + PAGE_SIZE] for at in range(0, len(data), PAGE_SIZE))
 
 
 def _slots_of(frame: Frame) -> int:

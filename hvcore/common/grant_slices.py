@@ -7,7 +7,7 @@ seen by nobody. Every other entry is mapped and let go of (hvcore/common/grant_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hvcore.common.grant_map import map_for_backend, unmap_for_backend
@@ -19,7 +19,6 @@ from hvcore.public.grant_table import (
     GTF_sub_page,
     GTF_type_mask,
     GTF_writing,
-    grant_entry_v1,
 )
 from hvcore.public.xen import PAGE_SHIFT
 
@@ -31,17 +30,19 @@ _READ = GTF_type_mask | GTF_sub_page | _PIN_MARKS  # the bits that count; GTF_pe
 _WRITE = _READ | GTF_readonly
 _PER_FRAME_SHIFT = PAGE_SHIFT - 3  # entries of version 1 in a frame
 _SLOT_MASK = (1 << _PER_FRAME_SHIFT) - 1
+_DOMID_SHIFT, _FRAME_SHIFT = 16, 32  # in struct grant_entry_v1, seen as one word
 
 
-def read_granted(ld: Domain, rd: Domain, places: Iterable[tuple[int, int, int]]) -> list[memoryview | None]:
+def read_granted(ld: Domain, rd: Domain, places: Sequence[tuple[int, int, int]]) -> list[memoryview | None]:
     """The bytes at each (reference, offset, size) of `rd`'s; None where the grant gives `ld` none.
 
     They are views of memory: whoever keeps them has to copy them before a guest runs.
     """
-    frame_of, view, base = _plain_frames(ld, rd, _READ), rd.mem.view, rd.mem.base_mfn
+    view, base = rd.mem.view, rd.mem.base_mfn
     found: list[memoryview | None] = []
-    for ref, offset, size in places:
-        mfn = frame_of(ref)
+    frames = _plain_frames(ld, rd, _READ, [ref for ref, _, _ in places])
+    for (ref, offset, size), plain in zip(places, frames, strict=True):
+        mfn = plain
         if mfn < 0:
             handle, mfn = map_for_backend(ld, rd, ref, readonly=True)
             if handle < 0:
@@ -53,15 +54,15 @@ def read_granted(ld: Domain, rd: Domain, places: Iterable[tuple[int, int, int]])
     return found
 
 
-def write_granted(ld: Domain, rd: Domain, places: Iterable[tuple[int, memoryview]]) -> list[int]:
+def write_granted(ld: Domain, rd: Domain, places: Sequence[tuple[int, memoryview]]) -> list[int]:
     """Write each (reference, bytes) to the start of a frame of `rd`'s: how many, or a negative GNTST_*."""
-    frame_of, view, base = _plain_frames(ld, rd, _WRITE), rd.mem.view, rd.mem.base_mfn
+    view, base = rd.mem.view, rd.mem.base_mfn
     pages, types, uses, flags = rd.mm.base, rd.mm.ptype, rd.mm.tcount, rd.mm.pflags
     wrote_frame = rd.engine.wrote_frame
     results: list[int] = []
-    for ref, data in places:
-        mfn, handle = frame_of(ref), -1
-        pg = mfn - pages
+    frames = _plain_frames(ld, rd, _WRITE, [ref for ref, _ in places])
+    for (ref, data), plain in zip(places, frames, strict=True):
+        mfn, pg, handle = plain, plain - pages, -1
         if mfn < 0 or types[pg] != PGT_writable_page or not uses[pg] or not flags[pg] & PGT_validated:
             handle, mfn = map_for_backend(ld, rd, ref, readonly=False)
             if handle < 0:
@@ -76,21 +77,23 @@ def write_granted(ld: Domain, rd: Domain, places: Iterable[tuple[int, memoryview
     return results
 
 
-def _plain_frames(ld: Domain, rd: Domain, mask: int) -> Callable[[int], int]:
-    """A function from references of `rd`'s to frames: -1 for an entry that has to be mapped to know."""
-    gt, mm, domid, granter = rd.grant_table, rd.mm, ld.domain_id, rd.domain_id
+def _plain_frames(ld: Domain, rd: Domain, mask: int, refs: list[int]) -> Iterator[int]:
+    """The frames that references of `rd`'s grant: -1 for an entry that has to be mapped to know.
+
+    Each is looked up when it is asked for, as entries may lie in a frame that was written to before.
+    """
+    gt, mm, granter = rd.grant_table, rd.mm, rd.domain_id
     active, shared, nr_entries = gt.active, gt.shared, gt.nr_entries if gt.version == 1 else 0
-    view, base_mfn, unpack = rd.mem.view, rd.mem.base_mfn, grant_entry_v1.unpack_from
+    words, base_mfn = rd.mem.q, rd.mem.base_mfn
     base, nr, owner, count = mm.base, mm.nr, mm.owner, mm.count
-
-    def frame_of(ref: int) -> int:
-        if ref >= nr_entries or ref in active:
-            return -1
-        at = (shared[ref >> _PER_FRAME_SHIFT] - base_mfn << PAGE_SHIFT) + ((ref & _SLOT_MASK) << 3)
-        flags, allowed, mfn = unpack(view, at)
-        pg = mfn - base
-        if flags & mask != GTF_permit_access or allowed != domid or not 0 <= pg < nr:
-            return -1
-        return mfn if owner[pg] == granter and count[pg] else -1
-
-    return frame_of
+    mask |= 0xFFFF << _DOMID_SHIFT
+    wanted = GTF_permit_access | ld.domain_id << _DOMID_SHIFT
+    for ref in refs:
+        mfn = -1
+        if ref < nr_entries and ref not in active:
+            first = shared[ref >> _PER_FRAME_SHIFT] - base_mfn << _PER_FRAME_SHIFT
+            entry = words[first + (ref & _SLOT_MASK)]
+            pg = (entry >> _FRAME_SHIFT) - base
+            if entry & mask == wanted and 0 <= pg < nr and owner[pg] == granter and count[pg]:
+                mfn = entry >> _FRAME_SHIFT
+        yield mfn

@@ -38,6 +38,7 @@ class CodePages:
         words.ram_base = base
         words.ram_pages = len(self._pages)
         words.page_has_code = ctypes.addressof(self._pages)
+        self.holding = memoryview(self._pages).cast("B")  # whether each page of RAM holds translated code
         self.known = False
         if core is None:
             return
@@ -54,7 +55,7 @@ class CodePages:
 
     def holds_code(self, page: int) -> bool:
         """Whether page `page` of RAM holds translated code."""
-        return bool(self._pages[page])
+        return bool(self.holding[page])
 
 
 def _answer_memory_mapping(

@@ -127,6 +127,7 @@ class Engine(InnerStops):
             internals.use_core(self._core, self.words)
         self.code_pages = CodePages(self._lib, self._core, self.words, phys_base, len(memory), ram)
         self.words.ram = ram
+        self._base_mfn = phys_base >> 12
         self.close_ports()
 
     # -- running
@@ -170,7 +171,7 @@ class Engine(InnerStops):
     def wrote_frame(self, mfn: int) -> None:
         """A device wrote into a frame of the guest's: code that was translated from it is no more."""
         pages = self.code_pages
-        if not pages.known or pages.holds_code(mfn - (self.words.ram_base >> 12)):
+        if not pages.known or pages.holding[mfn - self._base_mfn]:
             self.flush_code(mfn << 12, (mfn + 1) << 12)
 
     def want_out(self) -> None:
