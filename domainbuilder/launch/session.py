@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from domainbuilder.errors import ExitCode
 from domainbuilder.launch.transcript import Search, Transcript, compile_pattern
@@ -18,29 +18,39 @@ if TYPE_CHECKING:
     from domainbuilder.launch.crash_report import CrashReport
     from domainbuilder.launch.waiting import Ends, HasFileno
 
-_EXIT_CODES: dict[str, ExitCode] = {
-    **dict.fromkeys(("poweroff", "reboot", "suspend", "soft_reset"), ExitCode.FINE),
-    **dict.fromkeys(("detached", "matched", "replayed", "saved", "moved"), ExitCode.FINE),
-    "idle": ExitCode.TIMED_OUT,
-    "timeout": ExitCode.TIMED_OUT,
+
+class _Reason(NamedTuple):
+    """What the end of a run for that reason means: to a script, to the domain, in words."""
+
+    exit_code: ExitCode
+    is_end: bool  # of the domain, too
+    sentence: str
+
+
+_FINE, _CRASHED, _TIMED_OUT = ExitCode.FINE, ExitCode.DOMAIN_CRASHED, ExitCode.TIMED_OUT
+_REASONS = {
+    "poweroff": _Reason(_FINE, True, "the guest powered off"),
+    "reboot": _Reason(_FINE, True, "the guest asked for a reboot"),
+    "suspend": _Reason(_FINE, True, "the guest suspended"),
+    "crash": _Reason(_CRASHED, True, "the guest reported that it crashed"),
+    "watchdog": _Reason(_CRASHED, True, "the guest's watchdog was not patted in time"),
+    "soft_reset": _Reason(_FINE, True, "the guest asked for a soft reset"),
+    "crashed": _Reason(_CRASHED, True, "the guest did what Xen destroys a domain for"),
+    "idle": _Reason(
+        _TIMED_OUT, False, "the guest is idle for good: it waits for input, and nothing is left to wake it"
+    ),
+    "timeout": _Reason(_TIMED_OUT, False, "time is up"),
+    "detached": _Reason(_FINE, False, "the console was closed, and the domain with it"),
+    "matched": _Reason(_FINE, False, "every expectation was met"),
+    "replayed": _Reason(_FINE, False, "the record ends here"),
+    "saved": _Reason(_FINE, False, "the domain was saved"),
+    "moved": _Reason(_FINE, False, "the domain was moved"),
 }
 
-_SENTENCES: dict[str, str] = {
-    "poweroff": "the guest powered off",
-    "reboot": "the guest asked for a reboot",
-    "suspend": "the guest suspended",
-    "crash": "the guest reported that it crashed",
-    "watchdog": "the guest's watchdog was not patted in time",
-    "soft_reset": "the guest asked for a soft reset",
-    "crashed": "the guest did what Xen destroys a domain for",
-    "idle": "the guest is idle for good: it waits for input, and nothing is left to wake it",
-    "timeout": "time is up",
-    "detached": "the console was closed, and the domain with it",
-    "matched": "every expectation was met",
-    "replayed": "the record ends here",
-    "saved": "the domain was saved",
-    "moved": "the domain was moved",
-}
+
+def _known(reason: str) -> _Reason:
+    """What is known of a reason; a number that Xen has no name for counts as a crash."""
+    return _REASONS.get(reason) or _Reason(_CRASHED, True, f"the guest shut down: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +69,15 @@ class Outcome:
     @property
     def exit_code(self) -> ExitCode:
         """What `domainbuilder launch` without expectations would exit with."""
-        return _EXIT_CODES.get(self.reason, ExitCode.DOMAIN_CRASHED)
+        return _known(self.reason).exit_code
 
     @property
     def ended(self) -> bool:
         """Whether the domain is gone; after "idle" and "timeout" it can go on."""
-        return self.reason not in ("idle", "timeout", "detached", "matched", "replayed", "saved", "moved")
+        return _known(self.reason).is_end
 
     def __str__(self) -> str:
-        sentence = _SENTENCES.get(self.reason, f"the guest shut down: {self.reason}")
+        sentence = _known(self.reason).sentence
         return f"{sentence}: {self.detail}" if self.detail else sentence
 
 
