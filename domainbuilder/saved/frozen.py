@@ -190,7 +190,8 @@ class _File:
     ) -> SavedError:
         return SavedError(reason, where=Where(self.name, offset), found=found, expected=expected)
 
-    def _table(self, size: int) -> dict[str, _Section]:
+    def _check_header(self, size: int) -> int:
+        """Where the table ends, which a header that is whole and fits the file says."""
         magic, version, count, total, digest = _HEADER.unpack_from(self.view)
         if magic != MAGIC:
             raise self.fail("not a frozen domain", 0, magic.hex(), MAGIC.hex())
@@ -201,14 +202,18 @@ class _File:
         if total != size:
             how = "is cut short" if total > size else "has something behind its end"
             raise self.fail(f"the frozen domain {how}", 24, size, total)
-        end = _HEADER.size + count * _ENTRY.size
+        end = _HEADER.size + len(_SECTIONS) * _ENTRY.size
         if end > size:
             raise self.fail("the table is cut short", _HEADER.size, size, end)
         told = hashlib.sha256(self.view[: _HEADER.size - 32])
         told.update(self.view[_HEADER.size : end])
         if told.digest() != digest:
             raise self.fail("the header is damaged", 32, told.hexdigest()[:16], digest.hex()[:16])
-        sections, at = {}, end
+        return end
+
+    def _table(self, size: int) -> dict[str, _Section]:
+        """The sections, which stand one behind the other from the table's end to the file's."""
+        sections, at = {}, self._check_header(size)
         for index, wanted in enumerate(_SECTIONS):
             where = _HEADER.size + index * _ENTRY.size
             raw, offset, stored, unpacked, digest = _ENTRY.unpack_from(self.view, where)
