@@ -66,6 +66,14 @@ def test_it_has_every_public_name(written: str, names: set[str]) -> None:
     assert {name for name in names if not re.search(rf"\b{written}{name}\b", PAGE)} == set()
 
 
+def test_what_stands_beside_it_is_there() -> None:
+    section = PAGE.partition("## Beside it\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `([\w.]+)` \|", section, flags=re.MULTILINE)
+    assert len(named) > 4
+    for package, _, name in (one.rpartition(".") for one in named):
+        exec(f"from {package} import {name}", {})
+
+
 def test_a_clone_has_what_the_page_says() -> None:
     said = re.search(r"A `Clone` has of these (.*?); `pid`", PAGE, flags=re.DOTALL)
     assert said
