@@ -80,6 +80,9 @@ bail-outs: $(VENV)/.dev ## How often each lane of the compiled core was left to 
 wheels: $(VENV)/.made ## Build the wheels into dist/: manylinux x86-64 and aarch64 by zig, and one without the compiled core
 	for machine in x86_64 aarch64; do HVCORE_MACHINE=$$machine $(BIN)/python -m pip wheel --quiet --no-deps -w dist . || exit 1; done
 	HVCORE_WITHOUT_CORE=1 $(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	@for wheel in dist/*.whl; do echo "$$wheel: files by folder, and the compiled core"; \
+	    $(BIN)/python -m zipfile --list "$$wheel" | tail -n +2 | \
+	    sed -E 's, .*,,; /_core\.so$$/!s,/[^/]*$$,/,' | LC_ALL=C sort | uniq -c; done
 
 clean: ## Remove what was built and installed; keeps the fetched kernels
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
