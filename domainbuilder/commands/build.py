@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from domainbuilder.commands._run_options import Cmdline, Memory, Ramdisk
+from domainbuilder.commands._options import Cmdline, Memory, Ramdisk
 
 
 def build(

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from domainbuilder import streams
-from domainbuilder.commands._run_options import Jobs, ResultFormat, ResultFormatOption
+from domainbuilder.commands._options import Jobs, ResultFormat, ResultFormatOption
 
 
 def _guests(incomplete: str) -> Iterator[tuple[str, str]]:

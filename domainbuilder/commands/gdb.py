@@ -6,13 +6,10 @@ from typing import Annotated
 
 import typer
 
+from domainbuilder.commands._options import Cmdline, File, Memory, Ramdisk
 from domainbuilder.commands._run_options import (
-    Cmdline,
     ConsoleLog,
-    File,
-    Memory,
     Plain,
-    Ramdisk,
     SymbolsFile,
     Vcpus,
 )

@@ -7,15 +7,12 @@ from typing import Annotated
 
 import typer
 
+from domainbuilder.commands._options import Cmdline, File, Memory, Ramdisk
 from domainbuilder.commands._run_options import (
-    Cmdline,
     Date,
     Disks,
-    File,
     Keep,
-    Memory,
     NoCache,
-    Ramdisk,
     Record,
     Replay,
     ResumeAt,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domainbuilder import streams
-from domainbuilder.commands._run_options import Jobs, ResultFormat, ResultFormatOption
+from domainbuilder.commands._options import Jobs, ResultFormat, ResultFormatOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from domainbuilder import streams
-from domainbuilder.commands._run_options import Cmdline, File, Memory, Ramdisk
+from domainbuilder.commands._options import Cmdline, File, Memory, Ramdisk
 
 
 class Format(StrEnum):
