@@ -27,7 +27,7 @@ class Periodic:
     ) -> None:
         self._machine = machine
         self._before_idle = before_idle
-        self._key = "periodic", name
+        self._key = "periodic", name, machine.domain.domain_id
         self._period_ns = period_ns
         self._action = action
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from domainbuilder.build.domain_image import DomainImage, build
 from domainbuilder.launch.registers import registers_of
 from domainbuilder.plan.domain_plan import plan
 from hvcore.cpu.engine import EngineContext
+from hvcore.debug.periodic import Periodic
 from hvcore.host import Host
 from hvcore.machine import Machine, Stop
 from hvcore.machine_memory import MachineMemory
@@ -187,6 +190,15 @@ def test_a_domain_finds_its_translations_again(
     assert loads[2:] == [int(not host.engine.words.spaces)] * (len(loads) - 2)
     for machine in machines:
         assert machine.stats() == alone(tmp_path, LONG)
+
+
+def test_who_looks_at_two_domains_regularly_looks_at_both(host: Host, place: Place) -> None:
+    machines = [place(LONG), place(LONG)]
+    looks = Counter[Machine]()
+    for machine in machines:
+        Periodic(machine, "look", 1_000_000, partial(looks.update, [machine])).arm()
+    run_all(host)
+    assert all(looks[machine] > 15 for machine in machines)
 
 
 def test_registers_are_those_of_the_domain_that_is_asked(host: Host, place: Place) -> None:
