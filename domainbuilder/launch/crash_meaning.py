@@ -72,6 +72,8 @@ def crash_meaning(
         found += _no_handler(machine, crash.vector)
     elif crash.reason in (NULL_HANDLER, NULL_HANDLER_CS):
         found += _no_event_callback(machine)
+    elif crash.reason.startswith(("iret ", "the iret frame ")):
+        found.append(_wrong_frame(machine))
     return tuple(found)
 
 
@@ -96,11 +98,15 @@ def _no_code_segment(machine: Machine, registers: Registers) -> Iterator[str]:
     v = machine.domain.current
     if cs & 0xF000 == _XENS_OWN_SELECTORS or cs >> 3 < (v.ldt_ents if cs & 4 else v.gdt_ents):
         return
-    extra = "" if machine.domain.abi.is_32bit else "RCX, R11 and "
-    yield (
-        f"cs {cs:04x} names no segment: the iret hypercall took its frame at a wrong stack pointer; "
-        f"a handler takes {extra}the error code off the stack before"
-    )
+    yield f"cs {cs:04x} names no segment: {_wrong_frame(machine)}"
+
+
+def _wrong_frame(machine: Machine) -> str:
+    """Why what an iret takes makes no sense: `struct iret_context`, and what a handler finds above it."""
+    words, before = "RAX R11 RCX flags RIP CS RFLAGS RSP SS", "RCX, R11 and the error code"
+    if machine.domain.abi.is_32bit:
+        words, before = "EAX EIP CS EFLAGS", "the error code"
+    return f"the iret hypercall takes {words} from the stack; a handler takes {before} off it before"
 
 
 def _page_fault(

@@ -116,8 +116,19 @@ def test_an_iret_from_the_wrong_words(tmp_path: Path) -> None:
     code += mov("eax", 23) + b"\x0f\x05"
     line, _ = told(tmp_path / "tiny.elf", kernel64(code.ljust(0x80) + frame))
     assert line == (
-        "cs 0247 names no segment: the iret hypercall took its frame at a wrong stack pointer; "
-        "a handler takes RCX, R11 and the error code off the stack before"
+        "cs 0247 names no segment: the iret hypercall takes RAX R11 RCX flags RIP CS RFLAGS RSP SS from the "
+        "stack; a handler takes RCX, R11 and the error code off it before"
+    )
+
+
+@pytest.mark.parametrize("stack", [CODE + 0x80, 0x10])
+def test_an_iret_that_xen_refuses(tmp_path: Path, stack: int) -> None:
+    """EAX, EIP, CS, EFLAGS behind an error code, so that CS is the address; and a frame that is nowhere."""
+    frame = struct.pack("<5I", 0, 2, CODE, 0xE019, 0x202)
+    code = mov("esp", stack) + mov("eax", 23) + b"\xcd\x82"
+    (line,) = told(tmp_path / "tiny.elf", kernel(code.ljust(0x80) + frame))
+    assert line.startswith(
+        "the iret hypercall takes EAX EIP CS EFLAGS from the stack; a handler takes the error"
     )
 
 
