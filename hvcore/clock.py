@@ -66,11 +66,10 @@ class Timers:
 
     def next_deadline(self) -> int:
         """The earliest armed deadline, or NEVER."""
-        heap = self._heap
+        heap, live = self._heap, self._live
         while heap:
             when, seq, key = heap[0]
-            live = self._live.get(key)
-            if live is not None and live[1] == seq:
+            if key in live and live[key][1] == seq:
                 return when
             heapq.heappop(heap)
         return NEVER
@@ -78,10 +77,18 @@ class Timers:
     def run_due(self, now: Callable[[], int]) -> int:
         """Fire what is due, in deadline order; the number fired."""
         fired = 0
-        while self.next_deadline() <= now():
-            _, _, key = heapq.heappop(self._heap)
+        while heap := self._heap:  # which an action may change
+            when, seq, key = heap[0]
+            live = self._live.get(key)
+            if live is None or live[1] != seq:
+                heapq.heappop(heap)
+                continue
+            if when > now():
+                break
+            heapq.heappop(heap)
+            del self._live[key]
+            live[2]()
             fired += 1
-            self._live.pop(key)[2]()
         return fired
 
 
@@ -214,9 +221,11 @@ class Clock:
     def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
         """Arm (or move) a timer of the guest's."""
         self.timers.set(key, when, action)
-        if when < self._words[CELL_TURN_END]:
-            self._words[CELL_TURN_END] = max(when, 0)
-            self.look_at(when)
+        words = self._words
+        if when < words[CELL_TURN_END]:
+            words[CELL_TURN_END] = max(when, 0)
+            if when < words[CELL_HORIZON]:
+                self.set_horizon(max(when, self.now()))
 
     def stop_timer(self, key: object) -> None:
         """Disarm a timer of the guest's; unknown keys are ignored."""

@@ -139,6 +139,11 @@ class Domain:
         v = self.vcpus[self.current_id]
         return v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
 
+    def walk(self, va: int, write: bool) -> int:
+        """PageTables.walk() from there."""
+        v = self.vcpus[self.current_id]
+        return self.mm.walk(v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn, va, write)
+
     @property
     def tot_pages(self) -> int:
         """How many frames the domain has."""

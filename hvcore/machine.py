@@ -359,15 +359,19 @@ class Machine:
             self._is_idle = True
             clock.begin_turn(clock.next_deadline())
             return
-        self.switch_to(v)
+        if v is not self._running or self._is_idle:
+            self.switch_to(v)
         update_vcpu_system_time(v)
-        self.traps.test_all_events()
+        info = v.info
+        if (info[0] and not info[1]) or v.nmi_pending:
+            self.traps.test_all_events()
         self.set_turn_end()
 
     def set_turn_end(self) -> None:
         """Say until when the turn that begins lasts: to the next timer, or a multiple of TURN_NS."""
         clock = self.clock
-        clock.begin_turn(min(clock.next_deadline(), (clock.now() // TURN_NS + 1) * TURN_NS))
+        deadline, end = clock.timers.next_deadline(), (clock.now() // TURN_NS + 1) * TURN_NS
+        clock.begin_turn(deadline if deadline < end else end)
 
     def _enter(self) -> None:
         """Let the guest run to the end of its turn, or until somebody outside wants to be heard."""
@@ -412,8 +416,11 @@ class Machine:
         """The next runnable vCPU, in turn."""
         d = self.domain
         count = len(d.vcpus)
+        if count == 1:
+            v = d.vcpus[0]
+            return v if v.is_initialised and not v.pause_flags else None
         for i in range(count):
-            v = d.vcpus[(d.current_id + (count > 1) + i) % count]
+            v = d.vcpus[(d.current_id + 1 + i) % count]
             if v.is_initialised and not v.pause_flags:
                 return v
         return None

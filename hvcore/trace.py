@@ -20,6 +20,7 @@ _NR_HYPERCALLS, _NR_VECTORS = 64, 256
 _RECENT = 16
 _M64 = (1 << 64) - 1
 _CALL = struct.Struct("<9Q")  # number, how many arguments, six of them, result
+_UNUSED = tuple((0,) * (6 - count) for count in range(7))  # arguments, by how many there are
 
 
 def _words(count: int) -> memoryview:
@@ -82,8 +83,9 @@ class Trace:
     def note(self, number: int, args: tuple[int, ...], result: int) -> None:
         """Keep one hypercall, of at most six arguments."""
         calls = self.recent[0]
-        row = (number, len(args), *args, *(0,) * (6 - len(args)), result & _M64)
-        _CALL.pack_into(self.recent, 8 + calls % _RECENT * _CALL.size, *row)
+        count = len(args)
+        at = 8 + calls % _RECENT * _CALL.size
+        _CALL.pack_into(self.recent, at, number, count, *args, *_UNUSED[count], result & _M64)
         self.recent[0] = calls + 1
 
     def _call(self, call: int) -> tuple[int, Call]:

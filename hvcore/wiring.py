@@ -91,7 +91,7 @@ def connect_processor(d: Domain, engine: Engine) -> None:
     abi, mem = d.abi, d.mem
     d.engine, d.close_ports = engine, engine.close_ports
     xen = XenMappings(d, engine)
-    d.guest = GuestAccess(abi, mem, lambda va, write: d.mm.walk(d.current_root(), va, write))
+    d.guest = GuestAccess(abi, mem, d.walk)
     d.mm = PageTables(d, engine, xen)
     d.mm.validate_segdesc_page = lambda mfn: validate_segdesc_page(mem, mfn, abi)
     d.frames.share_xen_page_with_guest(d.shared_info_mfn, d.domain_id, writable=True)

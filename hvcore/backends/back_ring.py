@@ -44,7 +44,8 @@ class BackRing:
 
     def unconsumed(self) -> int | None:
         """How many requests wait; None where the guest claims more than there can be."""
-        produced = self._word(RING_REQ_PROD)
+        memory = self._memory
+        produced = memory.d[(self.frames[0] - memory.base_mfn) * _WORDS_PER_PAGE + RING_REQ_PROD // 4]
         if produced - self.rsp_prod & _WORD > self.entries:  # RING_REQUEST_PROD_OVERFLOW()
             return None
         return produced - self.req_cons & _WORD
@@ -55,8 +56,14 @@ class BackRing:
 
     def next_request(self) -> bytes:
         """A copy of the next request, which is consumed."""
-        request = self.peek(1)
-        self.consume(1)
+        size, memory, cons = self.entry_size, self._memory, self.req_cons
+        page, offset = divmod(RING_ENTRIES + (cons & self.entries - 1) * size, PAGE_SIZE)
+        if offset + size > PAGE_SIZE:
+            request = self.peek(1)
+        else:
+            start = (self.frames[page] - memory.base_mfn) * PAGE_SIZE + offset
+            request = bytes(memory.view[start : start + size])
+        self.req_cons = cons + 1 & _WORD
         return request
 
     def peek(self, count: int) -> bytes:
@@ -76,6 +83,10 @@ class BackRing:
     def consume(self, count: int) -> None:
         """So many requests were read by peek()."""
         self.req_cons = self.req_cons + count & _WORD
+
+    def notify_of_next(self) -> None:
+        """What RING_FINAL_CHECK_FOR_REQUESTS() leaves where no guest runs beside this, and none has come."""
+        self._set_word(RING_REQ_EVENT, self.req_cons + 1)
 
     def final_check(self) -> bool:
         """RING_FINAL_CHECK_FOR_REQUESTS(): ask to be notified of the next one; whether one came by now."""

@@ -22,7 +22,6 @@ from hvcore.backends.libxl_nodes import add_device
 from hvcore.backends.xenbus import FrontendError, XenbusDevice
 from hvcore.common.grant_map import map_for_backend, unmap_for_backend
 from hvcore.public.blkif import (
-    BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_INDIRECT,
@@ -66,8 +65,11 @@ _BYTES_PER_NS = 1
 _FLUSH_NS = 100_000
 _DISCARD_NODES = {"discard-granularity": PAGE_SIZE, "discard-alignment": 0, "discard-secure": 0}
 _FLUSHES = frozenset((BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE))
-_TRANSFERS = frozenset((BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE,
-    BLKIF_OP_INDIRECT))  # fmt: skip
+_DIRECT = frozenset((BLKIF_OP_READ, BLKIF_OP_WRITE, *_FLUSHES))  # whose segments are in the request
+
+
+# A part of a request: a grant, and the first and the last sector of its page.
+Segment = tuple[int, int, int]
 
 
 class Answer(NamedTuple):
@@ -81,14 +83,6 @@ class Answer(NamedTuple):
 
 class _Refused(Exception):
     """The request is answered with BLKIF_RSP_ERROR."""
-
-
-class Segment(NamedTuple):
-    """A part of a request: so many sectors of a granted page, from one on."""
-
-    ref: int
-    first: int
-    last: int
 
 
 class BlockBackend(XenbusDevice):
@@ -201,23 +195,29 @@ class BlockBackend(XenbusDevice):
             if waiting is None:
                 self.is_halted = True
                 return
-            if not waiting and not ring.final_check():
+            if not waiting:
+                ring.notify_of_next()
                 break
             if ring.is_full():
                 break
             self._take(ring.next_request())
-        self._arm()
+        if self.answers:
+            self.guest.clock.set_timer((VBD, self.devid), self.answers[0].when, self.answer_due)
 
     def _take(self, request: bytes) -> None:
         """Do a request, and note its answer for when a disk would have done it."""
-        operation, size, began_ns = request[0], 0, perf_counter_ns()
-        _, _, _, id_, sector, _ = blkif_request[self.word].unpack_from(request)
+        began_ns, size = perf_counter_ns(), 0
+        operation, count, _, id_, sector, data = blkif_request[self.word].unpack_from(request)
         status = BLKIF_RSP_OKAY
         try:
-            if operation == BLKIF_OP_DISCARD:
+            if operation in _DIRECT:
+                segments = _parse(data, count)
+                size = self._transfer(operation, sector, segments, is_read=operation == BLKIF_OP_READ)
+            elif operation == BLKIF_OP_INDIRECT:
+                is_read, segments = self._indirect_segments(request)
+                size = self._transfer(operation, sector, segments, is_read=is_read)
+            elif operation == BLKIF_OP_DISCARD:
                 self._discard(request)
-            elif operation in _TRANSFERS:
-                size = self._transfer(request, operation, sector)
             else:
                 status = BLKIF_RSP_EOPNOTSUPP
         except _Refused:
@@ -226,15 +226,14 @@ class BlockBackend(XenbusDevice):
             status = BLKIF_RSP_EOPNOTSUPP if error.errno == errno.EOPNOTSUPP else BLKIF_RSP_ERROR
         flushes = operation in _FLUSHES
         if operation == BLKIF_OP_INDIRECT:
-            operation = request[1]  # an answer is one to what it was to do
+            operation = count  # indirect_op, in its place: an answer is one to what it was to do
         self.use.add(operation, size, began_ns)
         begin = max(self.busy_until, self.guest.clock.now())
         self.busy_until = begin + _REQUEST_NS + size // _BYTES_PER_NS + _FLUSH_NS * flushes
         self.answers.append(Answer(self.busy_until, id_, operation, status))
 
-    def _transfer(self, request: bytes, operation: int, sector: int) -> int:
+    def _transfer(self, operation: int, sector: int, segments: list[Segment], *, is_read: bool) -> int:
         """Blkback's dispatch_rw_block_io: how many bytes were read or written. Raises _Refused, OSError."""
-        is_read, segments = self._segments(request, operation)
         if not segments and operation not in _FLUSHES:
             raise _Refused
         count = sum([last - first for _, first, last in segments]) + len(segments)
@@ -242,7 +241,7 @@ class BlockBackend(XenbusDevice):
         self._check_aligned(sector, segments)
         handles: list[int] = []
         try:
-            frames = [self._map(segment[0], handles, is_read=is_read) for segment in segments]
+            frames = self._map(segments, handles, is_read=is_read)
             try:
                 self._move(operation, sector * SECTOR_SIZE, self._buffers(frames, segments), is_read=is_read)
             finally:  # what was read of a file that is cut short is there, too
@@ -274,17 +273,8 @@ class BlockBackend(XenbusDevice):
         if operation == BLKIF_OP_WRITE_BARRIER:
             self.image.flush()
 
-    def _segments(self, request: bytes, operation: int) -> tuple[bool, list[Segment]]:
-        """Whether it is a read, and the pages of a request, each looked at as blkback looks at it."""
-        if operation == BLKIF_OP_INDIRECT:
-            return self._indirect_segments(request)
-        count = request[1]
-        if count > BLKIF_MAX_SEGMENTS_PER_REQUEST:
-            raise _Refused
-        data = blkif_request[self.word].unpack_from(request)[-1]
-        return operation == BLKIF_OP_READ, _parse(data, count)
-
     def _indirect_segments(self, request: bytes) -> tuple[bool, list[Segment]]:
+        """Whether it is a read, and the pages that its pages tell."""
         _, operation, count, _, _, _, grefs = blkif_request_indirect[self.word].unpack_from(request)
         if operation not in (BLKIF_OP_READ, BLKIF_OP_WRITE) or not 0 < count <= MAX_INDIRECT_SEGMENTS:
             raise _Refused
@@ -311,19 +301,22 @@ class BlockBackend(XenbusDevice):
         if odd and any((sector | last - first + 1) & odd for _, first, last in segments):
             raise _Refused
 
-    def _map(self, ref: int, handles: list[int], *, is_read: bool) -> int:
-        """The frame of a grant: one that stays mapped, or one of `handles`, which the caller lets go."""
-        kept = self.persistent
-        if kept is not None and ref in kept:
-            return kept[ref][1]
-        handle, mfn = map_for_backend(self.home, self.guest, ref, readonly=kept is None and not is_read)
-        if handle < 0:
-            raise _Refused
-        if kept is not None and len(kept) < MAX_PERSISTENT_GRANTS:
-            kept[ref] = handle, mfn
-        else:
-            handles.append(handle)
-        return mfn
+    def _map(self, segments: list[Segment], handles: list[int], *, is_read: bool) -> list[int]:
+        """The frames of grants: of those that stay mapped, and of `handles`, which the caller lets go."""
+        kept, frames = self.persistent, []
+        for ref, _, _ in segments:
+            if kept is not None and ref in kept:
+                frames.append(kept[ref][1])
+                continue
+            handle, mfn = map_for_backend(self.home, self.guest, ref, readonly=kept is None and not is_read)
+            if handle < 0:
+                raise _Refused
+            if kept is not None and len(kept) < MAX_PERSISTENT_GRANTS:
+                kept[ref] = handle, mfn
+            else:
+                handles.append(handle)
+            frames.append(mfn)
+        return frames
 
     def _discard(self, request: bytes) -> None:
         """dispatch_discard_io, as blkback has it."""
@@ -334,29 +327,27 @@ class BlockBackend(XenbusDevice):
 
     # -- answers
 
-    def _arm(self) -> None:
-        if self.answers:
-            self.guest.clock.set_timer((VBD, self.devid), self.answers[0].when, self.answer_due)
-
     def answer_due(self) -> None:
         """The timer: answer what is done by now, and take what waited for that."""
         ring, now = self.back_ring, self.guest.clock.now()
         if ring is None:
             return
         self.serve()
-        while self.answers and self.answers[0].when <= now:
-            answer = self.answers.pop(0)
-            ring.push(blkif_response[self.word].pack(*answer[1:]))
+        answers, due = self.answers, []
+        while answers and answers[0].when <= now:
+            due.append(answers.pop(0)[1:])
+        ring.respond(blkif_response[self.word], due)
         if ring.publish():
             self.notify()
         self.handle_event()
 
 
 def _parse(data: bytes, count: int) -> list[Segment]:
-    """Segments of whole sectors within a page, or _Refused."""
-    found = [
-        *map(Segment._make, blkif_request_segment.iter_unpack(data[: count * blkif_request_segment.size]))
-    ]
+    """Segments of whole sectors within a page, as many as `data` has room for, or _Refused."""
+    size = count * blkif_request_segment.size
+    if size > len(data):
+        raise _Refused
+    found = list(blkif_request_segment.iter_unpack(data[:size]))
     for _, first, last in found:
         if last >= _SECTORS_PER_PAGE or last < first:
             raise _Refused

@@ -29,4 +29,4 @@ class DiskUse:
         took = perf_counter_ns() - began_ns
         kind = _KINDS.get(operation, "unknown")
         requests, total, ns, longest = self.rows.get(kind, (0, 0, 0, 0))
-        self.rows[kind] = requests + 1, total + size, ns + took, max(longest, took)
+        self.rows[kind] = requests + 1, total + size, ns + took, took if took > longest else longest

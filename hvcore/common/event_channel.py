@@ -116,14 +116,14 @@ def _peer(t: EvtchnTable, port: int) -> tuple[EvtchnTable, int]:
 
 def evtchn_send(t: EvtchnTable, port: int) -> int:
     """Notify the other end of `port`: 0 or -EINVAL."""
-    if port >= t.valid_evtchns:
+    if port >= len(t.state):
         return -EINVAL
     state = t.state[port]
     if state == ECS_INTERDOMAIN:
-        rt, rport = _peer(t, port)
-        if rt is not t:
-            _meet(rt.domain, t.domain)
-        rt.notify(rport)
+        rd = t.domain.domain_list[t.remote_dom[port]]
+        if rd.domain_id and rd is not t.domain:
+            _meet(rd, t.domain)
+        rd.evtchn.notify(t.remote_port[port])
         return 0
     if state == ECS_IPI:
         t.set_pending(t.notify_vcpu_id[port], port)
@@ -136,8 +136,10 @@ def _meet(rd: Domain, sender: Domain) -> None:
 
     Domain 0 has no time of its own, but that of whom it served last.
     """
-    if rd.domain_id and all(v.pause_flags or not v.is_initialised for v in rd.vcpus):
-        rd.clock.advance_to(sender.clock.now())
+    for v in rd.vcpus:
+        if v.is_initialised and not v.pause_flags:
+            return
+    rd.clock.advance_to(sender.clock.now())
 
 
 def evtchn_reset(t: EvtchnTable) -> int:

@@ -82,7 +82,7 @@ class EvtchnFifo:
         page = port // EVENT_WORDS_PER_PAGE
         if page >= len(self.event_array):
             return -1
-        return self._index(self.event_array[page], port % EVENT_WORDS_PER_PAGE * WORD_SIZE)
+        return (self.event_array[page] - self._base_mfn) * EVENT_WORDS_PER_PAGE + port % EVENT_WORDS_PER_PAGE
 
     def _index(self, mfn: int, offset: int) -> int:
         return ((mfn - self._base_mfn) * PAGE_SIZE + offset) // WORD_SIZE

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 EPOCH_NS = 1_000_000_000  # Xen calibrates its clocks, and moves its time stamps, once a second
 TSC_TO_SYSTEM_MUL = (1 << 32) // TSC_PER_NS
 TSC_SHIFT = 0
-_TSC_TIMESTAMP = 8  # offsets in vcpu_time_info
-_SYSTEM_TIME = 16
+_TSC_TIMESTAMP = 8  # offset in vcpu_time_info
+_STAMPS = struct.Struct("<QQ")  # tsc_timestamp, system_time
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _WALLCLOCK = struct.Struct("<II")  # wc_sec, wc_nsec
@@ -53,10 +53,8 @@ def force_update_vcpu_system_time(v: Vcpu) -> None:
 
 def next_update_of_system_time(v: Vcpu) -> int:
     """When the record is to be published again: a second after the last time, at once if it was damaged."""
-    info = v.info
-    published = int(_U64.unpack_from(info, VCPU_TIME + _SYSTEM_TIME)[0])
-    tsc = _U64.unpack_from(info, VCPU_TIME + _TSC_TIMESTAMP)[0]
-    return published + EPOCH_NS if tsc and tsc == published * TSC_PER_NS else 0
+    tsc, published = _STAMPS.unpack_from(v.info, VCPU_TIME + _TSC_TIMESTAMP)
+    return int(published) + EPOCH_NS if tsc and tsc == published * TSC_PER_NS else 0
 
 
 def update_vcpu_system_time(v: Vcpu) -> None:

@@ -227,11 +227,12 @@ class Frames64:
         One from compatibility mode is a system call whoever makes it (cstar_enter).
         """
         engine = self.engine
+        words = engine.d
+        if words[_CS_WORD] == FLAT_RING3_CS64 and words[_SS_WORD] == FLAT_RING3_SS and v.kernel_mode:
+            return True
         is_64bit = engine.code_is_64bit
         if is_64bit and v.kernel_mode:
-            words = engine.d
-            if words[_CS_WORD] != FLAT_RING3_CS64 or words[_SS_WORD] != FLAT_RING3_SS:
-                self._set_flat()
+            self._set_flat()
             return True
         engine.advance(2)
         if is_64bit:

@@ -24,7 +24,7 @@ from hvcore.pv.frames64 import Frames64
 from hvcore.pv.segments import load_cs_ss, load_data
 from tests.hvcore.lane_cpu import LaneCpu
 from tests.hvcore.test_lane_guards import ARGUMENTS, Bench
-from tests.hvcore.tlb_audit import Audit
+from tests.hvcore.tlb_audit import USER_MODE, Audit
 from tests.hvcore.tlb_audit import Spaces as Kept
 
 CODE, DATA, WRITTEN = 16, 20, 21  # pages
@@ -363,13 +363,18 @@ def test_an_entry_that_another_has_displaced(cpu: Spaces) -> None:
     assert cpu.read(user=False) == NEW
 
 
-def test_what_the_directory_has_no_room_for_is_not_kept() -> None:
-    """One page read over and over, between three thousand others whose entries need the same places."""
-    cpu = Spaces(lanes=True)
+def map_many(cpu: Spaces) -> None:
+    """Three thousand pages from 2 MiB on, all DATA."""
     for table in range(30, 36):
         for slot in range(512):
             cpu.set_entry(table, slot, cpu.leaf(0, DATA) & ~2)
         cpu.update(L2, table - 29, cpu.base + table << 12 | 0x67)
+
+
+def test_what_the_directory_has_no_room_for_is_not_kept() -> None:
+    """One page read over and over, between three thousand others whose entries need the same places."""
+    cpu = Spaces(lanes=True)
+    map_many(cpu)
     loop = CODE << 12 | 0x100
     cpu.put(loop, bytes.fromhex("488b07488b034881c300100000f7c300f00f0075074881c300100000ffc975e0cc"))
     for _ in range(50):  # the library takes a larger table when it flushes one that is full
@@ -382,6 +387,20 @@ def test_what_the_directory_has_no_room_for_is_not_kept() -> None:
         cpu.at(loop, di=1 << 21, bx=1 << 21 | 0x1000, cx=count)
         audits.append(cpu.audit().entries)
     assert min(audits) > 250
+
+
+def test_a_table_grows_before_pages_keep_each_other_out() -> None:
+    """Where two thirds of a thousand places were in use the library would not see to it."""
+    cpu = Spaces(lanes=True)
+    map_many(cpu)
+    loop = CODE << 12 | 0x100
+    cpu.put(loop, bytes.fromhex("488b074881c700100000ffc975f2cc"))
+    for _ in range(8):
+        cpu.at(loop, di=1 << 21, cx=450)
+        cpu.read(user=True)
+    kept = Kept.from_address(cpu.engine.words.spaces)
+    sizes = {space.root: (space.tlb.fast[USER_MODE].mask >> 6) + 1 for space in kept.at}
+    assert sizes[cpu.base] == 2048
 
 
 def page_drops(cpu: Spaces) -> int:

@@ -20,10 +20,11 @@ _ACCESSES = ("read", "write", "code")
 _CR3 = sw.CR // 8 + 3
 _INVALID = 1 << 11  # TLB_INVALID_MASK: asked for anew at each access
 _PRESENT, _RW, _USER, _ACCESSED, _DIRTY, _PSE, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
-_USER_MODE = 1  # MMU_USER_IDX
+USER_MODE = 1  # MMU_USER_IDX
 _CF_INVALID = 0x40000
 _WORD = ctypes.c_uint64
-_NR_SPACES, _NR_JUMPS, _JUMPS_A_PAGE, _USES, _MOST_NOTED = 6, 4096, 64, 2048, 16
+_NR_SPACES, _USES, _MOST_NOTED = 6, 2048, 16
+_NR_LIBRARY_JUMPS, _NR_JUMPS, _JUMPS_A_PAGE = 4096, 8192, 128
 _CODE_UNIT = 64
 
 
@@ -174,7 +175,7 @@ class Audit:
     def _look_at_library(self, number: int, spaces: Spaces) -> None:
         """Its own table: no more blocks than were noted, and they of the address space in use."""
         noted = set(spaces.noted[: spaces.nr_noted])
-        for at, pointer in enumerate((_WORD * _NR_JUMPS).from_address(spaces.library_jumps)):
+        for at, pointer in enumerate((_WORD * _NR_LIBRARY_JUMPS).from_address(spaces.library_jumps)):
             if pointer:
                 if at not in noted:
                     self.errors.append(f"the library's block {at} was not noted")
@@ -220,7 +221,7 @@ class Audit:
         words = self.engine.words
         if (va + entry.addend & _ALL) - words.ram + words.ram_base != found.page:
             return "the addend is wrong"
-        if mode == _USER_MODE and not found.allows & _USER:
+        if mode == USER_MODE and not found.allows & _USER:
             return "not the user's"
         if access == 1 and not (found.allows & _RW and found.dirty):
             return "not writable, or not dirty"

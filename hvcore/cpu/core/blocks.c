@@ -73,10 +73,8 @@ static bool is_block_invalid(const struct hv_engine *e, uint32_t block) {
 
 /* What is stored over makes blocks invalid, and the library tells nobody, but counts. While that goes on the block is
  * asked; when it has ceased for a while, all are once. */
-static bool is_valid(struct hv_engine *e, struct hv_jumps *jumps, uint32_t block) {
+static __attribute__((noinline)) bool is_still_valid(struct hv_engine *e, struct hv_jumps *jumps, uint32_t block) {
     uint64_t nr_invalid = *(const uint64_t *)e->nr_invalid;
-    if (likely(jumps->nr_invalid == nr_invalid))
-        return true;
     if (jumps->nr_seen != nr_invalid) {
         jumps->nr_seen = nr_invalid;
         jumps->patience = MUCH_PATIENCE;
@@ -88,6 +86,10 @@ static bool is_valid(struct hv_engine *e, struct hv_jumps *jumps, uint32_t block
         jumps->nr_invalid = nr_invalid;
     }
     return !is_block_invalid(e, block);
+}
+
+static inline bool is_valid(struct hv_engine *e, struct hv_jumps *jumps, uint32_t block) {
+    return likely(jumps->nr_invalid == *(const uint64_t *)e->nr_invalid) || is_still_valid(e, jumps, block);
 }
 
 /* A block that was found another way goes to the front of its row. */
@@ -107,14 +109,14 @@ static bool is_jump_to(const struct hv_jump *jump, uint64_t pc, uint32_t flags) 
     return jump->pc == pc && jump->flags == flags && jump->block;
 }
 
-/* Not the one in front: it may stand behind, and goes to the front then. Otherwise the library looks for it. */
+/* Not the one in front: it may stand behind, and changes places with that then. Otherwise the library looks for it. */
 static __attribute__((noinline)) void *next_code_from_behind(struct hv_engine *e, struct hv_jump *row, uint64_t pc,
                                                              uint32_t flags) {
     struct hv_jumps *jumps = (struct hv_jumps *)e->jumps;
     for (int way = 1; way < JUMP_WAYS && !((const uint64_t *)e->env)[CS_BASE]; way++)
         if (is_jump_to(&row[way], pc, flags) && is_valid(e, jumps, row[way].block)) {
             struct hv_jump found = row[way];
-            memmove(row + 1, row, (unsigned)way * sizeof *row);
+            row[way] = row[0];
             row[0] = found;
             return block_at(e, found.block) + CODE_OFFSET;
         }
@@ -165,11 +167,57 @@ HV_EXPORT struct translation_block *hv_find_block(void *cpu, uint64_t pc, uint64
     return tb;
 }
 
+/* -- by an address in its code */
+
+typedef struct translation_block *code_function(void *tcg, uintptr_t address);
+typedef void remove_function(void *tcg, struct translation_block *tb);
+
+static struct {
+    code_function *lookup;
+    remove_function *remove;
+} tree;
+static uint64_t nr_removed; /* blocks of this process, whose memory may become another's */
+
+HV_EXPORT void hv_set_code_functions(void *unused, code_function *lookup, remove_function *remove) {
+    (void)unused;
+    tree.lookup = lookup;
+    tree.remove = remove;
+}
+
+/* tcg_tb_lookup(): the library asks at each exit, to know where the guest is, and walks a tree of all blocks. */
+HV_EXPORT struct translation_block *hv_find_code(void *tcg, uintptr_t address) {
+    struct hv_engine *e = hv_running_engine(tcg);
+    if (!e)
+        return tree.lookup(tcg, address);
+    struct hv_found_code *found = hv_found_code(e);
+    uint64_t removed = __atomic_load_n(&nr_removed, __ATOMIC_ACQUIRE);
+    if (found->nr_removed != removed) {
+        memset(found->at, 0, sizeof found->at);
+        found->nr_removed = removed;
+    }
+    unsigned place = address * UINT64_C(0x9e3779b97f4a7c15) >> (64 - FOUND_CODE_BITS);
+    if (found->at[place].address != address) {
+        struct translation_block *tb = tree.lookup(tcg, address);
+        if (!tb)
+            return NULL;
+        found->at[place].address = address;
+        found->at[place].tb = tb;
+    }
+    return found->at[place].tb;
+}
+
+/* tcg_tb_remove() */
+HV_EXPORT void hv_remove_block(void *tcg, struct translation_block *tb) {
+    __atomic_add_fetch(&nr_removed, 1, __ATOMIC_RELEASE);
+    tree.remove(tcg, tb);
+}
+
 /* tb_flush(): all blocks go, and their memory is used for others. A block that goes alone is marked (CF_INVALID). */
 HV_EXPORT void hv_flush_blocks(void *cpu) {
     struct hv_engine *e = hv_engine_of(cpu);
     if (e)
         memset(hv_found_blocks(e), 0, FOUND_BLOCKS_SIZE);
+    __atomic_add_fetch(&nr_removed, 1, __ATOMIC_RELEASE);
     library.flush(cpu);
     if (e && e->spaces)
         hv_drop_all(e);

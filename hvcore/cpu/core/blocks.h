@@ -23,9 +23,22 @@ static inline struct translation_block **hv_found_blocks(const struct hv_engine 
     return (struct translation_block **)e->found_blocks;
 }
 
+/* The blocks that were found last by an address in their code. They lie behind those. */
+enum { FOUND_CODE_BITS = 8 };
+struct hv_found_code {
+    uint64_t nr_removed; /* all were found since so many blocks were removed */
+    struct {
+        uintptr_t address;
+        struct translation_block *tb;
+    } at[1 << FOUND_CODE_BITS];
+};
+static inline struct hv_found_code *hv_found_code(const struct hv_engine *e) {
+    return (struct hv_found_code *)(e->found_blocks + FOUND_BLOCKS_SIZE);
+}
+
 /* Blocks of one address space by virtual address, as tb_jmp_cache has them. A row is a line of the host's cache, what
  * was used last in front, and tells all that has to agree: the block itself is a line that need not be read. */
-enum { JUMP_WAYS = 4, ROW_BITS = 4, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 6, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
+enum { JUMP_WAYS = 4, ROW_BITS = 5, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 6, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
 struct hv_jump {
     uint64_t pc;
     uint32_t block, flags; /* where the block lies, as CODE_UNITS say; 0: none */
@@ -40,7 +53,9 @@ struct hv_jumps {
 void hv_drop_jumps_of_page(struct hv_jumps *jumps, uint64_t va);
 void hv_drop_jumps(struct hv_jumps *jumps);
 
-/* translate.c: whether the block that this thread translated last is of an engine of ours. */
+/* translate.c: whether the block that this thread translated last is of an engine of ours, and which of ours runs in it,
+ * if it is the one with this translator; or NULL. */
 bool hv_translates_ours(void);
+struct hv_engine *hv_running_engine(const void *tcg);
 
 #endif

@@ -53,10 +53,11 @@ enum { DISPLACEMENT_BITS = 0x3FF, DISPLACEMENT = 0x1D0 };
 _Static_assert(DISPLACEMENT_BITS + sizeof(struct hv_engine) <= PAGE_SIZE, "the words are in their page");
 
 HV_EXPORT struct hv_engine *hv_new_words(uintptr_t env) {
-    uint8_t *pages = aligned_alloc(PAGE_SIZE, PAGE_SIZE + FOUND_BLOCKS_SIZE);
+    enum { SIZE = PAGE_SIZE + FOUND_BLOCKS_SIZE + sizeof(struct hv_found_code) };
+    uint8_t *pages = aligned_alloc(PAGE_SIZE, (SIZE + PAGE_SIZE - 1) & -PAGE_SIZE);
     if (!pages)
         return NULL;
-    memset(pages, 0, PAGE_SIZE + FOUND_BLOCKS_SIZE);
+    memset(pages, 0, SIZE);
     struct hv_engine *e = (struct hv_engine *)(pages + ((env + DISPLACEMENT) & DISPLACEMENT_BITS));
     e->found_blocks = (uintptr_t)(pages + PAGE_SIZE);
     return e;

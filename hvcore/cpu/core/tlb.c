@@ -253,17 +253,19 @@ static void bring_back(struct hv_engine *e, struct hv_spaces *s, struct space *s
     s->current = space;
 }
 
-/* Whether the library would take a larger table for so many entries, which it does when it flushes. It counts those
- * that are filled once more, too. */
+/* Whether a table is so full that pages keep each other out, and the library is to take a larger one, which it does
+ * when it flushes. It would not before 70 %, and counts those that are filled once more, too. */
 static bool is_crowded(struct cpu_tlb *tlb) {
+    enum { MOST_PERCENT = 40 };
     for (int mode = 0; mode < NB_MMU_MODES; mode++) {
         uint64_t size = (tlb->f[mode].mask >> CPU_TLB_ENTRY_BITS) + 1, used = 0;
-        if (tlb->d[mode].n_used_entries * 100 <= size * 70)
+        if (tlb->d[mode].n_used_entries * 100 <= size * MOST_PERCENT)
             continue;
         for (uint64_t i = 0; i < size; i++)
             used += !is_empty(&tlb->f[mode].table[i]);
-        tlb->d[mode].n_used_entries = used;
-        if (used * 100 > size * 70)
+        bool is_full = used * 100 > size * MOST_PERCENT;
+        tlb->d[mode].n_used_entries = is_full ? size : used;
+        if (is_full)
             return true;
     }
     return false;

@@ -262,6 +262,10 @@ static bool gen_instead(void *tcg, struct hv_engine *e, void *function, struct t
 
 bool hv_translates_ours(void) { return is_ours; }
 
+struct hv_engine *hv_running_engine(const void *tcg) {
+    return running && running->translator == (uintptr_t)tcg ? running : NULL;
+}
+
 /* tcg_gen_callN() */
 HV_EXPORT void hv_gen_call(void *tcg, void *function, struct tcg_temp *result, int nargs, struct tcg_temp **args) {
     struct hv_engine *e = running;

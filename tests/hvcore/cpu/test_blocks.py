@@ -134,3 +134,83 @@ def test_each_engine_has_its_own(finder: Finder) -> None:
     assert [finder.find(cpu=OTHER_CPU), finder.find(cpu=OTHER_CPU)] == [False, True]
     finder.core.hv_unregister(ctypes.byref(other))
     assert not finder.find(cpu=OTHER_CPU)
+
+
+TCG, ADDRESS = 0xB000, 0x7F00_1234
+Start = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_uint64] * 5)
+ByCode = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
+Remove = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
+
+
+class Codes:
+    """Blocks by an address in their code; the tree behind knows `blocks`, and counts what it is asked."""
+
+    def __init__(self, finder: Finder) -> None:
+        self.core, self.words = finder.core, finder.words
+        self.core.hv_find_code.restype = ctypes.c_uint64
+        self.blocks = {ADDRESS: 0x1000, ADDRESS + 1: 0x2000}
+        self.asked, self.removed = 0, 0
+        self._functions = ByCode(self._lookup), Remove(self._remove)
+        self.core.hv_set_code_functions(None, *self._functions)
+        self.words.translator = TCG
+
+    def _lookup(self, _tcg: int, address: int) -> int:
+        self.asked += 1
+        return self.blocks.get(address, 0)
+
+    def _remove(self, _tcg: int, block: int) -> None:
+        self.removed = block
+
+    def find(self, address: int = ADDRESS, *, tcg: int = TCG, runs: bool = True) -> bool:
+        """Whether the block is found without the tree, while the engine runs or not."""
+        before, found = self.asked, -1
+
+        def look(*_: int) -> int:
+            nonlocal found
+            found = self.core.hv_find_code(ctypes.c_uint64(tcg), ctypes.c_uint64(address))
+            return 0
+
+        if runs:
+            start = Start(look)
+            self.core.hv_run(ctypes.byref(self.words), start, ctypes.c_uint64(0))
+        else:
+            look()
+        assert found == self.blocks.get(address, 0)
+        return self.asked == before
+
+
+def test_a_block_is_found_again_by_an_address_in_its_code(finder: Finder) -> None:
+    codes = Codes(finder)
+    assert [codes.find(), codes.find(), codes.find(ADDRESS + 1), codes.find()] == [False, True, False, True]
+
+
+def test_addresses_that_share_a_place_are_told_apart(finder: Finder) -> None:
+    codes = Codes(finder)
+    codes.blocks = {ADDRESS + i: 0x1000 * i for i in range(1, 600)}  # more than there are places
+    for address in [*codes.blocks] * 2:
+        codes.find(address)
+
+
+def test_of_an_engine_that_does_not_run_or_is_another_the_tree_is_asked(finder: Finder) -> None:
+    codes = Codes(finder)
+    codes.find()
+    assert not codes.find(runs=False)
+    assert not codes.find(tcg=TCG + 8)
+
+
+def test_code_of_no_block_is_asked_for_each_time(finder: Finder) -> None:
+    codes = Codes(finder)
+    assert [codes.find(ADDRESS + 2), codes.find(ADDRESS + 2)] == [False, False]
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_memory_of_a_block_that_is_gone_may_be_anothers(finder: Finder, flush: bool) -> None:
+    codes = Codes(finder)
+    codes.find()
+    codes.blocks[ADDRESS] = 0x3000
+    if flush:
+        finder.core.hv_flush_blocks(ctypes.c_void_p(CPU))
+    else:
+        finder.core.hv_remove_block(ctypes.c_uint64(TCG), ctypes.c_uint64(0x1000))
+        assert codes.removed == 0x1000
+    assert [codes.find(), codes.find()] == [False, True]
