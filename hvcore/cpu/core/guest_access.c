@@ -25,15 +25,15 @@ static uint64_t *table_entry(const struct hv_domain *d, uint64_t mfn, unsigned s
 /* PageTables.l1_entry_of(): the L1 entry that maps `va` under `root_mfn`, or NULL; `above` has the bits that all entries
  * over it have. */
 uint64_t *hv_l1_entry_of(const struct hv_domain *d, uint64_t root_mfn, uint64_t va, uint64_t *above) {
-    uint64_t mfn = root_mfn;
-    *above = UINT64_MAX;
+    uint64_t mfn = root_mfn, common = UINT64_MAX;
     for (unsigned level = (unsigned)d->levels; level > 1; level--) {
         const uint64_t *entry = table_entry(d, mfn, va >> (3 + 9 * level) & 511);
         if (!entry || !(*entry & PAGE_PRESENT) || (level < 4 && *entry & PAGE_PSE))
             return NULL;
-        *above &= *entry;
+        common &= *entry;
         mfn = hv_mfn_of(*entry);
     }
+    *above = common;
     return table_entry(d, mfn, va >> PAGE_SHIFT & 511);
 }
 
