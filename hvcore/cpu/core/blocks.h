@@ -36,9 +36,9 @@ static inline struct hv_found_code *hv_found_code(const struct hv_engine *e) {
     return (struct hv_found_code *)(e->found_blocks + FOUND_BLOCKS_SIZE);
 }
 
-/* Blocks of one address space by virtual address, as tb_jmp_cache has them. A row is a line of the host's cache, what
- * was used last in front, and tells all that has to agree: the block itself is a line that need not be read. */
-enum { JUMP_WAYS = 4, ROW_BITS = 5, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 6, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
+/* Blocks of one address space by virtual address, as tb_jmp_cache has them. A row is half a line of the host's cache,
+ * what was used last in front, and tells all that has to agree: the block itself is a line that need not be read. */
+enum { JUMP_WAYS = 2, ROW_BITS = 6, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 6, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
 struct hv_jump {
     uint64_t pc;
     uint32_t block, flags; /* where the block lies, as CODE_UNITS say; 0: none */
