@@ -91,11 +91,11 @@ BUNDLE: tuple[Sample, ...] = (Sample("hello", (*RUNTIME, "hello/main.c")),)
 
 
 def pvkernel() -> Sample:
-    """The teaching kernel; of the common sources it uses printf alone."""
+    """The teaching kernel; of the common sources it uses printf, and what suspending takes."""
     sources = sorted(path.name for path in (SAMPLES / "pvkernel").glob("*.[cS]"))
     return Sample(
         "pvkernel",
-        ("common/print.c", *(f"pvkernel/{name}" for name in sources)),
+        ("common/print.c", "common/suspend.c", *(f"pvkernel/{name}" for name in sources)),
         script="pvkernel/pvkernel.lds",
     )
 
@@ -134,7 +134,7 @@ def recursive() -> tuple[Sample, ...]:
 
 def suspend() -> tuple[Sample, ...]:
     """The guest that suspends."""
-    return _of_widths("suspend", "suspend/main.c")
+    return _of_widths("suspend", "suspend/main.c", runtime=(*RUNTIME, "common/suspend.c"))
 
 
 def conformance() -> tuple[Sample, ...]:

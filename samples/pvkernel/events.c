@@ -91,6 +91,11 @@ u32 bind_virq(u32 virq, void (*handler)(void))
     return bind.port;
 }
 
+void unbind(u32 port)
+{
+    must(HYPERCALL2(event_channel_op, EVTCHNOP_close, &port), "close");
+}
+
 void events_init(void)
 {
     struct callback_register event = {
@@ -121,5 +126,5 @@ void events_report(void)
     irq_enable();
     irq_disable();
     printf("events: masked, %d pending and %d arrived; unmasked, %d arrived\n", pending, masked, arrived);
-    must(HYPERCALL2(event_channel_op, EVTCHNOP_close, &bind.port), "close");
+    unbind(bind.port);
 }

@@ -42,6 +42,7 @@ void console_write(const char *text, ulong count);
 void console_drain(void);
 void *memset(void *to, int byte, ulong count);
 void *memcpy(void *to, const void *from, ulong count);
+int strcmp(const char *a, const char *b);
 int printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* main.c */
@@ -60,6 +61,8 @@ extern ulong hypervisor_virt_start;
 extern pte_t pte_nx; /* PTE_NX, or 0 on a processor without */
 void mm_early_init(void);
 void paging_init(void);
+void map_shared_info(void);
+void unmap_shared_info(void);
 ulong virt_to_mfn(const void *address);
 void *mfn_to_virt(ulong mfn);
 u64 virt_to_machine(const void *address);
@@ -99,6 +102,7 @@ void irq_disable(void);
 void irq_enable(void);
 int irqs_disabled(void);
 u32 bind_virq(u32 virq, void (*handler)(void));
+void unbind(u32 port);
 void upcall(void);
 void events_report(void);
 
@@ -138,6 +142,9 @@ void yield(void);
 void sleep_until(u64 when);
 void exit_task(int status) __attribute__((noreturn));
 void run_until_all_exit(void);
+
+/* suspend.c */
+void suspend(void);
 
 /* syscall.c */
 void do_syscall(struct regs *regs);

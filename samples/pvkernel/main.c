@@ -10,6 +10,16 @@ volatile struct shared_info *shared_info;
 
 void start_kernel(struct start_info *si) __attribute__((noreturn));
 
+static void run_processes(void)
+{
+    ulong before = pages_free();
+    spawn(1);
+    spawn(2);
+    run_until_all_exit();
+    printf("faults: %lu pages on demand, %lu copied on write\n", demand_faults, cow_faults);
+    printf("memory: %s\n", pages_free() == before ? "every page came back" : "pages are lost");
+}
+
 void start_kernel(struct start_info *si)
 {
     start_info = si;
@@ -23,12 +33,11 @@ void start_kernel(struct start_info *si)
     events_init();
     events_report();
 
-    ulong before = pages_free();
-    spawn(1);
-    spawn(2);
-    run_until_all_exit();
-    printf("faults: %lu pages on demand, %lu copied on write\n", demand_faults, cow_faults);
-    printf("memory: %s\n", pages_free() == before ? "every page came back" : "pages are lost");
+    run_processes();
+    if (!strcmp(si->cmd_line, "suspend")) {
+        suspend();
+        run_processes();
+    }
     printf("pvkernel: done\n");
     shutdown(SHUTDOWN_poweroff);
 }

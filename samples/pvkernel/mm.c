@@ -142,14 +142,27 @@ static void reserve_top(void)
     must(HYPERCALL2(xen_version, XENVER_platform_parameters, &hypervisor_virt_start), "platform_parameters");
 }
 
+static void set_fixmap(pte_t pte)
+{
+    must(HYPERCALL4(update_va_mapping, shared_info, pte, pte >> 32, UVMF_INVLPG), "shared_info");
+}
+
+/* shared_info is Xen's page and has no pfn: only a mapping of its machine address makes it visible. */
+void map_shared_info(void)
+{
+    set_fixmap(start_info->shared_info | PTE_KERNEL | PTE_RW | pte_nx);
+}
+
+void unmap_shared_info(void)
+{
+    set_fixmap(0);
+}
+
 static void fixmap_init(void)
 {
-    ulong address = hypervisor_virt_start - PAGE_SIZE;
-    hook_l1(pte_of(init_l3, address, 2), alloc_page());
-    /* shared_info is Xen's page and has no pfn: only a mapping of its machine address makes it visible. */
-    pte_t pte = start_info->shared_info | PTE_KERNEL | PTE_RW | pte_nx;
-    must(HYPERCALL4(update_va_mapping, address, pte, pte >> 32, UVMF_INVLPG), "shared_info");
-    shared_info = (struct shared_info *)address;
+    shared_info = (struct shared_info *)(hypervisor_virt_start - PAGE_SIZE);
+    hook_l1(pte_of(init_l3, (ulong)shared_info, 2), alloc_page());
+    map_shared_info();
 }
 
 void paging_init(void)

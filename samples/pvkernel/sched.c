@@ -165,13 +165,14 @@ static int bury(void)
 void run_until_all_exit(void)
 {
     time_init();
-    bind_virq(VIRQ_TIMER, on_timer);
+    u32 port = bind_virq(VIRQ_TIMER, on_timer);
     for (schedule(); bury(); schedule())
         if (pick() == &idle) {
             HYPERCALL2(sched_op, SCHEDOP_block, 0); /* unmasks events, in one step with going to sleep */
             irq_disable();
         }
     set_deadline(0);
+    unbind(port);
     printf("multicall: a context switch is %lu hypercalls in %lu\n", switch_calls / switches,
            switch_batches / switches);
 }
