@@ -33,6 +33,14 @@ def guest_p2m(machine: Machine) -> P2m:
     return _Finder(machine).find()
 
 
+def check_has_p2m(machine: Machine) -> None:
+    """Raise SavedError where the guest has told nobody of a list, before it is asked to suspend in vain.
+
+    libxc looks there first, too: x86_pv_setup() in tools/libs/guest/xg_sr_save_x86_pv.c.
+    """
+    _Finder(machine).check()
+
+
 class _Finder:
     def __init__(self, machine: Machine) -> None:
         self.d = d = machine.domain
@@ -46,7 +54,15 @@ class _Finder:
         at = self.abi.arch_shared_info + index * self.word
         return int.from_bytes(self.d.shared_info[at : at + self.word], "little")
 
+    def check(self) -> None:
+        if not self._arch(1) and not self._arch(3):
+            raise SavedError(
+                "Bad mfn 0 for p2m frame list list: the guest tells nobody where its p2m list is, "
+                "so xl cannot save it either; it can be saved as it stands, in the frozen form"
+            )
+
     def find(self) -> P2m:
+        self.check()
         nr_pfns, top, cr3, vaddr = self._arch(0), self._arch(1), self._arch(3), self._arch(4)
         if not 0 < nr_pfns <= _MOST_PFNS:
             raise SavedError("max_pfn cannot be: the guest has no p2m list to be saved by", found=nr_pfns)
@@ -80,8 +96,6 @@ class _Finder:
 
     def _tree(self, top: int, leaves: int) -> list[int]:
         """The frames of the list, by a frame that names frames that name them."""
-        if not top:
-            raise SavedError("Bad mfn 0 for p2m frame list list: the guest has no p2m list to be saved by")
         lists = -(-leaves // self.per_page)
         if lists > self.per_page:
             raise SavedError("max_pfn is too large for a p2m tree", found=leaves * self.per_page)

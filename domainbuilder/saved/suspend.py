@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from domainbuilder.errors import SavedError
+from domainbuilder.saved.p2m import check_has_p2m
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
@@ -21,8 +22,10 @@ _REQUEST, _SUSPEND = "control/shutdown", "suspend"
 def suspend(dom: RunningDomain, timeout: float | None = None) -> None:
     """Have the guest suspend: xenstore's control/shutdown says so, and it calls SCHEDOP_shutdown.
 
-    `timeout` is in seconds of wall time. Raises SavedError where it does not; unless it ended it can go on.
+    `timeout` is in seconds of wall time. Raises SavedError where it does not; unless it ended it
+    can go on. One without a p2m list cannot be saved, and is not asked.
     """
+    check_has_p2m(dom.machine)
     store = dom.machine.xenstore
     store.write(_REQUEST, _SUSPEND)
     outcome = dom.run_for(ACKNOWLEDGE_SECONDS, timeout)
@@ -36,7 +39,8 @@ def suspend(dom: RunningDomain, timeout: float | None = None) -> None:
     why = f"within {ACKNOWLEDGE_SECONDS:.0f} s of its time" if outcome is None else str(outcome)
     if not acknowledged and not _is_watched(store, _REQUEST):
         why += (
-            "; it watches no control/shutdown in xenstore, and can be saved as it stands: in the frozen form"
+            "; it watches no control/shutdown in xenstore, so xl cannot save it either; "
+            "it can be saved as it stands, in the frozen form"
         )
     raise SavedError(f"guest {what}: {why}")
 

@@ -209,7 +209,7 @@ def test_nobody_there_and_a_guest_that_does_not_suspend(
                 dom.migrate(address)
             assert (caught.value.found, caught.value.expected) == (address, "unix:PATH")
         other = Other(tmp_path / "socket", b"ready\n")
-        with pytest.raises(SavedError, match="no p2m list to be saved by"):
+        with pytest.raises(SavedError, match="tells nobody where its p2m list is"):
             dom.migrate(other.address)
         dom.console.send("halt\n")
         assert dom.wait().reason == "poweroff"
