@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -43,12 +42,9 @@ def restored(path: Path, disk: Path, *options: str) -> str:
 @pytest.mark.guest
 @pytest.mark.parametrize("width", ["i386", "x86_64"])
 def test_what_pv_grub_booted_is_saved_and_goes_on_as_it_would_have(
-    width: str, guest_kernel: Guest, samples_builder: Callable[..., ModuleType], tmp_path: Path
+    width: str, guest_kernel: Guest, pvkernel: Path, suspend_guests: dict[str, Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    samples = {"i386": builder.pvkernel(), "x86_64": builder.suspend()[1]}
-    (kernel,) = builder.build((samples[width],), tmp_path / "kernel")
+    kernel = {"i386": pvkernel, "x86_64": suspend_guests["64"]}[width]
     disk = images.ext(tmp_path / "disk.img", images.tree(tmp_path / "tree", {"/kernel": kernel.read_bytes()}))
     grub, load = guest_kernel(f"grub-{width}-xen.bin"), "linux /kernel suspend"
     ready = {"i386": "suspend: ready", "x86_64": "ready for round 1"}[width]

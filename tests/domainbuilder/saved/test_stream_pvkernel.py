@@ -5,25 +5,13 @@ from __future__ import annotations
 import lzma
 from pathlib import Path
 
-import pytest
-
 from domainbuilder import Outcome, launch, restore
 from domainbuilder.saved.suspend import suspend
 from hvcore.pv.audit import audit
-from tests.conftest import load_samples_builder
 from tests.domainbuilder.saved.test_stream import REAL, verified
-
-pytest.importorskip("ziglang")
 
 MIB = 8
 READY, AGAIN = "suspend: ready", "suspend: here again, with other frames\n"
-
-
-@pytest.fixture(scope="module")
-def pvkernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    builder = load_samples_builder()
-    (made,) = builder.build((builder.pvkernel(),), tmp_path_factory.mktemp("pvkernel"))
-    return Path(made)
 
 
 def end_of(path: Path) -> str:
