@@ -31,7 +31,7 @@ def booted_by_grub(grub: Path, disk: Path, *commands: str) -> RunningDomain:
 
 def restored(path: Path, disk: Path, *options: str) -> str:
     """What the domain prints in a process of its own."""
-    command = [sys.executable, "-m", "domainbuilder", "restore", path, "--disk", f"{disk},raw,xvda,r"]
+    command = [sys.executable, "-m", "domainbuilder", "restore", str(path), "--disk", f"{disk},raw,xvda,r"]
     done = subprocess.run(
         [*command, "--timeout", "300", *options], capture_output=True, text=True, check=False
     )
@@ -94,9 +94,9 @@ def test_a_debian_that_pv_grub_booted(guest_kernel: Guest, tmp_path: Path) -> No
 def test_pv_grub_at_its_prompt_says_why_and_what_else(guest_kernel: Guest, tmp_path: Path) -> None:
     """In the words of real `xl save`, which Xen 4.17.7 refuses too."""
     grub, path = guest_kernel("grub-i386-xen.bin"), tmp_path / "grub"
-    launch = [sys.executable, "-m", "domainbuilder", "launch", grub, "-m", "64", "--save-at", "grub> "]
+    launch = [sys.executable, "-m", "domainbuilder", "launch", str(grub), "-m", "64", "--save-at", "grub> "]
     done = subprocess.run(
-        [*launch, "--save-as", "xen", "-o", path], capture_output=True, text=True, check=False
+        [*launch, "--save-as", "xen", "-o", str(path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
@@ -104,7 +104,7 @@ def test_pv_grub_at_its_prompt_says_why_and_what_else(guest_kernel: Guest, tmp_p
         "so xl cannot save it either; it can be saved as it stands, in the frozen form"
     )
     assert not path.exists()
-    subprocess.run([*launch, "-o", path], capture_output=True, check=True)
+    subprocess.run([*launch, "-o", str(path)], capture_output=True, check=True)
     typed = ["--send", "echo 4''2\\n", "--expect", r"\r42\b", "--until-match"]
-    command = [sys.executable, "-m", "domainbuilder", "restore", path, *typed]
+    command = [sys.executable, "-m", "domainbuilder", "restore", str(path), *typed]
     subprocess.run([*command, "--timeout", "300"], capture_output=True, check=True)
