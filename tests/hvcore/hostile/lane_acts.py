@@ -291,6 +291,7 @@ class ActingCpu(Spaces):
                 self.engine.run()
         except DomainCrash as error:
             crash = str(error)
+            self.engine._step_deferred = False  # of an exit that has no end: no such domain goes on
         return self.outcome(crash)
 
 
