@@ -238,16 +238,16 @@ class Clone(Closing):
         return self._process.ask(name, self.domain_id, passed, **arguments)
 
     def _send(self, data: bytes) -> None:
-        with self._script.noting(self.domain_id, "send", data):
-            self._ask("send", text=data.decode("latin-1"))
+        self._ask("send", text=data.decode("latin-1"))
+        self._script.note(self._process.spent, self.domain_id, "send", data)
 
     def _run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
         """As RunningDomain.run_until(): what is searched for is searched for there."""
         if self._outcome is not None and (search is None or search.more()):
             return None if search is not None else self._outcome
         wanted = None if search is None else [search.pattern.pattern, search.pattern.flags, search.offset]
-        with self._script.noting(self.domain_id, "run", wanted):
-            how, *rest = self._ask("run", search=wanted, timeout=timeout)
+        how, *rest = self._ask("run", search=wanted, timeout=timeout)
+        self._script.note(self._process.spent, self.domain_id, "run", wanted)
         if how == "found":
             assert search is not None
             search.found(*rest)

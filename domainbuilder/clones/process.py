@@ -32,7 +32,7 @@ class _Held:
     def __init__(self) -> None:
         self.forking = threading.Lock()  # one fork at a time: another thread would find the domain rehearsing
         self.pids: set[int] = set()  # of those that have to be reaped here
-        self._processes: weakref.WeakSet[Process] = weakref.WeakSet()
+        self._processes: dict[int, weakref.ref[Process]] = {}  # by descriptor
         self._sockets = bytearray()  # by descriptor: whether it leads to a clone
         self._thread = 0  # which makes a clone
         self._of_holder: object = None  # what is there in a clone, and not looked at
@@ -42,14 +42,14 @@ class _Held:
         number = sock.fileno()
         self._sockets.extend(bytes(max(number + 1 - len(self._sockets), 0)))
         self._sockets[number] = 1
-        self._processes.add(process)
-        weakref.finalize(process, self.close, sock).atexit = False
+        self._processes[number] = weakref.ref(process, lambda _: self.close(sock))
 
     def close(self, sock: socket.socket) -> None:
         """Close a process's socket, if it is not closed, and by no fork another's."""
         number = sock.fileno()
         if 0 <= number < len(self._sockets) and self._sockets[number]:
             self._sockets[number] = 0
+            self._processes.pop(number, None)
             sock.close()
         elif number >= 0:
             sock.detach()
@@ -73,9 +73,10 @@ class _Held:
                 at = self._sockets.find(1, end) if end >= 0 else -1
             self._of_holder = of_holder
         else:  # a fork of somebody else's, who may go on to ask a Clone
-            for process in list(self._processes):
-                process.forsake()
-        self.forking, self.pids, self._processes = threading.Lock(), set(), weakref.WeakSet()
+            for process in [there() for there in self._processes.values()]:
+                if process is not None:
+                    process.forsake()
+        self.forking, self.pids, self._processes = threading.Lock(), set(), {}
         self._sockets = bytearray()
 
     def reap(self, pid: int | None = None) -> str:
@@ -125,6 +126,7 @@ class Process:
         self._sock = sock
         self._lock = threading.Lock()
         self._number = 0
+        self.spent = 0.0  # of the processor's time, on the last answer
         self._has_clones = False
         self.snapshots = 0  # how many were made
         self.forgotten: list[int] = []  # snapshots that nobody has any more, by number
@@ -155,7 +157,8 @@ class Process:
                 self._pause()
                 raise
         if kind is Kind.ANSWER:
-            return rest[0]
+            value, self.spent = rest
+            return value
         error, message = rest
         raise _ERRORS[error](message) if error else CloneLost(f"an error in the clone:\n{message}")
 

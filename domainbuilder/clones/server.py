@@ -15,12 +15,13 @@ import re
 import signal
 import socket
 import stat
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from domainbuilder.clones.process import HELD
 from domainbuilder.clones.values import to_plain
@@ -60,18 +61,6 @@ class Server:
         self._pause = False  # was asked for meanwhile
         self._has_clones = False
         self._snapshots: dict[int, Snapshot] = {}
-        self._ops: dict[str, Callable[..., Any]] = {
-            "run": self._run,
-            "send": lambda dom, text: dom.send(text.encode("latin-1")),
-            "stats": lambda dom: to_plain(dom.stats()),
-            "look": lambda dom: to_plain(dom.look()),
-            "record": lambda dom, reason: to_plain(dom.input_record(reason)),
-            "digest": lambda dom: dom.memory_sha256(),
-            "screenshot": lambda dom: dom.screenshot().decode("latin-1"),
-            "snapshot": self._snapshot,
-            "rewind": self._rewind,
-            "close": self._close,
-        }
 
     def serve(self, timeout: float | None) -> NoReturn:
         """Do what is asked until nobody is left who could ask; `timeout` as in RunningDomain.fork()."""
@@ -129,6 +118,7 @@ class Server:
     # -- requests
 
     def _answer(self, number: int, name: str, domid: int, arguments: dict[str, Any]) -> None:
+        before = time.process_time()
         try:
             value = self._fork(**arguments) if name == "fork" else self._do(name, domid, arguments)
         except Closed:
@@ -136,7 +126,7 @@ class Server:
         except _Begun:
             return
         except _Paused:
-            send(self._sock, Kind.ANSWER, [number, None])
+            send(self._sock, Kind.ANSWER, [number, None, 0.0])
         except BuildError as error:
             send(self._sock, Kind.FAILURE, [number, "BuildError", str(error)])
         except RuntimeError as error:
@@ -146,14 +136,14 @@ class Server:
         except BaseException:
             send(self._sock, Kind.FAILURE, [number, "", traceback.format_exc()])
         else:
-            send(self._sock, Kind.ANSWER, [number, value])
+            send(self._sock, Kind.ANSWER, [number, value, time.process_time() - before])
         if not self._domains:
             self._leave()
 
     def _do(self, name: str, domid: int, arguments: dict[str, Any]) -> Any:
         if domid not in self._domains:
             raise RuntimeError("the domain was closed")
-        return self._ops[name](self._domains[domid], **arguments)
+        return self._OPERATIONS[name](self, self._domains[domid], **arguments)
 
     def _run(self, dom: RunningDomain, search: list[Any] | None, timeout: float | None) -> Any:
         """Run `dom`; its outcome, or what was found."""
@@ -223,6 +213,20 @@ class Server:
         self._domains = {domid: self._domains[domid] for domid in domids}
         self._settle(timeout)
         raise _Begun
+
+    # Made once: functions of each server's own would be pages of each clone's own.
+    _OPERATIONS: ClassVar[dict[str, Callable[..., Any]]] = {
+        "run": _run,
+        "send": lambda _, dom, text: dom.send(text.encode("latin-1")),
+        "stats": lambda _, dom: to_plain(dom.stats()),
+        "look": lambda _, dom: to_plain(dom.look()),
+        "record": lambda _, dom, reason: to_plain(dom.input_record(reason)),
+        "digest": lambda _, dom: dom.memory_sha256(),
+        "screenshot": lambda _, dom: dom.screenshot().decode("latin-1"),
+        "snapshot": _snapshot,
+        "rewind": _rewind,
+        "close": _close,
+    }
 
 
 def handled_signals() -> list[int]:

@@ -1,9 +1,10 @@
 """Messages between a clone and who holds it: frames over a socket, JSON but for what the guest prints.
 
 A frame is its length (32 bits, little-endian), its kind (8 bits) and so many bytes. Requests are
-[number, name, domain, arguments], answers [number, value], failures [number, kind of error, message]. Output
-is a byte that says which domain printed it, and what it printed; it comes before the answer to the request
-that made the guest run. A pause ends a request that is under way, and has no answer of its own.
+[number, name, domain, arguments], answers [number, value, seconds of the processor's time], failures
+[number, kind of error, message]. Output is a byte that says which domain printed it, and what it printed; it
+comes before the answer to the request that made the guest run. A pause ends a request that is under way, and
+has no answer of its own.
 """
 
 from __future__ import annotations

@@ -125,14 +125,20 @@ class Runner:
 
     def run_until(self, search: Search | None, timeout: float | None) -> Outcome | None:
         """Run until `search` has its match (None), or for another reason (that)."""
-        return self._run(None if search is None else search.more, timeout)
+        wanted = None if search is None else search.more
+        return self._run(wanted, timeout, may_backtrack=search is not None and search.may_backtrack)
 
-    def _run(self, wanted: Callable[[], bool] | None, timeout: float | None) -> Outcome | None:
-        """Run until `wanted` is true (None), or for another reason (that)."""
+    def _run(
+        self, wanted: Callable[[], bool] | None, timeout: float | None, *, may_backtrack: bool = False
+    ) -> Outcome | None:
+        """Run until `wanted` is true (None), or for another reason (that).
+
+        To find that out may take a regular expression for ever, if it may backtrack.
+        """
         self._limits.begin(timeout)
         self._wanted = wanted
         try:
-            with until(self._limits.deadline, self._is_searching):
+            with until(self._limits.deadline if may_backtrack else None, self._is_searching):
                 return self._resume_until_met()
         finally:
             self._wanted = None

@@ -94,6 +94,9 @@ def compile_pattern(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
 
 
+_CHOICES = frozenset("*+?{|(")  # without them there is one way to match, and no longer than the pattern
+
+
 class Search:
     """One search in a growing transcript, from `offset` on. Bytes that are no UTF-8 become surrogates."""
 
@@ -107,6 +110,7 @@ class Search:
         self._seen = 0  # characters of _text that were searched
         flags = pattern.flags & (re.DOTALL | re.VERBOSE)
         self._one_line = not flags and not _MAY_CROSS_LINES.search(pattern.pattern)
+        self.may_backtrack = not _CHOICES.isdisjoint(pattern.pattern)
         self.match: re.Match[str] | None = None
         self._consumed: int | None = None  # where another process has searched
 

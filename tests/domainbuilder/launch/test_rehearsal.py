@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -111,6 +114,16 @@ def test_what_takes_long_is_not_done_twice(
     for _ in range(3):
         ask(dom)
     assert rehearsed == []
+
+
+def test_a_clone_that_waited_for_a_processor_is_rehearsed(dom: RunningDomain) -> None:
+    """What counts is the processor's time that it used, and not how long its holder waited."""
+    with dom.fork() as clone:
+        os.kill(clone.pid, signal.SIGSTOP)
+        threading.Timer(2 * rehearsal._MOST_SECONDS, os.kill, (clone.pid, signal.SIGCONT)).start()
+        clone.console.send("about\n")
+        clone.console.expect("command line")
+        assert [what for _, what, _ in clone._script.acts] == ["send", "run"]
 
 
 def test_several_domains_of_a_host(sample_guest: Callable[[str], Path], rehearsed: list[list[Act]]) -> None:

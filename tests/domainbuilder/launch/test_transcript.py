@@ -165,3 +165,18 @@ def test_a_flood_is_searched_in_reasonable_memory() -> None:
     transcript.append(b"never\n")
     assert found.more()
     assert transcript.since(found.consumed) == b""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "may"),
+    [
+        (r"^1000005", False),
+        (r"login: $", False),
+        (r"[ab]\d.", False),
+        ("(a+)+b", True),
+        ("a?a?aa", True),
+        ("a{9}", True),
+    ],
+)
+def test_only_what_has_a_choice_may_take_for_ever(pattern: str, may: bool) -> None:
+    assert Search(compile_pattern(pattern), Transcript(), 0).may_backtrack == may
