@@ -17,7 +17,7 @@ import socket
 import stat
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -247,17 +247,23 @@ def _caught() -> list[int]:
     return [number for number in _SIGNALS if mask >> number - 1 & 1]
 
 
+def _descriptors() -> Iterator[int]:
+    """Those that are in use, one by one: a list of a thousand would be ten pages of a clone's own."""
+    try:
+        with os.scandir("/proc/self/fd") as there:
+            for entry in there:
+                yield int(entry.name)
+    except OSError:
+        yield from range(_MOST_DESCRIPTORS)
+
+
 def part_from_streams(kept: set[int]) -> None:
     """Put /dev/null in the place of every pipe, socket and terminal but `kept` and stderr.
 
     Their numbers stay in use, so that whoever holds one finds nothing there, and not somebody else's file.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        there = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
-    except OSError:
-        there = list(range(_MOST_DESCRIPTORS))
-    for descriptor in there:
+    for descriptor in _descriptors():
         if descriptor in kept or descriptor == 2:
             continue
         try:

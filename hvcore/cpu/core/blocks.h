@@ -18,7 +18,7 @@ struct translation_block {
 };
 
 /* The blocks that were found last, by a hash of their address. They lie behind the words. */
-enum { FOUND_BLOCKS_BITS = 13, FOUND_BLOCKS_SIZE = sizeof(struct translation_block *) << FOUND_BLOCKS_BITS };
+enum { FOUND_BLOCKS_BITS = 11, FOUND_BLOCKS_SIZE = sizeof(struct translation_block *) << FOUND_BLOCKS_BITS };
 static inline struct translation_block **hv_found_blocks(const struct hv_engine *e) {
     return (struct translation_block **)e->found_blocks;
 }
@@ -38,7 +38,7 @@ static inline struct hv_found_code *hv_found_code(const struct hv_engine *e) {
 
 /* Blocks of one address space by virtual address, as tb_jmp_cache has them. A row is half a line of the host's cache,
  * what was used last in front, and tells all that has to agree: the block itself is a line that need not be read. */
-enum { JUMP_WAYS = 2, ROW_BITS = 6, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 6, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
+enum { JUMP_WAYS = 2, ROW_BITS = 6, ROWS_A_PAGE = 1 << ROW_BITS, JUMP_PAGE_BITS = 5, JUMP_PAGES = 1 << JUMP_PAGE_BITS };
 struct hv_jump {
     uint64_t pc;
     uint32_t block, flags; /* where the block lies, as CODE_UNITS say; 0: none */

@@ -60,6 +60,8 @@ def _differences(cpus: list[ActingCpu], seed: int) -> list[str]:
             return [f"act {number}, code {code}: {fields}, state at {places[:16]} (CRs at {sw.CR})",
                     *(f"  lanes:  {line}" for line in state_of(mine)),
                     *(f"  python: {line}" for line in state_of(python))]  # fmt: skip
+    if not cpus[0].engine.words.spaces:  # under a sanitizer not all is found that it takes
+        return []
     return Audit(cpus[0].engine, levels=cpus[0].abi.pt_levels).errors
 
 
