@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Undo = Callable[[], object]
 _ATOMS = (int, str, bytes, float, type(None), type, Enum, mmap.mmap)
 _UNDO_BYTES = 200
+# Words that are of this process, whatever the guest's time is: where things lie now.
+_OF_THE_PROCESS = ("translator", "jumps", "code_base")
 _OURS, _ONLOOKERS = "hvcore.", "hvcore.debug."
 
 
@@ -70,10 +72,11 @@ class Mark:
             self._drop_code(runs)
         self._pages.go_back(self._mark, runs)
         engine.load_context(self._context)
-        translator = engine.words.translator  # of this process, whatever the guest's time is
+        of_process = [(name, getattr(engine.words, name)) for name in _OF_THE_PROCESS]
         for undo in self._objects:
             undo()
-        engine.words.translator = translator
+        for name, value in of_process:
+            setattr(engine.words, name, value)
         engine.arm_watches()
         if self._handlers is not None:
             engine.set_handlers(self._handlers)

@@ -23,6 +23,7 @@ from hvcore.save import owners, state_fields, store_owners
 from tests.domainbuilder.tiny_guest import CODE, hypercall, kernel, mov
 from tests.hvcore.saved import run_on
 from tests.hvcore.stops import Subject, launched, run
+from tests.hvcore.tlb_audit import Audit
 
 SECOND = 10**9
 TYPED = ((3_000_000, b"about\n"), (50_000_000, b"trap\n"), (400_000_000, b"halt\n"))
@@ -56,6 +57,8 @@ def again_and_again(subject: Subject, after_ns: int) -> None:
             else:
                 assert run_on(host, subject, output) == reference
             host.rewind(mark)
+            if dom.machine.engine.words.spaces:
+                assert Audit(dom.machine.engine, levels=dom.machine.domain.abi.pt_levels).errors == []
             output[:] = printed
             assert host.save() == before
 
@@ -75,6 +78,14 @@ def test_conformance_guests(name: str) -> None:
         subject = Subject(path, 60 * SECOND, MEMORY_MIB, vcpus=VCPUS)
         end = run(subject).stats.system_time_ns - BOOT_TIME_NS
         again_and_again(subject, random.Random(name).randrange(end))
+
+
+def test_address_spaces(pvkernel: Path) -> None:
+    """Which one is in use when it goes back is not the one that was."""
+    subject = Subject(pvkernel, 60 * SECOND, 64)
+    end = run(subject).stats.system_time_ns - BOOT_TIME_NS
+    for quarter in (1, 2, 3):
+        again_and_again(subject, end * quarter // 4)
 
 
 @pytest.mark.guest
