@@ -63,6 +63,7 @@ _WHY = {
     SHARED_PAGE: "the guest maps another page over it, and loses what else is in it",
     ZERO_PAGE: "it is mapped wherever a page of zeros is needed",
 }
+_POINTER_SIZES = (4, 8)
 _STUB_NAME = re.compile(r"hypercall|hypcall", re.I)  # Linux names its stubs: xen_hypercall_iret ...
 _PAGE_ALIGNED_NAME = re.compile(r"\.(data|bss|rodata)\.{1,2}page_aligned(\..*)?$")
 
@@ -97,7 +98,7 @@ def page_layout(elf: ElfImage, parms: ElfDomParms, symbols: Symbols) -> PageLayo
     alloc = [s for s in elf.sections if s.flags & SHF_ALLOC and s.size]
     aligned = tuple(s for s in alloc if _PAGE_ALIGNED_NAME.match(s.name))
     named = (symbols.lookup(name) for name in PAGE_OWNERS)
-    wanted = sorted((s for s in named if s is not None and s.kind != ABSOLUTE), key=lambda s: s.value)
+    wanted = sorted((s for s in named if s is not None and _may_be_page(s)), key=lambda s: s.value)
     spans = [_Span(s.value, s.value + _size(s, symbols), PAGE_OWNERS[s.name]) for s in wanted]
     if parms.virt_hypercall != UNSET_ADDR:
         spans.append(_Span(parms.virt_hypercall, parms.virt_hypercall + PAGE_SIZE, HYPERCALL_PAGE))
@@ -115,6 +116,11 @@ def page_layout(elf: ElfImage, parms: ElfDomParms, symbols: Symbols) -> PageLayo
         lacking = "no symbols" if not len(symbols) else f"no symbols of data in the {symbols.origin}"
         findings.append(found("page-layout-unchecked", f"{lacking}: which own whole pages cannot be told"))
     return PageLayout(len(symbols), owners, aligned, tuple(findings))
+
+
+def _may_be_page(symbol: Symbol) -> bool:
+    """Whether it may be what its name says: a pointer to such a page often has that name, too."""
+    return symbol.kind != ABSOLUTE and symbol.size not in _POINTER_SIZES
 
 
 def _size(symbol: Symbol, symbols: Symbols) -> int:

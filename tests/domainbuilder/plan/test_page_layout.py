@@ -180,6 +180,17 @@ def test_a_label_is_no_neighbour_and_an_alias_is_none_either(tmp_path: Path) -> 
     assert layout.findings == ()
 
 
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_pointer_that_has_the_name_of_its_page_owns_none(tmp_path: Path, size: int) -> None:
+    writer = xen_kernel()
+    writer.section(".bss", SHT_NOBITS, b"", addr=0xC0101000, flags=3, size=0x1000)
+    writer.symbols([("shared_info", 0xC0101004, size, 1), ("jiffies", 0xC0101010, 4, 1)])
+    path = tmp_path / "kernel"
+    path.write_bytes(writer.build())
+    layout = looked_at(path)
+    assert (layout.owners, layout.findings) == ((), ())
+
+
 def test_sections_named_for_pages(tmp_path: Path) -> None:
     writer = xen_kernel()
     writer.section(".bss", SHT_NOBITS, b"", addr=0xC0101000, flags=3, size=0x820)
