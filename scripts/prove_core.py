@@ -4,7 +4,7 @@
 tried at random against Python, and runs the tests of the core. `bail-outs` builds it with gcov's counters,
 does the same with the tests of lanes, boots a Debian kernel if there is one, and tells how often lanes said
 "not mine", file by file, and the places where none ever did.
-Both need gcc. They give 1 where something is found.
+Both need gcc. They give 1 where the core is found wrong; a place that was never reached is no fault, but told.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def bail_outs(folder: Path, seconds: float, seed: int) -> int:
                 never += 1
                 print(f"  never: {n}: {text[n - 1].strip()}")
     print(f"{never} bail-outs were never taken")
-    return 1 if never else 0
+    return 0
 
 
 def lines_run(folder: Path) -> dict[str, Counter[int]]:

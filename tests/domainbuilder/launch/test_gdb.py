@@ -94,8 +94,8 @@ def test_a_session_with_a_kernel_that_has_symbols(tmp_path: Path, debug_pvkernel
         )  # fmt: skip
         stdout, stderr = process.communicate(timeout=TIMEOUT)
     assert re.search(r"Breakpoint 1, spawn .*sched\.c:\d+", text)
-    assert re.search(r"#1 .* start_kernel \(.*main\.c:\d+", text)
-    assert re.search(r"^0x[0-9a-f]+ in start_kernel .*main\.c:27$", text, re.MULTILINE)
+    assert re.search(r"#1 .* run_processes \(.*main\.c:16\n#2 .* start_kernel \(.*main\.c:\d+", text)
+    assert re.search(r"^0x[0-9a-f]+ in run_processes .*main\.c:16$", text, re.MULTILINE)
     assert len(re.findall(r"watchpoint 2: need_resched\s+Old value = \d\s+New value = \d", text)) == 2, text
     assert "$1 = 0" in text
     assert "exited normally" in text
