@@ -4,7 +4,7 @@
 tried at random against Python, and runs the tests of the core. `bail-outs` builds it with gcov's counters,
 does the same with the tests of lanes, boots a Debian kernel if there is one, and tells how often lanes said
 "not mine", file by file, and the places where none ever did.
-Both need gcc. They give 1 where the core is found wrong; a place that was never reached is no fault, but told.
+Both need gcc. They give 1 where the core is found wrong; a place that nothing reached is told, and no fault.
 """
 
 from __future__ import annotations
