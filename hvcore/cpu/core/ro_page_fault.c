@@ -26,6 +26,7 @@ struct store {
     unsigned reg_shift;
     uint64_t at;       /* linear address */
     uint64_t next_rip;
+    const uint8_t *code; /* of the instruction */
 };
 
 /* -- the instruction */
@@ -145,7 +146,7 @@ static const struct form *form_of(unsigned opcode, unsigned modrm) {
 static bool decode(struct hv_call *c, struct store *s) {
     uint64_t rip = c->regs[RIP];
     struct code code = code_at(c, rip);
-    const uint8_t *start = code.next;
+    const uint8_t *start = s->code = code.next;
     struct prefixes p;
     if (code.is_over)
         return NOT_MINE;
@@ -276,12 +277,19 @@ static bool is_plain_step(const struct hv_call *c) {
     return (int64_t)c->e->left > (int64_t)c->e->limit; /* or it leaves before the step */
 }
 
+/* Whether it stores into itself: the engine makes its block anew then, and pays for it once more. */
+static bool changes_itself(const struct hv_call *c, const struct store *s, const uint8_t *to) {
+    return to < s->code + (s->next_rip - c->regs[RIP]) && s->code < to + s->size;
+}
+
 bool hv_ro_page_fault(struct hv_call *c, uint64_t cr2) {
     struct store store = {0};
     if (!c->e->tlb_vaddr_to_host || !(c->d->vm_assist & VMASST_writable_pagetables) || !is_plain_step(c))
         return NOT_MINE;
     uint64_t *table = l1_table_at(c, cr2);
     if (!table || !decode(c, &store) || store.at != cr2 || cr2 % store.size)
+        return NOT_MINE;
+    if (changes_itself(c, &store, (const uint8_t *)table + cr2 % PAGE_SIZE))
         return NOT_MINE;
     uint64_t *entry = &table[cr2 % PAGE_SIZE / 8];
     unsigned shift = cr2 % 8 * 8;

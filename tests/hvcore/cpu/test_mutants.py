@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 GUARDS, FRAMES, STORES, SPACES = (
     f"tests/hvcore/test_{name}.py" for name in ("lane_guards", "lane_frames", "lane_stores", "address_spaces")
 )
+FOUND = "tests/hvcore/hostile/test_found.py"
 ACTS = "acts"  # tests.hvcore.hostile.lanes: so many rounds of them
 ROUNDS = 60
 TRIED = int(os.environ.get("MUTANTS", "1"))
@@ -56,6 +57,7 @@ MUTANTS = (
     Mutant("traps.c", "!is_open && (entry->flags & 3) < privilege", "false", (FRAMES,)),
     Mutant("traps.c", "|| !iopl_ok(c)", "", (FRAMES,)),
     Mutant("ro_page_fault.c", "|| cr2 % store.size", "", (STORES,)),
+    Mutant("ro_page_fault.c", "if (changes_itself(", "if (0 && changes_itself(", (FOUND,)),
     Mutant("ro_page_fault.c", "|| c->regs[EFLAGS] & X86_EFLAGS_RF", "", (ACTS,)),
     Mutant("ro_page_fault.c", "(int64_t)c->e->left > (int64_t)c->e->limit; /*", "true; /*", (STORES,)),
     Mutant("small_hypercalls.c", "|| !hv_is_canonical(base)", "", (ACTS,)),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from hvcore.abi import PV32_PAE
 from hvcore.public.xen import Hypercall
+from tests.hvcore.hostile.lanes import acts
 from tests.hvcore.hostile.world import World
 
 
@@ -65,3 +68,8 @@ def test_a_vcpu_that_was_refused_its_user_table_gives_the_kernel_table_back(
         assert w.problems() == []
     assert w.store(run.va, w.context)
     assert w.call(Hypercall.vcpu_op, (0, 1, run.va, 0, 0, 0)) == 0
+
+
+def test_an_instruction_that_stores_into_itself_costs_with_lanes_what_it_costs_without() -> None:
+    """Code in a page table: the engine makes a block anew that a store changes, and executes it again."""
+    assert acts(PV32_PAE)(97, Counter()) == []
