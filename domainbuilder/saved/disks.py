@@ -11,11 +11,12 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from domainbuilder.errors import SavedError, Where
+from domainbuilder.saved.told_device import has_fields_of
 from hvcore.backends.disk import Disk
 from hvcore.host_state import HostState
 
@@ -83,13 +84,7 @@ def _names(disks: Sequence[Disk]) -> str:
 
 def _disk(saved: Any, name: str) -> Disk:
     """A disk as the file says that it was, its numbers and flags checked."""
-    kinds = {field.name: str(field.type) for field in fields(Disk)}
-    if not (
-        isinstance(saved, dict)
-        and set(saved) == set(kinds)
-        and all(type(saved[key]).__name__ == kind for key, kind in kinds.items())
-        and Disk(**saved).devid >= 0
-    ):
+    if not has_fields_of(Disk, saved) or Disk(**saved).devid < 0:
         raise SavedError("what is said of a disk cannot be", where=Where(name))
     return Disk(**saved)
 

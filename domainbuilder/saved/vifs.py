@@ -7,10 +7,11 @@ interface that led out has nobody at its other end, until whoever restores the d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from domainbuilder.errors import SavedError, Where
+from domainbuilder.saved.told_device import has_fields_of
 from hvcore.backends.vif import Vif
 from hvcore.host_state import HostState
 
@@ -68,11 +69,6 @@ def _numbers(vifs: Sequence[Vif]) -> str:
 
 def _vif(saved: Any, name: str) -> Vif:
     """An interface as the file says that it was, its numbers and flags checked."""
-    kinds = {field.name: str(field.type) for field in fields(Vif)}
-    if not (
-        isinstance(saved, dict)
-        and set(saved) == set(kinds)
-        and all(type(saved[key]).__name__ == kind for key, kind in kinds.items())
-    ):
+    if not has_fields_of(Vif, saved):
         raise SavedError("what is said of an interface cannot be", where=Where(name))
     return Vif(**saved)
