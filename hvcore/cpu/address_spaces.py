@@ -36,4 +36,4 @@ def keep_spaces(lib: ctypes.CDLL, core: ctypes.CDLL, words: EngineWords) -> bool
 def _see_flushes(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
     """Put the core's functions where the library itself calls for a flush. False if that cannot be."""
     names = {"tlb_flush": "hv_tlb_flush", "tlb_flush_page": "hv_tlb_flush_page"}
-    return take_over(lib, core, names, tell="hv_set_space_functions", also="tlb_init")
+    return take_over(lib, core, names, tell="hv_set_space_functions", also=("tlb_init",))

@@ -98,4 +98,4 @@ def _track(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:
         "tlb_unprotect_code": "hv_unprotect_code",
         "tlb_reset_dirty_by_vaddr": "hv_reset_dirty",
     }
-    return take_over(lib, core, names, tell="hv_set_tlb_functions", also="x86_cpu_tlb_fill")
+    return take_over(lib, core, names, tell="hv_set_tlb_functions", also=("x86_cpu_tlb_fill",))

@@ -151,9 +151,9 @@ def _keep_jumps_out_that_have_no_target(lib: ctypes.CDLL, core: ctypes.CDLL) -> 
 def _find_blocks(lib: ctypes.CDLL, core: ctypes.CDLL) -> None:
     """Have the core find blocks for the library, if it can (core/blocks.c)."""
     names = {"tb_htable_lookup": "hv_find_block", "tb_flush": "hv_flush_blocks"}
-    take_over(lib, core, names, tell="hv_set_block_functions", also="get_page_addr_code")
-    names = {"tcg_tb_lookup": "hv_find_code", "tcg_tb_remove": "hv_remove_block"}
-    take_over(lib, core, names, tell="hv_set_code_functions", also="tb_flush")
+    if take_over(lib, core, names, tell="hv_set_block_functions", also=("get_page_addr_code",)):
+        names = {"tcg_tb_lookup": "hv_find_code", "tcg_tb_remove": "hv_remove_block"}
+        take_over(lib, core, names, tell="hv_set_code_functions")  # a flush has to be seen by it, too
 
 
 def _numbers_operations_alike(lib: ctypes.CDLL, core: ctypes.CDLL) -> bool:

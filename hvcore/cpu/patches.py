@@ -64,18 +64,18 @@ PATCHES = Patches()
 
 
 def take_over(
-    lib: ctypes.CDLL, core: ctypes.CDLL, routines: Mapping[str, str], *, tell: str, also: str
+    lib: ctypes.CDLL, core: ctypes.CDLL, routines: Mapping[str, str], *, tell: str, also: tuple[str, ...] = ()
 ) -> bool:
     """Put routines of the core into the library's jump slots, by the names of the functions that lead there.
 
     The core's `tell` is given what it calls of the library itself: `also`, and the functions that were there.
     False, and nothing is done, if one cannot be found or its slot not be written.
     """
-    found = [function(lib, name) for name in (also, *routines)]
+    found = [function(lib, name) for name in (*also, *routines)]
     addresses = [address_of(one) for one in found if one]
     if len(addresses) != len(found):
         return False
-    slots = [jump_slot(lib, target) for target in addresses[1:]]
+    slots = [jump_slot(lib, target) for target in addresses[len(also) :]]
     if not all(slots):
         return False
     getattr(core, tell)(*map(ctypes.c_void_p, addresses))

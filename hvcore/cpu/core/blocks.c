@@ -12,7 +12,6 @@
 
 #define CF_COMPARED UINT32_C(0xff0effff) /* CF_HASH_MASK | CF_INVALID */
 #define NO_PAGE UINT64_MAX
-enum { CF_COUNT_MASK = 0x7fff, CF_INVALID = 0x40000 };
 enum { CODE_UNIT = 64, CODE_OFFSET = 192 }; /* what a block is aligned to, and where its code lies */
 enum { MUCH_PATIENCE = 4096 };
 /* HF_TF, RF, VM, IOPL, AC in EFLAGS: cpu_get_tb_cpu_state() */
@@ -140,7 +139,7 @@ HV_EXPORT void *hv_next_code(struct hv_engine *e) {
 
 static struct translation_block *find_block(const struct hv_engine *e, uint64_t pc, uint64_t cs_base, uint32_t flags,
                                             uint32_t cflags) {
-    struct translation_block **slot = hv_found_blocks(e) + (pc * UINT64_C(0x9e3779b97f4a7c15) >> (64 - FOUND_BLOCKS_BITS));
+    struct translation_block **slot = hv_found_blocks(e) + hv_hash(pc, FOUND_BLOCKS_BITS);
     struct translation_block *tb = *slot;
     if (tb && tb->pc == pc && tb->cs_base == cs_base && tb->flags == flags && (tb->cflags & CF_COMPARED) == cflags &&
         tb->page_addr[1] == NO_PAGE &&
@@ -178,8 +177,7 @@ static struct {
 } tree;
 static uint64_t nr_removed; /* blocks of this process, whose memory may become another's */
 
-HV_EXPORT void hv_set_code_functions(void *unused, code_function *lookup, remove_function *remove) {
-    (void)unused;
+HV_EXPORT void hv_set_code_functions(code_function *lookup, remove_function *remove) {
     tree.lookup = lookup;
     tree.remove = remove;
 }
@@ -195,7 +193,7 @@ HV_EXPORT struct translation_block *hv_find_code(void *tcg, uintptr_t address) {
         memset(found->at, 0, sizeof found->at);
         found->nr_removed = removed;
     }
-    unsigned place = address * UINT64_C(0x9e3779b97f4a7c15) >> (64 - FOUND_CODE_BITS);
+    unsigned place = hv_hash(address, FOUND_CODE_BITS);
     if (found->at[place].address != address) {
         struct translation_block *tb = tree.lookup(tcg, address);
         if (!tb)

@@ -4,6 +4,8 @@
 
 #include "core.h"
 
+enum { CF_COUNT_MASK = 0x7fff, CF_INVALID = 0x40000 }; /* in cflags */
+
 struct translation_block {
     uint64_t pc, cs_base;
     uint32_t flags;

@@ -21,6 +21,11 @@
 #define HV_TAIL_CALL return /* -foptimize-sibling-calls, which the build asks for */
 #endif
 
+/* A place among 1 << bits. */
+static inline unsigned hv_hash(uint64_t key, unsigned bits) {
+    return (unsigned)(key * UINT64_C(0x9e3779b97f4a7c15) >> (64 - bits));
+}
+
 /* uc_emu_stop(): the engine leaves behind the block, or what hook it is in. */
 static inline void hv_emu_stop(const struct hv_engine *e) { ((int (*)(void *))e->uc_emu_stop)((void *)e->uc); }
 

@@ -7,8 +7,6 @@
 #include "inner_stops.h"
 #include "x86.h"
 
-enum { CF_COUNT_MASK = 0x7fff };
-
 typedef const struct translation_block *lookup_function(void *tcg, uintptr_t host_address);
 typedef void exit_function(void *cpu, uintptr_t host_address);
 

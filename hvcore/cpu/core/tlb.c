@@ -102,9 +102,7 @@ static void drop_page(struct hv_spaces *s, struct space *space, uint64_t page) {
 }
 
 /* The place in a directory where the entry's uses are kept, the last in front. */
-static unsigned place_of(uint64_t entry) {
-    return (unsigned)((entry >> 3) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - DIRECTORY_BITS));
-}
+static unsigned place_of(uint64_t entry) { return hv_hash(entry >> 3, DIRECTORY_BITS); }
 
 /* The page `va` is cached by way of `entry`. What there is no room for any more may not be cached. */
 static void enter_use(struct hv_spaces *s, struct space *space, uint64_t entry, uint64_t va) {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -51,6 +53,14 @@ class Finder:
         self.words.uc, self.words.cpu, self.words.env = 0x6000, CPU, ENV
         assert self.core.hv_register(ctypes.byref(self.words))
 
+    @classmethod
+    @contextmanager
+    def made(cls, folder: Path) -> Iterator[Self]:
+        """One, as long as it is of use."""
+        finder = cls(Path(shutil.copy(compiled.LIBRARY, folder / "core.so")))
+        yield finder
+        finder.core.hv_unregister(ctypes.byref(finder.words))
+
     def _lookup(self, _cpu: int, _pc: int, _cs_base: int, _flags: int, _cflags: int) -> int | None:
         self.asked += 1
         return ctypes.addressof(self.block) if self.is_there else None
@@ -71,9 +81,8 @@ class Finder:
 
 @pytest.fixture
 def finder(tmp_path: Path) -> Iterator[Finder]:
-    finder = Finder(Path(shutil.copy(compiled.LIBRARY, tmp_path / "core.so")))
-    yield finder
-    finder.core.hv_unregister(ctypes.byref(finder.words))
+    with Finder.made(tmp_path) as finder:
+        yield finder
 
 
 def test_a_block_that_was_found_is_found_again(finder: Finder) -> None:
@@ -151,7 +160,7 @@ class Codes:
         self.blocks = {ADDRESS: 0x1000, ADDRESS + 1: 0x2000}
         self.asked, self.removed = 0, 0
         self._functions = ByCode(self._lookup), Remove(self._remove)
-        self.core.hv_set_code_functions(None, *self._functions)
+        self.core.hv_set_code_functions(*self._functions)
         self.words.translator = TCG
 
     def _lookup(self, _tcg: int, address: int) -> int:

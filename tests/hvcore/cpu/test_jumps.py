@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hvcore.cpu import compiled
 from hvcore.cpu.state_window import HFLAGS
 from tests.hvcore.cpu.test_blocks import CF_INVALID, CFLAGS, CPU, FLAGS, PC, Block, Finder
 from tests.hvcore.tlb_audit import Jumps, Spaces
@@ -83,9 +81,8 @@ class Jumper(Finder):
 
 @pytest.fixture
 def jumper(tmp_path: Path) -> Iterator[Jumper]:
-    jumper = Jumper(Path(shutil.copy(compiled.LIBRARY, tmp_path / "core.so")))
-    yield jumper
-    jumper.core.hv_unregister(ctypes.byref(jumper.words))
+    with Jumper.made(tmp_path) as jumper:
+        yield jumper
 
 
 def code_of(block: Block) -> int:
