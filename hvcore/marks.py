@@ -23,6 +23,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from hvcore.cpu.engine import Engine, EngineContext
+from hvcore.cpu.words import OF_THE_PROCESS
 from hvcore.page_marks import MarkedPages, PageMark, Run
 from hvcore.public.xen import PAGE_SHIFT
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 Undo = Callable[[], object]
 _ATOMS = (int, str, bytes, float, type(None), type, Enum, mmap.mmap)
 _UNDO_BYTES = 200
-# Words that are of this process, whatever the guest's time is: where things lie now.
-_OF_THE_PROCESS = ("translator", "jumps", "code_base")
 _OURS, _ONLOOKERS = "hvcore.", "hvcore.debug."
 
 
@@ -72,7 +71,7 @@ class Mark:
             self._drop_code(runs)
         self._pages.go_back(self._mark, runs)
         engine.load_context(self._context)
-        of_process = [(name, getattr(engine.words, name)) for name in _OF_THE_PROCESS]
+        of_process = [(name, getattr(engine.words, name)) for name in OF_THE_PROCESS]
         for undo in self._objects:
             undo()
         for name, value in of_process:

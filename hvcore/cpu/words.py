@@ -40,6 +40,10 @@ def address_of(words: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(words))
 
 
+# Words of an engine that change with this process, whatever the guest's time is: where things lie now.
+OF_THE_PROCESS = ("translator", "jumps", "code_base")
+
+
 class EngineWords(ctypes.Structure):
     """struct hv_engine."""
 
