@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Generator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -135,25 +136,32 @@ def pvkernel(samples_builder: Callable[..., ModuleType], tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="session")
-def suspend_guests(
+def guests_by_width(
     samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """samples/suspend by its width: "32", "64"."""
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    made = builder.build(builder.suspend(), tmp_path_factory.mktemp("suspend"))
-    return {path.stem.removeprefix("suspend-"): path for path in made}
+) -> Callable[[str], dict[str, Path]]:
+    """`guests_by_width("suspend")`: those of samples/build.py, built once, by their width: "32", "64"."""
+
+    @cache
+    def built(name: str) -> dict[str, Path]:
+        pytest.importorskip("ziglang")
+        builder = samples_builder()
+        samples, _ = builder.OTHERS[name]
+        made = builder.build(samples(), tmp_path_factory.mktemp(name))
+        return {path.stem.rpartition("-")[2]: path for path in made}
+
+    return built
 
 
 @pytest.fixture(scope="session")
-def hostile_guests(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """samples/hostile by its width: "32", "64"."""
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    made = builder.build(builder.hostile(), tmp_path_factory.mktemp("hostile"))
-    return {path.stem.removeprefix("hostile-"): path for path in made}
+def suspend_guests(guests_by_width: Callable[[str], dict[str, Path]]) -> dict[str, Path]:
+    """samples/suspend by its width."""
+    return guests_by_width("suspend")
+
+
+@pytest.fixture(scope="session")
+def hostile_guests(guests_by_width: Callable[[str], dict[str, Path]]) -> dict[str, Path]:
+    """samples/hostile by its width."""
+    return guests_by_width("hostile")
 
 
 STATEDUMP_FLAGS = {

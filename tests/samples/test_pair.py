@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,13 +14,8 @@ WIDTHS = ("32", "64")
 
 
 @pytest.fixture(scope="module")
-def guests(
-    samples_builder: Callable[..., ModuleType], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    pytest.importorskip("ziglang")
-    builder = samples_builder()
-    made = builder.build(builder.pair(), tmp_path_factory.mktemp("pair"))
-    return {path.stem.removeprefix("share-"): path for path in made}
+def guests(guests_by_width: Callable[[str], dict[str, Path]]) -> dict[str, Path]:
+    return guests_by_width("pair")
 
 
 def run(guests: dict[str, Path], offers: str, takes: str) -> list[tuple[str, domainbuilder.Statistics]]:

@@ -6,7 +6,6 @@ places are there is tested always.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from hvcore.cpu.compiled import SOURCES
+from tests.loading import load
 
 ROOT = Path(__file__).resolve().parents[3]
 GUARDS, FRAMES, STORES, SPACES = (
@@ -85,15 +85,11 @@ def compiled(mutant: Mutant, folder: Path) -> Path:
     sources = Path(shutil.copytree(SOURCES, folder / "core"))
     text = (sources / mutant.file).read_text()
     (sources / mutant.file).write_text(text.replace(mutant.text, mutant.instead))
-    compiler = importlib.util.spec_from_file_location("compile_core", ROOT / "scripts" / "compile_core.py")
-    assert compiler is not None
-    assert compiler.loader is not None
-    module = importlib.util.module_from_spec(compiler)
-    compiler.loader.exec_module(module)
-    command = module.compiler()
+    build = load(ROOT / "scripts" / "compile_core.py")
+    command = build.compiler()
     if command is None:
         pytest.skip("there is no C compiler")
-    module.compile_core(folder / "_core.so", command, "-w", folder=sources)
+    build.compile_core(folder / "_core.so", command, "-w", folder=sources)
     return folder / "_core.so"
 
 

@@ -9,7 +9,6 @@ from its seed alone. What lanes took and what they left to Python is printed at 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from hvcore.cpu.compiled import core, describe
 from tests.hvcore.hostile.lane_acts import ActingCpu, state_of
 from tests.hvcore.test_lanes import run
 from tests.hvcore.tlb_audit import Audit
+from tests.loading import load
 
 ROOT = Path(__file__).resolve().parents[3]
 ACTS = 150  # upon one pair of vCPUs, whose memory is soon in disorder
@@ -67,15 +67,9 @@ def _differences(cpus: list[ActingCpu], seed: int) -> list[str]:
 
 def guests(width: str, folder: Path) -> Round:
     """Rounds of whole hostile guests."""
-    spec = importlib.util.spec_from_file_location("hostile_samples", ROOT / "samples" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    builder = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = builder
-    spec.loader.exec_module(builder)
-    machine = builder.I386 if width == "32" else builder.X86_64
-    sample = builder.Sample(f"hostile-{width}", (*builder.RUNTIME, "hostile/main.c"), machine)
-    kernel = Path(builder.build([sample], folder)[0])
+    builder = load(ROOT / "samples" / "build.py")
+    samples = [sample for sample in builder.hostile() if sample.width.name == width]
+    kernel = Path(builder.build(samples, folder)[0])
 
     def one(seed: int, lanes: Lanes) -> list[str]:
         command = f"seed={seed} acts={GUEST_ACTS}"
