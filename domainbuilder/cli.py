@@ -15,7 +15,6 @@ from typing import NoReturn
 from domainbuilder import streams
 from domainbuilder.command_names import ABOUT, COMMANDS, completing
 from domainbuilder.errors import BuildError, ExitCode
-from domainbuilder.visible import visible
 
 XEN_VERSION = "4.17"
 
@@ -70,8 +69,8 @@ def version_text() -> str:
     )
 
 
-def _refuse(message: object) -> NoReturn:
-    print(f"domainbuilder: error: {visible(str(message))}", file=sys.stderr)
+def _refuse(message: str) -> NoReturn:
+    streams.tell_error(message)
     sys.exit(ExitCode.UNUSABLE_INPUT)
 
 

@@ -96,6 +96,13 @@ def _wrapped(kind: type[_Output], stream: TextIO | None, fd: int) -> TextIO:
     return kind(buffer, encoding, "backslashreplace", line_buffering=eager, write_through=through)
 
 
+def tell_error(text: str) -> None:
+    """Say on stderr what is wrong, in the one line that all commands have for it."""
+    from domainbuilder.visible import visible  # few commands fail
+
+    print(f"domainbuilder: error: {visible(text)}", file=sys.stderr)
+
+
 def require_stdout() -> None:
     """Raise OSError where stdout was closed: before a guest runs whose output would go nowhere."""
     if fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:

@@ -36,7 +36,6 @@ from domainbuilder.commands._lint_options import (
     WriteBaseline,
 )
 from domainbuilder.output import refuse_to_overwrite
-from domainbuilder.visible import visible
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -315,7 +314,7 @@ def lint(
         report = _without_known(report, baseline)
         _tell(report, output_format, output, fixed_stdin=fix and "-" in request.scripts, diff=show_diff)
     for error in report.errors:
-        print(f"domainbuilder: error: {visible(' '.join(error.split()))}", file=sys.stderr)
+        streams.tell_error(" ".join(error.split()))
     if not report.usable:
         raise typer.Exit(ExitCode.UNUSABLE_INPUT)
     if to_mend or (report.failed and not show_diff):
@@ -426,7 +425,7 @@ def format_script(
 
                 before, after = format_text(name)
         except BuildError as error:
-            print(f"domainbuilder: error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
+            streams.tell_error(" ".join(str(error).split()))
             unusable = True
             continue
         changed |= after != before

@@ -11,7 +11,6 @@ import typer
 
 from domainbuilder import streams
 from domainbuilder.command_names import verbs_and_files
-from domainbuilder.visible import visible
 
 if TYPE_CHECKING:
     from domainbuilder.errors import BuildError
@@ -62,7 +61,7 @@ def notes(
         _print_text([result for _, result in results])
     for _, result in results:
         if isinstance(result, Exception):
-            print(f"domainbuilder: error: {visible(str(result))}", file=sys.stderr)
+            streams.tell_error(str(result))
     if any(isinstance(result, Exception) for _, result in results):
         raise typer.Exit(ExitCode.UNUSABLE_INPUT)
     if check and any(result.errors for _, result in results if not isinstance(result, Exception)):
