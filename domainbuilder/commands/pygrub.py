@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from domainbuilder.visible import visible
+
 if TYPE_CHECKING:
     from domainbuilder.bootloader.menu import Boot, Menu
     from domainbuilder.bootloader.pygrub import Survey
@@ -97,12 +99,6 @@ def pygrub(
     print(_FORMATS[output_format](title, boot, paths))
 
 
-def _visible(text: str) -> str:
-    from domainbuilder.visible import visible
-
-    return visible(text)
-
-
 def _list(found: Survey) -> None:
     from domainbuilder.errors import BuildError
 
@@ -113,17 +109,17 @@ def _list(found: Survey) -> None:
         return
     default = found.menu.chosen(None)
     for number, entry in found.menu.every():
-        print(f"{number:>4} {'*' if entry is default else ' '} {_visible(entry.title)}")
+        print(f"{number:>4} {'*' if entry is default else ' '} {visible(entry.title)}")
         try:
             boot = entry.boot()
         except BuildError as error:
-            print(f"         {_visible(str(error))}")
+            print(f"         {visible(str(error))}")
             continue
-        print(f"         kernel   {_visible(boot.kernel)}")
+        print(f"         kernel   {visible(boot.kernel)}")
         for path in boot.ramdisks:
-            print(f"         ramdisk  {_visible(path)}")
+            print(f"         ramdisk  {visible(path)}")
         if boot.args:
-            print(f"         args     {_visible(boot.args)}")
+            print(f"         args     {visible(boot.args)}")
 
 
 def _ask(menu: Menu) -> str | None:
@@ -133,7 +129,7 @@ def _ask(menu: Menu) -> str | None:
 
     default = menu.chosen(None)
     for number, entry in menu.every():
-        print(f"{number:>4} {'*' if entry is default else ' '} {_visible(entry.title)}", file=sys.stderr)
+        print(f"{number:>4} {'*' if entry is default else ' '} {visible(entry.title)}", file=sys.stderr)
     wait = f", {menu.timeout} s" if menu.timeout else ""
     print(f"Which entry? [*{wait}] ", end="", file=sys.stderr, flush=True)
     if not select.select([sys.stdin], [], [], menu.timeout or None)[0]:
@@ -175,7 +171,7 @@ def _text(title: str, boot: Boot, paths: _Paths) -> str:
     rows = [("entry", title), ("kernel", boot.kernel), *(("ramdisk", path) for path in boot.ramdisks)]
     rows += [("args", boot.args)] if boot.args else []
     rows += [("written", " ".join(filter(None, paths)))] if paths else []
-    return "\n".join(f"{name:9}{_visible(value)}" for name, value in rows)
+    return "\n".join(f"{name:9}{visible(value)}" for name, value in rows)
 
 
 def _sxp(_title: str, boot: Boot, paths: _Paths) -> str:

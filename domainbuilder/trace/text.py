@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from domainbuilder.hypercall_names import result_name
 from domainbuilder.trace.record import FRAME_TYPES, RUNSTATES, Head, Record, Tail
 from domainbuilder.visible import visible
 
@@ -20,8 +21,6 @@ def call(record: Record) -> str:
 
 def result(value: int | None) -> str:
     """A result as people read it: "-EINVAL", "0x40011", "0"; "?" for none."""
-    from domainbuilder.hypercall_names import result_name
-
     return "?" if value is None else result_name(value)
 
 
