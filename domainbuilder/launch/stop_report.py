@@ -204,7 +204,6 @@ def _with_ports(machine: Machine, rows: tuple[Repeated, ...]) -> tuple[Repeated,
     The argument may have been overwritten since: a number that is no port in use is not told.
     """
     view, told, done = GuestView(machine), set[int](), []
-    used = {port for port, state in enumerate(machine.domain.evtchn.state) if state != ECS_FREE}
     for row in reversed(rows):
         calls = list(row.calls)
         for i, call in reversed(list(enumerate(calls))):
@@ -212,7 +211,7 @@ def _with_ports(machine: Machine, rows: tuple[Repeated, ...]) -> tuple[Repeated,
                 continue
             raw = view.read(call.arguments[1], 4)
             port = int.from_bytes(raw, "little") if len(raw) == 4 else 0
-            if port in used and call.arguments[1] not in told:
+            if machine.domain.evtchn.is_usable(port) and call.arguments[1] not in told:
                 calls[i] = replace(call, command=f"{call.command}, port {port}")
             told.add(call.arguments[1])
         done.append(Repeated(tuple(calls), row.times))

@@ -76,6 +76,14 @@ def test_a_port_that_is_none_is_not_told(tmp_path: Path) -> None:
     assert row.calls[-1].command == "EVTCHNOP_send"
 
 
+def test_an_argument_that_cannot_be_read_is_no_port(tmp_path: Path) -> None:
+    """Not port 0 either, which no guest uses."""
+    send = mov("ebx", EVTCHNOP_SEND) + mov("ecx", 0x1000) + mov("eax", EVENT_CHANNEL_OP) + b"\xcd\x82"
+    report = stopped(tmp_path, send + b"\xeb\xfe", [("start", CODE, 64, FUNCTION)])
+    *_, row = report.hypercalls
+    assert (row.calls[-1].command, row.calls[-1].result_name) == ("EVTCHNOP_send", "-EFAULT")
+
+
 def test_events_that_nobody_takes(sample_guest: Callable[[str], Path]) -> None:
     """hello at its prompt: blocked, nothing pending; what is typed is an event of the console's port."""
     with launch(sample_guest("hello"), timeout=60) as dom:
