@@ -181,7 +181,7 @@ class RunningDomain(Rewinding, Closing):
             machine,
             self.names(),
             console=self._transcript.tail(),
-            before=(before[0], memoryview(before[1]).cast("Q")),
+            before=before,
         )
 
     def screenshot(self, path: str | os.PathLike[str] | None = None) -> bytes:

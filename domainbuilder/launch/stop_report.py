@@ -104,7 +104,7 @@ def look(
     names: Names,
     *,
     console: str,
-    before: tuple[int, Sequence[int]],
+    before: tuple[int, bytes],
 ) -> StopReport:
     """Look at every vCPU of the domain whose addresses have these names.
 
@@ -113,14 +113,13 @@ def look(
     d = machine.domain
     now = machine.clock.now()
     vcpus = [v for v in d.vcpus if v.is_initialised and not v.pause_flags & VPF_down]
+    since, counted = before
     names_of_counts = [
         *map(hypercall_name, range(len(d.trace.hypercalls))),
         *map(vector_name, range(len(d.trace.exceptions))),
     ]
-    now_counted = memoryview(d.trace.counts()).cast("Q")
-    counts = [
-        (name, new - old) for name, new, old in zip(names_of_counts, now_counted, before[1], strict=True)
-    ]
+    now_and_then = (memoryview(words).cast("Q") for words in (d.trace.counts(), counted))
+    counts = [(name, new - old) for name, new, old in zip(names_of_counts, *now_and_then, strict=True)]
     return StopReport(
         domain_id=d.domain_id,
         word=d.abi.word,
@@ -129,7 +128,7 @@ def look(
         ports=tuple(_ports(machine)),
         timers=tuple(sorted(_timers(machine, now), key=lambda timer: timer.in_ns)),
         hypercalls=_with_ports(machine, tuple(collapsed(last_hypercalls(d.trace, d.abi.word)))),
-        recent_ns=now - before[0],
+        recent_ns=now - since,
         recently=tuple(sorted(((n, c) for n, c in counts if c), key=lambda row: (-row[1], row[0]))),
         console=console,
         symbols=names.symbols.origin,
