@@ -118,14 +118,13 @@ def _planned(kernel: _Kernel, memory_mib: int | None, chosen: Chosen) -> DomainP
     """The plan of a kernel; what is planned or built already as it is."""
     if not isinstance(kernel, DomainPlan | DomainImage | KernelFile):
         kernel = _opened(kernel, cache=chosen.cache)
-    asked = (memory_mib, chosen.ramdisk, chosen.cmdline, chosen.guest_type)
+    ramdisk, cmdline, guest_type = chosen.ramdisk, chosen.cmdline, chosen.guest_type
     if isinstance(kernel, DomainPlan | DomainImage):
-        if asked != (None, None, "", None):
+        if (memory_mib, ramdisk, cmdline, guest_type) != (None, None, "", None):
             raise BuildError(
                 "a domain that is planned or built has its memory, ramdisk and command line already"
             )
         return kernel
-    _, ramdisk, cmdline, guest_type = asked
     return plan(kernel, memory_mib, ramdisk=ramdisk, cmdline=cmdline, guest_type=guest_type)
 
 
