@@ -6,19 +6,16 @@ from typing import Annotated
 
 import typer
 
+from domainbuilder.commands._options import Cmdline, Memory, Ramdisk
+
 
 def tour(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A kernel, or - for stdin.", show_default=False)
     ],
-    memory: Annotated[
-        int | None,
-        typer.Option("--memory", "-m", metavar="MB", help="The domain's memory."),
-    ] = None,
-    ramdisk: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A ramdisk.", show_default=False)
-    ] = None,
-    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
+    memory: Memory = None,
+    ramdisk: Ramdisk = None,
+    cmdline: Cmdline = "",
     send: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help=r"Type this (\n \r \t \\ \xHH)."),
