@@ -147,7 +147,7 @@ def be_console(domain: Domain) -> None:
     """Be the domain's console until it ends, Ctrl-] is typed, or stdin is at its end. Raises BuildError."""
     with connect(domain) as sock:
         _, rest = answer_to(sock, {"do": "console"})
-        _print(rest)
+        write_all(STDOUT, rest, "stdout")
         if not os.isatty(STDIN):
             _relay(sock)
             return
@@ -157,14 +157,6 @@ def be_console(domain: Domain) -> None:
         sys.stderr.flush()
         with raw_terminal(STDIN, _interrupt):
             _relay(sock)
-
-
-def _print(data: bytes) -> None:
-    """What the guest printed. Raises OSError, which names stdout."""
-    try:
-        write_all(STDOUT, data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 def _interrupt(error: BaseException) -> None:
@@ -182,7 +174,7 @@ def _relay(sock: socket.socket) -> None:
                 data = b""
             if not data:
                 return
-            _print(data)
+            write_all(STDOUT, data, "stdout")
         if STDIN in ready:
             typed, escape, _ = os.read(STDIN, _PIECE).partition(ESCAPE)
             if typed:

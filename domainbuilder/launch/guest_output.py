@@ -35,19 +35,16 @@ class GuestOutput:
         self._progress.heard(data)
         self._last = data[-1:]
         try:
-            write_all(STDOUT, data)
+            write_all(STDOUT, data, "stdout")
         except BrokenPipeError:
             streams.silence(STDOUT)
             if self._needed:
                 raise ReaderGone from None
-        except OSError as error:
+        except OSError:
             streams.silence(STDOUT)
-            raise OSError(error.errno, error.strerror, "stdout") from error
+            raise
         if self._log is not None:
-            try:
-                write_all(self._log.fileno(), data)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, self._log.name) from error
+            write_all(self._log.fileno(), data, self._log.name)
 
     def end_line(self) -> None:
         """Begin a new line on a terminal that shows both the guest's output and our messages."""

@@ -118,11 +118,16 @@ def raw_terminal(fd: int, interrupt: Callable[[BaseException], None]) -> Iterato
             signal.signal(number, handler)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write every byte at once, also to a descriptor that someone made non-blocking."""
+def write_all(fd: int, data: bytes, name: str | None = None) -> None:
+    """Write every byte at once, also to a descriptor that someone made non-blocking.
+
+    Raises OSError, which gives the file `name`.
+    """
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from error

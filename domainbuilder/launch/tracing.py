@@ -83,10 +83,10 @@ class TraceFile:
 
     def _flush(self) -> None:
         try:
-            write_all(self._fd, bytes(self._buffer))
-        except OSError as error:
+            write_all(self._fd, bytes(self._buffer), self._name)
+        except OSError:
             self._failed = True
-            raise OSError(error.errno, error.strerror, self._name) from error
+            raise
         self._buffer.clear()
 
 
