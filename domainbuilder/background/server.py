@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbuilder.background.runtime import Place
 from domainbuilder.background.verbs import VERBS, Refused
-from domainbuilder.background.wire import MOST_BYTES, line
+from domainbuilder.background.wire import MOST_BYTES, line, reason
 from domainbuilder.errors import BuildError
 from domainbuilder.launch.domain import RunningDomain
 from domainbuilder.launch.unix_socket import Peer
@@ -179,7 +179,7 @@ class Server:
         try:
             value = self._do(text)
         except (Refused, BuildError, RuntimeError, ValueError) as error:  # of a path with a NUL, for one
-            client.send(line({"error": " ".join(str(error).split())}))
+            client.send(line({"error": reason(error)}))
             return
         except OSError as error:
             client.send(line({"error": f"{error.filename or 'the domain'}: {error.strerror or error}"}))
