@@ -84,14 +84,12 @@ class BackRing:
         """So many requests were read by peek()."""
         self.req_cons = self.req_cons + count & _WORD
 
-    def notify_of_next(self) -> None:
-        """What RING_FINAL_CHECK_FOR_REQUESTS() leaves where no guest runs beside this, and none has come."""
-        self._set_word(RING_REQ_EVENT, self.req_cons + 1)
+    def final_check(self) -> None:
+        """RING_FINAL_CHECK_FOR_REQUESTS(): ask to be notified of the next request.
 
-    def final_check(self) -> bool:
-        """RING_FINAL_CHECK_FOR_REQUESTS(): ask to be notified of the next one; whether one came by now."""
+        None has come since `unconsumed()` said so, for no guest runs beside this.
+        """
         self._set_word(RING_REQ_EVENT, self.req_cons + 1)
-        return bool(self.unconsumed())
 
     def wait_for_more(self) -> None:
         """Ask to be notified of the first request that is not there yet."""

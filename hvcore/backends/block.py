@@ -196,7 +196,7 @@ class BlockBackend(XenbusDevice):
                 self.is_halted = True
                 return
             if not waiting:
-                ring.notify_of_next()
+                ring.final_check()
                 break
             if ring.is_full():
                 break

@@ -107,8 +107,7 @@ class NetTx:
             if waiting is None or waiting > ring.entries:  # none that was taken can be taken back
                 raise FatalTxError
             if not waiting:
-                if ring.final_check():
-                    continue
+                ring.final_check()
                 return
             entries = memoryview(ring.peek(waiting))
             while entries and not self._lacks_credit(netif_tx_request.unpack_from(entries)[-1]):
