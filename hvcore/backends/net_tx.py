@@ -81,7 +81,7 @@ class NetTx:
         self.ring: BackRing | None = None
         self.answers: list[TxAnswer] = []
         self.untold = 0  # responses in the ring of which the guest was not told; it may have seen them
-        self.untold_since = 0
+        self.untold_since = 0  # when the first of them was due
         self.multicast: list[bytes] = []  # the addresses that the guest asked for
         self.busy_until = 0
         self.credit = vif.rate
@@ -191,8 +191,9 @@ class NetTx:
             ring.respond(netif_tx_response, answer.responses)
             done += 1
         if ring is not None and done:
+            if not untold:
+                self.untold_since = self.answers[0].when
             self.untold = min(untold + ring.push_responses(), ring.entries)
-            self.untold_since = self.untold_since or self.answers[0].when
             del self.answers[:done]
         if self.credit_due and self.credit_due <= now:
             self.credit_due = 0
@@ -202,13 +203,13 @@ class NetTx:
         """Whether the guest was not told for so long of answers that it has not seen."""
         if not self._untold() or now < self.untold_since + _UNTOLD_NS:
             return False
-        self.untold = self.untold_since = 0
+        self.untold = 0
         return True
 
     def _untold(self) -> int:
         """How many answers the guest was neither told of nor has seen, at most."""
         if self.untold and not (self.ring is not None and self.ring.is_awaited(self.untold)):
-            self.untold = self.untold_since = 0
+            self.untold = 0
         return self.untold
 
     def next_due(self) -> int:

@@ -175,6 +175,34 @@ def test_who_looks_for_answers_is_not_told_of_them(guest64: Guest) -> None:
     assert len(told) == 1
 
 
+def test_who_connects_again_is_not_told_the_sooner_for_it(guest64: Guest) -> None:
+    """What nobody saw of the connection before says nothing of this one's answers."""
+    bench = Bench(guest64)
+    told: list[int] = []
+    bench.back.notify = lambda: told.append(guest64.d.clock.now())  # type: ignore[method-assign]
+    for _ in range(2):
+        guest64.memory(TX)[:64] = bytes(64)
+        bench.tx = 0
+        bench.tell(state=1)
+        bench.connect()
+        struct.pack_into("<I", guest64.memory(TX), 12, 1)  # rsp_event
+        told.clear()
+        sent = guest64.d.clock.now()
+        bench.send(tcp(b"hello"), flags=3)
+        bench.pass_time(200_000)
+        bench.notify()
+        assert struct.unpack_from("<I", guest64.memory(TX), 8) == (1,)
+        assert bench.back.tx.untold == 1
+        for _ in range(100):
+            bench.pass_time(10_000)
+        assert [500_000 < when - sent < 520_000 for when in told] == [True]
+        bench.send(tcp(b"unseen"), flags=3)
+        struct.pack_into("<I", guest64.memory(TX), 12, 2)
+        bench.pass_time(200_000)
+        bench.notify()
+        bench.tell(state=6)
+
+
 def test_what_netback_drops_and_what_ends_the_interface(guest64: Guest) -> None:
     bench = Bench(guest64)
     bench.connect()
