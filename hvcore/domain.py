@@ -136,13 +136,11 @@ class Domain:
 
     def current_root(self) -> int:
         """The frame of the top-level page table that the running vCPU uses now."""
-        v = self.vcpus[self.current_id]
-        return v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
+        return self.vcpus[self.current_id].root_mfn
 
     def walk(self, va: int, write: bool) -> int:
         """PageTables.walk() from there."""
-        v = self.vcpus[self.current_id]
-        return self.mm.walk(v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn, va, write)
+        return self.mm.walk(self.vcpus[self.current_id].root_mfn, va, write)
 
     @property
     def tot_pages(self) -> int:

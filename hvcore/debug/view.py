@@ -57,7 +57,7 @@ class GuestView:
         self._abi = d.abi
         self._m2p = self._mem.m2p[d.abi.m2p_entry].words
         v = d.current if vcpu is None else vcpu
-        self.root_mfn: int = v.cr3_mfn if v.kernel_mode else v.user_cr3_mfn
+        self.root_mfn = v.root_mfn
 
     def pfn_of(self, mfn: int) -> int | None:
         """The machine-to-physical table's answer, or None."""
