@@ -77,17 +77,10 @@ class Timers:
     def run_due(self, now: Callable[[], int]) -> int:
         """Fire what is due, in deadline order; the number fired."""
         fired = 0
-        while heap := self._heap:  # which an action may change
-            when, seq, key = heap[0]
-            live = self._live.get(key)
-            if live is None or live[1] != seq:
-                heapq.heappop(heap)
-                continue
-            if when > now():
-                break
-            heapq.heappop(heap)
-            del self._live[key]
-            live[2]()
+        while self._heap and self.next_deadline() <= now():
+            _, _, key = heapq.heappop(self._heap)
+            _, _, action = self._live.pop(key)
+            action()
             fired += 1
         return fired
 
@@ -221,11 +214,9 @@ class Clock:
     def set_timer(self, key: object, when: int, action: Callable[[], None]) -> None:
         """Arm (or move) a timer of the guest's."""
         self.timers.set(key, when, action)
-        words = self._words
-        if when < words[CELL_TURN_END]:
-            words[CELL_TURN_END] = max(when, 0)
-            if when < words[CELL_HORIZON]:
-                self.set_horizon(max(when, self.now()))
+        if when < self._words[CELL_TURN_END]:
+            self._words[CELL_TURN_END] = max(when, 0)
+            self.look_at(when)
 
     def stop_timer(self, key: object) -> None:
         """Disarm a timer of the guest's; unknown keys are ignored."""
