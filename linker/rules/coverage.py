@@ -44,9 +44,11 @@ def pattern_variants(context: Context) -> Iterator[Hit]:
         return  # made for objects without -ffunction-sections and -fdata-sections
     for name in _VARIED:
         taken = _taker(outline, name) if name not in covered else None
-        end = end_after(outline, taken[0], taken[1]) if taken is not None else ""
-        if taken is not None and end:
-            placed, _, pattern = taken
+        if taken is None:
+            continue
+        placed, spec, pattern = taken
+        end = end_after(outline, placed, spec)
+        if end:
             behind = ast.Span(pattern.span.end, pattern.span.end)
             yield Hit(
                 f"'{name}' has a pattern and '{name}.*' has none: what compilers call so lands outside "

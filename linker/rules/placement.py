@@ -51,13 +51,13 @@ def dot_backwards(context: Context) -> Iterator[Hit]:
     lowered: Hit | None = None
     for command in outline.sequence:
         if isinstance(command, ast.Assign) and command.target == ".":
-            lowered, value = None, outline.fold(command.value) if command.op == "=" else None
-            if value is not None and value < floor:
+            lowered, value = None, outline.fold(command.value)
+            if command.op == "=" and value is not None and value < floor:
                 lowered = Hit(
                     f"'.' goes back to {value:#x}; it is at least {floor:#x} here",
                     script_place(command.span, "."),
                 )
-            floor = _floor_behind(command, floor, outline)
+            floor = _floor_behind(command, value, floor)
         elif isinstance(command, ast.OutputSection):
             yield from _backwards_inside(command, outline)
             if lowered is not None and command.address is None and not command.region:
@@ -66,9 +66,8 @@ def dot_backwards(context: Context) -> Iterator[Hit]:
             floor = _floor_of(command, floor, outline) + _fixed_size(command, outline)
 
 
-def _floor_behind(assign: ast.Assign, floor: int, outline: Outline) -> int:
-    """Return what `.` is at least behind an assignment to it; 0 where nobody knows."""
-    value = outline.fold(assign.value)
+def _floor_behind(assign: ast.Assign, value: int | None, floor: int) -> int:
+    """Return what `.` is at least behind an assignment of `value` to it; 0 where nobody knows."""
     if assign.op == "=" and value is not None:
         return value
     if assign.op == "+=":
