@@ -21,7 +21,9 @@ from hvcore.abi import PV32_PAE, PV64, Abi
 from hvcore.cpu import state_window as sw
 from hvcore.cpu.compiled import core, describe
 from tests.hvcore.hostile.lane_acts import ActingCpu, state_of
-from tests.hvcore.test_lanes import run
+from tests.hvcore.lane_cpu import Outcome
+from tests.hvcore.test_address_spaces import CODE
+from tests.hvcore.test_lanes import Run, run
 from tests.hvcore.tlb_audit import Audit
 from tests.loading import load
 
@@ -54,8 +56,8 @@ def _differences(cpus: list[ActingCpu], seed: int) -> list[str]:
     for number in range(ACTS):
         mine, python = (cpu.act_of(Random(seed * ACTS + number)) for cpu in cpus)
         if mine != python:
-            code = cpus[0].get(16 << 12, "16s")[0].hex()
-            fields = [name for name in mine._fields if getattr(mine, name) != getattr(python, name)]
+            code = cpus[0].get(CODE << 12, "16s")[0].hex()
+            fields = differing(mine, python)
             places = [at for at in range(len(mine.processor)) if mine.processor[at] != python.processor[at]]
             return [f"act {number}, code {code}: {fields}, state at {places[:16]} (CRs at {sw.CR})",
                     *(f"  lanes:  {line}" for line in state_of(mine)),
@@ -76,9 +78,14 @@ def guests(width: str, folder: Path) -> Round:
         python, _ = run(kernel, lanes=False, cmdline=command, memory_mib=GUEST_MIB, guest_ns=GUEST_NS)
         mine, counts = run(kernel, lanes=True, cmdline=command, memory_mib=GUEST_MIB, guest_ns=GUEST_NS)
         count(lanes, counts)
-        return [name for name in mine._fields if getattr(mine, name) != getattr(python, name)]
+        return differing(mine, python)
 
     return one
+
+
+def differing(mine: Outcome | Run, python: Outcome | Run) -> list[str]:
+    """The names of the fields that are not equal."""
+    return [name for name in mine._fields if getattr(mine, name) != getattr(python, name)]
 
 
 def count(lanes: Lanes, counts: dict[str, tuple[int, int]]) -> None:
