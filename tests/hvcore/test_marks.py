@@ -23,7 +23,7 @@ from hvcore.save import owners, state_fields, store_owners
 from tests.domainbuilder.tiny_guest import CODE, hypercall, kernel, mov
 from tests.hvcore.saved import run_on
 from tests.hvcore.stops import Subject, launched, run
-from tests.hvcore.tlb_audit import Audit
+from tests.hvcore.tlb_audit import errors_of
 
 SECOND = 10**9
 TYPED = ((3_000_000, b"about\n"), (50_000_000, b"trap\n"), (400_000_000, b"halt\n"))
@@ -57,8 +57,7 @@ def again_and_again(subject: Subject, after_ns: int) -> None:
             else:
                 assert run_on(host, subject, output) == reference
             host.rewind(mark)
-            if dom.machine.engine.words.spaces:
-                assert Audit(dom.machine.engine, levels=dom.machine.domain.abi.pt_levels).errors == []
+            assert errors_of(dom.machine.engine, levels=dom.machine.domain.abi.pt_levels) == []
             output[:] = printed
             assert host.save() == before
 

@@ -230,3 +230,8 @@ class Audit:
         if at and (at, va) not in uses:
             return "the directory does not have it"
         return ""
+
+
+def errors_of(engine: Engine, *, levels: int) -> list[str]:
+    """An Audit's, where translations are kept: under a sanitizer not all is found that keeping them takes."""
+    return Audit(engine, levels=levels).errors if engine.words.spaces else []
