@@ -10,6 +10,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -94,6 +95,21 @@ def free_port() -> int:
         return port
 
 
+@contextmanager
+def asking(port: int) -> Iterator[list[bytes]]:
+    """The guest's server is asked for its page by this machine meanwhile; the answer is there at the end."""
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=120) as answer:
+            answers.append(answer.read())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield answers
+    thread.join()
+
+
 def test_there_and_back_and_again_without(
     guest_kernel: Callable[[str], Path], ramdisk: Callable[..., Path], web_port: int, free_port: int,
     resolver: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -102,20 +118,12 @@ def test_there_and_back_and_again_without(
     modules = {"xen-netfront.ko": guest_kernel("xen-netfront-bookworm-amd64.ko").read_bytes()}
     kernel, disk = guest_kernel("vmlinuz-bookworm-amd64"), ramdisk("outside.sh", modules)
     cmdline, vifs = f"console=hvc0 quiet port={web_port}", [f"type=user,tcp={free_port}:80"]
-    answers: list[bytes] = []
-
-    def ask() -> None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=120) as answer:
-            answers.append(answer.read())
-
     with launch(
         kernel, 256, ramdisk=disk, cmdline=cmdline, vifs=vifs, record=True, max_guest_seconds=120
     ) as dom:
         dom.console.expect("=== serving")
-        asking = threading.Thread(target=ask)
-        asking.start()
-        outcome = dom.wait()
-        asking.join()
+        with asking(free_port) as answers:
+            outcome = dom.wait()
         assert outcome.reason == "poweroff", dom.console.transcript[-2000:]
         said, stats = dom.console.transcript, dom.stats()
         save_record(dom.input_record(outcome.reason), tmp_path / "run.record")
@@ -165,15 +173,9 @@ def test_a_saved_guest_is_outside_again(
         assert fetched(dom), dom.console.transcript[-2000:]
         dom.console.send("mkdir /www; echo inside >/www/index.html; httpd -h /www; echo UP''\n")
         dom.console.expect(r"UP\r?\n")
-        answers: list[bytes] = []
-
-        def ask() -> None:
-            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=120) as answer:
-                answers.append(answer.read())
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        dom.console.send("until grep -q ':0050 .* 06 ' /proc/net/tcp*; do usleep 50000; done; echo GIVEN''\n")
-        dom.console.expect(r"GIVEN\r?\n")
-        asking.join()
+        with asking(free_port) as answers:
+            dom.console.send(
+                "until grep -q ':0050 .* 06 ' /proc/net/tcp*; do usleep 50000; done; echo GIVEN''\n"
+            )
+            dom.console.expect(r"GIVEN\r?\n")
         assert answers == [b"inside\n"]
