@@ -58,6 +58,14 @@ def goes_on(dom: RunningDomain) -> None:
     assert audit(dom.machine.domain) == []
 
 
+def not_saved_after_all(dom: RunningDomain) -> str:
+    """The guest suspends and is resumed here; what it prints then, until it powers off."""
+    suspend(dom)
+    dom.resume()
+    assert dom.wait().reason == "poweroff"
+    return dom.console.read().replace("\r", "")
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_xens_own_tool_accepts_it(saved: dict[str, Path], width: str) -> None:
     said = verified(saved[width])
