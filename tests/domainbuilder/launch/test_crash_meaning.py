@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from domainbuilder.launch.crash_report import CrashReport
 from domainbuilder.launch.crash_text import render_crash
 from domainbuilder.launch.domain import launch
 from domainbuilder.launch.stop_text import render_stop
@@ -28,12 +29,18 @@ def kernel64(code: bytes) -> bytes:
     return writer.note_segment(b"".join(notes)).build()
 
 
-def told(path: Path, image: bytes) -> tuple[str, ...]:
-    """What is said of a guest that has to crash, as its report's text has it."""
+def crash_of(path: Path, image: bytes) -> CrashReport:
+    """The report of a guest that has to crash."""
     path.write_bytes(image)
     with launch(path, memory_mib=8, timeout=60) as dom:
         report = dom.wait().report
     assert report is not None
+    return report
+
+
+def told(path: Path, image: bytes) -> tuple[str, ...]:
+    """What is said of a guest that has to crash, as its report's text has it."""
+    report = crash_of(path, image)
     shown = render_crash(report).partition("What it means:\n")[2]
     assert shown == "".join(f"  {line}\n" for line in report.meaning)
     return report.meaning
@@ -149,11 +156,7 @@ def test_a_hypercall_page_that_is_not_noted(tmp_path: Path, *, noted: bool) -> N
 
 def test_a_crash_that_the_guest_reports_means_what_it_says(tmp_path: Path) -> None:
     code = hypercall(SCHED_OP, 2, CODE + 0x80)  # SCHEDOP_shutdown, SHUTDOWN_crash
-    path = tmp_path / "tiny.elf"
-    path.write_bytes(kernel(code.ljust(0x80) + struct.pack("<I", 3)))
-    with launch(path, memory_mib=8, timeout=60) as dom:
-        report = dom.wait().report
-    assert report is not None
+    report = crash_of(tmp_path / "tiny.elf", kernel(code.ljust(0x80) + struct.pack("<I", 3)))
     assert report.meaning == ()
     assert "What it means" not in render_crash(report)
 
