@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from domainbuilder import streams
 from domainbuilder.command_names import ABOUT, COMMANDS, completing
-from domainbuilder.errors import BuildError, ExitCode
+from domainbuilder.errors import BuildError, ExitCode, one_line
 
 XEN_VERSION = "4.17"
 
@@ -115,10 +115,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BuildError as error:
-        _refuse(" ".join(str(error).split()))
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename is not None else ""
-        _refuse(f"{name}{error.strerror or error}")
+    except (BuildError, OSError) as error:
+        _refuse(one_line(error))
     except MemoryError:
         _refuse("this machine has not enough memory for that")

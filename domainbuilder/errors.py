@@ -57,6 +57,14 @@ class BuildError(Exception):
         return "".join(parts)
 
 
+def one_line(error: Exception) -> str:
+    """What a person is told of `error`: of a file that could not be had its name, and why."""
+    if not isinstance(error, OSError):
+        return " ".join(str(error).split())
+    name = f"{error.filename}: " if error.filename is not None else ""
+    return f"{name}{error.strerror or error}"
+
+
 _MOST_SHOWN = 4096  # characters
 
 

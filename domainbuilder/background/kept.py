@@ -19,8 +19,8 @@ from uuid import uuid4
 from domainbuilder.background.client import open_log
 from domainbuilder.background.runtime import Domain, Place
 from domainbuilder.background.server import Server
-from domainbuilder.background.wire import line, read_line, reason
-from domainbuilder.errors import BuildError
+from domainbuilder.background.wire import line, read_line
+from domainbuilder.errors import BuildError, one_line
 
 if TYPE_CHECKING:
     from domainbuilder.launch.running import RunningDomain
@@ -75,7 +75,7 @@ def _stay(
         try:
             place = Place(config.name)
         except (BuildError, OSError) as error:
-            there.sendall(line({"error": reason(error)}))
+            there.sendall(line({"error": one_line(error)}))
             os._exit(1)
         server = Server(place, config)
         server.dom = dom

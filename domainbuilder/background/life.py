@@ -20,8 +20,8 @@ from typing import Any
 from domainbuilder.background.kept import keep
 from domainbuilder.background.runtime import Place
 from domainbuilder.background.server import Server
-from domainbuilder.background.wire import line, read_line, reason
-from domainbuilder.errors import BuildError
+from domainbuilder.background.wire import line, read_line
+from domainbuilder.errors import BuildError, one_line
 from domainbuilder.inputs import names_socket
 from domainbuilder.launch.create import action_of, asked_by, booted
 from domainbuilder.launch.domain import RunningDomain, launch
@@ -52,8 +52,8 @@ def main(descriptor: int) -> None:
             asked, _ = read_line(sock, _MOST_CONFIG)
             _live(_Life(asked, stack, lambda number, name: say({"ok": number, "name": name})))
         except (BuildError, OSError) as error:
-            say({"error": reason(error)})
-            _log(reason(error))
+            say({"error": one_line(error)})
+            _log(one_line(error))
 
 
 class _Life:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from domainbuilder.background.runtime import Place
 from domainbuilder.background.verbs import VERBS, Refused
-from domainbuilder.background.wire import MOST_BYTES, line, reason
-from domainbuilder.errors import BuildError
+from domainbuilder.background.wire import MOST_BYTES, line
+from domainbuilder.errors import BuildError, one_line
 from domainbuilder.launch.domain import RunningDomain
 from domainbuilder.launch.unix_socket import Peer
 from domainbuilder.launch.waiting import Ends
@@ -179,7 +179,7 @@ class Server:
         try:
             value = self._do(text)
         except (Refused, BuildError, RuntimeError, ValueError) as error:  # of a path with a NUL, for one
-            client.send(line({"error": reason(error)}))
+            client.send(line({"error": one_line(error)}))
             return
         except OSError as error:
             client.send(line({"error": f"{error.filename or 'the domain'}: {error.strerror or error}"}))

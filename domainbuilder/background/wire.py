@@ -16,13 +16,6 @@ MOST_BYTES = 1 << 16  # of a request
 _MOST_ANSWERED = 1 << 26
 
 
-def reason(error: Exception) -> str:
-    """Why something could not be done, in one line."""
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return " ".join(str(error).split())
-
-
 def line(value: Any) -> bytes:
     """A message."""
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"

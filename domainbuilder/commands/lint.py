@@ -415,7 +415,7 @@ def format_script(
       domainbuilder lint format kernel.lds
       domainbuilder lint format --check *.lds
     """
-    from domainbuilder.errors import BuildError, ExitCode
+    from domainbuilder.errors import BuildError, ExitCode, one_line
 
     changed = unusable = False
     for name in scripts:
@@ -425,7 +425,7 @@ def format_script(
 
                 before, after = format_text(name)
         except BuildError as error:
-            streams.tell_error(" ".join(str(error).split()))
+            streams.tell_error(one_line(error))
             unusable = True
             continue
         changed |= after != before
