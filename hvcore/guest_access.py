@@ -102,10 +102,7 @@ class GuestAccess:
 
     def read_u32(self, va: int) -> int:
         """The 32-bit word at `va`."""
-        va &= self._mask
-        if va & 0xFFF > PAGE_SIZE - 4:
-            return int(_U32.unpack(self.copy_from(va, 4))[0])
-        return int(_U32.unpack_from(self._view, self._readable(va))[0])
+        return self.unpack(_U32, va)[0]
 
     def write_u32(self, va: int, value: int) -> None:
         """Store a 32-bit word at `va`."""
