@@ -9,6 +9,7 @@ Source: xen/include/public/io/netif.h, and drivers/net/xen-netback of Linux.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from hvcore.backends.net_frame import ETH_HLEN, Frame, for_offload, payload_of, transport_of
@@ -184,17 +185,13 @@ class NetTx:
 
     def respond(self, now: int) -> None:
         """Answer what is through by now. Whether the guest is told, `is_to_tell()` says."""
-        ring, done, untold = self.ring, 0, self._untold()
-        for answer in self.answers:
-            if ring is None or answer.when > now:
-                break
-            ring.respond(netif_tx_response, answer.responses)
-            done += 1
-        if ring is not None and done:
-            if not untold:
-                self.untold_since = self.answers[0].when
-            self.untold = min(untold + ring.push_responses(), ring.entries)
-            del self.answers[:done]
+        ring, due = self.ring, list(takewhile(lambda answer: answer.when <= now, self.answers))
+        if ring is not None and due:
+            if not self._untold():
+                self.untold_since = due[0].when
+            ring.respond(netif_tx_response, [each for answer in due for each in answer.responses])
+            self.untold = min(self.untold + ring.push_responses(), ring.entries)
+            del self.answers[: len(due)]
         if self.credit_due and self.credit_due <= now:
             self.credit_due = 0
             self._add_credit()
