@@ -141,9 +141,9 @@ def conformance() -> tuple[Sample, ...]:
     """Every conformance guest in both widths: NAME-32 and NAME-64."""
     names = sorted(path.stem for path in (SAMPLES / "conformance").glob("*.c") if path.stem != "conform")
     return tuple(
-        Sample(f"{name}-{suffix}", (*CONFORMANCE_RUNTIME, f"conformance/{name}.c"), width)
+        sample
         for name in names
-        for suffix, width in (("32", I386), ("64", X86_64))
+        for sample in _of_widths(name, f"conformance/{name}.c", runtime=CONFORMANCE_RUNTIME)
     )
 
 
