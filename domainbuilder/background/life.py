@@ -68,7 +68,7 @@ class _Life:
         self._console: Callable[[bytes], None] = lambda _data: None
         if asked["console_log"]:
             log = stack.enter_context(Path(asked["console_log"]).open("wb", buffering=0))  # noqa: SIM115
-            self._console = lambda data: write_all(log.fileno(), data)
+            self._console = lambda data: write_all(log.fileno(), data, log.name)
         self.server: Server | None = None
         self._early = bytearray()
 

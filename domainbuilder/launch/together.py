@@ -73,12 +73,12 @@ class Screen:
                 out += f"{name}| ".encode()
             out += line
             self._within = not line.endswith((b"\n", b"\r"))
-        write_all(STDOUT, bytes(out))
+        write_all(STDOUT, bytes(out), "stdout")
 
     def say(self, text: str) -> None:
         """A line of ours, on stderr."""
         if self._is_terminal and sys.stderr.isatty():
-            write_all(STDOUT, self._break())
+            write_all(STDOUT, self._break(), "stdout")
         sys.stderr.write(f"domainbuilder: {text}\r\n" if self._is_terminal else f"domainbuilder: {text}\n")
         sys.stderr.flush()
 
@@ -208,7 +208,7 @@ def _logs(configs: Sequence[DomainConfig], options: TogetherOptions) -> list[Pat
 
 
 def _writer(file: BinaryIO) -> Callable[[bytes], None]:
-    return lambda data: write_all(file.fileno(), data)
+    return lambda data: write_all(file.fileno(), data, file.name)
 
 
 def _planned(config: DomainConfig, files: ExitStack, *, cache: bool) -> DomainPlan:

@@ -204,6 +204,17 @@ def test_what_several_domains_cannot_have(config: Path, tmp_path: Path) -> None:
         assert said in " ".join(ran.stderr.replace("│", " ").split())
 
 
+def test_several_domains_name_the_stream_that_is_full(config: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.cfg"
+    other.write_text(config.read_text())
+    command = [sys.executable, "-m", "domainbuilder", "create", str(config), str(other), "name='b'"]
+    with Path("/dev/full").open("wb") as out:
+        ran = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=False)
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (
+        2, b"domainbuilder: error: stdout: No space left on device",
+    )  # fmt: skip
+
+
 def test_several_domains_write_over_no_input_and_no_log_before_they_are_planned(
     config: Path, tmp_path: Path, sample_guest: Callable[[str], Path]
 ) -> None:
